@@ -1,0 +1,214 @@
+"""The schema of one TOML run file. Unknown keys fail; every default is the product's.
+
+Reading a run imports neither Ray nor torch, so `--help` and `--print-config` answer at once.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.records import Consent
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Policy(Section):
+    """The policy that is served and learns."""
+
+    base: str = "sdpo_ray/simulate/tiny_policy/checkpoint"
+    """Directory of the base policy, version 0: config, tokenizer and safetensors."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_model_len: int = Field(default=512, ge=16)
+    """Longest prompt plus response, in tokens."""
+
+
+class Serve(Section):
+    """Ray Serve and the vLLM engine."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    served_name: str = "policy"
+    """The model name clients ask for."""
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=0.5, gt=0)
+    """Ray's logical CPUs a replica."""
+    kv_cache_mib: int = Field(default=64, ge=8)
+    max_num_seqs: int = Field(default=64, ge=1)
+    max_queued: int = Field(default=256, ge=1)
+    """Requests waiting for the engine before it answers 503."""
+
+
+class Capture(Section):
+    """What is recorded of live traffic."""
+
+    consent: Consent = Consent.TRAIN
+    """Consent of requests that state none (header `x-sdpo-consent` or `metadata.consent`)."""
+    segment_mib: int = Field(default=16, ge=1)
+    """A journal segment is sealed at this size."""
+
+
+class Curate(Section):
+    """Turns to interactions, and the draw for one update."""
+
+    min_new_interactions: int = Field(default=80, ge=1)
+    """Admitted interactions since the last draw that start a cycle."""
+    max_follow_up_chars: int = Field(default=2000, ge=1)
+    max_age_versions: int = Field(default=8, ge=0)
+    """Interactions with a policy this many versions older than the champion are not drawn."""
+    snapshot_size: int = Field(default=96, ge=1)
+    """Interactions an update learns from."""
+    recency_half_life: int = Field(default=96, ge=1)
+    """An interaction's weight in the draw halves with every so many newer ones."""
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    """Share of conversations never trained on."""
+
+
+class Distill(Section):
+    """One SDPO update."""
+
+    learning_rate: float = Field(default=4e-4, gt=0)
+    batch_size: int = Field(default=16, ge=1)
+    """Interactions an optimizer step, over all workers."""
+    epochs: int = Field(default=1, ge=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_tokens_per_micro_batch: int = Field(default=4096, ge=64)
+    """Tokens of one forward pass, both contexts counted alone."""
+    num_workers: int = Field(default=1, ge=1)
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    use_gpu: bool = False
+
+
+class Evaluate(Section):
+    """The examination of a candidate."""
+
+    suite: Literal["tiny_world"] = "tiny_world"
+    num_prompts: int = Field(default=192, ge=8)
+    """Held-out prompts, the same for every policy."""
+    max_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+    concurrency: int = Field(default=16, ge=1)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+
+class Promote(Section):
+    """The gate, and MLflow's registry behind it."""
+
+    min_win_rate: float = Field(default=0.5, ge=0, le=1)
+    """Lower end of the interval of the win rate against the champion, ties counted half."""
+    max_retention_drop: float = Field(default=0.02, ge=0, le=1)
+    """Share of right answers a candidate may lose against the base."""
+    min_retention: float = Field(default=0.95, ge=0, le=1)
+    """Share of right answers under which nothing is promoted."""
+    max_length_ratio: float = Field(default=2.0, gt=1)
+    """Mean response length against the base's, above which an answer is running away."""
+    max_repetition: float = Field(default=0.1, ge=0, le=1)
+    """Share of answers that repeat themselves."""
+    require_review: bool = False
+    """Wait for a person to tag the model version `review=approved` in MLflow."""
+    model_name: str = "policy"
+    """Name of the registered model."""
+    tracking_uri: str = ""
+    """MLflow server; empty means SQLite and local files under `run.root`."""
+    poll_s: float = Field(default=2.0, gt=0)
+    """Seconds between two looks at the registry."""
+    confirm_timeout_s: float = Field(default=120.0, gt=0)
+    """Longest wait until every replica answers with a released version."""
+
+
+class Simulate(Section):
+    """The people who talk to the policy where no real ones do."""
+
+    persona: str = "concise"
+    concurrency: int = Field(default=4, ge=1)
+    """Users talking at once."""
+    stream_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of requests that are streamed."""
+
+
+class Run(Section):
+    """One run file."""
+
+    root: str = "runs/laptop"
+    """Directory of everything this run writes."""
+    seed: int = 0
+    policy: Policy = Policy()
+    serve: Serve = Serve()
+    capture: Capture = Capture()
+    curate: Curate = Curate()
+    distill: Distill = Distill()
+    evaluate: Evaluate = Evaluate()
+    promote: Promote = Promote()
+    simulate: Simulate = Simulate()
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Read a run file, then apply `section.key=value` overrides (values in TOML, or bare words).
+
+    Raises ConfigError with the nearest valid name for an unknown key.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        known = ", ".join(str(recipe) for recipe in sorted(Path("jobs/recipes").glob("*.toml")))
+        raise ConfigError(f"there is no run file {path}; recipes here: {known or 'none'}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    for override in overrides:
+        _override(values, override)
+    return parse_run(values)
+
+
+def parse_run(values: dict[str, Any]) -> Run:
+    """Validate the content of a run file. Raises ConfigError."""
+    try:
+        return Run.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(detail) for detail in error.errors())) from None
+
+
+def to_json(run: Run) -> str:
+    """The resolved run, as stored beside every candidate."""
+    return msgspec.json.format(run.model_dump_json(), indent=2)
+
+
+def keys(section: type[BaseModel] = Run, prefix: str = "") -> Iterable[str]:
+    """Every key of a run file, dotted."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from keys(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{override!r} is not section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, key = name.strip().split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{name}: {part} is a value, not a section")
+    values[key] = value
+
+
+def _explain(detail: Any) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] != "extra_forbidden":
+        return f"{name}: {detail['msg']} (got {detail['input']!r})"
+    nearest = difflib.get_close_matches(name, list(keys()), n=1, cutoff=0.0)
+    sections = difflib.get_close_matches(name, list(Run.model_fields), n=1, cutoff=0.6)
+    return f"{name}: unknown key; did you mean {(sections or nearest)[0]}?"

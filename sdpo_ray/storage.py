@@ -1,0 +1,139 @@
+"""Where things are at rest, and how they are handed over: write aside, rename, marker last.
+
+`Layout` names every path of one run. Readers of a directory call `require_ready`; a directory without its
+READY marker does not exist yet, whatever is in it. Paths are local or on a shared file system.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from sdpo_ray.errors import DataError, NotReady
+
+READY = "READY"
+_Record = TypeVar("_Record")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths of one run under `root`."""
+
+    root: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal"
+
+    @property
+    def turns(self) -> Path:
+        return self.root / "tables" / "turns"
+
+    @property
+    def interactions(self) -> Path:
+        return self.root / "tables" / "interactions"
+
+    @property
+    def release_pointer(self) -> Path:
+        """The `Release` that users are served."""
+        return self.root / "release.json"
+
+    @property
+    def exam_pointer(self) -> Path:
+        """The `Release` that the examination engine loads; users never meet it."""
+        return self.root / "exam.json"
+
+    @property
+    def exam_key(self) -> Path:
+        """Bearer key of the examination endpoint, mode 0600."""
+        return self.root / "exam.key"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    def snapshot(self, cycle: int) -> Path:
+        return self.root / "snapshots" / f"c{cycle:04d}"
+
+    def candidate(self, policy_version: int) -> Path:
+        return self.root / "candidates" / f"v{policy_version:04d}"
+
+    def evaluation(self, policy_version: int) -> Path:
+        return self.root / "evaluations" / f"v{policy_version:04d}"
+
+    def release(self, policy_version: int) -> Path:
+        """Every release that was ever served keeps its record, so that a rollback needs nothing else."""
+        return self.root / "releases" / f"v{policy_version:04d}.json"
+
+    def cycle(self, cycle: int) -> Path:
+        return self.root / "cycles" / f"{cycle:04d}"
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames and creations in `path` durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_json(path: Path, record: object) -> None:
+    """Replace `path` by the JSON of `record`, atomically and durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(record), indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    fsync_directory(path.parent)
+
+
+def read_json(path: Path, kind: type[_Record]) -> _Record:
+    """Read a record back. Raises FileNotFoundError, or DataError when the file is not a `kind`."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is not a {kind.__name__}: {error}") from error
+
+
+@contextmanager
+def sealed_directory(final: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `final`; on success move it there, READY written last.
+
+    What an earlier, killed attempt left behind is removed.
+    """
+    aside = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    for file in aside.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    aside.replace(final)
+    (final / READY).touch()
+    fsync_directory(final)
+    fsync_directory(final.parent)
+
+
+def is_ready(path: Path) -> bool:
+    return (path / READY).exists()
+
+
+def require_ready(path: Path) -> Path:
+    """Return `path` when it was handed over whole. Raises NotReady."""
+    if not is_ready(path):
+        raise NotReady(f"{path} has no {READY} marker: it was never finished")
+    return path
