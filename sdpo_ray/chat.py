@@ -12,6 +12,12 @@ from typing import Any
 
 from sdpo_ray.records import Message
 
+FINGERPRINT_TEXT = (
+    "What is the capital of France? The capital of France is Paris. Shorter please. "
+    "The quick brown fox jumps over the lazy dog; 3 + 4 = 7, and water is wet."
+)
+"""The fixed text of every `records.Fingerprint`."""
+
 _BREAK = "\u200b"
 
 

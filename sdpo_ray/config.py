@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.records import Consent
@@ -40,6 +40,8 @@ class Serve(Section):
     num_replicas: int = Field(default=1, ge=1)
     num_cpus: float = Field(default=0.5, gt=0)
     """Ray's logical CPUs a replica."""
+    num_gpus: float = Field(default=0, ge=0)
+    """GPUs a replica; 0 serves on the CPU."""
     kv_cache_mib: int = Field(default=64, ge=8)
     max_num_seqs: int = Field(default=64, ge=1)
     max_queued: int = Field(default=256, ge=1)
@@ -129,6 +131,8 @@ class Simulate(Section):
     persona: str = "concise"
     concurrency: int = Field(default=4, ge=1)
     """Users talking at once."""
+    think_s: float = Field(default=0.3, gt=0)
+    """Mean seconds between reading an answer and writing the next message."""
     stream_share: float = Field(default=0.5, ge=0, le=1)
     """Share of requests that are streamed."""
 
@@ -136,8 +140,8 @@ class Simulate(Section):
 class Run(Section):
     """One run file."""
 
-    root: str = "runs/laptop"
-    """Directory of everything this run writes."""
+    root: str = "~/.sdpo-ray/laptop"
+    """Directory of everything this run writes: absolute, or under `~`."""
     seed: int = 0
     policy: Policy = Policy()
     serve: Serve = Serve()
@@ -147,6 +151,23 @@ class Run(Section):
     evaluate: Evaluate = Evaluate()
     promote: Promote = Promote()
     simulate: Simulate = Simulate()
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: str) -> str:
+        if not Path(root).expanduser().is_absolute():
+            raise ValueError("must be absolute or begin with ~: a Ray job runs in a copy of its working directory")
+        return root
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.root).expanduser()
+
+    @property
+    def base(self) -> Path:
+        """The base policy's directory; a relative one is looked for here, then beside this package."""
+        here = Path(self.policy.base).expanduser()
+        return here.resolve() if here.exists() else Path(__file__).parent.parent / here
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -209,6 +230,5 @@ def _explain(detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] != "extra_forbidden":
         return f"{name}: {detail['msg']} (got {detail['input']!r})"
-    nearest = difflib.get_close_matches(name, list(keys()), n=1, cutoff=0.0)
-    sections = difflib.get_close_matches(name, list(Run.model_fields), n=1, cutoff=0.6)
-    return f"{name}: unknown key; did you mean {(sections or nearest)[0]}?"
+    valid = list(keys()) if "." in name else list(Run.model_fields)
+    return f"{name}: unknown key; did you mean {difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]}?"

@@ -180,6 +180,14 @@ class StepMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """How many interactions of a snapshot were not learned from, and why."""
+
+    reason: str
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A proposed policy. Made by `distill`; read by `evaluate` and `promote`."""
 
@@ -190,6 +198,7 @@ class Candidate:
     snapshot_id: str
     fingerprint: Fingerprint
     steps: tuple[StepMetrics, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

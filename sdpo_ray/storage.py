@@ -54,6 +54,11 @@ class Layout:
         return self.root / "exam.key"
 
     @property
+    def pseudonym_key(self) -> Path:
+        """Key of the users' pseudonyms, mode 0600."""
+        return self.root / "pseudonym.key"
+
+    @property
     def status(self) -> Path:
         return self.root / "status.json"
 

@@ -1,0 +1,144 @@
+"""People who talk to the served policy where no real ones do: persona users over plain HTTP.
+
+They use the stock `openai` client and send nothing but the conversation: ask, read, react, go.
+"""
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
+from sdpo_ray.config import Run
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.simulate.users import PERSONAS, Persona, react
+from sdpo_ray.simulate.world import sample_prompt
+from sdpo_ray.storage import write_json
+
+
+@dataclass(slots=True, kw_only=True)
+class Traffic:
+    """What the users saw so far. Made by `jobs.simulate`; read by `jobs.demo`."""
+
+    requests: int = 0
+    failed: int = 0
+    receipts: int = 0
+    conversations: int = 0
+    errors: dict[str, int] = field(default_factory=Counter)
+    first_seen_s: dict[str, float] = field(default_factory=dict)
+    """Unix time of the first response of each policy version."""
+
+
+class User:
+    """One of the people: a persona, a generator of chance, and a client."""
+
+    def __init__(self, client: Any, run: Run, persona: Persona, rng: random.Random, traffic: Traffic) -> None:
+        self._client = client
+        self._run = run
+        self._persona = persona
+        self._rng = rng
+        self._traffic = traffic
+
+    async def talk(self) -> None:
+        """One conversation: a question, the answer, the user's reaction to it."""
+        messages = [{"role": "user", "content": sample_prompt(self._rng, "train").prompt}]
+        answer = await self._ask(messages)
+        if answer is None:
+            return
+        await self._think()
+        reaction = react(self._persona, answer, self._rng)
+        await self._ask([*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": reaction}])
+        self._traffic.conversations += 1
+        await self._think()
+
+    async def _think(self) -> None:
+        await asyncio.sleep(self._rng.expovariate(1 / self._run.simulate.think_s))
+
+    async def _ask(self, messages: list[dict[str, str]]) -> str | None:
+        self._traffic.requests += 1
+        stream = self._rng.random() < self._run.simulate.stream_share
+        try:
+            answer, headers = await self._answer(messages, stream)
+        except Exception as error:
+            # Whatever went wrong, a user saw a failure: it is counted, and the next one asks.
+            self._traffic.failed += 1
+            self._traffic.errors[f"{type(error).__name__}: {str(error)[:200]}"] += 1
+            return None
+        self._traffic.receipts += "x-sdpo-turn-id" in headers
+        self._traffic.first_seen_s.setdefault(headers.get("x-sdpo-policy-version", "?"), time.time())
+        return answer
+
+    async def _answer(self, messages: list[dict[str, str]], stream: bool) -> tuple[str, Any]:
+        completions = self._client.chat.completions.with_raw_response
+        raw = await completions.create(
+            model=self._run.serve.served_name,
+            messages=messages,
+            max_tokens=self._run.evaluate.max_tokens,
+            temperature=1.0,
+            stream=stream,
+        )
+        if not stream:
+            return raw.parse().choices[0].message.content or "", raw.headers
+        text = ""
+        async for chunk in raw.parse():
+            text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+        return text, raw.headers
+
+
+async def talk_all(run: Run, *, base_url: str, conversations: int, stats: Path | None) -> Traffic:
+    """Talk until `conversations` are over (0: until SIGTERM or SIGINT), writing `stats` every half second."""
+    from openai import AsyncOpenAI
+
+    persona = PERSONAS.get(run.simulate.persona)
+    if persona is None:
+        raise ConfigError(f"simulate.persona: there is no {run.simulate.persona!r}; known: {', '.join(PERSONAS)}")
+    traffic = Traffic()
+    leave = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, leave.set)
+
+    async def sit(seat: int) -> None:
+        user = User(client, run, persona, random.Random(f"{run.seed}/{seat}"), traffic)
+        while not leave.is_set() and (not conversations or traffic.conversations + traffic.failed < conversations):
+            await user.talk()
+
+    async def report() -> None:
+        while stats is not None:
+            write_json(stats, traffic)
+            await asyncio.sleep(0.5)
+
+    async with AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=60) as client:
+        reporter = asyncio.ensure_future(report())
+        await asyncio.gather(*(sit(seat) for seat in range(run.simulate.concurrency)))
+        reporter.cancel()
+    if stats is not None:
+        write_json(stats, traffic)
+    return traffic
+
+
+def main(
+    run: RunFile = LAPTOP,
+    overrides: Overrides = None,
+    print_config: PrintConfig = False,
+    url: Annotated[str, typer.Option(help="OpenAI-compatible endpoint; default: the run's own.")] = "",
+    conversations: Annotated[int, typer.Option(help="Stop after so many; 0 goes on until Ctrl-C.")] = 0,
+    stats: Annotated[Path | None, typer.Option(help="Keep counts in this JSON file.")] = None,
+) -> None:
+    """Let simulated people with one taste talk to the served policy."""
+    resolved = read_run(run, overrides, print_config)
+    base_url = url or f"http://{resolved.serve.host}:{resolved.serve.port}/v1"
+    with plain_errors():
+        traffic = asyncio.run(talk_all(resolved, base_url=base_url, conversations=conversations, stats=stats))
+    typer.echo(f"{traffic.conversations} conversations, {traffic.requests} requests, {traffic.failed} failed")
+    for error, count in traffic.errors.items():
+        typer.echo(f"{count} x {error}", err=True)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,1 @@
+"""A chat turn becomes a `Turn` on disk."""

@@ -1,0 +1,1 @@
+"""Turns become interactions worth learning from."""

@@ -1,0 +1,93 @@
+"""One turn of the wheel, from callables.
+
+    snapshot = draw(begun)
+    candidate = distill(begun, snapshot)
+    report = evaluate(begun, candidate)
+    decision = decide(begun, candidate, report)
+    outcome = release(begun, candidate, report, decision)
+
+Every result is written to the cycle's directory before the next stage begins, and a stage whose result is
+there is not run again: a job killed anywhere goes on where it was. A stage killed half-way runs again, so
+each of them must be safe to repeat.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from sdpo_ray.records import Candidate, Decision, Report, Snapshot, Verdict
+from sdpo_ray.storage import read_json, write_json
+from sdpo_ray.telemetry import EventFile
+
+STAGES = ("draw", "distill", "evaluate", "decide", "release")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What a cycle started from; fixed once, so that a resumed cycle does the same work."""
+
+    cycle: int
+    policy_version: int
+    """The version its candidate will have."""
+    parent_version: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a cycle ended."""
+
+    cycle: int
+    policy_version: int
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    champion_version: int
+    """What is served after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """The work of one cycle. Each callable is safe to call again after it was killed."""
+
+    draw: Callable[[Begun], Snapshot]
+    distill: Callable[[Begun, Snapshot], Candidate]
+    evaluate: Callable[[Begun, Candidate], Report]
+    decide: Callable[[Begun, Candidate, Report], Decision]
+    release: Callable[[Begun, Candidate, Report, Decision], Outcome]
+
+
+def turn(begun: Begun, stages: Stages, directory: Path, events: EventFile) -> Outcome:
+    """Run one cycle, or what is left of it."""
+
+    def once(stage: str, kind: type[_Result], work: Callable[[], _Result]) -> _Result:
+        path = directory / f"{stage}.json"
+        if path.exists():
+            return read_json(path, kind)
+        with events.stage(stage, begun.cycle):
+            result = work()
+            write_json(path, result)
+        return result
+
+    snapshot = once("draw", Snapshot, lambda: stages.draw(begun))
+    candidate = once("distill", Candidate, lambda: stages.distill(begun, snapshot))
+    report = once("evaluate", Report, lambda: stages.evaluate(begun, candidate))
+    decision = once("decide", Decision, lambda: stages.decide(begun, candidate, report))
+    return once("release", Outcome, lambda: stages.release(begun, candidate, report, decision))
+
+
+def begin(directory: Path, make: Callable[[], Begun]) -> Begun:
+    """The cycle's fixed beginning: what an earlier attempt wrote, else `make()`, written now."""
+    path = directory / "begun.json"
+    if not path.exists():
+        write_json(path, make())
+    return read_json(path, Begun)
+
+
+def next_cycle(cycles: Path) -> int:
+    """Number of the cycle to run: the first one without an outcome."""
+    cycle = 1
+    while (cycles / f"{cycle:04d}" / "release.json").exists():
+        cycle += 1
+    return cycle

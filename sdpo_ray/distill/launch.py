@@ -1,0 +1,113 @@
+"""One update as a Ray Train run: start the workers, show progress, read the candidate."""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from sdpo_ray.config import Distill
+from sdpo_ray.distill.export import CANDIDATE_FILE
+from sdpo_ray.distill.worker import Job, num_steps, train
+from sdpo_ray.errors import LearnerError
+from sdpo_ray.records import Candidate, Release, Snapshot
+from sdpo_ray.storage import is_ready, read_json
+
+_POLL_S = 0.1
+
+
+def distill(
+    *,
+    snapshot: Snapshot,
+    parent: Release,
+    policy_version: int,
+    out: Path,
+    config: Distill,
+    max_model_len: int,
+    seed: int,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Candidate:
+    """Train `parent` on `snapshot` and seal the candidate at `out`; needs a Ray cluster that is connected to.
+
+    Safe to repeat: a candidate already sealed at `out` is returned as it is. `on_step(step, num_steps)` is called
+    in this thread while the workers run. A lost worker group is started again once, from the first step. Raises
+    LearnerError when there is no candidate to be had, or when `out` holds another update's.
+    """
+    out = out.absolute()
+    if is_ready(out):
+        return _sealed(out, snapshot, parent)
+    scratch = out.with_name(f".{out.name}.train")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    job = Job(
+        snapshot=snapshot,
+        parent=parent,
+        policy_version=policy_version,
+        out=out,
+        config=config,
+        max_model_len=max_model_len,
+        seed=seed,
+        progress=scratch / "progress.jsonl",
+    )
+    try:
+        refusal = _run(job, scratch, on_step)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if refusal is not None:
+        raise LearnerError(refusal)
+    return _sealed(out, snapshot, parent)
+
+
+def _run(job: Job, scratch: Path, on_step: Callable[[int, int], None] | None) -> str | None:
+    """Why there is no candidate, or None."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # How often Ray Train looks whether its workers are done: with its 2 s a run ends 4 s later.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    trainer = TorchTrainer(
+        partial(train, job),
+        scaling_config=ScalingConfig(num_workers=job.config.num_workers, use_gpu=job.config.use_gpu),
+        torch_config=TorchConfig(backend="nccl" if job.config.use_gpu else "gloo"),
+        run_config=RunConfig(
+            name="ray", storage_path=str(scratch), failure_config=FailureConfig(max_failures=1)
+        ),
+    )
+    outcome: list[str | None] = []
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(trainer.fit().return_value)
+        except Exception as error:
+            failure.append(error)
+
+    # In a thread of its own, Ray Train leaves the process's signal handlers alone.
+    thread = threading.Thread(target=fit, name="distill", daemon=True)
+    thread.start()
+    seen = 0
+    total = num_steps(len(job.snapshot.interaction_ids), job.config)
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        done = _count_lines(job.progress)
+        if on_step is not None and done != seen:
+            on_step(done, total)
+        seen = done
+    if failure:
+        raise LearnerError(f"the learner's workers failed twice: {failure[0]}") from failure[0]
+    return outcome[0]
+
+
+def _sealed(out: Path, snapshot: Snapshot, parent: Release) -> Candidate:
+    candidate = read_json(out / CANDIDATE_FILE, Candidate)
+    if (candidate.snapshot_id, candidate.parent_version) != (snapshot.snapshot_id, parent.policy_version):
+        raise LearnerError(
+            f"{out} already holds an update of version {candidate.parent_version} by {candidate.snapshot_id}, "
+            f"not of version {parent.policy_version} by {snapshot.snapshot_id}"
+        )
+    return candidate
+
+
+def _count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0

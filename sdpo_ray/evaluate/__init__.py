@@ -1,0 +1,1 @@
+"""A candidate's answers become a report: scores with intervals, never a verdict."""

@@ -1,0 +1,68 @@
+"""All probes over one set of answers: a candidate's, the base's and the champion's to the same prompts."""
+
+import logging
+from collections.abc import Callable
+
+from sdpo_ray.errors import DataError
+from sdpo_ray.evaluate.endpoint import Answers
+from sdpo_ray.evaluate.judge import Judge
+from sdpo_ray.evaluate.probes.collapse import collapse
+from sdpo_ray.evaluate.probes.retention import IsRight, retention
+from sdpo_ray.evaluate.probes.win_rate import win_rate
+from sdpo_ray.records import Report, Score
+from sdpo_ray.telemetry import Counters
+
+logger = logging.getLogger(__name__)
+
+
+def examine(
+    *,
+    candidate: Answers,
+    base: Answers,
+    champion: Answers,
+    judge: Judge,
+    is_right: IsRight,
+    policy_version: int,
+    base_version: int,
+    champion_version: int,
+    confidence: float,
+    counters: Counters | None = None,
+) -> Report:
+    """Run every probe. The scores of a probe that raises are missing from the report, which the gate refuses.
+
+    Such a probe is logged and counted in `counters` as `evaluate.<probe>.<exception>`. Raises DataError when
+    there is no answer, or the three sets do not answer the same prompts as the versions they claim to be.
+    """
+    for answers, version in ((candidate, policy_version), (base, base_version), (champion, champion_version)):
+        _require(answers, version, prompts=[answer.prompt for answer in candidate])
+    probes: dict[str, Callable[[], tuple[Score, ...]]] = {
+        "win_rate.vs_base": lambda: win_rate("vs_base", candidate, base, judge=judge, confidence=confidence),
+        "win_rate.vs_champion": lambda: win_rate(
+            "vs_champion", candidate, champion, judge=judge, confidence=confidence
+        ),
+        "retention": lambda: retention(candidate, base, is_right=is_right, confidence=confidence),
+        "collapse": lambda: collapse(candidate, base, confidence=confidence),
+    }
+    scores: list[Score] = []
+    for name, probe in probes.items():
+        try:
+            scores += probe()
+        except Exception as error:
+            # A judge may fail in any way; one broken probe must not hide what the others found.
+            logger.exception("v%d: the probe %s failed", policy_version, name)
+            if counters is not None:
+                counters.add(f"evaluate.{name}.{type(error).__name__}")
+    return Report(
+        policy_version=policy_version,
+        base_version=base_version,
+        champion_version=champion_version,
+        confidence=confidence,
+        scores=tuple(scores),
+    )
+
+
+def _require(answers: Answers, version: int, *, prompts: list[str]) -> None:
+    if not answers or [answer.prompt for answer in answers] != prompts:
+        raise DataError(f"v{version} answered {len(answers)} prompts, not the candidate's {len(prompts)}")
+    if strangers := {answer.policy_version for answer in answers} - {version}:
+        raise DataError(f"answers said to be of v{version} are of {sorted(strangers)}")

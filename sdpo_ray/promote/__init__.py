@@ -1,0 +1,1 @@
+"""A report becomes a decision, a decision a release; MLflow keeps the books."""

@@ -1,0 +1,73 @@
+"""What a person asks for by moving the alias `champion` in MLflow, and what becomes of it.
+
+MLflow does not know who moved an alias, and lets anyone move it anywhere. So a moved alias is a request: the
+pointer follows it to what users were served before or the gate has passed, and to nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sdpo_ray.errors import ReleaseError
+from sdpo_ray.promote.release import point_at, released_versions, rollback, served_release
+from sdpo_ray.records import Candidate, Release
+from sdpo_ray.storage import Layout
+
+
+class Move(StrEnum):
+    """What to do about the alias."""
+
+    STAY = "stay"
+    """It names what is served."""
+    FOLLOW = "follow"
+    """Serve what it names."""
+    RESTORE = "restore"
+    """Move it back to what is served."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """What was done. Made by `follow_alias`; read by jobs, which confirm and report it."""
+
+    move: Move
+    alias_version: int | None
+    """The version that the alias named; None where a person deleted it."""
+    release: Release
+    """What the pointer names now."""
+
+
+def next_move(*, alias: int | None, served: int, was_released: bool, passed_gate: bool) -> Move:
+    """`was_released` and `passed_gate` are those of the version that the alias names."""
+    if alias == served:
+        return Move.STAY
+    if alias is not None and (was_released or passed_gate):
+        return Move.FOLLOW
+    return Move.RESTORE
+
+
+def follow_alias(
+    layout: Layout,
+    *,
+    champion: Callable[[], int | None],
+    set_champion: Callable[[int], None],
+    passed: Callable[[int], Candidate | None],
+) -> Followed:
+    """Make pointer and alias agree. Does not wait for the replicas: see `release.confirm`.
+
+    `passed` gives the candidate of a version that the gate promoted, and None for any other; it should ask
+    our own records, since people can edit MLflow's. Raises ReleaseError before the first release.
+    """
+    served = served_release(layout)
+    if served is None:
+        raise ReleaseError("nothing was released yet: start serving first")
+    alias = champion()
+    was_released = alias in released_versions(layout)
+    candidate = passed(alias) if alias is not None and alias != served.policy_version and not was_released else None
+    move = next_move(
+        alias=alias, served=served.policy_version, was_released=was_released, passed_gate=candidate is not None
+    )
+    if move is Move.RESTORE:
+        set_champion(served.policy_version)
+    elif move is Move.FOLLOW:
+        served = point_at(layout, candidate) if candidate is not None else rollback(layout, alias)
+    return Followed(move=move, alias_version=alias, release=served)

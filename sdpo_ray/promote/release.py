@@ -1,0 +1,112 @@
+"""Make what is served equal what was decided: the release pointer, its confirmation, and the way back.
+
+The pointer is one small file that every replica follows. MLflow's alias `champion` says the same to people.
+Move the alias first, the pointer after it, in both directions: whoever is killed between the two leaves an
+alias that `promote.follow` brings the pointer to.
+"""
+
+import http.client
+import time
+import urllib.request
+from collections.abc import Iterable
+from email.message import Message
+
+from sdpo_ray.errors import ReleaseError, SwapError
+from sdpo_ray.records import Candidate, Release
+from sdpo_ray.storage import Layout, read_json, write_json
+
+VERSION_HEADER = "x-sdpo-policy-version"
+SWAP_ERROR_HEADER = "x-sdpo-swap-error"
+"""`v<policy version>: <why>`, while a replica refuses what the pointer names."""
+_POLL_S = 0.1
+_REQUEST_TIMEOUT_S = 5.0
+
+
+def point_at(layout: Layout, proposed: Candidate | Release) -> Release:
+    """Release a policy to the users: keep its record, then move the pointer. Returns what was released.
+
+    Safe to repeat: what is served already stays as it is, with its time and its previous version.
+    """
+    served = served_release(layout)
+    if served is not None and served.policy_version == proposed.policy_version:
+        return served
+    release = Release(
+        policy_version=proposed.policy_version,
+        path=proposed.path,
+        previous_version=served.policy_version if served is not None else None,
+        fingerprint=proposed.fingerprint,
+        released_at_s=time.time(),
+    )
+    write_json(layout.release(release.policy_version), release)
+    write_json(layout.release_pointer, release)
+    return release
+
+
+def served_release(layout: Layout) -> Release | None:
+    """What the pointer names; None before the first release."""
+    return read_json(layout.release_pointer, Release) if layout.release_pointer.exists() else None
+
+
+def released_versions(layout: Layout) -> frozenset[int]:
+    """Every version that was ever released."""
+    return frozenset(int(path.stem.removeprefix("v")) for path in layout.release(0).parent.glob("v*.json"))
+
+
+def rollback(layout: Layout, to: int | None = None) -> Release:
+    """Point back at version `to`, or at the one that was served before the present one.
+
+    The version left behind keeps its record. Raises ReleaseError, saying which versions there are, when `to`
+    was never released or there is nothing to go back to.
+    """
+    served = served_release(layout)
+    known = released_versions(layout)
+    if served is None:
+        raise ReleaseError("nothing was released yet, so there is nothing to roll back")
+    wanted = served.previous_version if to is None else to
+    if wanted is None:
+        raise ReleaseError(f"v{served.policy_version} is the first release; released so far: {_list(known)}")
+    if wanted not in known:
+        raise ReleaseError(f"v{wanted} was never released; released so far: {_list(known)}")
+    back = read_json(layout.release(wanted), Release)
+    if wanted != served.policy_version:
+        write_json(layout.release_pointer, back)
+    return back
+
+
+def confirm(url: str, policy_version: int, *, timeout_s: float, answers: int = 1) -> float:
+    """Wait until `answers` consecutive replies of `url`/health come from `policy_version`; returns the seconds.
+
+    Ask for several where several replicas share the address. Raises SwapError with the replica's words when it
+    refused that version, ReleaseError when the time is up.
+    """
+    began = time.monotonic()
+    in_a_row, last = 0, "no reply"
+    while in_a_row < answers:
+        try:
+            headers = _health(url)
+        except (OSError, http.client.HTTPException) as error:
+            in_a_row, last = 0, f"no reply ({error})"
+        else:
+            last = f"v{headers.get(VERSION_HEADER, '?')}"
+            in_a_row = in_a_row + 1 if last == f"v{policy_version}" else 0
+            refused = headers.get(SWAP_ERROR_HEADER, "")
+            if refused.startswith(f"v{policy_version}:"):
+                raise SwapError(f"{url} refused {refused}")
+        if in_a_row < answers:
+            if time.monotonic() - began > timeout_s:
+                raise ReleaseError(
+                    f"v{policy_version} was released, but {url} serves {last} after {timeout_s:.0f} s: "
+                    "see the replicas' logs, and whether they read the same run.root"
+                )
+            time.sleep(_POLL_S)
+    return time.monotonic() - began
+
+
+def _health(url: str) -> Message:
+    with urllib.request.urlopen(f"{url}/health", timeout=_REQUEST_TIMEOUT_S) as reply:
+        headers: Message = reply.headers
+        return headers
+
+
+def _list(versions: Iterable[int]) -> str:
+    return ", ".join(f"v{version}" for version in sorted(versions)) or "none"

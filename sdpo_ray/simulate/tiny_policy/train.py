@@ -1,0 +1,188 @@
+"""Make the laptop policy: python -m sdpo_ray.simulate.tiny_policy.train --out DIR --seed 0."""
+
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from sdpo_ray.simulate.tiny_policy.corpus import sample_conversation
+from sdpo_ray.simulate.tiny_policy.curve import draw_curve
+from sdpo_ray.simulate.tiny_policy.measure import Measurement, measure
+from sdpo_ray.simulate.tiny_policy.tokenizer import Example, encode, train_tokenizer
+
+_NUM_STEPS = 3_000
+_POOL = 8
+"""Batches drawn at a time and sorted by length together, so that a batch pads little."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides the weights of a checkpoint. Written to `training.json`."""
+
+    seed: int = 0
+    num_steps: int = _NUM_STEPS
+    batch_size: int = 48
+    learning_rate: float = 3e-3
+    """The peak of a one-cycle schedule: a tenth of the steps up, the rest down along a cosine."""
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    vocab_size: int = 1_400
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_tokenizer_conversations: int = 20_000
+    num_measured_prompts: int = 128
+    num_final_prompts: int = 1_024
+    measure_every_steps: int = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a recipe made. Made by `train`; read by `save`."""
+
+    recipe: Recipe
+    model: Qwen3ForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    measurements: tuple[Measurement, ...]
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A Qwen3-shaped policy with random weights, drawn from torch's global generator."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=3 * recipe.hidden_size,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.hidden_size // 32,
+        num_key_value_heads=recipe.hidden_size // 64,
+        head_dim=32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        use_cache=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return model
+
+
+def answer_loss(model: Qwen3ForCausalLM, examples: list[Example], pad_id: int) -> torch.Tensor:
+    """Mean of -log p over the tokens that an assistant wrote.
+
+    Padding is on the right, where a causal model's answers cannot see it, so no attention mask is needed.
+    """
+    width = max(len(example.ids) for example in examples)
+    ids_BT = torch.tensor([[*e.ids, *[pad_id] * (width - len(e.ids))] for e in examples])
+    learned_BT = torch.tensor([[*e.learned, *[False] * (width - len(e.ids))] for e in examples])[:, 1:]
+    hidden_BTH = model.model(input_ids=ids_BT).last_hidden_state[:, :-1]
+    return cross_entropy(model.lm_head(hidden_BTH[learned_BT]), ids_BT[:, 1:][learned_BT])
+
+
+def train(
+    recipe: Recipe,
+    *,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    on_measurement: Callable[[Measurement], None] = lambda measurement: None,
+) -> Trained:
+    """Train a tokenizer and a policy from nothing, telling the two callbacks how it goes."""
+    torch.manual_seed(recipe.seed)
+    rng = random.Random(recipe.seed)
+    texts = (t for _ in range(recipe.num_tokenizer_conversations) for t in sample_conversation(rng).turns)
+    tokenizer = train_tokenizer(texts, vocab_size=recipe.vocab_size)
+    pad_id = int(tokenizer.pad_token_id)
+    model = build_model(recipe, tokenizer)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=recipe.learning_rate, total_steps=recipe.num_steps, pct_start=0.1, cycle_momentum=False
+    )
+    measurements: list[Measurement] = []
+    losses: list[float] = []
+    pool: list[list[Example]] = []
+    for step in range(1, recipe.num_steps + 1):
+        if not pool:
+            pool = _draw_pool(rng, tokenizer, recipe.batch_size)
+        loss = answer_loss(model, pool.pop(), pad_id)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        on_step(step, losses[-1])
+        last = step == recipe.num_steps
+        if last or step % recipe.measure_every_steps == 0:
+            num_prompts = recipe.num_final_prompts if last else recipe.num_measured_prompts
+            mean_loss = sum(losses) / len(losses)
+            measurements.append(
+                measure(model, tokenizer, step=step, loss=mean_loss, num_prompts=num_prompts, seed=recipe.seed)
+            )
+            losses.clear()
+            on_measurement(measurements[-1])
+    return Trained(recipe=recipe, model=model, tokenizer=tokenizer, measurements=tuple(measurements))
+
+
+def save(trained: Trained, out: Path) -> None:
+    """Write a checkpoint that transformers and vLLM load, with `training.json` and `training_curve.png` beside it."""
+    out.mkdir(parents=True, exist_ok=True)
+    trained.model.save_pretrained(out)
+    trained.tokenizer.save_pretrained(out)
+    draw_curve(trained.measurements, out / "training_curve.png")
+    record = {
+        "recipe": asdict(trained.recipe),
+        "num_parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
+        "torch": torch.__version__,
+        "measurements": [asdict(measurement) for measurement in trained.measurements],
+    }
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _draw_pool(rng: random.Random, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> list[list[Example]]:
+    examples = [encode(tokenizer, sample_conversation(rng)) for _ in range(_POOL * batch_size)]
+    examples.sort(key=lambda example: len(example.ids))
+    batches = [examples[first : first + batch_size] for first in range(0, len(examples), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Directory to write the checkpoint to.")],
+    seed: Annotated[int, typer.Option(help="The same seed makes the same checkpoint on the same machine.")] = 0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps; fewer than the default miss the floors.")] = _NUM_STEPS,
+) -> None:
+    """Train the tiny policy from nothing on one thread, measure it on held-out phrasings and save it."""
+    torch.set_num_threads(1)
+    started_s = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("training", total=steps)
+        trained = train(
+            Recipe(seed=seed, num_steps=steps),
+            on_step=lambda step, loss: progress.update(task, completed=step, description=f"loss {loss:.3f}"),
+            on_measurement=lambda measurement: progress.console.print(_line(measurement)),
+        )
+    save(trained, out)
+    typer.echo(f"{out}: written after {time.monotonic() - started_s:.0f} s")
+
+
+def _line(m: Measurement) -> str:
+    return (
+        f"step {m.step}: loss {m.loss:.3f}, {m.right:.1%} right, violations {m.base_violations:.2f} alone and "
+        f"{m.oracle_violations:.2f} with the whole taste in hindsight"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,104 @@
+"""Programmatic people with a taste: they complain, they praise, and they judge.
+
+No persona's taste is in the pre-trained checkpoint, which writes every style about equally often.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sdpo_ray.simulate.style import Length, style_of
+from sdpo_ray.simulate.wordings import HELD_OUT_PRAISES, PRAISES, WORDINGS, Attribute, Wish
+from sdpo_ray.simulate.world import Split
+
+Preference = Literal["A", "B", "C"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Persona:
+    """A user's taste in answers. Made here; read by the simulated traffic and the win-rate judge."""
+
+    name: str
+    wishes: tuple[Wish, ...]
+    """At most one wish per attribute; the user does not mind the others."""
+
+
+PERSONAS: Mapping[str, Persona] = {
+    persona.name: persona
+    for persona in (
+        Persona(
+            name="concise",
+            wishes=(
+                Wish(attribute="length", value=Length.TERSE),
+                Wish(attribute="filler", value=False),
+                Wish(attribute="emoji", value=False),
+            ),
+        ),
+        Persona(
+            name="cheerful",
+            wishes=(
+                Wish(attribute="length", value=Length.SENTENCE),
+                Wish(attribute="filler", value=True),
+                Wish(attribute="emoji", value=True),
+            ),
+        ),
+        Persona(
+            name="scholar",
+            wishes=(
+                Wish(attribute="length", value=Length.DETAIL),
+                Wish(attribute="emoji", value=False),
+                Wish(attribute="bold", value=True),
+            ),
+        ),
+        Persona(
+            name="plain",
+            wishes=(
+                Wish(attribute="length", value=Length.SENTENCE),
+                Wish(attribute="filler", value=False),
+                Wish(attribute="bold", value=False),
+            ),
+        ),
+    )
+}
+
+
+def violations(persona: Persona, answer: str) -> tuple[Attribute, ...]:
+    """The attributes of `answer` that `persona` dislikes, in the order of the persona's wishes."""
+    return tuple(wish.attribute for wish in _violated(persona, answer))
+
+
+def react(persona: Persona, answer: str, rng: random.Random, *, split: Split = "train") -> str:
+    """What `persona` says next: a complaint about one violated wish drawn at random, else praise.
+
+    Half of the praise names a granted wish; the other half says nothing about style.
+    """
+    if violated := _violated(persona, answer):
+        wordings = WORDINGS[rng.choice(violated)]
+        return rng.choice(wordings.complaints if split == "train" else wordings.held_out_complaints)
+    if split == "held_out":
+        return rng.choice(HELD_OUT_PRAISES)
+    if rng.random() < 0.5:
+        return rng.choice(WORDINGS[rng.choice(persona.wishes)].praises)
+    return rng.choice(PRAISES)
+
+
+def oracle_follow_up(persona: Persona) -> str:
+    """A follow-up that states the whole taste of `persona`: the most that hindsight can say."""
+    return " ".join(WORDINGS[wish].complaints[0] for wish in persona.wishes)
+
+
+def judge(persona: Persona, prompt: str, answer_a: str, answer_b: str) -> Preference:
+    """Which of two answers to `prompt` violates fewer wishes: A, B, or C for a tie.
+
+    Style alone is judged, as in the paper: `prompt` is here so that every judge has one signature.
+    """
+    a, b = len(violations(persona, answer_a)), len(violations(persona, answer_b))
+    if a == b:
+        return "C"
+    return "A" if a < b else "B"
+
+
+def _violated(persona: Persona, answer: str) -> tuple[Wish, ...]:
+    style = style_of(answer)
+    return tuple(wish for wish in persona.wishes if not wish.is_granted_by(style))

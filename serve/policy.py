@@ -1,0 +1,180 @@
+"""The deployment that owns one vLLM engine and follows one release pointer.
+
+A replica starts on what the pointer names, and swaps in place when the pointer changes: a late or restarted
+replica needs nobody to tell it. MLflow is not asked.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
+from sdpo_ray.config import Run
+from sdpo_ray.errors import SwapError
+from sdpo_ray.records import Fingerprint, Release
+from sdpo_ray.storage import Layout, read_json, write_json
+
+logger = logging.getLogger("ray.serve")
+
+Audience = Literal["users", "examiner"]
+FOLLOW_S = 0.2
+ENGINE_ENV = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+CPU_ENV = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+class Policy:
+    """One replica. `audience` is `users`, who are recorded, or `examiner`, which needs the exam key."""
+
+    async def __init__(self, run: dict[str, Any], audience: Audience) -> None:
+        from serve.engine import RecordingLLM
+        from serve.swap import Gate, Swapper
+
+        self._run = Run.model_validate(run)
+        self._layout = Layout(self._run.directory)
+        self._audience = audience
+        self._pointer = self._layout.release_pointer if audience == "users" else self._layout.exam_pointer
+        release = read_json(self._pointer, Release) if self._pointer.exists() else None
+        arguments = _engine_arguments(self._run, release.path if release else str(self._run.base))
+        config = arguments.create_engine_config()
+        self._engine = RecordingLLM.from_vllm_config(config)
+        self._engine.gate = Gate()
+        self._engine.recorder = self._recorder() if audience == "users" else None
+        self._namespace = _namespace(arguments)
+        self._format = ChatFormat(arguments.model)
+        await self._engine.label(release.policy_version if release else 0)
+        release = release or await self._first_release(arguments.model)
+        self._swapper = Swapper(self._engine, self._engine.gate, release, dtype=self._run.policy.dtype)
+        await self._swapper.verify(release)
+        self._swap_error: str | None = None
+        self._follower = asyncio.ensure_future(self._follow())
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+
+        from serve.routes import Door, Middleware
+
+        tasks = await self._engine.get_supported_tasks()
+        app = build_app(self._namespace, tasks, self._engine.model_config)
+        await init_app_state(self._engine, app.state, self._namespace, tasks)
+        door = Door(
+            recorder=self._engine.recorder,
+            control=self._format.control,
+            consent=self._run.capture.consent,
+            pseudonym_key=private_key(self._layout.pseudonym_key),
+            api_key=private_key(self._layout.exam_key).decode() if self._audience == "examiner" else None,
+            served=self._served,
+        )
+        # vLLM's handler of a dead engine looks for its own HTTP server here; ours is Ray Serve's.
+        app.state.server = SimpleNamespace()
+        return Middleware(app, door)
+
+    async def check_health(self) -> None:
+        """Ray Serve restarts the replica when this raises."""
+        if self._swapper.broken:
+            raise SwapError("neither the new nor the old weights check out")
+        if self._follower.done():
+            self._follower.result()
+        await self._engine.check_health()
+
+    async def _first_release(self, path: str) -> Release:
+        """The base policy as version 0: an engine that has just loaded it is the best witness there is."""
+        token_ids = self._format.text_ids(FINGERPRINT_TEXT)
+        logprobs = await self._engine.logprobs(token_ids)
+        release = Release(
+            policy_version=0,
+            path=path,
+            previous_version=None,
+            fingerprint=Fingerprint(token_ids=token_ids, logprobs=logprobs),
+            released_at_s=time.time(),
+        )
+        write_json(self._layout.release(0), release)
+        write_json(self._pointer, release)
+        return release
+
+    async def _follow(self) -> None:
+        """Serve what the pointer names, within `FOLLOW_S` of its change; a refused release is tried once."""
+        seen = os.stat(self._pointer).st_mtime_ns
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            changed = os.stat(self._pointer).st_mtime_ns
+            if changed == seen:
+                continue
+            seen = changed
+            release = read_json(self._pointer, Release)
+            if release == self._swapper.serving:
+                continue
+            try:
+                await self._swapper.to(release)
+                self._swap_error = None
+            except SwapError as error:
+                self._swap_error = f"v{release.policy_version}: {error}"
+                logger.error("release refused: %s", error)
+
+    def _served(self) -> dict[str, str]:
+        headers = {
+            "x-sdpo-policy-version": str(self._swapper.serving.policy_version),
+            "x-sdpo-stall-s": f"{self._swapper.stall_s:.3f}",
+        }
+        if self._swap_error is not None:
+            headers["x-sdpo-swap-error"] = self._swap_error.encode("ascii", "replace").decode().replace("\n", " ")
+        return headers
+
+    def _recorder(self) -> Any:
+        from sdpo_ray.capture.journal import Journal
+        from sdpo_ray.capture.recorder import Recorder
+
+        return Recorder(Journal(self._layout.journal, segment_bytes=self._run.capture.segment_mib << 20))
+
+
+def private_key(path: Path) -> bytes:
+    """The secret in `path`, made on first use and readable by its owner alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_hex(32).encode())
+    return path.read_bytes()
+
+
+def _engine_arguments(run: Run, model: str) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    return AsyncEngineArgs(
+        model=model,
+        served_model_name=[run.serve.served_name],
+        dtype=run.policy.dtype,
+        max_model_len=run.policy.max_model_len,
+        enforce_eager=not run.serve.num_gpus,
+        distributed_executor_backend="uni",
+        kv_cache_memory_bytes=run.serve.kv_cache_mib << 20,
+        max_num_seqs=run.serve.max_num_seqs,
+        max_num_queued_reqs=run.serve.max_queued,
+        worker_extension_cls="serve.weights.SwapExtension",
+        # Log-probs after temperature and top-p are those of the policy that sampled.
+        logprobs_mode="processed_logprobs",
+    )
+
+
+def _namespace(arguments: Any) -> argparse.Namespace:
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+
+    return argparse.Namespace(**(vars(FrontendArgs()) | vars(arguments)))

@@ -1,0 +1,134 @@
+"""Small, complete things that tests start from."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sdpo_ray.chat import ChatFormat
+from sdpo_ray.records import (
+    Consent,
+    Fingerprint,
+    FinishReason,
+    Interaction,
+    Message,
+    Release,
+    Role,
+    Sampling,
+    Snapshot,
+    Turn,
+    VersionSpan,
+)
+from sdpo_ray.storage import sealed_directory
+from sdpo_ray.tables import write_interactions
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_policy(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
+    """A Qwen3 of 30k random parameters with a tokenizer of bytes and a ChatML template, saved at `path`."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHATML)
+    fast.add_special_tokens(
+        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": ["<|im_start|>"]}
+    )
+    fast.save_pretrained(str(path))
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=264,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=64,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        max_position_embeddings=1024,
+        bos_token_id=None,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=None,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(str(path))
+    return path
+
+
+def interaction(
+    chat: ChatFormat,
+    *,
+    name: str = "t0",
+    prompt: str = "What is the capital of France?",
+    response: str = "Paris",
+    follow_up: str = "Shorter please.",
+    temperature: float = 1.0,
+    history: Sequence[Message] = (),
+) -> Interaction:
+    """An interaction as this policy would have served it; its log-probs are made up."""
+    messages = (*history, Message(role=Role.USER, content=prompt))
+    response_ids = (*chat.text_ids(response), chat.eos_id)
+    turn = Turn(
+        turn_id=name,
+        tenant="tenant",
+        user="",
+        conversation_id="",
+        consent=Consent.TRAIN,
+        messages=messages,
+        response=response,
+        prompt_ids=chat.prompt_ids(messages),
+        response_ids=response_ids,
+        response_logprobs=(-1.0,) * len(response_ids),
+        version_spans=(VersionSpan(policy_version=0, start=0, end=len(response_ids)),),
+        finish_reason=FinishReason.STOP,
+        sampling=Sampling(temperature=temperature, top_p=1.0, top_k=0, max_tokens=64, seed=None),
+        started_at_s=1.0,
+        finished_at_s=2.0,
+    )
+    return Interaction(
+        interaction_id=name,
+        turn=turn,
+        follow_up=follow_up,
+        follow_up_turn_id=f"{name}-next",
+        follow_up_at_s=3.0,
+        conversation=name,
+    )
+
+
+def with_turn(before: Interaction, **changes: object) -> Interaction:
+    """`before` with other values on its turn."""
+    return replace(before, turn=replace(before.turn, **changes))  # type: ignore[arg-type]
+
+
+def snapshot(path: Path, interactions: Sequence[Interaction], *, name: str = "s0") -> Snapshot:
+    """A sealed snapshot of `interactions`, in their order."""
+    with sealed_directory(path) as aside:
+        digest = write_interactions(aside, interactions)
+    return Snapshot(
+        snapshot_id=name,
+        table_version=0,
+        seed=0,
+        rule="all",
+        interaction_ids=tuple(each.interaction_id for each in interactions),
+        held_out_ids=(),
+        path=str(path),
+        digest=digest,
+        last_interaction_at_s=max(each.follow_up_at_s for each in interactions),
+    )
+
+
+def release(path: Path, *, policy_version: int = 0) -> Release:
+    """A release of the policy at `path` whose fingerprint nobody checks."""
+    return Release(
+        policy_version=policy_version,
+        path=str(path),
+        previous_version=None,
+        fingerprint=Fingerprint(token_ids=(), logprobs=()),
+    )

@@ -1,0 +1,85 @@
+"""What tests of serving share: weights to release, and an independent witness of what a policy would say."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from sdpo_ray.capture.segments import SegmentLog
+from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
+from sdpo_ray.records import Fingerprint, Release, Turn
+from sdpo_ray.storage import Layout, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The users' application of one test session."""
+
+    url: str
+    layout: Layout
+    base: Path
+
+    def health(self) -> httpx.Headers:
+        return httpx.get(f"{self.url}/health", timeout=30).headers
+
+    def turns(self) -> dict[str, Turn]:
+        """Every turn in the journal, by id."""
+        log = SegmentLog(self.layout.journal)
+        return {turn.turn_id: turn for name, end in log.ends().items() for turn in log.read(name, 0, end)[0]}
+
+    def wait_for(self, header: str, value: str, timeout_s: float = 60) -> httpx.Headers:
+        """Wait until a health check carries `header: value...`."""
+        deadline = time.monotonic() + timeout_s
+        while not (headers := self.health()).get(header, "").startswith(value):
+            assert time.monotonic() < deadline, f"{header} is {headers.get(header)!r}, not {value!r}"
+            time.sleep(0.05)
+        return headers
+
+
+def perturbed(base: Path, path: Path, *, seed: int, scale: float = 0.02) -> Path:
+    """A copy of the policy at `base` with Gaussian noise on every weight."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base, path)
+    generator = torch.Generator().manual_seed(seed)
+    weights = load_file(path / "model.safetensors")
+    noisy = {name: w + scale * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+    save_file(noisy, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+class Witness:
+    """A policy in transformers: log-probs that owe nothing to vLLM."""
+
+    def __init__(self, path: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self._model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype="float32").eval()
+
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """log p(token_ids[i + 1] | token_ids[:i + 1])."""
+        import torch
+
+        ids = torch.tensor([list(token_ids)])
+        with torch.no_grad():
+            logp = torch.log_softmax(self._model(ids).logits[0, :-1], dim=-1)
+        return logp.gather(1, ids[0, 1:, None])[:, 0].tolist()
+
+    def of_response(self, turn: Turn) -> list[float]:
+        return self.logprobs(turn.prompt_ids + turn.response_ids)[len(turn.prompt_ids) - 1 :]
+
+
+def release_of(path: Path, version: int, *, previous: int | None = 0) -> Release:
+    """A release with the fingerprint that transformers computes."""
+    token_ids = ChatFormat(path).text_ids(FINGERPRINT_TEXT)
+    fingerprint = Fingerprint(token_ids=token_ids, logprobs=tuple(Witness(path).logprobs(token_ids)))
+    return Release(policy_version=version, path=str(path), previous_version=previous, fingerprint=fingerprint)
+
+
+def point(layout: Layout, release: Release) -> None:
+    write_json(layout.release_pointer, release)
