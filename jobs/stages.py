@@ -1,21 +1,246 @@
 """The stages of the wheel, wired for one run: what `sdpo_ray.cycle` calls, with every real part behind it."""
 
 import asyncio
+import logging
+import os
+import random
+import subprocess
 import threading
-from collections.abc import Callable
+import time
+from functools import partial
 from pathlib import Path
 
 from sdpo_ray.config import Run
 from sdpo_ray.curate.stream import Curator
 from sdpo_ray.cycle import Begun, Outcome, Stages
 from sdpo_ray.distill.launch import distill
-from sdpo_ray.errors import ReleaseError, SwapError
+from sdpo_ray.errors import ConfigError, ReleaseError, SwapError
 from sdpo_ray.evaluate.endpoint import Answers, generate, load_answers, save_answers
 from sdpo_ray.evaluate.suite import examine
 from sdpo_ray.promote import gate
+from sdpo_ray.promote.follow import Move, follow_alias
+from sdpo_ray.promote.ledger import Entry
 from sdpo_ray.promote.registry import Registry
-from sdpo_ray.promote.release import confirm, point_at
+from sdpo_ray.promote.release import confirm, point_at, rollback, served_release
 from sdpo_ray.records import Candidate, Decision, Release, Report, Snapshot, Verdict
 from sdpo_ray.simulate.users import PERSONAS, judge
-from sdpo_ray.simulate.world import held_out_prompts, is_right
+from sdpo_ray.simulate.world import is_right, sample_prompt
 from sdpo_ray.storage import Layout, read_json, write_json
+from sdpo_ray.telemetry import Counters, EventFile
+
+logger = logging.getLogger(__name__)
+
+BASE_VERSION = 0
+_PROGRESS_EVERY = 16
+
+
+class Wheel:
+    """Everything one run's stages need. `stages` is what a cycle runs."""
+
+    def __init__(self, run: Run, curator: Curator, registry: Registry, events: EventFile) -> None:
+        self._run = run
+        self._layout = Layout(run.directory)
+        self._curator = curator
+        self._registry = registry
+        self._events = events
+        self._url = f"http://{run.serve.host}:{run.serve.port}"
+        self._moving = threading.Lock()
+        """Held by whoever moves alias and pointer: the release stage, or the thread that follows people."""
+        if run.simulate.persona not in PERSONAS:
+            raise ConfigError(f"simulate.persona: {run.simulate.persona!r} is none of {', '.join(PERSONAS)}")
+
+    @property
+    def stages(self) -> Stages:
+        return Stages(
+            draw=self._draw, distill=self._distill, evaluate=self._evaluate, decide=self._decide, release=self._release
+        )
+
+    def champion(self) -> Release:
+        """What users are served. Raises ReleaseError before anything is."""
+        release = served_release(self._layout)
+        if release is None:
+            raise ReleaseError(f"nothing is served from {self._layout.root} yet: deploy serve/config.yaml first")
+        return release
+
+    def follow(self) -> None:
+        """Serve what a person moved the alias `champion` to, where that is something users may meet."""
+        with self._moving:
+            followed = follow_alias(
+                self._layout,
+                champion=self._registry.champion_version,
+                set_champion=self._registry.set_champion,
+                passed=self._passed,
+            )
+        if followed.move is Move.STAY:
+            return
+        name = "alias_followed" if followed.move is Move.FOLLOW else "alias_restored"
+        self._events.write(name, 0, asked=followed.alias_version, champion=followed.release.policy_version)
+
+    def _passed(self, policy_version: int) -> Candidate | None:
+        """The candidate of a version that the gate promoted, by our own records: people can edit MLflow's."""
+        directory = self._layout.cycle(policy_version)
+        if not (directory / "decide.json").exists():
+            return None
+        verdict = read_json(directory / "decide.json", Decision).verdict
+        return read_json(directory / "distill.json", Candidate) if verdict is Verdict.PROMOTE else None
+
+    def _draw(self, begun: Begun) -> Snapshot:
+        return self._curator.draw(begun.cycle, seed=begun.seed, champion_version=begun.parent_version)
+
+    def _distill(self, begun: Begun, snapshot: Snapshot) -> Candidate:
+        return distill(
+            snapshot=snapshot,
+            parent=read_json(self._layout.release(begun.parent_version), Release),
+            policy_version=begun.policy_version,
+            out=self._layout.candidate(begun.policy_version),
+            config=self._run.distill,
+            max_model_len=self._run.policy.max_model_len,
+            seed=begun.seed,
+            on_step=partial(self._progress, begun.cycle, "distill"),
+        )
+
+    def _evaluate(self, begun: Begun, candidate: Candidate) -> Report:
+        champion = self.champion()
+        base = read_json(self._layout.release(BASE_VERSION), Release)
+        persona = PERSONAS[self._run.simulate.persona]
+        counters = Counters.empty()
+        report = examine(
+            candidate=self._answers(begun.cycle, candidate),
+            base=self._answers(begun.cycle, base),
+            champion=self._answers(begun.cycle, champion),
+            judge=partial(judge, persona),
+            is_right=is_right,
+            policy_version=candidate.policy_version,
+            base_version=base.policy_version,
+            champion_version=champion.policy_version,
+            confidence=self._run.evaluate.confidence,
+            counters=counters,
+        )
+        for name, n in counters.values.items():
+            self._events.write("swallowed", begun.cycle, what=name, n=n)
+        write_json(self._layout.evaluation(candidate.policy_version) / "report.json", report)
+        return report
+
+    def _answers(self, cycle: int, policy: Candidate | Release) -> Answers:
+        """A policy's answers to the examination, from the engine that would serve it; asked for once."""
+        prompts = examination(self._run.evaluate.num_prompts)
+        path = self._layout.evaluation(policy.policy_version) / "answers.json"
+        if path.exists():
+            answers = load_answers(path)
+            if [answer.prompt for answer in answers] == prompts:
+                return answers
+        examined = Release(
+            policy_version=policy.policy_version,
+            path=policy.path,
+            previous_version=None,
+            fingerprint=policy.fingerprint,
+            released_at_s=time.time(),
+        )
+        write_json(self._layout.exam_pointer, examined)
+        confirm(f"{self._url}/examiner", policy.policy_version, timeout_s=self._run.promote.confirm_timeout_s)
+        settings = self._run.evaluate
+        answers = asyncio.run(
+            generate(
+                f"{self._url}/examiner/v1",
+                self._layout.exam_key.read_text(),
+                self._run.serve.served_name,
+                prompts,
+                policy_version=policy.policy_version,
+                max_tokens=settings.max_tokens,
+                temperature=settings.temperature,
+                # The same for every policy: pairs differ by their policies, not by their dice.
+                seed=self._run.seed,
+                concurrency=settings.concurrency,
+                on_progress=lambda done: self._progress(cycle, "evaluate", done, len(prompts)),
+            )
+        )
+        save_answers(path, answers)
+        return answers
+
+    def _decide(self, begun: Begun, candidate: Candidate, report: Report) -> Decision:
+        decision = gate.decide(report, self._run.promote)
+        self._registry.record_cycle(
+            Entry(
+                cycle=begun.cycle,
+                seed=begun.seed,
+                commit=code_commit(),
+                run=self._run,
+                snapshot=read_json(self._layout.snapshot(begun.cycle) / "snapshot.json", Snapshot),
+                candidate=candidate,
+                report=report,
+                decision=decision,
+            )
+        )
+        return decision
+
+    def _release(self, begun: Begun, candidate: Candidate, report: Report, decision: Decision) -> Outcome:
+        verdict, reasons = decision.verdict, decision.reasons
+        if verdict is Verdict.PROMOTE and self._run.promote.require_review:
+            verdict, reasons = self._reviewed(begun.cycle, decision)
+        if verdict is Verdict.PROMOTE:
+            verdict, reasons = self._promote(candidate, report, reasons)
+        return Outcome(
+            cycle=begun.cycle,
+            policy_version=candidate.policy_version,
+            verdict=verdict,
+            reasons=reasons,
+            champion_version=self.champion().policy_version,
+        )
+
+    def _reviewed(self, cycle: int, decision: Decision) -> tuple[Verdict, tuple[str, ...]]:
+        """Wait for a person to tag the model version `review=approved` or `review=rejected` in MLflow."""
+        self._events.write("awaiting_review", cycle, policy_version=decision.policy_version)
+        while (review := self._registry.review(decision.policy_version)) is None:
+            time.sleep(self._run.promote.poll_s)
+        self._events.write("reviewed", cycle, policy_version=decision.policy_version, review=review)
+        if review == "approved":
+            return Verdict.PROMOTE, decision.reasons
+        return Verdict.REJECT, (f"v{decision.policy_version} was rejected in review",)
+
+    def _promote(
+        self, candidate: Candidate, report: Report, reasons: tuple[str, ...]
+    ) -> tuple[Verdict, tuple[str, ...]]:
+        """Move alias and pointer, and wait until users are served the candidate; undone when an engine refuses it."""
+        with self._moving:
+            champion = self.champion()
+            if champion.policy_version not in (report.champion_version, candidate.policy_version):
+                moved = f"the champion became v{champion.policy_version} after the examination"
+                return Verdict.HOLD, (f"{moved} against v{report.champion_version}",)
+            self._registry.set_champion(candidate.policy_version)
+            release = point_at(self._layout, candidate)
+            try:
+                confirm(
+                    self._url,
+                    candidate.policy_version,
+                    timeout_s=self._run.promote.confirm_timeout_s,
+                    answers=self._run.serve.num_replicas,
+                )
+            except SwapError as error:
+                back = release.previous_version if release.previous_version is not None else BASE_VERSION
+                self._registry.set_champion(back)
+                rollback(self._layout, back)
+                return Verdict.REJECT, (str(error),)
+        return Verdict.PROMOTE, reasons
+
+    def _progress(self, cycle: int, stage: str, done: int, total: int) -> None:
+        if done % _PROGRESS_EVERY == 0 or done == total or total < 4 * _PROGRESS_EVERY:
+            self._events.write("progress", cycle, stage=stage, done=done, total=total)
+
+
+def examination(num_prompts: int) -> list[str]:
+    """Distinct held-out prompts, the same ones in every run."""
+    rng = random.Random("examination")
+    prompts: dict[str, None] = {}
+    while len(prompts) < num_prompts:
+        prompts[sample_prompt(rng, "held_out").prompt] = None
+    return list(prompts)
+
+
+def code_commit() -> str:
+    """Git commit of this code: `SDPO_COMMIT` where a job runs in a copy of the tree, else what git says."""
+    if stated := os.environ.get("SDPO_COMMIT"):
+        return stated
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return asked.stdout.strip()

@@ -8,7 +8,7 @@
 
 Every result is written to the cycle's directory before the next stage begins, and a stage whose result is
 there is not run again: a job killed anywhere goes on where it was. A stage killed half-way runs again, so
-each of them must be safe to repeat.
+each of them must be safe to repeat. An update that the learner itself refuses is a rejected cycle.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from sdpo_ray.errors import LearnerError
 from sdpo_ray.records import Candidate, Decision, Report, Snapshot, Verdict
 from sdpo_ray.storage import read_json, write_json
 from sdpo_ray.telemetry import EventFile
@@ -71,7 +72,17 @@ def turn(begun: Begun, stages: Stages, directory: Path, events: EventFile) -> Ou
         return result
 
     snapshot = once("draw", Snapshot, lambda: stages.draw(begun))
-    candidate = once("distill", Candidate, lambda: stages.distill(begun, snapshot))
+    try:
+        candidate = once("distill", Candidate, lambda: stages.distill(begun, snapshot))
+    except LearnerError as error:
+        refused = Outcome(
+            cycle=begun.cycle,
+            policy_version=begun.policy_version,
+            verdict=Verdict.REJECT,
+            reasons=(f"no candidate: {error}",),
+            champion_version=begun.parent_version,
+        )
+        return once("release", Outcome, lambda: refused)
     report = once("evaluate", Report, lambda: stages.evaluate(begun, candidate))
     decision = once("decide", Decision, lambda: stages.decide(begun, candidate, report))
     return once("release", Outcome, lambda: stages.release(begun, candidate, report, decision))

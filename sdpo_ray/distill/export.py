@@ -13,6 +13,7 @@ from sdpo_ray.errors import LearnerError
 from sdpo_ray.records import Candidate, Fingerprint, Refusal, Snapshot, StepMetrics
 from sdpo_ray.storage import sealed_directory, write_json
 
+Dtype = Literal["float32", "bfloat16"]
 CANDIDATE_FILE = "candidate.json"
 _WEIGHTS = "model.safetensors"
 _COMPANIONS = (
@@ -25,6 +26,16 @@ _COMPANIONS = (
     "merges.txt",
     "chat_template*",
 )
+
+
+def load_policy(path: Path, dtype: Dtype = "float32") -> Any:
+    """The causal language model of transformers at `path`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(str(path), dtype=getattr(torch, dtype))
 
 
 def gather_weights(model: Any, parent: Path) -> dict[str, Any]:
@@ -78,13 +89,12 @@ def export(
     return candidate
 
 
-def fingerprint(path: Path, dtype: Literal["float32", "bfloat16"] = "float32") -> Fingerprint:
+def fingerprint(path: Path, dtype: Dtype = "float32") -> Fingerprint:
     """Log-probs that transformers gives the fixed text under the policy at `path`, computed in `dtype`."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     token_ids = ChatFormat(path).text_ids(FINGERPRINT_TEXT)
-    model = AutoModelForCausalLM.from_pretrained(str(path), dtype=getattr(torch, dtype)).eval()
+    model = load_policy(path, dtype).eval()
     ids_BS = torch.tensor([token_ids])
     with torch.no_grad():
         logprobs_SV = model(input_ids=ids_BS, use_cache=False).logits[0].float().log_softmax(-1)

@@ -79,7 +79,7 @@ def examples(
     for interaction in interactions:
         match example(interaction, chat, max_model_len):
             case Unusable() as reason:
-                refused.add(reason)
+                refused.add(reason.value)
             case Example() as found:
                 usable.append(found)
     return usable

@@ -31,8 +31,9 @@ def distill(
     """Train `parent` on `snapshot` and seal the candidate at `out`; needs a Ray cluster that is connected to.
 
     Safe to repeat: a candidate already sealed at `out` is returned as it is. `on_step(step, num_steps)` is called
-    in this thread while the workers run. A lost worker group is started again once, from the first step. Raises
-    LearnerError when there is no candidate to be had, or when `out` holds another update's.
+    in this thread while the workers run; `num_steps` counts refused interactions too. A lost worker group is started
+    again once, from the first step. Raises LearnerError when there is no candidate to be had, or when `out` holds
+    another update's.
     """
     out = out.absolute()
     if is_ready(out):
@@ -70,9 +71,7 @@ def _run(job: Job, scratch: Path, on_step: Callable[[int, int], None] | None) ->
         partial(train, job),
         scaling_config=ScalingConfig(num_workers=job.config.num_workers, use_gpu=job.config.use_gpu),
         torch_config=TorchConfig(backend="nccl" if job.config.use_gpu else "gloo"),
-        run_config=RunConfig(
-            name="ray", storage_path=str(scratch), failure_config=FailureConfig(max_failures=1)
-        ),
+        run_config=RunConfig(name="ray", storage_path=str(scratch), failure_config=FailureConfig(max_failures=1)),
     )
     outcome: list[str | None] = []
     failure: list[BaseException] = []
@@ -95,7 +94,7 @@ def _run(job: Job, scratch: Path, on_step: Callable[[int, int], None] | None) ->
             on_step(done, total)
         seen = done
     if failure:
-        raise LearnerError(f"the learner's workers failed twice: {failure[0]}") from failure[0]
+        raise LearnerError(f"the training run failed: {failure[0]}") from failure[0]
     return outcome[0]
 
 

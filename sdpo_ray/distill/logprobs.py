@@ -25,7 +25,7 @@ def linear_logprobs(
     return _LinearLogprobs.apply(hidden_ND, weight_VD, target_N, temperature_N, chunk_tokens)
 
 
-class ResponseScorer(nn.Module):
+class ResponseScorer(nn.Module):  # type: ignore[misc]
     """A causal language model of transformers that scores the responses in `Rows`.
 
     The output weights belong to a module of their own, so that ZeRO-3 gathers them once for all chunks.
@@ -47,7 +47,7 @@ class ResponseScorer(nn.Module):
         return scored
 
 
-class _Head(nn.Module):
+class _Head(nn.Module):  # type: ignore[misc]
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
         self.weight = weight
@@ -56,7 +56,7 @@ class _Head(nn.Module):
         return linear_logprobs(hidden_ND, self.weight, target_N, temperature_N)
 
 
-class _LinearLogprobs(torch.autograd.Function):
+class _LinearLogprobs(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, temperature_N: Tensor, chunk_tokens: int
@@ -75,7 +75,7 @@ class _LinearLogprobs(torch.autograd.Function):
         return torch.cat(logprobs)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_ND, weight_VD, target_N, temperature_N = ctx.saved_tensors
         grad_hidden_ND = torch.empty_like(hidden_ND)

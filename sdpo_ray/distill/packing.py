@@ -82,9 +82,7 @@ def _length(item: Example) -> int:
     return max(len(item.prompt_ids), len(item.hindsight_ids)) + len(item.response_ids)
 
 
-def _spread(
-    values: Sequence[float], counts: Sequence[int], dtype: torch.dtype, device: torch.device | None
-) -> Tensor:
+def _spread(values: Sequence[float], counts: Sequence[int], dtype: torch.dtype, device: torch.device | None) -> Tensor:
     """Each value repeated for every scored token of its row."""
     repeats = torch.tensor(counts, dtype=torch.long, device=device)
     return torch.tensor(values, dtype=dtype, device=device).repeat_interleave(repeats)

@@ -54,11 +54,7 @@ def num_steps(num_examples: int, config: Distill) -> int:
     return config.epochs * math.ceil(num_examples / config.batch_size)
 
 
-def LAP(n):
-    import time; print('LAP', n, f'{time.time()%1000:.2f}', flush=True)
-
 def _train(job: Job) -> None:
-    LAP('train')
     import ray.train
 
     from sdpo_ray.distill.export import export, gather_weights
@@ -67,13 +63,15 @@ def _train(job: Job) -> None:
     if is_ready(job.out):
         # An earlier attempt of this run was lost after it had sealed the candidate.
         return
-    refused = Counters.empty();LAP('imports1')
+    refused = Counters.empty()
     parent = Path(job.parent.path)
     usable = examples(_interactions(job.snapshot), ChatFormat(parent), job.max_model_len, refused)
     if not usable:
         raise LearnerError(f"no interaction of {job.snapshot.snapshot_id} can be learned from: {dict(refused.values)}")
-    LAP('examples');learner = _Learner(parent, job.config);LAP('learner')
+    learner = _Learner(parent, job.config)
     first = ray.train.get_context().get_world_rank() == 0
+    if first:
+        job.progress.write_bytes(b"")
     steps: list[StepMetrics] = []
     for batch in batches(usable, job.config.batch_size, job.config.epochs, job.seed):
         metrics, num_dropped = learner.step(len(steps) + 1, batch)
@@ -83,7 +81,7 @@ def _train(job: Job) -> None:
         if first:
             with job.progress.open("ab") as file:
                 file.write(msgspec.json.encode(metrics) + b"\n")
-    LAP('steps');weights = gather_weights(learner.model, parent)
+    weights = gather_weights(learner.model, parent)
     if first:
         export(
             weights,
@@ -115,12 +113,11 @@ class _Learner:
         if not config.use_gpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed
-        import torch
-        from transformers import AutoModelForCausalLM
 
+        from sdpo_ray.distill.export import load_policy
         from sdpo_ray.distill.logprobs import ResponseScorer
 
-        LAP('ds import');deepspeed.utils.logger.setLevel(logging.WARNING)
+        deepspeed.utils.logger.setLevel(logging.WARNING)
         if not config.use_gpu:
             # It would compile its shared-memory collectives at first use: a minute and a compiler, for what gloo does.
             deepspeed.ops.__compatible_ops__ = {}
@@ -128,8 +125,7 @@ class _Learner:
         self._rank, self._num_workers = context.get_world_rank(), context.get_world_size()
         self._device = ray.train.torch.get_device()
         self._config = config
-        self.model: Any = AutoModelForCausalLM.from_pretrained(str(parent), dtype=torch.float32)
-        LAP('model')
+        self.model = load_policy(parent)
         # Dropout would make the teacher and the student two policies.
         scorer = ResponseScorer(self.model).eval()
         self._engine, *_ = deepspeed.initialize(
@@ -209,4 +205,3 @@ def deepspeed_config(config: Distill) -> dict[str, Any]:
             },
         },
     }
-

@@ -22,6 +22,7 @@ def training_curves(steps: Sequence[StepMetrics], path: Path) -> None:
         axes = figure.add_subplot(2, 2, place)
         axes.plot([step.step for step in steps], [getattr(step, name) for step in steps], marker=".")
         axes.set(xlabel="optimizer step", title=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
 
@@ -31,9 +32,9 @@ def score_intervals(report: Report, path: Path) -> None:
     figure = Figure(figsize=(9, 0.4 * len(report.scores) + 1.5), layout="constrained")
     axes = figure.add_subplot()
     for row, score in enumerate(reversed(report.scores)):
-        axes.errorbar(
-            score.value, row, xerr=[[score.value - score.low], [score.high - score.value]], fmt="o", capsize=3
-        )
+        # A report that contradicts itself is refused by the gate, and must still be seen.
+        below, above = max(0.0, score.value - score.low), max(0.0, score.high - score.value)
+        axes.errorbar(score.value, row, xerr=[[below], [above]], fmt="o", color="C0", capsize=3)
         axes.annotate(f"{score.value:.3f}", (score.value, row), xytext=(0, 6), textcoords="offset points", ha="center")
     axes.set_yticks(range(len(report.scores)), [_label(score) for score in reversed(report.scores)])
     axes.axvline(0.5, color="grey", linestyle=":", linewidth=1)

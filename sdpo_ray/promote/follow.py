@@ -66,8 +66,8 @@ def follow_alias(
     move = next_move(
         alias=alias, served=served.policy_version, was_released=was_released, passed_gate=candidate is not None
     )
-    if move is Move.RESTORE:
-        set_champion(served.policy_version)
-    elif move is Move.FOLLOW:
+    if move is Move.FOLLOW:
         served = point_at(layout, candidate) if candidate is not None else rollback(layout, alias)
+    if move is not Move.STAY:
+        set_champion(served.policy_version)
     return Followed(move=move, alias_version=alias, release=served)

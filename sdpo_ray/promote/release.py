@@ -52,11 +52,11 @@ def released_versions(layout: Layout) -> frozenset[int]:
     return frozenset(int(path.stem.removeprefix("v")) for path in layout.release(0).parent.glob("v*.json"))
 
 
-def rollback(layout: Layout, to: int | None = None) -> Release:
-    """Point back at version `to`, or at the one that was served before the present one.
+def release_to_restore(layout: Layout, to: int | None = None) -> Release:
+    """The release that `rollback` would point at: version `to`, or the one served before the present one.
 
-    The version left behind keeps its record. Raises ReleaseError, saying which versions there are, when `to`
-    was never released or there is nothing to go back to.
+    Raises ReleaseError, saying which versions there are, when `to` was never released or there is nothing to
+    go back to.
     """
     served = served_release(layout)
     known = released_versions(layout)
@@ -67,8 +67,13 @@ def rollback(layout: Layout, to: int | None = None) -> Release:
         raise ReleaseError(f"v{served.policy_version} is the first release; released so far: {_list(known)}")
     if wanted not in known:
         raise ReleaseError(f"v{wanted} was never released; released so far: {_list(known)}")
-    back = read_json(layout.release(wanted), Release)
-    if wanted != served.policy_version:
+    return read_json(layout.release(wanted), Release)
+
+
+def rollback(layout: Layout, to: int | None = None) -> Release:
+    """Point at an earlier release again. The version left behind keeps its record. Raises as `release_to_restore`."""
+    back = release_to_restore(layout, to)
+    if back != served_release(layout):
         write_json(layout.release_pointer, back)
     return back
 

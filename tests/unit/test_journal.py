@@ -140,17 +140,17 @@ def test_a_turn_is_acknowledged_after_the_sync_and_not_before(tmp_path, monkeypa
 
 
 def test_turns_that_wait_together_share_one_sync(tmp_path, monkeypatch):
-    syncs, go = [], threading.Event()
+    syncs, asked, go = [], threading.Event(), threading.Event()
 
     def first_waits(fd: int) -> None:
         syncs.append(fd)
+        asked.set()
         assert go.wait(10)
 
     monkeypatch.setattr(os, "fdatasync", first_waits)
     journal = Journal(tmp_path, segment_bytes=MIB)
     waiting = [journal.append(turn("t0"))]
-    while not syncs:
-        pass
+    assert asked.wait(10)
     waiting += [journal.append(turn(f"t{n}")) for n in range(1, 100)]
     go.set()
     for durable in waiting:

@@ -60,13 +60,24 @@ def test_two_of_three_are_drawn_as_one_after_the_other_without_replacement():
     two = config(snapshot_size=2, recency_half_life=1)
     draws = 20_000
     left_out = Counter(
-        ({"i0000", "i0001", "i0002"} - set(draw(light(3), champion_version=0, seed=seed, config=two).interaction_ids)).pop()
+        (
+            {"i0000", "i0001", "i0002"} - set(draw(light(3), champion_version=0, seed=seed, config=two).interaction_ids)
+        ).pop()
         for seed in range(draws)
     )
     assert left_out["i0002"] / draws == pytest.approx(11 / 105, abs=0.0138)
     # P(b left out) = 4/7 * 1/3 + 1/7 * 4/6 = 2/7, and P(c left out) = 4/7 * 2/3 + 2/7 * 4/5 = 64/105.
     assert left_out["i0001"] / draws == pytest.approx(2 / 7, abs=0.0138)
     assert left_out["i0000"] / draws == pytest.approx(64 / 105, abs=0.0138)
+
+
+def test_the_order_of_training_has_nothing_to_do_with_age():
+    draws = 20_000
+    first = Counter(
+        draw(light(3), champion_version=0, seed=seed, config=config(recency_half_life=1)).interaction_ids[0]
+        for seed in range(draws)
+    )
+    assert [first[f"i{n:04d}"] / draws for n in range(3)] == pytest.approx([1 / 3] * 3, abs=0.0138)
 
 
 def test_rows_too_old_for_a_floating_point_weight_are_still_ordered():

@@ -1,0 +1,179 @@
+"""The main job: turn the wheel, forever or for some turns.
+
+    ray job submit --working-dir . -- python jobs/continual.py --run jobs/recipes/laptop.toml
+
+Gather interactions from live traffic, draw a snapshot, make an update, examine it, decide, release. Killed at
+any moment it goes on where it was when it is started again; SIGTERM stops it cleanly. Serving must be up.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
+from sdpo_ray.config import Run
+from sdpo_ray.cycle import Begun, Outcome, begin, next_cycle, turn
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.records import Snapshot
+from sdpo_ray.storage import Layout, read_json
+from sdpo_ray.telemetry import EventFile
+
+if TYPE_CHECKING:
+    from jobs.stages import Wheel
+    from sdpo_ray.curate.stream import Curator
+
+GATHER_S = 1.0
+"""Seconds between two looks at the journal."""
+
+
+def continual(run: Run, turns: int) -> list[Outcome]:
+    """Turn the wheel `turns` times (0: until the process is stopped). Returns how each turn ended."""
+    import ray
+
+    from jobs.stages import BASE_VERSION, Wheel
+    from sdpo_ray.capture.segments import SegmentLog
+    from sdpo_ray.curate.stream import Curator
+    from sdpo_ray.promote.registry import Registry
+    from sdpo_ray.records import Release
+
+    layout = Layout(run.directory)
+    events = EventFile(layout.events)
+    with alone(layout.root):
+        ray.init(address="auto", ignore_reinit_error=True, log_to_driver=False)
+        registry = Registry(layout, model_name=run.promote.model_name, tracking_uri=run.promote.tracking_uri)
+        curator = Curator(layout, run.curate, SegmentLog(layout.journal))
+        wheel = Wheel(run, curator, registry, events)
+        wheel.champion()
+        registry.register_base(read_json(layout.release(BASE_VERSION), Release))
+        with following(wheel, run.promote.poll_s):
+            outcomes: list[Outcome] = []
+            while not turns or len(outcomes) < turns:
+                outcomes.append(one_turn(run, layout, wheel, curator, events))
+    return outcomes
+
+
+def one_turn(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", events: EventFile) -> Outcome:
+    """The next cycle, or what is left of the one that was interrupted."""
+    cycle = next_cycle(layout.root / "cycles")
+    directory = layout.cycle(cycle)
+    if not (directory / "begun.json").exists():
+        gather(run, layout, wheel, curator, events, cycle)
+
+    def make() -> Begun:
+        parent = wheel.champion().policy_version
+        return Begun(cycle=cycle, policy_version=cycle, parent_version=parent, seed=run.seed * 1_000_003 + cycle)
+
+    outcome = turn(begin(directory, make), wheel.stages, directory, events)
+    events.write(
+        "outcome",
+        cycle,
+        policy_version=outcome.policy_version,
+        verdict=outcome.verdict.value,
+        reasons="; ".join(outcome.reasons),
+        champion=outcome.champion_version,
+    )
+    typer.echo(f"cycle {cycle}: v{outcome.policy_version} {outcome.verdict}: {'; '.join(outcome.reasons)}")
+    return outcome
+
+
+def gather(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", events: EventFile, cycle: int) -> None:
+    """Curate what arrives until there is enough for a cycle."""
+    since = last_draw(layout, cycle)
+    refused: Counter[str] = Counter()
+    with events.stage("gather", cycle):
+        while True:
+            progress = curator.advance()
+            refused += progress.refused
+            champion = wheel.champion().policy_version
+            ready = curator.count_new(since=since, champion_version=champion)
+            if progress.turns_shipped or ready >= run.curate.min_new_interactions:
+                events.write(
+                    "gathered",
+                    cycle,
+                    new=ready,
+                    needed=run.curate.min_new_interactions,
+                    turns=progress.turns_total,
+                    interactions=progress.interactions_total,
+                    **{f"refused.{reason}": n for reason, n in refused.items()},
+                )
+            if ready >= run.curate.min_new_interactions:
+                return
+            time.sleep(GATHER_S)
+
+
+def last_draw(layout: Layout, cycle: int) -> int:
+    """Version of the table `interactions` that the cycle before drew from; 0 for the first."""
+    path = layout.cycle(cycle - 1) / "draw.json"
+    return read_json(path, Snapshot).table_version if path.exists() else 0
+
+
+@contextlib.contextmanager
+def following(wheel: "Wheel", poll_s: float) -> Iterator[None]:
+    """Follow the alias `champion` in the background, so that a person's rollback never waits for a stage."""
+    done = threading.Event()
+    failures: list[Exception] = []
+
+    def follow() -> None:
+        while not done.wait(poll_s):
+            try:
+                wheel.follow()
+            except Exception as error:
+                # The registry may be away for a while; the wheel itself fails loudly when it needs it.
+                failures.append(error)
+
+    thread = threading.Thread(target=follow, name="alias", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        if failures:
+            typer.echo(f"the registry did not answer {len(failures)} times; last: {failures[-1]}", err=True)
+
+
+@contextlib.contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold the run's lock. Raises ConfigError while another wheel turns on the same run."""
+    root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(root / "continual.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ConfigError(f"another continual job is at work on {root}: stop it, or set another root") from None
+    finally:
+        os.close(descriptor)
+
+
+def stop(signum: int, frame: FrameType | None) -> None:
+    """Leave at once: whatever is half-done is done again, and nothing is done twice."""
+    typer.echo("stopped; the next start goes on where this one was")
+    raise SystemExit(0)
+
+
+def main(
+    run: RunFile = LAPTOP,
+    overrides: Overrides = None,
+    print_config: PrintConfig = False,
+    turns: Annotated[int, typer.Option(help="Stop after so many turns; 0 goes on for ever.", min=0)] = 0,
+) -> None:
+    """Turn the wheel: gather, draw, distill, evaluate, decide, release."""
+    resolved = read_run(run, overrides, print_config)
+    signal.signal(signal.SIGTERM, stop)
+    with plain_errors():
+        continual(resolved, turns)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,224 @@
+"""`make demo`: the whole wheel on this machine, with every real part, watched on one screen.
+
+Starts Ray, the Serve application and simulated users; submits `jobs/continual.py` as a user would; goes on until
+three updates are promoted and one reckless one is refused; writes summary.json and figure.png; stops everything
+it started. Exits with 1 when what it must show does not hold.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.live import Live
+
+from jobs.commandline import LAPTOP, command, plain_errors
+from jobs.figure import draw
+from jobs.local import LocalCluster, free_port, require_port, stop_tree
+from jobs.screen import Screen
+from jobs.simulate import Traffic
+from jobs.stages import code_commit
+from jobs.summary import failures, summarize
+from sdpo_ray.config import Run, load_run
+from sdpo_ray.errors import ConfigError, SdpoError
+from sdpo_ray.storage import Layout, read_json, write_json
+from sdpo_ray.telemetry import read_events
+
+REPOSITORY = Path(__file__).parent.parent
+RECKLESS = "distill.learning_rate=0.02"
+"""Fifty times the recipe's: the update whose refusal the demo shows."""
+PROMOTIONS = 3
+MAX_CYCLES = 9
+NUM_CPUS = 4
+"""Ray's logical CPUs: two engines, the learner and the stage take turns on two cores."""
+DEPLOY_TIMEOUT_S = 240
+MIN_FREE_BYTES = 2 << 30
+
+
+class Demo:
+    """One demonstration: what runs, and what it shows."""
+
+    def __init__(self, run_file: Path, overrides: list[str]) -> None:
+        self._run_file = run_file
+        self._overrides = overrides
+        self.run: Run = load_run(run_file, overrides)
+        self.layout = Layout(self.run.directory)
+        self.log = self.layout.root / "demo.log"
+        self.screen = Screen(self.run)
+        self.stats = self.layout.root / "traffic.json"
+        self.seconds: dict[str, float] = {}
+
+    def go(self, *, keep: bool) -> list[str]:
+        """Run it all. Returns what does not hold, in words; nothing when all does."""
+        began = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            live = stack.enter_context(Live(self.screen, refresh_per_second=4, transient=False))
+            cluster = self._timed("ray", lambda: stack.enter_context(LocalCluster(num_cpus=NUM_CPUS, log=self.log)))
+            self._timed("serve", lambda: self._deploy(cluster))
+            with self._users(cluster):
+                self._turn_the_wheel(cluster)
+                self._see_the_champion()
+            self._run_job(cluster, ["jobs/curate.py", *self._arguments()])
+            self.seconds["total"] = time.monotonic() - began
+            summary = summarize(self.run, read_json(self.stats, Traffic), self.seconds)
+            write_json(self.layout.root / "summary.json", summary)
+            draw(summary, self.layout.root / "figure.png")
+            self.screen.say("done")
+            live.refresh()
+            live.stop()
+            if keep:
+                self._stay(cluster)
+        return failures(summary)
+
+    def _timed(self, name: str, work: Any) -> Any:
+        self.screen.say(f"starting {name}")
+        began = time.monotonic()
+        result = work()
+        self.seconds[f"start_{name}"] = time.monotonic() - began
+        return result
+
+    def _deploy(self, cluster: LocalCluster) -> None:
+        """Deploy serve/config.yaml declaratively, with this run's file, port and overrides in it."""
+        config = yaml.safe_load((REPOSITORY / "serve" / "config.yaml").read_text())
+        config["http_options"] |= {"host": self.run.serve.host, "port": self.run.serve.port}
+        for application in config["applications"]:
+            application["args"] |= {"run_file": str(self._run_file), "overrides": self._overrides}
+        url = f"{cluster.dashboard}/api/serve/applications/"
+        request = urllib.request.Request(url, json.dumps(config).encode(), {"content-type": "application/json"}, method="PUT")
+        urllib.request.urlopen(request, timeout=60).close()
+        deadline = time.monotonic() + DEPLOY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with urllib.request.urlopen(url, timeout=30) as reply:
+                applications = json.load(reply)["applications"]
+            states = {name: application["status"] for name, application in applications.items()}
+            if len(states) == len(config["applications"]) and set(states.values()) == {"RUNNING"}:
+                return
+            if "DEPLOY_FAILED" in states.values():
+                words = "; ".join(str(application["message"]) for application in applications.values())
+                raise ConfigError(f"Ray Serve could not deploy: {words[-2000:]}")
+            time.sleep(0.5)
+        raise ConfigError(f"Ray Serve was not ready after {DEPLOY_TIMEOUT_S} s: {states}; see {self.log}")
+
+    @contextlib.contextmanager
+    def _users(self, cluster: LocalCluster) -> Iterator[None]:
+        arguments = ["jobs/simulate.py", *self._arguments(), "--stats", str(self.stats)]
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments], env=cluster.environment, cwd=REPOSITORY, stdout=log, stderr=log
+            )
+        try:
+            yield
+            self.screen.say("the users say goodbye")
+            process.terminate()
+            process.wait(timeout=90)
+        finally:
+            stop_tree(process.pid)
+
+    def _turn_the_wheel(self, cluster: LocalCluster) -> None:
+        self._submit(cluster, turns=2)
+        self._submit(cluster, turns=1, overrides=[RECKLESS])
+        while self._count("PROMOTE") < PROMOTIONS and len(self._outcomes()) < MAX_CYCLES:
+            self._submit(cluster, turns=max(1, PROMOTIONS - self._count("PROMOTE")))
+
+    def _submit(self, cluster: LocalCluster, *, turns: int, overrides: list[str] | None = None) -> None:
+        """`ray job submit`, as a user would, followed on the screen until the job ends."""
+        arguments = ["jobs/continual.py", *self._arguments(overrides), "--turns", str(turns)]
+        commit = json.dumps({"env_vars": {"SDPO_COMMIT": code_commit()}})
+        submit = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", cluster.dashboard]
+        submit += ["--working-dir", str(REPOSITORY), "--runtime-env-json", commit, "--", sys.executable, *arguments]
+        self._follow(submit, cluster)
+
+    def _run_job(self, cluster: LocalCluster, arguments: list[str]) -> None:
+        self._follow([sys.executable, *arguments], cluster)
+
+    def _follow(self, argv: list[str], cluster: LocalCluster) -> None:
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(argv, env=cluster.environment, cwd=REPOSITORY, stdout=log, stderr=log)
+        try:
+            while process.poll() is None:
+                self._show()
+                time.sleep(0.25)
+        finally:
+            stop_tree(process.pid)
+        self._show()
+        if process.returncode:
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
+            raise SdpoError(f"{' '.join(argv[-8:])} ended with {process.returncode}:\n{tail}")
+
+    def _see_the_champion(self) -> None:
+        """Let the users meet the last release before they leave."""
+        served = self.screen.served
+        deadline = time.monotonic() + 30
+        while str(served) not in read_json(self.stats, Traffic).first_seen_s and time.monotonic() < deadline:
+            self._show()
+            time.sleep(0.25)
+
+    def _show(self) -> None:
+        traffic = read_json(self.stats, Traffic) if self.stats.exists() else Traffic()
+        self.screen.update(read_events(self.layout.events), traffic)
+
+    def _outcomes(self) -> list[Any]:
+        return [event for event in read_events(self.layout.events) if event.name == "outcome"]
+
+    def _count(self, verdict: str) -> int:
+        return sum(event.facts["verdict"] == verdict for event in self._outcomes())
+
+    def _arguments(self, more: list[str] | None = None) -> list[str]:
+        overrides = [*self._overrides, *(more or [])]
+        return ["--run", str(self._run_file), *(part for override in overrides for part in ("--set", override))]
+
+    def _stay(self, cluster: LocalCluster) -> None:
+        """Leave everything up until Ctrl-C, with MLflow's page beside it."""
+        port = free_port()
+        store = f"sqlite:///{self.layout.root}/mlflow.db"
+        mlflow = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--port", str(port)]
+        api = f"http://{self.run.serve.host}:{self.run.serve.port}/v1"
+        with self.log.open("ab") as log:
+            process = subprocess.Popen([*mlflow, "--workers", "1"], stdout=log, stderr=log, env=cluster.environment)
+        message = {"model": self.run.serve.served_name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+        typer.echo(f"\nAPI            {api}\nMLflow         http://127.0.0.1:{port}\nRay dashboard  {cluster.dashboard}")
+        typer.echo(f"\nChat:  curl {api}/chat/completions -H 'content-type: application/json' -d '{json.dumps(message)}'")
+        typer.echo("\nCtrl-C stops everything.")
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            typer.echo("stopping")
+        finally:
+            stop_tree(process.pid)
+
+
+def main(
+    run: Annotated[Path, typer.Option(help="TOML run file.")] = LAPTOP,
+    root: Annotated[Path, typer.Option(help="Where everything is written; emptied first.")] = REPOSITORY / "runs" / "demo",
+    seed: Annotated[int, typer.Option(help="Seed of users, draws and updates.")] = 0,
+    port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
+    keep: Annotated[bool, typer.Option(help="Leave everything up afterwards, until Ctrl-C.")] = False,
+) -> None:
+    """Show the whole wheel: three promotions, one refusal, no failed request."""
+    overrides = [f"root={root.resolve()}", f"seed={seed}", f"serve.port={port}"]
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    with plain_errors():
+        require_port(port, "the API")
+        root.parent.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(root.parent).free) < MIN_FREE_BYTES:
+            raise ConfigError(f"{root.parent} has {free >> 20} MiB free; the demo needs {MIN_FREE_BYTES >> 20} MiB")
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        broken = Demo(run.resolve(), overrides).go(keep=keep)
+    typer.echo(f"{root}/summary.json and {root}/figure.png hold the result")
+    for failure in broken:
+        typer.secho(f"does not hold: {failure}", err=True, fg="red")
+    raise typer.Exit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,41 @@
+"""Serve an earlier release again: move the alias `champion`, then the pointer, then wait for the replicas."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
+from sdpo_ray.storage import Layout
+
+
+def main(
+    run: RunFile = LAPTOP,
+    overrides: Overrides = None,
+    print_config: PrintConfig = False,
+    to: Annotated[int | None, typer.Option(help="Policy version to serve; default: the one before.")] = None,
+) -> None:
+    """Roll the served policy back to an earlier release. No request fails, and the wheel goes on from there."""
+    resolved = read_run(run, overrides, print_config)
+    from sdpo_ray.promote.registry import Registry
+    from sdpo_ray.promote.release import confirm, release_to_restore, rollback
+
+    layout = Layout(resolved.directory)
+    with plain_errors():
+        wanted = release_to_restore(layout, to).policy_version
+        registry = Registry(
+            layout, model_name=resolved.promote.model_name, tracking_uri=resolved.promote.tracking_uri
+        )
+        registry.set_champion(wanted)
+        release = rollback(layout, wanted)
+        url = f"http://{resolved.serve.host}:{resolved.serve.port}"
+        seconds = confirm(
+            url,
+            release.policy_version,
+            timeout_s=resolved.promote.confirm_timeout_s,
+            answers=resolved.serve.num_replicas,
+        )
+    typer.echo(f"v{release.policy_version} is served again, {seconds:.1f} s after the pointer moved")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,204 @@
+"""The only door to MLflow: one run per cycle, one model version per policy version, two aliases.
+
+`candidate` names the newest policy that was examined, `champion` the one that users are meant to be served.
+A person approves or rejects by the tag `review`, and rolls back by moving `champion`. Everything here may be
+repeated after a crash: runs are found by their tag `cycle`, model versions by their tag `policy_version`.
+"""
+
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+from sdpo_ray.errors import DataError
+from sdpo_ray.promote.ledger import Entry, parameters, points, write_files
+from sdpo_ray.records import Release, Snapshot, Verdict
+from sdpo_ray.storage import Layout
+
+logger = logging.getLogger(__name__)
+
+Review: TypeAlias = Literal["approved", "rejected"]
+CHAMPION = "champion"
+CANDIDATE = "candidate"
+_STATUS = {Verdict.PROMOTE: "passed", Verdict.HOLD: "held", Verdict.REJECT: "refused"}
+_BATCH = 500
+"""MLflow takes at most 1,000 metrics a call."""
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+
+
+class Registry:
+    """MLflow's tracking store and model registry for one run.
+
+    Without a `tracking_uri` both are `root`/mlflow.db, with artifacts in `root`/mlartifacts. Building one
+    imports MLflow and makes the database: about 10 s the first time, 5 s later. An MLflow server takes no
+    version whose path is on a local disk: give candidates an `s3://` path there.
+    """
+
+    def __init__(self, layout: Layout, *, model_name: str, tracking_uri: str = "") -> None:
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        layout.root.mkdir(parents=True, exist_ok=True)
+        self._layout = layout
+        self._model = model_name
+        self.tracking_uri = tracking_uri or f"sqlite:///{layout.root.resolve()}/mlflow.db"
+        self._client: Any = MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
+        self._experiment = self._experiment_id(local=not tracking_uri)
+        self._register_model()
+
+    def register_base(self, base: Release) -> None:
+        """Register the policy that everything starts from; it is the champion until something passes."""
+        if self._find(base.policy_version) is None:
+            tags = {"policy_version": str(base.policy_version), "status": "base"}
+            self._client.create_model_version(
+                self._model, _uri(base.path), tags=tags, description="The policy that everything starts from."
+            )
+        if self.champion_version() is None:
+            self.set_champion(base.policy_version)
+
+    def record_cycle(self, entry: Entry) -> None:
+        """Write a cycle's run and model version, and point the alias `candidate` at it."""
+        run = self._find_run(entry.cycle) or self._create_run(entry)
+        if run.info.status == "FINISHED":
+            return
+        self._log(run, entry)
+        version = self._find(entry.candidate.policy_version) or self._create_version(run.info.run_id, entry)
+        self._client.set_registered_model_alias(self._model, CANDIDATE, version.version)
+        self._client.set_terminated(run.info.run_id, "FINISHED")
+
+    def champion_version(self) -> int | None:
+        """None where a person deleted the alias, or moved it to a model version that is not ours."""
+        return self._aliased(CHAMPION)
+
+    def candidate_version(self) -> int | None:
+        return self._aliased(CANDIDATE)
+
+    def set_champion(self, policy_version: int) -> None:
+        """Move `champion`, and mark whoever was it as retired. Raises DataError for an unknown version."""
+        version = self._require(policy_version)
+        self._client.set_registered_model_alias(self._model, CHAMPION, version.version)
+        for other in self._client.search_model_versions(f"name = '{self._model}' and tags.status = 'champion'"):
+            if other.version != version.version:
+                self._client.set_model_version_tag(self._model, other.version, "status", "retired")
+        self._client.set_model_version_tag(self._model, version.version, "status", "champion")
+
+    def review(self, policy_version: int) -> Review | None:
+        """What a person wrote into the tag `review`, in any case; None for nothing, or for other words."""
+        word = self._require(policy_version).tags.get("review", "").strip().lower()
+        if word and word not in get_args(Review):
+            logger.warning("v%d: review=%r is neither approved nor rejected", policy_version, word)
+        return cast("Review", word) if word in get_args(Review) else None
+
+    def tag(self, policy_version: int, key: str, value: str) -> None:
+        """Set a tag of a model version. Raises DataError for an unknown version."""
+        self._client.set_model_version_tag(self._model, self._require(policy_version).version, key, value)
+
+    def _experiment_id(self, *, local: bool) -> str:
+        from mlflow.exceptions import MlflowException
+
+        place = (self._layout.root.resolve() / "mlartifacts").as_uri() if local else None
+        try:
+            return str(self._client.create_experiment(self._model, artifact_location=place))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(self._client.get_experiment_by_name(self._model).experiment_id)
+
+    def _register_model(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(self._model, description="The policy that keeps learning.")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _find_run(self, cycle: int) -> Any:
+        runs = self._client.search_runs([self._experiment], f"tags.cycle = '{cycle}'", max_results=1)
+        return runs[0] if runs else None
+
+    def _create_run(self, entry: Entry) -> Any:
+        tags = {
+            "cycle": str(entry.cycle),
+            "policy_version": str(entry.candidate.policy_version),
+            "verdict": entry.decision.verdict.value,
+            "mlflow.source.git.commit": entry.commit,
+            "mlflow.note.content": "\n\n".join(entry.decision.reasons),
+        }
+        name = f"cycle {entry.cycle}: v{entry.candidate.policy_version}"
+        return self._client.create_run(self._experiment, tags=tags, run_name=name)
+
+    def _log(self, run: Any, entry: Entry) -> None:
+        from mlflow.entities import Metric, Param
+
+        run_id = run.info.run_id
+        # MLflow refuses to change a parameter: what a killed attempt wrote is what the cycle began with.
+        known = run.data.params
+        params = [Param(name, value) for name, value in parameters(entry).items() if name not in known]
+        self._client.log_batch(run_id, params=params)
+        # A metric is its time too: with the run's own, a repetition writes the same points, not more of them.
+        metrics = [Metric(point.name, point.value, run.info.start_time, point.step) for point in points(entry)]
+        for start in range(0, len(metrics), _BATCH):
+            self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+        self._client.log_inputs(run_id, [_dataset(entry.snapshot, self._layout)])
+        with tempfile.TemporaryDirectory() as folder:
+            write_files(entry, Path(folder))
+            self._client.log_artifacts(run_id, folder)
+
+    def _create_version(self, run_id: str, entry: Entry) -> Any:
+        decision = entry.decision
+        tags = {
+            "policy_version": str(entry.candidate.policy_version),
+            "parent": str(entry.candidate.parent_version),
+            "decision": decision.verdict.value,
+            "reasons": "; ".join(decision.reasons),
+            "status": _STATUS[decision.verdict],
+        }
+        description = f"{decision.verdict}: {'; '.join(decision.reasons)}"
+        return self._client.create_model_version(
+            self._model, _uri(entry.candidate.path), run_id=run_id, tags=tags, description=description
+        )
+
+    def _find(self, policy_version: int) -> Any:
+        found = self._client.search_model_versions(
+            f"name = '{self._model}' and tags.policy_version = '{policy_version}'", max_results=1
+        )
+        return found[0] if found else None
+
+    def _require(self, policy_version: int) -> Any:
+        version = self._find(policy_version)
+        if version is None:
+            raise DataError(f"MLflow's model {self._model} has no version for v{policy_version}")
+        return version
+
+    def _aliased(self, alias: str) -> int | None:
+        version = self._client.get_registered_model(self._model).aliases.get(alias)
+        if version is None:
+            return None
+        number = self._client.get_model_version(self._model, version).tags.get("policy_version", "")
+        return int(number) if number.isdecimal() else None
+
+
+def _uri(path: str) -> str:
+    return path if "://" in path else Path(path).resolve().as_uri()
+
+
+def _dataset(snapshot: Snapshot, layout: Layout) -> Any:
+    """The snapshot as MLflow's own kind of input, without the Spark that its Delta classes ask for."""
+    from mlflow.entities import Dataset, DatasetInput
+
+    source = {"path": str(layout.interactions), "delta_table_version": snapshot.table_version}
+    profile = {"num_interactions": len(snapshot.interaction_ids), "rule": snapshot.rule}
+    return DatasetInput(
+        Dataset(
+            name=snapshot.snapshot_id,
+            # MLflow keeps 36 characters of a digest; the whole one is the parameter `snapshot_digest`.
+            digest=snapshot.digest[:36],
+            source_type="delta_table",
+            source=json.dumps(source),
+            profile=json.dumps(profile),
+        )
+    )

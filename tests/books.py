@@ -1,0 +1,71 @@
+"""A finished cycle, as the books record it."""
+
+from pathlib import Path
+
+from sdpo_ray.config import Run
+from sdpo_ray.promote.ledger import Entry
+from sdpo_ray.records import (
+    Candidate,
+    Decision,
+    Fingerprint,
+    Refusal,
+    Report,
+    Score,
+    Snapshot,
+    StepMetrics,
+    Verdict,
+)
+
+
+def entry(cycle: int, *, verdict: Verdict = Verdict.HOLD, root: Path = Path("/runs")) -> Entry:
+    """Cycle number `cycle` with a candidate of the same version: two steps, two scores."""
+    steps = tuple(
+        StepMetrics(
+            step=step,
+            loss=1 / (step + 1),
+            mean_advantage=0.125,
+            abs_advantage=0.375,
+            gradient_norm=2.0,
+            num_sequences=16,
+            num_tokens=300,
+            sampler_gap=0.25,
+        )
+        for step in range(2)
+    )
+    return Entry(
+        cycle=cycle,
+        seed=10 * cycle,
+        commit="c0ffee",
+        run=Run(),
+        snapshot=Snapshot(
+            snapshot_id=f"s{cycle}",
+            table_version=7,
+            seed=10 * cycle,
+            rule="two of two",
+            interaction_ids=("a", "b"),
+            held_out_ids=(),
+            path=str(root / "snapshots" / f"c{cycle:04d}"),
+            digest="ab" * 32,
+            last_interaction_at_s=5.0,
+        ),
+        candidate=Candidate(
+            policy_version=cycle,
+            parent_version=cycle - 1,
+            path=str(root / "candidates" / f"v{cycle:04d}"),
+            snapshot_id=f"s{cycle}",
+            fingerprint=Fingerprint(token_ids=(1, 2), logprobs=(-0.5,)),
+            steps=steps,
+            refusals=(Refusal(reason="too_long", n=3),),
+        ),
+        report=Report(
+            policy_version=cycle,
+            base_version=0,
+            champion_version=cycle - 1,
+            confidence=0.95,
+            scores=(
+                Score(name="retention", n=192, value=0.95, low=0.9, high=0.97),
+                Score(name="win_rate.vs_champion.ties_half", n=192, value=0.5, low=0.4, high=0.6),
+            ),
+        ),
+        decision=Decision(policy_version=cycle, verdict=verdict, reasons=("no signal: 0.500 [0.400, 0.600]",)),
+    )

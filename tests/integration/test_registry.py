@@ -1,0 +1,216 @@
+"""Real MLflow on SQLite in a temporary folder."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdpo_ray.errors import DataError
+from sdpo_ray.promote.registry import Registry
+from sdpo_ray.records import Decision, Fingerprint, Release, Verdict
+from sdpo_ray.storage import Layout, read_json
+from tests.books import entry
+
+pytestmark = pytest.mark.integration
+
+CYCLES = count(1)
+"""Every test has cycles of its own: the database is shared, since making one takes seconds."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture(scope="module")
+def registry(root: Path) -> Registry:
+    made = Registry(Layout(root), model_name="policy")
+    made.register_base(base(root))
+    return made
+
+
+@pytest.fixture
+def client(registry: Registry) -> Any:
+    """MLflow's own client, as its web page and people use it."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=registry.tracking_uri, registry_uri=registry.tracking_uri)
+
+
+def base(root: Path) -> Release:
+    fingerprint = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
+    return Release(policy_version=0, path=str(root / "base"), previous_version=None, fingerprint=fingerprint)
+
+
+def runs_of(client: Any, cycle: int) -> list[Any]:
+    experiment = client.get_experiment_by_name("policy")
+    return list(client.search_runs([experiment.experiment_id], f"tags.cycle = '{cycle}'"))
+
+
+def versions_of(client: Any, policy_version: int) -> list[Any]:
+    return list(client.search_model_versions(f"name = 'policy' and tags.policy_version = '{policy_version}'"))
+
+
+def test_the_base_is_the_first_champion_and_stays_registered_once(root: Path, client: Any):
+    fresh = Registry(Layout(root / "fresh"), model_name="policy")
+    assert (fresh.champion_version(), fresh.candidate_version()) == (None, None)
+    fresh.register_base(base(root))
+    fresh.register_base(base(root))
+    assert (fresh.champion_version(), fresh.candidate_version()) == (0, None)
+    fresh.record_cycle(entry(1, root=root))
+    fresh.set_champion(1)
+    fresh.register_base(base(root))
+    assert fresh.champion_version() == 1
+
+
+def test_a_cycle_is_one_run_with_everything_to_make_its_candidate_again(registry: Registry, client: Any, root: Path):
+    cycle = next(CYCLES)
+    recorded = entry(cycle, root=root)
+    registry.record_cycle(recorded)
+    (run,) = runs_of(client, cycle)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["commit"] == run.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert run.data.params["snapshot_digest"] == recorded.snapshot.digest
+    assert run.data.params["distill.learning_rate"] == str(recorded.run.distill.learning_rate)
+    assert (run.data.metrics["retention"], run.data.metrics["retention.low"]) == (0.95, 0.9)
+    curve = client.get_metric_history(run.info.run_id, "train.loss")
+    assert [(point.step, point.value) for point in curve] == [(0, 1.0), (1, 0.5)]
+    (dataset,) = run.inputs.dataset_inputs
+    assert json.loads(dataset.dataset.source) == {
+        "path": str(Layout(root).interactions),
+        "delta_table_version": recorded.snapshot.table_version,
+    }
+    decision = Path(client.download_artifacts(run.info.run_id, "decision.json", str(root)))
+    assert read_json(decision, Decision) == recorded.decision
+    names = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert names == {
+        "run.json", "snapshot.json", "candidate.json", "report.json", "decision.json", "training.png", "scores.png",
+    }  # fmt: skip
+
+
+def test_a_candidate_is_a_model_version_where_it_lies(registry: Registry, client: Any, root: Path):
+    cycle = next(CYCLES)
+    recorded = entry(cycle, root=root)
+    registry.record_cycle(recorded)
+    (version,) = versions_of(client, cycle)
+    assert version.source == Path(recorded.candidate.path).as_uri()
+    assert version.run_id == runs_of(client, cycle)[0].info.run_id
+    assert version.tags == {
+        "policy_version": str(cycle),
+        "parent": str(cycle - 1),
+        "decision": "HOLD",
+        "reasons": "no signal: 0.500 [0.400, 0.600]",
+        "status": "held",
+    }
+    assert version.description == "HOLD: no signal: 0.500 [0.400, 0.600]"
+    assert registry.candidate_version() == cycle
+    assert registry.champion_version() != cycle
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["create_run", "log_batch", "log_inputs", "log_artifacts", "create_model_version",
+     "set_registered_model_alias", "set_terminated"],
+)  # fmt: skip
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_a_cycle_killed_at_any_step_is_recorded_once(
+    registry: Registry, client: Any, root: Path, monkeypatch: pytest.MonkeyPatch, step: str, killed: str
+):
+    cycle = next(CYCLES)
+    real: Callable[..., Any] = getattr(type(registry._client), step)
+
+    def die(*args: Any, **kwargs: Any) -> Any:
+        if killed == "after":
+            real(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(registry._client), step, die)
+        with pytest.raises(KeyboardInterrupt):
+            registry.record_cycle(entry(cycle, root=root))
+    registry.record_cycle(entry(cycle, root=root))
+    registry.record_cycle(entry(cycle, root=root))
+
+    (run,) = runs_of(client, cycle)
+    (version,) = versions_of(client, cycle)
+    assert run.info.status == "FINISHED"
+    assert version.run_id == run.info.run_id
+    assert len(client.get_metric_history(run.info.run_id, "train.loss")) == 2
+    assert len(client.get_metric_history(run.info.run_id, "retention")) == 1
+    assert len(run.inputs.dataset_inputs) == 1
+    assert registry.candidate_version() == cycle
+
+
+def test_a_cycle_that_goes_on_under_another_commit_keeps_what_it_began_with(
+    registry: Registry, client: Any, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cycle = next(CYCLES)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(registry._client), "log_inputs", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            registry.record_cycle(entry(cycle, root=root))
+    registry.record_cycle(replace(entry(cycle, root=root), commit="another"))
+    (run,) = runs_of(client, cycle)
+    assert (run.info.status, run.data.params["commit"]) == ("FINISHED", "c0ffee")
+
+
+def test_a_new_champion_retires_the_old_one(registry: Registry, client: Any, root: Path):
+    first, second = next(CYCLES), next(CYCLES)
+    for cycle in (first, second):
+        registry.record_cycle(entry(cycle, verdict=Verdict.PROMOTE, root=root))
+    assert versions_of(client, second)[0].tags["status"] == "passed"
+    registry.set_champion(first)
+    registry.set_champion(second)
+    registry.set_champion(second)
+    assert registry.champion_version() == second
+    assert versions_of(client, first)[0].tags["status"] == "retired"
+    assert versions_of(client, second)[0].tags["status"] == "champion"
+
+
+@pytest.mark.parametrize(
+    ("word", "review"),
+    [(None, None), ("approved", "approved"), (" Rejected ", "rejected"), ("looks good", None), ("", None)],
+)
+def test_a_person_reviews_by_a_tag(registry: Registry, client: Any, root: Path, word: str | None, review: str | None):
+    cycle = next(CYCLES)
+    registry.record_cycle(entry(cycle, root=root))
+    if word is not None:
+        client.set_model_version_tag("policy", versions_of(client, cycle)[0].version, "review", word)
+    assert registry.review(cycle) == review
+
+
+def test_an_alias_that_a_person_moved_or_deleted_is_seen(registry: Registry, client: Any, root: Path):
+    cycle = next(CYCLES)
+    registry.record_cycle(entry(cycle, root=root))
+    client.set_registered_model_alias("policy", "champion", versions_of(client, cycle)[0].version)
+    assert registry.champion_version() == cycle
+    client.delete_registered_model_alias("policy", "champion")
+    assert registry.champion_version() is None
+    stranger = client.create_model_version("policy", (root / "stranger").as_uri())
+    client.set_registered_model_alias("policy", "champion", stranger.version)
+    assert registry.champion_version() is None
+
+
+def test_tags_are_written_by_policy_version(registry: Registry, client: Any, root: Path):
+    cycle = next(CYCLES)
+    registry.record_cycle(entry(cycle, root=root))
+    registry.tag(cycle, "rolled_back", "length ratio 2.4")
+    assert versions_of(client, cycle)[0].tags["rolled_back"] == "length ratio 2.4"
+
+
+def test_a_version_that_was_never_recorded_is_refused(registry: Registry):
+    for use in (registry.set_champion, registry.review, lambda version: registry.tag(version, "k", "v")):
+        with pytest.raises(DataError, match="no version for v999"):
+            use(999)
+
+
+def test_a_registry_opened_again_knows_everything(registry: Registry, root: Path):
+    cycle = next(CYCLES)
+    registry.record_cycle(entry(cycle, root=root))
+    registry.set_champion(cycle)
+    again = Registry(Layout(root), model_name="policy")
+    assert (again.champion_version(), again.candidate_version()) == (cycle, cycle)

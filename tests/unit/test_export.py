@@ -1,0 +1,157 @@
+"""Candidates on disk, and the parts of a worker that need no cluster."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
+from sdpo_ray.config import Distill
+from sdpo_ray.distill.export import export, fingerprint, gather_weights, load_policy
+from sdpo_ray.distill.launch import distill
+from sdpo_ray.distill.worker import Job, num_steps, train
+from sdpo_ray.errors import LearnerError
+from sdpo_ray.records import Candidate, Refusal, Snapshot
+from sdpo_ray.storage import is_ready, read_json
+from tests.builders import interaction, release, snapshot, tiny_policy, with_turn
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Snapshot:
+    policy = tiny_policy(tmp_path / "base")
+    return snapshot(tmp_path / "s0", [interaction(ChatFormat(policy))])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_export_keeps_the_parent_s_names_and_loads_as_the_weights_that_were_given(
+    tmp_path: Path, tied: bool
+) -> None:
+    parent = tiny_policy(tmp_path / "parent", tied=tied)
+    drawn = snapshot(tmp_path / "s0", [interaction(ChatFormat(parent))])
+    model = load_policy(parent)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    candidate = _export(gather_weights(model, parent), parent, tmp_path / "v0001", drawn)
+
+    written = load_file(tmp_path / "v0001" / "model.safetensors")
+    assert written.keys() == load_file(parent / "model.safetensors").keys()
+    assert ("lm_head.weight" in written) is not tied
+    loaded = load_policy(tmp_path / "v0001")
+    for (name, ours), (_, theirs) in zip(loaded.named_parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    for companion in ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "v0001" / companion).read_bytes() == (parent / companion).read_bytes()
+    assert is_ready(tmp_path / "v0001")
+    assert read_json(tmp_path / "v0001" / "candidate.json", Candidate) == candidate
+    assert candidate.path == str(tmp_path / "v0001")
+
+
+def test_a_fingerprint_is_what_the_weights_say_about_the_fixed_text(tmp_path: Path) -> None:
+    policy = tiny_policy(tmp_path)
+    found = fingerprint(policy)
+    assert found.token_ids == ChatFormat(policy).text_ids(FINGERPRINT_TEXT)
+    assert len(found.logprobs) == len(found.token_ids) - 1
+    model = load_policy(policy).eval()
+    with torch.no_grad():
+        # The last one alone, from its prefix alone.
+        last = model(input_ids=torch.tensor([found.token_ids[:-1]])).logits[0, -1].log_softmax(-1)
+    assert found.logprobs[-1] == pytest.approx(last[found.token_ids[-1]].item(), abs=1e-5)
+    assert fingerprint(policy, "bfloat16").logprobs != found.logprobs
+    assert fingerprint(tiny_policy(tmp_path / "other", seed=1)).logprobs != found.logprobs
+
+
+def test_a_sharded_bf16_parent_becomes_one_fp32_file_without_an_index(tmp_path: Path) -> None:
+    parent = tiny_policy(tmp_path / "parent")
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(parent / "model.safetensors").items()}
+    names = sorted(tensors)
+    (parent / "model.safetensors").unlink()
+    for part, chosen in enumerate((names[:5], names[5:])):
+        save_file({name: tensors[name] for name in chosen}, parent / f"model-{part}.safetensors")
+    drawn = snapshot(tmp_path / "s0", [interaction(ChatFormat(parent))])
+    (parent / "model.safetensors.index.json").write_text("{}")
+    source = load_policy(tiny_policy(tmp_path / "source"))
+    _export(gather_weights(source, parent), parent, tmp_path / "v0001", drawn)
+    written = load_file(tmp_path / "v0001" / "model.safetensors")
+    assert sorted(written) == names
+    assert {tensor.dtype for tensor in written.values()} == {torch.float32}
+    assert not (tmp_path / "v0001" / "model.safetensors.index.json").exists()
+
+
+def test_a_parent_with_tensors_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    parent = tiny_policy(tmp_path)
+    model = load_policy(parent)
+    save_file({"model.extra": torch.zeros(1)}, parent / "extra.safetensors")
+    with pytest.raises(LearnerError, match=r"model\.extra"):
+        gather_weights(model, parent)
+
+
+def test_a_candidate_of_the_same_update_is_returned_and_of_another_is_refused(drawn: Snapshot, tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "v0001"
+    candidate = _export(gather_weights(load_policy(base), base), base, out, drawn)
+    words = {"policy_version": 1, "out": out, "config": Distill(), "max_model_len": 512, "seed": 0}
+    assert distill(snapshot=drawn, parent=release(base), **words) == candidate
+    other = snapshot(tmp_path / "s1", [interaction(ChatFormat(base))], name="s1")
+    with pytest.raises(LearnerError, match="already holds an update of version 0 by s0, not of version 0 by s1"):
+        distill(snapshot=other, parent=release(base), **words)
+    with pytest.raises(LearnerError, match="not of version 3 by s0"):
+        distill(snapshot=drawn, parent=release(base, policy_version=3), **words)
+
+
+def test_a_worker_says_why_there_is_nothing_to_learn(tmp_path: Path) -> None:
+    policy = tiny_policy(tmp_path / "base")
+    stale = with_turn(interaction(ChatFormat(policy)), prompt_ids=(1, 2))
+    reason = train(_job(tmp_path, snapshot(tmp_path / "s0", [stale])))
+    assert reason == "LearnerError: no interaction of s0 can be learned from: {'prompt_mismatch': 1}"
+
+
+def test_a_worker_refuses_a_snapshot_that_is_unfinished_or_holds_something_else(
+    drawn: Snapshot, tmp_path: Path
+) -> None:
+    reason = train(_job(tmp_path, replace(drawn, interaction_ids=("t1",))))
+    assert reason is not None
+    assert reason.startswith("DataError")
+    (Path(drawn.path) / "READY").unlink()
+    reason = train(_job(tmp_path, drawn))
+    assert reason is not None
+    assert reason.startswith("NotReady")
+
+
+def test_an_attempt_after_the_candidate_was_sealed_does_nothing(drawn: Snapshot, tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "v0001"
+    _export(gather_weights(load_policy(base), base), base, out, drawn)
+    shutil.rmtree(drawn.path)
+    assert train(_job(tmp_path, drawn)) is None
+
+
+def test_steps_are_counted_with_a_short_last_batch() -> None:
+    assert num_steps(33, Distill(batch_size=16, epochs=2)) == 6
+
+
+def _job(root: Path, drawn: Snapshot) -> Job:
+    return Job(
+        snapshot=drawn,
+        parent=release(root / "base"),
+        policy_version=1,
+        out=root / "v0001",
+        config=Distill(),
+        max_model_len=512,
+        seed=0,
+        progress=root / "progress.jsonl",
+    )
+
+
+def _export(weights: dict[str, torch.Tensor], parent: Path, out: Path, drawn: Snapshot) -> Candidate:
+    return export(
+        weights,
+        out=out,
+        parent=parent,
+        policy_version=1,
+        parent_version=0,
+        snapshot=drawn,
+        steps=(),
+        refusals=(Refusal(reason="too_long", n=1),),
+    )

@@ -1,0 +1,60 @@
+from dataclasses import replace
+from pathlib import Path
+
+from sdpo_ray.config import Run, parse_run
+from sdpo_ray.promote.ledger import parameters, points, write_files
+from sdpo_ray.records import Candidate, Decision, Report, Snapshot
+from sdpo_ray.storage import read_json
+from tests.books import entry
+
+PNG = b"\x89PNG\r\n"
+
+
+def test_every_key_of_the_run_and_every_fact_of_the_cycle_is_a_parameter():
+    run = parse_run({"distill": {"learning_rate": 0.5}})
+    of_cycle = parameters(replace(entry(4), run=run))
+    assert of_cycle["distill.learning_rate"] == "0.5"
+    assert (of_cycle["cycle"], of_cycle["policy_version"], of_cycle["parent_version"]) == ("4", "4", "3")
+    assert (of_cycle["commit"], of_cycle["cycle_seed"], of_cycle["num_interactions"]) == ("c0ffee", "40", "2")
+    assert of_cycle["snapshot_digest"] == "ab" * 32
+
+
+def test_curves_scores_intervals_and_refusals_become_points():
+    found = [(point.name, point.value, point.step) for point in points(entry(4))]
+    assert ("train.loss", 0.5, 1) in found
+    assert ("train.sampler_gap", 0.25, 0) in found
+    assert ("retention.low", 0.9, 0) in found
+    assert ("retention.n", 192.0, 0) in found
+    assert ("refused.too_long", 3.0, 0) in found
+    assert len(found) == len(set(found)) == 2 * 7 + 1 + 2 * 4
+
+
+def test_the_files_hold_the_records_and_two_pictures(tmp_path: Path):
+    recorded = entry(4)
+    write_files(recorded, tmp_path)
+    for name, record, kind in (
+        ("snapshot", recorded.snapshot, Snapshot),
+        ("candidate", recorded.candidate, Candidate),
+        ("report", recorded.report, Report),
+        ("decision", recorded.decision, Decision),
+    ):
+        assert read_json(tmp_path / f"{name}.json", kind) == record
+    assert Run.model_validate_json((tmp_path / "run.json").read_bytes()) == recorded.run
+    assert {path.name for path in tmp_path.glob("*.png")} == {"scores.png", "training.png"}
+    assert all(path.read_bytes().startswith(PNG) for path in tmp_path.glob("*.png"))
+
+
+def test_a_report_that_contradicts_itself_is_still_drawn(tmp_path: Path):
+    recorded = entry(4)
+    impossible = replace(recorded.report.scores[0], value=float("nan"), low=1.0, high=0.0)
+    write_files(replace(recorded, report=replace(recorded.report, scores=(impossible,))), tmp_path)
+    assert (tmp_path / "scores.png").read_bytes().startswith(PNG)
+
+
+def test_a_cycle_without_a_step_or_a_score_is_still_drawn(tmp_path: Path):
+    recorded = entry(4)
+    bare = replace(
+        recorded, candidate=replace(recorded.candidate, steps=()), report=replace(recorded.report, scores=())
+    )
+    write_files(bare, tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 2
