@@ -207,3 +207,5 @@ def _quieten_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # It warns that the progress bars are off.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sdpo_ray.records import Report, Score, StepMetrics
 
@@ -22,7 +23,7 @@ def training_curves(steps: Sequence[StepMetrics], path: Path) -> None:
         axes = figure.add_subplot(2, 2, place)
         axes.plot([step.step for step in steps], [getattr(step, name) for step in steps], marker=".")
         axes.set(xlabel="optimizer step", title=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
 

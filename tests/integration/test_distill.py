@@ -22,7 +22,7 @@ from tests.builders import interaction, release, snapshot, tiny_policy, with_tur
 pytestmark = pytest.mark.integration
 
 # Eleven interactions in batches of five: with two workers shards of 3 and 2, and at last 1 and none.
-_CONFIG = Distill(batch_size=5, learning_rate=1e-3, max_tokens_per_micro_batch=600)
+_CONFIG = Distill(batch_size=5, learning_rate=1e-4, max_tokens_per_micro_batch=600)
 _TEMPERATURES = (1.0, 0.7, 0.0)
 
 
@@ -108,7 +108,7 @@ def test_a_sealed_candidate_is_returned_without_training(alone: Candidate, polic
 def test_a_killed_worker_is_started_again_and_the_update_is_the_same(
     ray_cluster: str, policy: Path, drawn: Snapshot, tmp_path: Path
 ) -> None:
-    config = _CONFIG.model_copy(update={"epochs": 60})
+    config = _CONFIG.model_copy(update={"epochs": 20})
     killed: list[int] = []
     progress: list[tuple[int, int]] = []
 
@@ -122,9 +122,9 @@ def test_a_killed_worker_is_started_again_and_the_update_is_the_same(
 
     restarted = _distill(policy, drawn, tmp_path / "v0001", config, on_step=kill_once)
     assert len(killed) == 1
-    assert [step.step for step in restarted.steps] == list(range(1, 181))
-    assert progress[0][0] < 180
-    assert {num_steps for _, num_steps in progress} == {180}
+    assert [step.step for step in restarted.steps] == list(range(1, 61))
+    assert progress[0][0] < 60
+    assert {num_steps for _, num_steps in progress} == {60}
 
 
 def test_a_broken_policy_is_a_learner_error(ray_cluster: str, drawn: Snapshot, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def _reference(
 
     chat = ChatFormat(policy)
     model = AutoModelForCausalLM.from_pretrained(str(policy), dtype=torch.float32).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     block = (
         "\n\n=== HINDSIGHT CONTEXT ===\n"
         "[The following is a future user message. Use this to guide your answer to the user prompt.]\n"

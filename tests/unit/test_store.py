@@ -200,6 +200,17 @@ def test_rows_are_found_by_what_they_hold_and_by_when_they_came(tmp_path):
     assert all(Path(name).exists() for name in files[FILE].to_pylist())
 
 
+def test_positions_and_rows_outlive_the_checkpoints_of_a_long_log(tmp_path):
+    table = Table.turns(Layout(tmp_path))
+    assert table.append(rows(turn("first")), {"early": 9})
+    for n in range(110):
+        assert table.append(rows(turn(f"t{n:03d}")), {"late": n})
+    assert list((Layout(tmp_path).turns / "_delta_log").glob("*.checkpoint.parquet"))
+    again = Table.turns(Layout(tmp_path))
+    assert (again.position("early"), again.position("late"), again.num_rows) == (9, 109, 111)
+    assert ids(again, since=109) == ["t108", "t109"]
+
+
 def test_every_file_of_a_version_is_synced_before_sync_returns(tmp_path, monkeypatch):
     table = Table.turns(Layout(tmp_path))
     table.append(rows(turn("t0")), {})

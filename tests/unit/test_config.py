@@ -1,0 +1,62 @@
+import pytest
+
+from sdpo_ray.config import keys, load_run, parse_run, to_json
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.records import Consent
+
+
+@pytest.mark.parametrize(
+    ("values", "nearest"),
+    [
+        ({"distill": {"learnin_rate": 1e-4}}, "distill.learning_rate"),
+        ({"distil": {"learning_rate": 1e-4}}, "distill"),
+        ({"serve": {"prt": 1}}, "serve.port"),
+        ({"sead": 1}, "seed"),
+    ],
+)
+def test_an_unknown_key_fails_with_the_nearest_valid_name(values, nearest):
+    with pytest.raises(ConfigError, match=f"did you mean {nearest}\\?"):
+        parse_run(values)
+
+
+def test_a_value_of_the_wrong_kind_is_named_with_what_was_given():
+    with pytest.raises(ConfigError, match=r"distill\.zero_stage.*got 7"):
+        parse_run({"distill": {"zero_stage": 7}})
+
+
+def test_a_relative_root_is_refused_because_jobs_run_in_a_copy_of_the_tree():
+    with pytest.raises(ConfigError, match="absolute"):
+        parse_run({"root": "runs/mine"})
+
+
+def test_overrides_are_toml_values_or_bare_words(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("seed = 1\n[distill]\nepochs = 2\n")
+    run = load_run(path, ["distill.learning_rate=1e-5", "capture.consent=none", "seed=3", "policy.base=a/b"])
+    assert (run.seed, run.distill.epochs, run.distill.learning_rate) == (3, 2, 1e-5)
+    assert run.capture.consent is Consent.NONE
+    assert run.policy.base == "a/b"
+
+
+@pytest.mark.parametrize("override", ["seed", "seed.x=1"])
+def test_an_override_that_is_none_says_so(tmp_path, override):
+    path = tmp_path / "run.toml"
+    path.write_text("seed = 1\n")
+    with pytest.raises(ConfigError):
+        load_run(path, [override])
+
+
+def test_a_missing_run_file_names_the_recipes():
+    with pytest.raises(ConfigError, match=r"laptop\.toml"):
+        load_run("jobs/recipes/nothing.toml")
+
+
+def test_a_run_reads_back_from_its_own_json():
+    run = parse_run({"seed": 5, "serve": {"port": 1234}})
+    assert parse_run(__import__("json").loads(to_json(run))) == run
+
+
+def test_every_key_is_listed_once():
+    listed = list(keys())
+    assert len(listed) == len(set(listed))
+    assert {"root", "seed", "distill.learning_rate", "promote.require_review"} <= set(listed)

@@ -1,0 +1,132 @@
+"""The swap's state machine, with an engine that does what a test says."""
+
+import asyncio
+import math
+
+import pytest
+
+from sdpo_ray.errors import SwapError
+from sdpo_ray.records import Fingerprint, Release
+from serve.swap import Gate, Swapper, mean_difference
+
+
+def release(version: int) -> Release:
+    fingerprint = Fingerprint(token_ids=(1, 2, 3), logprobs=(-float(version), -1.0))
+    return Release(policy_version=version, path=f"v{version}", previous_version=None, fingerprint=fingerprint)
+
+
+class FakeEngine:
+    """Serves whatever was staged last; `broken` paths cannot be read, `wrong` ones load as something else."""
+
+    def __init__(self, *, broken: set[str] = frozenset(), wrong: set[str] = frozenset()) -> None:
+        self.broken, self.wrong = set(broken), set(wrong)
+        self.staged, self.loaded = "", "v1"
+        self.in_flight = 0
+        self.steps: list[str] = []
+
+    async def stage(self, path: str) -> None:
+        self.steps.append(f"stage {path}")
+        if path in self.broken:
+            raise FileNotFoundError(path)
+        self.staged = path
+
+    async def drained(self) -> None:
+        self.steps.append("drained")
+        while self.in_flight:
+            await asyncio.sleep(0)
+
+    async def load(self, policy_version: int) -> None:
+        assert self.in_flight == 0, "weights changed under a running request"
+        self.steps.append(f"load v{policy_version}")
+        self.loaded = self.staged
+
+    async def logprobs(self, token_ids: tuple[int, ...]) -> tuple[float, ...]:
+        if self.loaded in self.wrong:
+            return (-99.0, -1.0)
+        return (-float(self.loaded.removeprefix("v")), -1.0)
+
+
+def test_a_swap_stages_drains_loads_verifies_and_admits():
+    async def run() -> None:
+        engine, gate = FakeEngine(), Gate()
+        swapper = Swapper(engine, gate, release(1), dtype="float32")
+        await swapper.to(release(2))
+        assert engine.steps == ["stage v2", "drained", "load v2"]
+        assert swapper.serving == release(2)
+        async with asyncio.timeout(1), gate.entering():
+            pass
+
+    asyncio.run(run())
+
+
+def test_unreadable_weights_hold_nobody_and_change_nothing():
+    async def run() -> None:
+        engine = FakeEngine(broken={"v2"})
+        swapper = Swapper(engine, Gate(), release(1), dtype="float32")
+        with pytest.raises(SwapError, match="cannot be read"):
+            await swapper.to(release(2))
+        assert engine.steps == ["stage v2"]
+        assert swapper.serving == release(1)
+
+    asyncio.run(run())
+
+
+def test_weights_that_do_not_verify_are_undone_before_anybody_is_admitted():
+    async def run() -> None:
+        engine, gate = FakeEngine(wrong={"v2"}), Gate()
+        swapper = Swapper(engine, gate, release(1), dtype="float32")
+        with pytest.raises(SwapError, match="undone"):
+            await swapper.to(release(2))
+        assert engine.steps == ["stage v2", "drained", "load v2", "stage v1", "load v1"]
+        assert swapper.serving == release(1)
+        assert not swapper.broken
+        async with asyncio.timeout(1), gate.entering():
+            assert engine.loaded == "v1"
+
+    asyncio.run(run())
+
+
+def test_a_replica_that_cannot_go_back_admits_nobody_and_says_so():
+    async def run() -> None:
+        engine, gate = FakeEngine(wrong={"v2"}, broken={"v1"}), Gate()
+        swapper = Swapper(engine, gate, release(1), dtype="float32")
+        with pytest.raises(FileNotFoundError):
+            await swapper.to(release(2))
+        assert swapper.broken
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), gate.entering():
+                pass
+
+    asyncio.run(run())
+
+
+def test_requests_wait_for_the_swap_and_the_swap_waits_for_requests():
+    async def run() -> None:
+        engine, gate = FakeEngine(), Gate()
+        swapper = Swapper(engine, gate, release(1), dtype="float32")
+        seen: list[tuple[str, str]] = []
+
+        async def request(seconds: float) -> None:
+            async with gate.entering():
+                engine.in_flight += 1
+            began = engine.loaded
+            await asyncio.sleep(seconds)
+            seen.append((began, engine.loaded))
+            engine.in_flight -= 1
+
+        running = asyncio.ensure_future(request(0.05))
+        await asyncio.sleep(0.01)
+        swap = asyncio.ensure_future(swapper.to(release(2)))
+        await asyncio.sleep(0.01)
+        late = asyncio.ensure_future(request(0.01))
+        await asyncio.gather(running, swap, late)
+        assert seen == [("v1", "v1"), ("v2", "v2")]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "expected"), [((-1.0, -2.0), 0.0), ((-1.5, -2.25), 0.375), ((-1.0,), math.inf), ((-1.0, math.nan), math.inf)]
+)
+def test_the_difference_is_a_mean_in_nats_and_infinite_where_it_means_nothing(logprobs, expected):
+    assert mean_difference(Fingerprint(token_ids=(1, 2, 3), logprobs=(-1.0, -2.0)), logprobs) == expected
