@@ -23,8 +23,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="which lock file to install")
     device = parser.parse_args().device
     if sys.version_info < MIN_PYTHON:
-        sys.exit(f"Python {'.'.join(map(str, MIN_PYTHON))} or newer is needed, this is {sys.version.split()[0]}: "
-                 "run `make PYTHON=/path/to/python3.11 ...`")
+        sys.exit(
+            f"Python {'.'.join(map(str, MIN_PYTHON))} or newer is needed, this is {sys.version.split()[0]}: "
+            "run `make PYTHON=/path/to/python3.11 ...`"
+        )
     lock = REPOSITORY / "requirements" / f"{device}.lock"
     venv = REPOSITORY / ".venv"
     stamp = venv / "made-from"

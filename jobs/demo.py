@@ -12,16 +12,15 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.live import Live
 
 from jobs.commandline import LAPTOP, command, plain_errors
+from jobs.deploy import deploy
 from jobs.figure import draw
 from jobs.local import LocalCluster, free_port, require_port, stop_tree
 from jobs.screen import Screen
@@ -40,7 +39,6 @@ PROMOTIONS = 3
 MAX_CYCLES = 9
 NUM_CPUS = 4
 """Ray's logical CPUs: two engines, the learner and the stage take turns on two cores."""
-DEPLOY_TIMEOUT_S = 240
 MIN_FREE_BYTES = 2 << 30
 
 
@@ -62,8 +60,9 @@ class Demo:
         began = time.monotonic()
         with contextlib.ExitStack() as stack:
             live = stack.enter_context(Live(self.screen, refresh_per_second=4, transient=False))
+            run_file, overrides = self._run_file, self._overrides
             cluster = self._timed("ray", lambda: stack.enter_context(LocalCluster(num_cpus=NUM_CPUS, log=self.log)))
-            self._timed("serve", lambda: self._deploy(cluster))
+            self._timed("serve", lambda: deploy(cluster.dashboard, self.run, run_file, overrides))
             with self._users(cluster):
                 self._turn_the_wheel(cluster)
                 self._see_the_champion()
@@ -85,28 +84,6 @@ class Demo:
         result = work()
         self.seconds[f"start_{name}"] = time.monotonic() - began
         return result
-
-    def _deploy(self, cluster: LocalCluster) -> None:
-        """Deploy serve/config.yaml declaratively, with this run's file, port and overrides in it."""
-        config = yaml.safe_load((REPOSITORY / "serve" / "config.yaml").read_text())
-        config["http_options"] |= {"host": self.run.serve.host, "port": self.run.serve.port}
-        for application in config["applications"]:
-            application["args"] |= {"run_file": str(self._run_file), "overrides": self._overrides}
-        url = f"{cluster.dashboard}/api/serve/applications/"
-        request = urllib.request.Request(url, json.dumps(config).encode(), {"content-type": "application/json"}, method="PUT")
-        urllib.request.urlopen(request, timeout=60).close()
-        deadline = time.monotonic() + DEPLOY_TIMEOUT_S
-        while time.monotonic() < deadline:
-            with urllib.request.urlopen(url, timeout=30) as reply:
-                applications = json.load(reply)["applications"]
-            states = {name: application["status"] for name, application in applications.items()}
-            if len(states) == len(config["applications"]) and set(states.values()) == {"RUNNING"}:
-                return
-            if "DEPLOY_FAILED" in states.values():
-                words = "; ".join(str(application["message"]) for application in applications.values())
-                raise ConfigError(f"Ray Serve could not deploy: {words[-2000:]}")
-            time.sleep(0.5)
-        raise ConfigError(f"Ray Serve was not ready after {DEPLOY_TIMEOUT_S} s: {states}; see {self.log}")
 
     @contextlib.contextmanager
     def _users(self, cluster: LocalCluster) -> Iterator[None]:
@@ -184,9 +161,16 @@ class Demo:
         api = f"http://{self.run.serve.host}:{self.run.serve.port}/v1"
         with self.log.open("ab") as log:
             process = subprocess.Popen([*mlflow, "--workers", "1"], stdout=log, stderr=log, env=cluster.environment)
-        message = {"model": self.run.serve.served_name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
-        typer.echo(f"\nAPI            {api}\nMLflow         http://127.0.0.1:{port}\nRay dashboard  {cluster.dashboard}")
-        typer.echo(f"\nChat:  curl {api}/chat/completions -H 'content-type: application/json' -d '{json.dumps(message)}'")
+        message = {
+            "model": self.run.serve.served_name,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        }
+        typer.echo(
+            f"\nAPI            {api}\nMLflow         http://127.0.0.1:{port}\nRay dashboard  {cluster.dashboard}"
+        )
+        typer.echo(
+            f"\nChat:  curl {api}/chat/completions -H 'content-type: application/json' -d '{json.dumps(message)}'"
+        )
         typer.echo("\nCtrl-C stops everything.")
         try:
             process.wait()
@@ -198,7 +182,9 @@ class Demo:
 
 def main(
     run: Annotated[Path, typer.Option(help="TOML run file.")] = LAPTOP,
-    root: Annotated[Path, typer.Option(help="Where everything is written; emptied first.")] = REPOSITORY / "runs" / "demo",
+    root: Annotated[Path, typer.Option(help="Where everything is written; emptied first.")] = REPOSITORY
+    / "runs"
+    / "demo",
     seed: Annotated[int, typer.Option(help="Seed of users, draws and updates.")] = 0,
     port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
     keep: Annotated[bool, typer.Option(help="Leave everything up afterwards, until Ctrl-C.")] = False,

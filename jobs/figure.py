@@ -29,7 +29,14 @@ def draw(summary: Summary, path: Path) -> None:
             marker = _MARKS[point.verdict][0]
             faint = 1.0 if point.verdict is Verdict.PROMOTE else 0.5
             axes.errorbar(
-                point.interactions, estimate.value, yerr=error, color=colour, marker=marker, ms=8, capsize=3, alpha=faint
+                point.interactions,
+                estimate.value,
+                yerr=error,
+                color=colour,
+                marker=marker,
+                ms=8,
+                capsize=3,
+                alpha=faint,
             )
     for verdict, (marker, word) in _MARKS.items():
         if any(point.verdict is verdict for point in summary.examined):

@@ -41,7 +41,9 @@ def require_port(port: int, purpose: str) -> None:
     """Raise ConfigError when somebody else listens on `port`."""
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise ConfigError(f"port {port} is in use, and {purpose} needs it: stop what listens there, or choose another")
+            raise ConfigError(
+                f"port {port} is in use, and {purpose} needs it: stop what listens there, or choose another"
+            )
 
 
 class LocalCluster:
@@ -102,8 +104,9 @@ class LocalCluster:
         while time.monotonic() < deadline:
             if self._process is not None and self._process.poll() is not None:
                 break
-            with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(
-                f"{self.dashboard}/api/serve/applications/", timeout=5
+            with (
+                contextlib.suppress(urllib.error.URLError, OSError),
+                urllib.request.urlopen(f"{self.dashboard}/api/serve/applications/", timeout=5),
             ):
                 return
             time.sleep(0.2)

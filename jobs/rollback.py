@@ -22,9 +22,7 @@ def main(
     layout = Layout(resolved.directory)
     with plain_errors():
         wanted = release_to_restore(layout, to).policy_version
-        registry = Registry(
-            layout, model_name=resolved.promote.model_name, tracking_uri=resolved.promote.tracking_uri
-        )
+        registry = Registry(layout, model_name=resolved.promote.model_name, tracking_uri=resolved.promote.tracking_uri)
         registry.set_champion(wanted)
         release = rollback(layout, wanted)
         url = f"http://{resolved.serve.host}:{resolved.serve.port}"

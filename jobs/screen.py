@@ -53,16 +53,22 @@ class Screen:
 
     def __rich__(self) -> RenderableType:
         numbers = Table.grid(padding=(0, 2))
-        numbers.add_row("stage", Text(self._stage, "bold"), ProgressBar(total=self._total, completed=self._done, width=30))
+        numbers.add_row(
+            "stage", Text(self._stage, "bold"), ProgressBar(total=self._total, completed=self._done, width=30)
+        )
         numbers.add_row("interactions", str(self._interactions), f"{self._turns} turns stored")
         numbers.add_row("served", f"v{self.served}", self._win_rate(self.served))
         failed = Text(f"{self._traffic.failed} failed", "red bold" if self._traffic.failed else "green")
         numbers.add_row("requests", str(self._traffic.requests), failed)
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
-        return Panel(Group(numbers, "", self._history()), title=f"sdpo-ray  {minutes}:{seconds:02d}", border_style="blue")
+        return Panel(
+            Group(numbers, "", self._history()), title=f"sdpo-ray  {minutes}:{seconds:02d}", border_style="blue"
+        )
 
     def _history(self) -> Table:
-        table = Table("cycle", "candidate", "verdict", "win rate vs base", "right answers", "why", box=None, expand=True)
+        table = Table(
+            "cycle", "candidate", "verdict", "win rate vs base", "right answers", "why", box=None, expand=True
+        )
         for event in self._outcomes:
             version = int(event.facts["policy_version"] or 0)
             verdict = str(event.facts["verdict"])

@@ -82,7 +82,9 @@ class Wheel:
         if not (directory / "decide.json").exists():
             return None
         verdict = read_json(directory / "decide.json", Decision).verdict
-        return read_json(directory / "distill.json", Candidate) if verdict is Verdict.PROMOTE else None
+        if verdict is not Verdict.PROMOTE or self._registry.review(policy_version) == "rejected":
+            return None
+        return read_json(directory / "distill.json", Candidate)
 
     def _draw(self, begun: Begun) -> Snapshot:
         return self._curator.draw(begun.cycle, seed=begun.seed, champion_version=begun.parent_version)
@@ -179,6 +181,9 @@ class Wheel:
             verdict, reasons = self._reviewed(begun.cycle, decision)
         if verdict is Verdict.PROMOTE:
             verdict, reasons = self._promote(candidate, report, reasons)
+        if verdict is not decision.verdict:
+            self._registry.tag(candidate.policy_version, "status", "refused" if verdict is Verdict.REJECT else "held")
+            self._registry.tag(candidate.policy_version, "outcome", f"{verdict}: {'; '.join(reasons)}")
         return Outcome(
             cycle=begun.cycle,
             policy_version=candidate.policy_version,

@@ -135,9 +135,7 @@ def _sampled_logprobs(completion: CompletionOutput) -> list[float]:
     return [float(position[token].logprob) for position, token in zip(logprobs, completion.token_ids, strict=True)]
 
 
-def _answered(
-    output: RequestOutput, completion: CompletionOutput, choice: _Choice, params: SamplingParams
-) -> Answered:
+def _answered(output: RequestOutput, completion: CompletionOutput, choice: _Choice, params: SamplingParams) -> Answered:
     spans = completion.weight_versions or []
     return Answered(
         choice=completion.index,

@@ -41,7 +41,8 @@ CPU_ENV = {
 class Policy:
     """One replica. `audience` is `users`, who are recorded, or `examiner`, which needs the exam key."""
 
-    async def __init__(self, run: dict[str, Any], audience: Audience) -> None:
+    # Ray Serve awaits the constructor; vLLM's engine wants the loop that will run it.
+    async def __init__(self, run: dict[str, Any], audience: Audience) -> None:  # type: ignore[misc]
         from serve.engine import RecordingLLM
         from serve.swap import Gate, Swapper
 

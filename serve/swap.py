@@ -11,8 +11,8 @@ import asyncio
 import logging
 import math
 import time
-from contextlib import asynccontextmanager
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from sdpo_ray.errors import SwapError

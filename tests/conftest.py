@@ -1,12 +1,18 @@
-"""Fixtures shared by all tiers. Engines and clusters are started once a session: each costs tens of seconds."""
+"""Fixtures shared by all tiers. Clusters and engines are started once a session: each costs tens of seconds.
+
+One vLLM engine answers users and one examines candidates; tests swap weights into them instead of starting others.
+"""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs.local import ENVIRONMENT, free_port
+from sdpo_ray.storage import Layout
+from tests.serving import Served
 
 os.environ.update(ENVIRONMENT)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -34,3 +40,42 @@ def serve_http(ray_cluster: str) -> Iterator[str]:
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
+
+
+@pytest.fixture(scope="session")
+def served(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The users' application, serving the tiny policy."""
+    from ray import serve
+
+    from jobs.commandline import LAPTOP
+    from serve.app import Arguments, build
+
+    root = tmp_path_factory.mktemp("served")
+    overrides = [f"root={root}", f"policy.base={CHECKPOINT}", "capture.segment_mib=1"]
+    serve.run(build(Arguments(run_file=str(LAPTOP), overrides=overrides)), name="users", route_prefix="/")
+    yield Served(url=serve_http, layout=Layout(Path(root)), base=CHECKPOINT, overrides=tuple(overrides))
+    serve.delete("users")
+
+
+@pytest.fixture(scope="session")
+def examiner(served: Served) -> Iterator[str]:
+    """The engine that examines candidates, beside the users' one. Gives its URL."""
+    from ray import serve
+
+    from jobs.commandline import LAPTOP
+    from serve.app import Arguments, build
+
+    arguments = Arguments(run_file=str(LAPTOP), overrides=list(served.overrides), audience="examiner")
+    serve.run(build(arguments), name="examiner", route_prefix="/examiner")
+    yield f"{served.url}/examiner"
+    serve.delete("examiner")
+
+
+@pytest.fixture
+def back_to_base(served: Served) -> Iterator[None]:
+    """Serve version 0 again after the test."""
+    first = served.layout.release_pointer.read_bytes()
+    yield
+    time.sleep(0.01)
+    served.layout.release_pointer.write_bytes(first)
+    served.wait_for("x-sdpo-policy-version", "0")

@@ -22,6 +22,8 @@ class Served:
     url: str
     layout: Layout
     base: Path
+    overrides: tuple[str, ...]
+    """Of the run file: what a job needs to be about the same run."""
 
     def health(self) -> httpx.Headers:
         return httpx.get(f"{self.url}/health", timeout=30).headers
@@ -34,10 +36,15 @@ class Served:
     def wait_for(self, header: str, value: str, timeout_s: float = 60) -> httpx.Headers:
         """Wait until a health check carries `header: value...`."""
         deadline = time.monotonic() + timeout_s
-        while not (headers := self.health()).get(header, "").startswith(value):
+        while True:
+            try:
+                headers = self.health()
+            except httpx.HTTPError:
+                headers = httpx.Headers()
+            if headers.get(header, "").startswith(value):
+                return headers
             assert time.monotonic() < deadline, f"{header} is {headers.get(header)!r}, not {value!r}"
             time.sleep(0.05)
-        return headers
 
 
 def perturbed(base: Path, path: Path, *, seed: int, scale: float = 0.02) -> Path:

@@ -69,7 +69,9 @@ def _message(message: object) -> Message:
         raise DataError("not a text message")
     content = message.get("content")
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+        parts = [
+            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
+        ]
         if any(not isinstance(part, str) for part in parts):
             raise DataError("not a text message")
         content = "\n".join(str(part) for part in parts)

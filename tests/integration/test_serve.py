@@ -171,9 +171,12 @@ def test_a_client_that_hangs_up_leaves_no_work_behind(served: Served, stream: bo
         "stream": stream,
     }
     for _ in range(4):
-        with pytest.raises(httpx.ReadTimeout), httpx.stream(
-            "POST", f"{served.url}/v1/chat/completions", json=body, timeout=httpx.Timeout(10, read=0.05)
-        ) as reply:
+        with (
+            pytest.raises(httpx.ReadTimeout),
+            httpx.stream(
+                "POST", f"{served.url}/v1/chat/completions", json=body, timeout=httpx.Timeout(10, read=0.05)
+            ) as reply,
+        ):
             for _ in reply.iter_bytes():
                 time.sleep(0.2)
                 raise httpx.ReadTimeout("hung up")
@@ -256,7 +259,10 @@ def test_a_broken_checkpoint_is_refused_and_the_old_weights_go_on(
 def test_weights_that_do_not_reproduce_their_fingerprint_are_undone(served: Served, client: OpenAI, tmp_path: Path):
     promised = release_of(perturbed(served.base, tmp_path / "promised", seed=1), 8)
     other = perturbed(served.base, tmp_path / "other", seed=2)
-    point(served.layout, type(promised)(policy_version=8, path=str(other), previous_version=0, fingerprint=promised.fingerprint))
+    point(
+        served.layout,
+        type(promised)(policy_version=8, path=str(other), previous_version=0, fingerprint=promised.fingerprint),
+    )
     headers = served.wait_for("x-sdpo-swap-error", "v8")
     assert headers["x-sdpo-policy-version"] == "0"
     _, headers, _ = ask(client)

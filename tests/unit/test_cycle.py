@@ -72,7 +72,9 @@ def test_an_update_that_the_learner_refuses_is_a_rejected_turn(tmp_path):
     def refuse(begun, snapshot):
         raise LearnerError("gradient norm is nan at step 2")
 
-    broken = Stages(draw=stages.draw, distill=refuse, evaluate=stages.evaluate, decide=stages.decide, release=stages.release)
+    broken = Stages(
+        draw=stages.draw, distill=refuse, evaluate=stages.evaluate, decide=stages.decide, release=stages.release
+    )
     outcome = turn(BEGUN, broken, tmp_path / "c", EventFile(tmp_path / "events"))
     assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 1)
     assert outcome.reasons == ("no candidate: gradient norm is nan at step 2",)

@@ -126,7 +126,8 @@ def test_requests_wait_for_the_swap_and_the_swap_waits_for_requests():
 
 
 @pytest.mark.parametrize(
-    ("logprobs", "expected"), [((-1.0, -2.0), 0.0), ((-1.5, -2.25), 0.375), ((-1.0,), math.inf), ((-1.0, math.nan), math.inf)]
+    ("logprobs", "expected"),
+    [((-1.0, -2.0), 0.0), ((-1.5, -2.25), 0.375), ((-1.0,), math.inf), ((-1.0, math.nan), math.inf)],
 )
 def test_the_difference_is_a_mean_in_nats_and_infinite_where_it_means_nothing(logprobs, expected):
     assert mean_difference(Fingerprint(token_ids=(1, 2, 3), logprobs=(-1.0, -2.0)), logprobs) == expected

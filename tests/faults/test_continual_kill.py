@@ -1,0 +1,152 @@
+"""kill -9 of the continual job in every stage: the wheel goes on where it was, and nothing happens twice."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+from jobs.simulate import talk_all
+from sdpo_ray.config import load_run
+from sdpo_ray.curate.store import Table
+from sdpo_ray.cycle import STAGES, Outcome
+from sdpo_ray.records import Decision, Snapshot, Verdict
+from sdpo_ray.storage import read_json
+from sdpo_ray.telemetry import Event, read_events
+from tests.serving import Served
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
+REPOSITORY = Path(__file__).parent.parent.parent
+# Here the gate passes whatever was measured: this is about the wheel, not about what it learns.
+LENIENT = [
+    "promote.min_win_rate=0",
+    "promote.min_retention=0",
+    "promote.max_retention_drop=1",
+    "promote.max_length_ratio=100",
+    "promote.max_repetition=1",
+    "promote.poll_s=0.5",
+    "evaluate.num_prompts=16",
+    "curate.min_new_interactions=16",
+    "curate.snapshot_size=16",
+    "curate.max_age_versions=100",
+    "curate.held_out=0",
+    "distill.learning_rate=1e-5",
+]
+
+
+class Job:
+    """`jobs/continual.py` as a process of its own, about the served run."""
+
+    def __init__(self, served: Served, address: str, log: Path) -> None:
+        overrides = [*served.overrides, *LENIENT, f"serve.port={urlparse(served.url).port}"]
+        self._served = served
+        self._argv = [sys.executable, "jobs/continual.py"]
+        self._argv += [part for override in overrides for part in ("--set", override)]
+        self._environment = os.environ | {"RAY_ADDRESS": address}
+        self._log = log
+        self.overrides = overrides
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, turns: int) -> "subprocess.Popen[bytes]":
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self._argv, "--turns", str(turns)], cwd=REPOSITORY, env=self._environment, stdout=log, stderr=log
+            )
+        return self.process
+
+    def wait_for(self, name: str, stage: str | None = None, *, after: int = 0) -> None:
+        """Wait until an event past the first `after` ones carries this name (and stage)."""
+        deadline = time.monotonic() + 120
+        while not any(e.name == name and stage in (None, e.facts.get("stage")) for e in self.events()[after:]):
+            assert self.process is not None
+            assert self.process.poll() is None, self._log.read_text()[-3000:]
+            assert time.monotonic() < deadline, f"no {name} {stage}: {self.events()[after:]}"
+            time.sleep(0.005)
+
+    def events(self) -> list[Event]:
+        return read_events(self._served.layout.events)
+
+
+@pytest.fixture
+def job(served: Served, examiner: str, ray_cluster: str, tmp_path: Path) -> Iterator[Job]:
+    assert examiner
+    job = Job(served, ray_cluster, tmp_path / "job.log")
+    yield job
+    if job.process is not None and job.process.poll() is None:
+        job.process.kill()
+        job.process.wait()
+
+
+@pytest.mark.usefixtures("back_to_base")
+def test_a_job_killed_in_every_stage_promotes_once_and_loses_nothing(served: Served, job: Job):
+    run = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml", [*job.overrides, "simulate.think_s=0.01"])
+    traffic = asyncio.run(talk_all(run, base_url=f"{served.url}/v1", conversations=40, stats=None))
+    assert traffic.failed == 0
+    for stage in ("gather", *STAGES):
+        seen = len(job.events())
+        process = job.start(turns=1)
+        job.wait_for("stage", stage, after=seen)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (served.layout.cycle(1) / "release.json").exists():
+            break
+    else:
+        assert job.start(turns=1).wait(timeout=120) == 0
+
+    outcome = read_json(served.layout.cycle(1) / "release.json", Outcome)
+    assert (outcome.verdict, outcome.policy_version, outcome.champion_version) == (Verdict.PROMOTE, 1, 1)
+    assert served.wait_for("x-sdpo-policy-version", "1")
+    done = Counter(e.facts["stage"] for e in job.events() if e.name == "stage_done" and e.facts["stage"] != "gather")
+    assert max(done.values()) == 1
+    assert_nothing_lost_or_twice(served, receipts=traffic.receipts)
+    assert_one_run_in_mlflow(served)
+
+
+@pytest.mark.usefixtures("back_to_base")
+def test_sigterm_ends_the_job_cleanly_while_it_waits(job: Job):
+    seen = len(job.events())
+    process = job.start(turns=0)
+    job.wait_for("stage", "gather", after=seen)
+    process.terminate()
+    assert process.wait(timeout=30) == 0
+
+
+def test_a_second_job_on_the_same_run_is_refused_in_plain_words(served: Served, job: Job, tmp_path: Path):
+    seen = len(job.events())
+    first = job.start(turns=0)
+    job.wait_for("stage", "gather", after=seen)
+    second = Job(served, job._environment["RAY_ADDRESS"], tmp_path / "second.log")
+    assert second.start(turns=1).wait(timeout=60) == 2
+    assert "another continual job is at work" in (tmp_path / "second.log").read_text()
+    first.terminate()
+    assert first.wait(timeout=30) == 0
+
+
+def assert_nothing_lost_or_twice(served: Served, *, receipts: int) -> None:
+    turns = Table.turns(served.layout).read(["turn_id"])["turn_id"].to_pylist()
+    assert len(turns) == len(set(turns))
+    assert len(turns) >= receipts > 0
+    ids = Table.interactions(served.layout).read(["interaction_id"])["interaction_id"].to_pylist()
+    assert len(ids) == len(set(ids))
+    drawn = read_json(served.layout.snapshot(1) / "snapshot.json", Snapshot).interaction_ids
+    assert len(drawn) == len(set(drawn)) == 16
+    assert read_json(served.layout.cycle(1) / "decide.json", Decision).policy_version == 1
+
+
+def assert_one_run_in_mlflow(served: Served) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{served.layout.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("policy")
+    assert experiment is not None
+    assert [r.data.tags["cycle"] for r in client.search_runs([experiment.experiment_id])] == ["1"]
+    versions = client.search_model_versions("name = 'policy'")
+    assert sorted(version.tags["policy_version"] for version in versions) == ["0", "1"]
+    assert client.get_model_version_by_alias("policy", "champion").tags["policy_version"] == "1"
