@@ -21,12 +21,10 @@ from rich.live import Live
 
 from jobs.commandline import LAPTOP, command, plain_errors
 from jobs.deploy import deploy
-from jobs.figure import draw
 from jobs.local import LocalCluster, free_port, require_port, stop_tree
+from jobs.provenance import code_commit
 from jobs.screen import Screen
 from jobs.simulate import Traffic
-from jobs.stages import code_commit
-from jobs.summary import failures, summarize
 from sdpo_ray.config import Run, load_run
 from sdpo_ray.errors import ConfigError, SdpoError
 from sdpo_ray.storage import Layout, read_json, write_json
@@ -57,6 +55,9 @@ class Demo:
 
     def go(self, *, keep: bool) -> list[str]:
         """Run it all. Returns what does not hold, in words; nothing when all does."""
+        from jobs.figure import draw
+        from jobs.summary import failures, summarize
+
         began = time.monotonic()
         with contextlib.ExitStack() as stack:
             live = stack.enter_context(Live(self.screen, refresh_per_second=4, transient=False))

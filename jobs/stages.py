@@ -1,15 +1,12 @@
 """The stages of the wheel, wired for one run: what `sdpo_ray.cycle` calls, with every real part behind it."""
 
 import asyncio
-import logging
-import os
 import random
-import subprocess
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
+from jobs.provenance import code_commit
 from sdpo_ray.config import Run
 from sdpo_ray.curate.stream import Curator
 from sdpo_ray.cycle import Begun, Outcome, Stages
@@ -27,8 +24,6 @@ from sdpo_ray.simulate.users import PERSONAS, judge
 from sdpo_ray.simulate.world import is_right, sample_prompt
 from sdpo_ray.storage import Layout, read_json, write_json
 from sdpo_ray.telemetry import Counters, EventFile
-
-logger = logging.getLogger(__name__)
 
 BASE_VERSION = 0
 _PROGRESS_EVERY = 16
@@ -239,13 +234,3 @@ def examination(num_prompts: int) -> list[str]:
     while len(prompts) < num_prompts:
         prompts[sample_prompt(rng, "held_out").prompt] = None
     return list(prompts)
-
-
-def code_commit() -> str:
-    """Git commit of this code: `SDPO_COMMIT` where a job runs in a copy of the tree, else what git says."""
-    if stated := os.environ.get("SDPO_COMMIT"):
-        return stated
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return asked.stdout.strip()

@@ -131,7 +131,7 @@ class Simulate(Section):
     persona: str = "concise"
     concurrency: int = Field(default=4, ge=1)
     """Users talking at once."""
-    think_s: float = Field(default=0.3, gt=0)
+    think_s: float = Field(default=0.5, gt=0)
     """Mean seconds between reading an answer and writing the next message."""
     stream_share: float = Field(default=0.5, ge=0, le=1)
     """Share of requests that are streamed."""

@@ -105,7 +105,7 @@ def test_a_sealed_candidate_is_returned_without_training(alone: Candidate, polic
     assert (Path(alone.path) / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_killed_worker_is_started_again_and_the_update_is_the_same(
+def test_a_killed_worker_is_started_again_from_the_first_step(
     ray_cluster: str, policy: Path, drawn: Snapshot, tmp_path: Path
 ) -> None:
     config = _CONFIG.model_copy(update={"epochs": 20})

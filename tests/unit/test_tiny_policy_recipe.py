@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdpo_ray.simulate.tiny_policy import CHECKPOINT
 from sdpo_ray.simulate.tiny_policy.corpus import HINDSIGHT, Conversation, sample_conversation, with_hindsight
 from sdpo_ray.simulate.tiny_policy.tokenizer import encode
-from sdpo_ray.simulate.tiny_policy.train import Recipe, answer_loss, save, train
+from sdpo_ray.simulate.tiny_policy.train import Cycle, Recipe, answer_loss, save, train
 from sdpo_ray.simulate.wordings import HELD_OUT_PRAISES, WORDINGS
 from sdpo_ray.simulate.world import FACTS, find_question, is_right, questions, style_of
 
 SMALL = Recipe(
     num_steps=12,
     batch_size=8,
-    learning_rate=1e-2,
+    cycles=(Cycle(share=0.5, learning_rate=1e-2), Cycle(share=0.5, learning_rate=1e-2)),
     vocab_size=400,
     hidden_size=64,
     num_layers=1,
@@ -48,6 +48,10 @@ def small():
 def conversations():
     rng = random.Random(0)
     return [sample_conversation(rng) for _ in range(4_000)]
+
+
+def _as_json(recipe):
+    return json.loads(json.dumps(asdict(recipe)))
 
 
 def test_a_plain_question_is_answered_in_every_style_about_equally_often(conversations):
@@ -132,7 +136,7 @@ def test_a_few_steps_lower_the_loss(small):
 
 
 def test_the_same_seed_makes_the_same_weights_and_another_seed_does_not(small):
-    again, other = train(SMALL).model.state_dict(), train(Recipe(**asdict(SMALL) | {"seed": 1})).model.state_dict()
+    again, other = train(SMALL).model.state_dict(), train(replace(SMALL, seed=1)).model.state_dict()
     weights = small.model.state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert not torch.equal(weights["model.norm.weight"], other["model.norm.weight"])
@@ -147,13 +151,13 @@ def test_a_saved_policy_is_loaded_as_it_was(small, tmp_path):
     assert tokenizer.decode(ids) == "<|im_start|>user\nHi 😊<|im_end|>\n<|im_start|>assistant\n"
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     assert torch.equal(model(torch.tensor([ids])).logits, small.model(torch.tensor([ids])).logits)
-    assert json.loads((tmp_path / "training.json").read_text())["recipe"] == asdict(SMALL)
+    assert json.loads((tmp_path / "training.json").read_text())["recipe"] == _as_json(SMALL)
     assert (tmp_path / "training_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_committed_checkpoint_was_made_by_this_recipe_and_meets_its_floors():
     record = json.loads((CHECKPOINT / "training.json").read_text())
-    assert record["recipe"] == asdict(Recipe())
+    assert record["recipe"] == _as_json(Recipe())
     final = record["measurements"][-1]
     assert final["step"] == Recipe().num_steps
     assert final["right"] >= 0.98

@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,9 +19,19 @@ from sdpo_ray.simulate.tiny_policy.curve import draw_curve
 from sdpo_ray.simulate.tiny_policy.measure import Measurement, measure
 from sdpo_ray.simulate.tiny_policy.tokenizer import Example, encode, train_tokenizer
 
-_NUM_STEPS = 3_000
+_NUM_STEPS = 5_000
 _POOL = 8
 """Batches drawn at a time and sorted by length together, so that a batch pads little."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cycle:
+    """One rise and fall of the learning rate, with a fresh optimizer."""
+
+    share: float
+    """Of the steps of the whole recipe."""
+    learning_rate: float
+    """The peak: a tenth of the cycle's steps up, the rest down along a cosine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +41,8 @@ class Recipe:
     seed: int = 0
     num_steps: int = _NUM_STEPS
     batch_size: int = 48
-    learning_rate: float = 3e-3
-    """The peak of a one-cycle schedule: a tenth of the steps up, the rest down along a cosine."""
+    cycles: tuple[Cycle, ...] = (Cycle(share=0.6, learning_rate=3e-3), Cycle(share=0.4, learning_rate=2e-3))
+    """The first teaches the facts and the complaints one by one; the second, to obey a whole taste at once."""
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
     vocab_size: int = 1_400
@@ -100,28 +110,13 @@ def train(
     rng = random.Random(recipe.seed)
     texts = (t for _ in range(recipe.num_tokenizer_conversations) for t in sample_conversation(rng).turns)
     tokenizer = train_tokenizer(texts, vocab_size=recipe.vocab_size)
-    pad_id = int(tokenizer.pad_token_id)
     model = build_model(recipe, tokenizer)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=recipe.learning_rate, total_steps=recipe.num_steps, pct_start=0.1, cycle_momentum=False
-    )
     measurements: list[Measurement] = []
     losses: list[float] = []
-    pool: list[list[Example]] = []
-    for step in range(1, recipe.num_steps + 1):
-        if not pool:
-            pool = _draw_pool(rng, tokenizer, recipe.batch_size)
-        loss = answer_loss(model, pool.pop(), pad_id)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        on_step(step, losses[-1])
+    batches = _batches(rng, tokenizer, recipe.batch_size)
+    for step, loss in enumerate(_losses(recipe, model, batches, int(tokenizer.pad_token_id)), start=1):
+        losses.append(loss)
+        on_step(step, loss)
         last = step == recipe.num_steps
         if last or step % recipe.measure_every_steps == 0:
             num_prompts = recipe.num_final_prompts if last else recipe.num_measured_prompts
@@ -149,12 +144,35 @@ def save(trained: Trained, out: Path) -> None:
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _draw_pool(rng: random.Random, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> list[list[Example]]:
-    examples = [encode(tokenizer, sample_conversation(rng)) for _ in range(_POOL * batch_size)]
-    examples.sort(key=lambda example: len(example.ids))
-    batches = [examples[first : first + batch_size] for first in range(0, len(examples), batch_size)]
-    rng.shuffle(batches)
-    return batches
+def _losses(recipe: Recipe, model: Qwen3ForCausalLM, batches: Iterator[list[Example]], pad_id: int) -> Iterator[float]:
+    """Take one optimizer step for each loss that is asked for, through every cycle of the recipe."""
+    for cycle in recipe.cycles:
+        num_steps = round(cycle.share * recipe.num_steps)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=cycle.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=cycle.learning_rate, total_steps=num_steps, pct_start=0.1, cycle_momentum=False
+        )
+        for _ in range(num_steps):
+            loss = answer_loss(model, next(batches), pad_id)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            yield loss.item()
+
+
+def _batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> Iterator[list[Example]]:
+    """Batches without end, each of examples about equally long."""
+    while True:
+        pool = [encode(tokenizer, sample_conversation(rng)) for _ in range(_POOL * batch_size)]
+        pool.sort(key=lambda example: len(example.ids))
+        batches = [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
+        rng.shuffle(batches)
+        while batches:
+            yield batches.pop()
 
 
 def main(
