@@ -1,6 +1,7 @@
 """What a new user types: help and configuration come at once, and every job is documented."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_every_recipe_loads():
 def test_every_job_and_every_make_target_is_in_the_readme():
     readme = (REPOSITORY / "README.md").read_text()
     assert [job for job in [*JOBS, "demo"] if f"jobs/{job}.py" not in readme and f"{job}.py" not in readme] == []
-    targets = [line.split(":")[0] for line in (REPOSITORY / "Makefile").read_text().splitlines() if "##" in line]
+    targets = re.findall(r"^([a-z]+):.*##", (REPOSITORY / "Makefile").read_text(), flags=re.M)
     assert [target for target in targets if f"make {target}" not in readme and target != "help"] == []
 
 
