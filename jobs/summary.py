@@ -140,12 +140,11 @@ def _outcomes(layout: Layout) -> Iterator[Outcome]:
 
 def _examined(layout: Layout, outcome: Outcome) -> Examined:
     report = _report(layout, outcome.policy_version)
-    drawn_at = read_json(layout.snapshot(outcome.cycle) / "snapshot.json", Snapshot).last_interaction_at_s
     seen = [event for event in read_events(layout.events) if event.name == "gathered" and event.cycle <= outcome.cycle]
     return Examined(
         policy_version=outcome.policy_version,
         verdict=outcome.verdict,
-        interactions=int(seen[-1].facts["interactions"] or 0) if seen and drawn_at else 0,
+        interactions=int(seen[-1].facts["interactions"] or 0) if seen else 0,
         win_rate=_estimate(report, "win_rate.vs_base.ties_dropped"),
         retention=_estimate(report, "retention"),
         reasons=outcome.reasons,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config import Run
-from sdpo_ray.errors import SwapError
+from sdpo_ray.errors import DataError, SwapError
 from sdpo_ray.records import Fingerprint, Release
 from sdpo_ray.storage import Layout, read_json, write_json
 
@@ -111,18 +111,21 @@ class Policy:
 
     async def _follow(self) -> None:
         """Serve what the pointer names, within `FOLLOW_S` of its change; a refused release is tried once."""
-        seen = os.stat(self._pointer).st_mtime_ns
+        seen = 0
         while True:
             await asyncio.sleep(FOLLOW_S)
             changed = os.stat(self._pointer).st_mtime_ns
             if changed == seen:
                 continue
             seen = changed
-            release = read_json(self._pointer, Release)
-            if release == self._swapper.serving:
+            try:
+                release = read_json(self._pointer, Release)
+            except DataError as error:
+                self._swap_error = str(error)
                 continue
             try:
-                await self._swapper.to(release)
+                if release != self._swapper.serving:
+                    await self._swapper.to(release)
                 self._swap_error = None
             except SwapError as error:
                 self._swap_error = f"v{release.policy_version}: {error}"

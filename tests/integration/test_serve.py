@@ -269,3 +269,26 @@ def test_weights_that_do_not_reproduce_their_fingerprint_are_undone(served: Serv
     turn = served.turns()[headers["x-sdpo-turn-id"]]
     assert turn.policy_version == 0
     assert Witness(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
+
+
+@pytest.mark.usefixtures("back_to_base")
+def test_a_pointer_that_is_no_release_is_reported_and_changes_nothing(served: Served, client: OpenAI):
+    served.layout.release_pointer.write_text("{")
+    headers = served.wait_for("x-sdpo-swap-error", str(served.layout.release_pointer))
+    assert headers["x-sdpo-policy-version"] == "0"
+    assert ask(client)[0]
+
+
+def test_the_examiner_wants_its_key_and_records_nobody(served: Served, examiner: str):
+    body = {"model": "policy", "messages": QUESTION, "max_tokens": 8}
+    assert httpx.post(f"{examiner}/v1/chat/completions", json=body, timeout=60).status_code == 401
+    assert httpx.get(f"{examiner}/v1/models").status_code == 401
+    before = set(served.turns())
+    key = served.layout.exam_key.read_text()
+    reply = httpx.post(
+        f"{examiner}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}, timeout=60
+    )
+    assert reply.status_code == 200
+    assert "x-sdpo-turn-id" not in reply.headers
+    assert set(served.turns()) == before
+    assert served.layout.exam_key.stat().st_mode & 0o777 == 0o600

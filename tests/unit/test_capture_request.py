@@ -41,7 +41,7 @@ def test_consent_in_unknown_words_is_an_error_and_no_guess():
         [{"role": "user"}],
         [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
         [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
-        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "", "tool_calls": [{}]}, {"role": "user", "content": "x"}],
+        [{"role": "assistant", "content": "", "tool_calls": [{}]}, {"role": "user", "content": "x"}],
         [{"role": "tool", "content": "42"}, {"role": "user", "content": "x"}],
     ],
 )  # fmt: skip

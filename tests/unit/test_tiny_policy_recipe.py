@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import asdict, replace
+from inspect import signature
 
 import pytest
 import torch
@@ -11,13 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdpo_ray.simulate.tiny_policy import CHECKPOINT
 from sdpo_ray.simulate.tiny_policy.corpus import HINDSIGHT, Conversation, sample_conversation, with_hindsight
+from sdpo_ray.simulate.tiny_policy.model import answer_loss
+from sdpo_ray.simulate.tiny_policy.recipe import Cycle, Recipe
 from sdpo_ray.simulate.tiny_policy.tokenizer import encode
-from sdpo_ray.simulate.tiny_policy.train import Cycle, Recipe, answer_loss, save, train
+from sdpo_ray.simulate.tiny_policy.train import main, save, train
 from sdpo_ray.simulate.wordings import HELD_OUT_PRAISES, WORDINGS
 from sdpo_ray.simulate.world import FACTS, find_question, is_right, questions, style_of
 
 SMALL = Recipe(
-    num_steps=12,
+    num_steps=24,
     batch_size=8,
     cycles=(Cycle(share=0.5, learning_rate=1e-2), Cycle(share=0.5, learning_rate=1e-2)),
     vocab_size=400,
@@ -26,7 +29,7 @@ SMALL = Recipe(
     num_tokenizer_conversations=300,
     num_measured_prompts=4,
     num_final_prompts=4,
-    measure_every_steps=6,
+    measure_every_steps=12,
 )
 ANY_ORDER = {wish: frozenset(said.complaints) for wish, said in WORDINGS.items()}
 
@@ -131,8 +134,13 @@ def test_the_loss_is_the_mean_over_answer_tokens_whatever_the_padding(small):
 
 def test_a_few_steps_lower_the_loss(small):
     first, last = small.measurements
-    assert (first.step, last.step) == (6, 12)
+    assert (first.step, last.step) == (12, 24)
     assert last.loss < first.loss - 0.5
+
+
+def test_the_command_line_trains_the_recipe_by_default():
+    assert signature(main).parameters["steps"].default == Recipe().num_steps
+    assert signature(main).parameters["seed"].default == Recipe().seed
 
 
 def test_the_same_seed_makes_the_same_weights_and_another_seed_does_not(small):

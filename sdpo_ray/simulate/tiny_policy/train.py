@@ -11,47 +11,17 @@ from typing import Annotated
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from sdpo_ray.simulate.tiny_policy.corpus import sample_conversation
 from sdpo_ray.simulate.tiny_policy.curve import draw_curve
 from sdpo_ray.simulate.tiny_policy.measure import Measurement, measure
+from sdpo_ray.simulate.tiny_policy.model import answer_loss, build_model
+from sdpo_ray.simulate.tiny_policy.recipe import Recipe
 from sdpo_ray.simulate.tiny_policy.tokenizer import Example, encode, train_tokenizer
 
-_NUM_STEPS = 5_000
 _POOL = 8
 """Batches drawn at a time and sorted by length together, so that a batch pads little."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cycle:
-    """One rise and fall of the learning rate, with a fresh optimizer."""
-
-    share: float
-    """Of the steps of the whole recipe."""
-    learning_rate: float
-    """The peak: a tenth of the cycle's steps up, the rest down along a cosine."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """Everything that decides the weights of a checkpoint. Written to `training.json`."""
-
-    seed: int = 0
-    num_steps: int = _NUM_STEPS
-    batch_size: int = 48
-    cycles: tuple[Cycle, ...] = (Cycle(share=0.6, learning_rate=3e-3), Cycle(share=0.4, learning_rate=2e-3))
-    """The first teaches the facts and the complaints one by one; the second, to obey a whole taste at once."""
-    weight_decay: float = 0.05
-    max_grad_norm: float = 1.0
-    vocab_size: int = 1_400
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_tokenizer_conversations: int = 20_000
-    num_measured_prompts: int = 128
-    num_final_prompts: int = 1_024
-    measure_every_steps: int = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,41 +32,6 @@ class Trained:
     model: Qwen3ForCausalLM
     tokenizer: PreTrainedTokenizerFast
     measurements: tuple[Measurement, ...]
-
-
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3-shaped policy with random weights, drawn from torch's global generator."""
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden_size,
-        intermediate_size=3 * recipe.hidden_size,
-        num_hidden_layers=recipe.num_layers,
-        num_attention_heads=recipe.hidden_size // 32,
-        num_key_value_heads=recipe.hidden_size // 64,
-        head_dim=32,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        use_cache=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
-    model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return model
-
-
-def answer_loss(model: Qwen3ForCausalLM, examples: list[Example], pad_id: int) -> torch.Tensor:
-    """Mean of -log p over the tokens that an assistant wrote.
-
-    Padding is on the right, where a causal model's answers cannot see it, so no attention mask is needed.
-    """
-    width = max(len(example.ids) for example in examples)
-    ids_BT = torch.tensor([[*e.ids, *[pad_id] * (width - len(e.ids))] for e in examples])
-    learned_BT = torch.tensor([[*e.learned, *[False] * (width - len(e.ids))] for e in examples])[:, 1:]
-    hidden_BTH = model.model(input_ids=ids_BT).last_hidden_state[:, :-1]
-    return cross_entropy(model.lm_head(hidden_BTH[learned_BT]), ids_BT[:, 1:][learned_BT])
 
 
 def train(
@@ -178,7 +113,9 @@ def _batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast, batch_size:
 def main(
     out: Annotated[Path, typer.Option(help="Directory to write the checkpoint to.")],
     seed: Annotated[int, typer.Option(help="The same seed makes the same checkpoint on the same machine.")] = 0,
-    steps: Annotated[int, typer.Option(help="Optimizer steps; fewer than the default miss the floors.")] = _NUM_STEPS,
+    steps: Annotated[
+        int, typer.Option(min=20, help="Optimizer steps; fewer than the default miss the floors.")
+    ] = 5_000,
 ) -> None:
     """Train the tiny policy from nothing on one thread, measure it on held-out phrasings and save it."""
     torch.set_num_threads(1)

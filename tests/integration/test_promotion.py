@@ -1,0 +1,166 @@
+"""People at the gate: review, rejection, rollback, through MLflow's own client and the real served engine."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+from mlflow import MlflowClient
+
+from jobs.stages import Wheel
+from sdpo_ray.capture.segments import SegmentLog
+from sdpo_ray.config import load_run
+from sdpo_ray.curate.stream import Curator
+from sdpo_ray.cycle import Begun, Outcome
+from sdpo_ray.promote.registry import Registry
+from sdpo_ray.records import Candidate, Decision, Release, Report, Verdict
+from sdpo_ray.storage import read_json, write_json
+from sdpo_ray.telemetry import EventFile, read_events
+from tests.serving import Served, perturbed, release_of
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240), pytest.mark.usefixtures("back_to_base")]
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+class Office:
+    """One run's wheel and registry, with candidates to decide about."""
+
+    def __init__(self, served: Served, folder: Path, *overrides: str) -> None:
+        self.served = served
+        self.folder = folder
+        self.overrides = [
+            *served.overrides,
+            f"serve.port={urlparse(served.url).port}",
+            "promote.poll_s=0.2",
+            *overrides,
+        ]
+        self.registry = Registry(served.layout, model_name="policy")
+        self.registry.register_base(read_json(served.layout.release(0), Release))
+        self.registry.set_champion(0)
+        self.mlflow = MlflowClient(self.registry.tracking_uri, self.registry.tracking_uri)
+        self.wheel = self.wheel_with()
+
+    def wheel_with(self, *overrides: str) -> Wheel:
+        run = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml", [*self.overrides, *overrides])
+        curator = Curator(self.served.layout, run.curate, SegmentLog(self.served.layout.journal))
+        return Wheel(run, curator, self.registry, EventFile(self.served.layout.events))
+
+    def candidate(self, version: int, verdict: Verdict) -> tuple[Begun, Candidate, Report, Decision]:
+        """A candidate that was examined against the base and judged; its cycle's records and model version exist."""
+        path = perturbed(self.served.base, self.folder / f"v{version}", seed=version)
+        candidate = Candidate(
+            policy_version=version,
+            parent_version=0,
+            path=str(path),
+            snapshot_id="s",
+            fingerprint=release_of(path, version).fingerprint,
+        )
+        decision = Decision(policy_version=version, verdict=verdict, reasons=("win rate 0.61",))
+        write_json(self.served.layout.cycle(version) / "distill.json", candidate)
+        write_json(self.served.layout.cycle(version) / "decide.json", decision)
+        self.mlflow.create_model_version("policy", path.as_uri(), tags={"policy_version": str(version)})
+        report = Report(policy_version=version, base_version=0, champion_version=0, confidence=0.95, scores=())
+        begun = Begun(cycle=version, policy_version=version, parent_version=0, seed=0)
+        return begun, candidate, report, decision
+
+    def person_sets(self, version: int, tag: str, value: str) -> None:
+        """What a click in MLflow's page does."""
+        number = self._number(version)
+        self.mlflow.set_model_version_tag("policy", number, tag, value)
+
+    def person_moves_champion(self, version: int) -> None:
+        self.mlflow.set_registered_model_alias("policy", "champion", self._number(version))
+
+    def _number(self, version: int) -> str:
+        (found,) = self.mlflow.search_model_versions(f"name='policy' and tags.policy_version='{version}'")
+        return str(found.version)
+
+
+@pytest.fixture
+def office(served: Served, tmp_path: Path) -> Iterator[Office]:
+    office = Office(served, tmp_path, "promote.require_review=true")
+    yield office
+    office.registry.set_champion(0)
+
+
+def decide_in_background(office: Office, version: int, *, review: str) -> Outcome:
+    """Run the release stage; the person answers once it waits for them."""
+    work = office.candidate(version, Verdict.PROMOTE)
+    seen = len(read_events(office.served.layout.events))
+    with ThreadPoolExecutor(1) as pool:
+        stage = pool.submit(office.wheel.stages.release, *work)
+        while not any(e.name == "awaiting_review" for e in read_events(office.served.layout.events)[seen:]):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        assert not stage.done()
+        assert office.served.health()["x-sdpo-policy-version"] == "0"
+        office.person_sets(version, "review", review)
+        return stage.result(timeout=60)
+
+
+def test_an_approved_candidate_is_served_only_after_its_approval(office: Office):
+    outcome = decide_in_background(office, 201, review="Approved")
+    assert (outcome.verdict, outcome.champion_version) == (Verdict.PROMOTE, 201)
+    assert office.served.health()["x-sdpo-policy-version"] == "201"
+    assert office.registry.champion_version() == 201
+
+
+def test_a_rejected_candidate_is_never_served_not_even_by_moving_the_alias(office: Office):
+    outcome = decide_in_background(office, 202, review="rejected")
+    assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 0)
+    office.person_moves_champion(202)
+    office.wheel.follow()
+    assert office.registry.champion_version() == 0
+    assert office.served.health()["x-sdpo-policy-version"] == "0"
+
+
+def test_serving_follows_an_alias_to_a_released_version_and_restores_one_that_never_passed(office: Office):
+    decide_in_background(office, 203, review="approved")
+    office.person_moves_champion(0)
+    office.wheel.follow()
+    office.served.wait_for("x-sdpo-policy-version", "0")
+    office.candidate(204, Verdict.HOLD)
+    office.person_moves_champion(204)
+    office.wheel.follow()
+    assert office.registry.champion_version() == 0
+    assert office.served.health()["x-sdpo-policy-version"] == "0"
+
+
+def test_a_champion_that_changed_after_the_examination_holds_the_candidate(office: Office):
+    wheel = office.wheel_with("promote.require_review=false")
+    wheel.stages.release(*office.candidate(205, Verdict.PROMOTE))
+    outcome = wheel.stages.release(*office.candidate(206, Verdict.PROMOTE))
+    assert (outcome.verdict, outcome.champion_version) == (Verdict.HOLD, 205)
+    assert "the champion became v205" in outcome.reasons[0]
+
+
+def test_an_engine_that_refuses_a_release_rejects_it_and_the_old_one_serves(office: Office):
+    wheel = office.wheel_with("promote.require_review=false")
+    work = office.candidate(207, Verdict.PROMOTE)
+    (Path(work[1].path) / "model.safetensors").unlink()
+    outcome = wheel.stages.release(*work)
+    assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 0)
+    assert "refused v207" in outcome.reasons[0]
+    assert office.registry.champion_version() == 0
+
+
+def test_the_rollback_job_serves_the_release_before(office: Office):
+    decide_in_background(office, 208, review="approved")
+    argv = [sys.executable, "jobs/rollback.py", *(part for o in office.overrides for part in ("--set", o))]
+    done = subprocess.run(argv, cwd=REPOSITORY, env=os.environ.copy(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "v0 is served again" in done.stdout
+    assert office.served.health()["x-sdpo-policy-version"] == "0"
+    assert office.registry.champion_version() == 0
+
+
+def test_a_rollback_to_a_version_that_never_was_says_which_there_are(office: Office):
+    argv = [sys.executable, "jobs/rollback.py", "--to", "999", *(p for o in office.overrides for p in ("--set", o))]
+    done = subprocess.run(argv, cwd=REPOSITORY, env=os.environ.copy(), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "v999 was never released; released so far: v0" in done.stderr
