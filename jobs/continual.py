@@ -50,6 +50,8 @@ def continual(run: Run, turns: int) -> list[Outcome]:
     events = EventFile(layout.events)
     with alone(layout.root):
         ray.init(address="auto", ignore_reinit_error=True, log_to_driver=False)
+        # Ray's own handler, set a line above, ends the process with status 15.
+        signal.signal(signal.SIGTERM, stop)
         registry = Registry(layout, model_name=run.promote.model_name, tracking_uri=run.promote.tracking_uri)
         curator = Curator(layout, run.curate, SegmentLog(layout.journal))
         wheel = Wheel(run, curator, registry, events)
@@ -170,7 +172,6 @@ def main(
 ) -> None:
     """Turn the wheel: gather, draw, distill, evaluate, decide, release."""
     resolved = read_run(run, overrides, print_config)
-    signal.signal(signal.SIGTERM, stop)
     with plain_errors():
         continual(resolved, turns)
 

@@ -1,5 +1,6 @@
 """kill -9 of the Serve replica, whose process is the journal's too: what had a receipt is on disk."""
 
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,8 +16,12 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 def replica_pids() -> list[int]:
     """Processes of the users' replica among the descendants of this test session."""
-    family = psutil.Process().children(recursive=True)
-    return [p.pid for p in family if "ServeReplica:users" in " ".join(p.cmdline())]
+    pids = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ServeReplica:users" in " ".join(process.cmdline()):
+                pids.append(process.pid)
+    return pids
 
 
 @pytest.mark.usefixtures("back_to_base")
@@ -46,7 +51,8 @@ def test_a_killed_replica_loses_no_receipted_turn_and_comes_back_on_the_released
         return receipts
 
     (pid,) = replica_pids()
-    engines = [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    engines = psutil.Process(pid).children(recursive=True)
+    assert engines
     with ThreadPoolExecutor(6) as pool:
         seats = [pool.submit(talk, seat) for seat in range(6)]
         try:
@@ -62,7 +68,7 @@ def test_a_killed_replica_loses_no_receipted_turn_and_comes_back_on_the_released
             stop = True
         receipts = [receipt for seat in seats for receipt in seat.result()]
     assert pids != [pid]
-    assert [engine for engine in engines if psutil.pid_exists(engine)] == []
+    assert [engine.pid for engine in engines if engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE] == []
     turns = served.turns()
     assert len(receipts) == len(set(receipts)) > 10
     assert [receipt for receipt in receipts if receipt not in turns] == []
