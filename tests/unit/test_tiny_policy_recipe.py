@@ -20,9 +20,8 @@ from sdpo_ray.simulate.wordings import HELD_OUT_PRAISES, WORDINGS
 from sdpo_ray.simulate.world import FACTS, find_question, is_right, questions, style_of
 
 SMALL = Recipe(
-    num_steps=24,
     batch_size=8,
-    cycles=(Cycle(share=0.5, learning_rate=1e-2), Cycle(share=0.5, learning_rate=1e-2)),
+    cycles=(Cycle(num_steps=16, learning_rate=1e-2), Cycle(num_steps=8, learning_rate=1e-2, focus="emoji")),
     vocab_size=400,
     hidden_size=64,
     num_layers=1,

@@ -4,7 +4,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +19,7 @@ from sdpo_ray.simulate.tiny_policy.measure import Measurement, measure
 from sdpo_ray.simulate.tiny_policy.model import answer_loss, build_model
 from sdpo_ray.simulate.tiny_policy.recipe import Recipe
 from sdpo_ray.simulate.tiny_policy.tokenizer import Example, encode, train_tokenizer
+from sdpo_ray.simulate.wordings import Attribute
 
 _POOL = 8
 """Batches drawn at a time and sorted by length together, so that a batch pads little."""
@@ -48,8 +49,7 @@ def train(
     model = build_model(recipe, tokenizer)
     measurements: list[Measurement] = []
     losses: list[float] = []
-    batches = _batches(rng, tokenizer, recipe.batch_size)
-    for step, loss in enumerate(_losses(recipe, model, batches, int(tokenizer.pad_token_id)), start=1):
+    for step, loss in enumerate(_losses(recipe, model, tokenizer, rng), start=1):
         losses.append(loss)
         on_step(step, loss)
         last = step == recipe.num_steps
@@ -79,18 +79,20 @@ def save(trained: Trained, out: Path) -> None:
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _losses(recipe: Recipe, model: Qwen3ForCausalLM, batches: Iterator[list[Example]], pad_id: int) -> Iterator[float]:
+def _losses(
+    recipe: Recipe, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random
+) -> Iterator[float]:
     """Take one optimizer step for each loss that is asked for, through every cycle of the recipe."""
     for cycle in recipe.cycles:
-        num_steps = round(cycle.share * recipe.num_steps)
+        batches = _batches(rng, tokenizer, recipe.batch_size, cycle.focus)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=cycle.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=cycle.learning_rate, total_steps=num_steps, pct_start=0.1, cycle_momentum=False
+            optimizer, max_lr=cycle.learning_rate, total_steps=cycle.num_steps, pct_start=0.1, cycle_momentum=False
         )
-        for _ in range(num_steps):
-            loss = answer_loss(model, next(batches), pad_id)
+        for _ in range(cycle.num_steps):
+            loss = answer_loss(model, next(batches), int(tokenizer.pad_token_id))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
@@ -99,10 +101,12 @@ def _losses(recipe: Recipe, model: Qwen3ForCausalLM, batches: Iterator[list[Exam
             yield loss.item()
 
 
-def _batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> Iterator[list[Example]]:
+def _batches(
+    rng: random.Random, tokenizer: PreTrainedTokenizerFast, batch_size: int, focus: Attribute | None
+) -> Iterator[list[Example]]:
     """Batches without end, each of examples about equally long."""
     while True:
-        pool = [encode(tokenizer, sample_conversation(rng)) for _ in range(_POOL * batch_size)]
+        pool = [encode(tokenizer, sample_conversation(rng, focus)) for _ in range(_POOL * batch_size)]
         pool.sort(key=lambda example: len(example.ids))
         batches = [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
         rng.shuffle(batches)
@@ -115,16 +119,17 @@ def main(
     seed: Annotated[int, typer.Option(help="The same seed makes the same checkpoint on the same machine.")] = 0,
     steps: Annotated[
         int, typer.Option(min=20, help="Optimizer steps; fewer than the default miss the floors.")
-    ] = 5_000,
+    ] = 6_600,
 ) -> None:
     """Train the tiny policy from nothing on one thread, measure it on held-out phrasings and save it."""
     torch.set_num_threads(1)
     started_s = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        task = progress.add_task("training", total=steps)
+        recipe = replace(Recipe().shortened(steps), seed=seed)
+        task = progress.add_task("training", total=recipe.num_steps)
         trained = train(
-            Recipe(seed=seed, num_steps=steps),
+            recipe,
             on_step=lambda step, loss: progress.update(task, completed=step, description=f"loss {loss:.3f}"),
             on_measurement=lambda measurement: progress.console.print(_line(measurement)),
         )
