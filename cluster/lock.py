@@ -15,7 +15,9 @@ def main() -> None:
     wheels = pip_find_links(sys.executable)
     for device, extras in EXTRAS.items():
         lock = REPOSITORY / "requirements" / f"{device}.lock"
-        where = ["--find-links", wheels] if wheels else ["--torch-backend", "cpu" if device == "cpu" else "auto"]
+        # The registry's torch and a machine's own CPU wheel both are 2.13.0, and pip's order prefers the wheel.
+        cpu = ["--find-links", wheels] if wheels else ["--torch-backend", "cpu"]
+        where = cpu if device == "cpu" else []
         command = [uv, "pip", "compile", "--quiet", "pyproject.toml", "--python-version", "3.11", "--no-header"]
         command += ["--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
         command += ["--override", "requirements/overrides.txt", *where]

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
+UV = "uv==0.13.8"
 MIN_PYTHON = (3, 11)
 MIN_FREE_BYTES = 8 << 30
 SOURCE_BUILDS = ("deepspeed",)
@@ -46,12 +47,13 @@ def install(lock: Path, venv: Path) -> None:
     environment |= {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"} if lock.stem == "cpu" else {}
     run([sys.executable, "-m", "venv", "--clear", str(venv)], environment)
     python = str(venv / "bin" / "python")
-    run([python, "-m", "pip", "install", "--quiet", "uv"], environment)
-    if wheels := pip_find_links(python):
-        environment["UV_FIND_LINKS"] = wheels
-        backend = []
-    else:
-        backend = ["--torch-backend", "cpu" if lock.stem == "cpu" else "auto"]
+    run([python, "-m", "pip", "install", "--quiet", UV], environment)
+    backend = []
+    if lock.stem == "cpu":
+        if wheels := pip_find_links(python):
+            environment["UV_FIND_LINKS"] = wheels
+        else:
+            backend = ["--torch-backend", "cpu"]
     pins = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
     late = [pin for pin in pins if pin.split("==")[0] in SOURCE_BUILDS]
     first = venv / "first.lock"
