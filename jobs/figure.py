@@ -1,11 +1,15 @@
 """The picture of a run: win rate and right answers against interactions, promotions and refusals marked."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from jobs.summary import Examined, Summary
+from jobs.summary import Estimate, Examined, Summary
 from sdpo_ray.records import Verdict
 
 _MARKS = {Verdict.PROMOTE: ("o", "promoted"), Verdict.HOLD: ("s", "held"), Verdict.REJECT: ("X", "refused")}
+_BASE_WIN_RATE = 0.5
+"""Of the base against itself, where every curve of win rates begins."""
 
 
 def draw(summary: Summary, path: Path) -> None:
@@ -16,45 +20,55 @@ def draw(summary: Summary, path: Path) -> None:
     figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name, colour in (("win_rate", "tab:blue"), ("retention", "tab:green")):
-        label = {"win_rate": "win rate against the base, ties dropped", "retention": "right answers"}[name]
-        served = [point for point in summary.examined if point.verdict is Verdict.PROMOTE]
-        line = [(point.interactions, _value(point, name)) for point in served if _value(point, name) is not None]
-        axes.plot(*zip(*line, strict=True), color=colour, label=label) if line else None
-        for point in summary.examined:
-            estimate = getattr(point, name)
-            if estimate is None:
-                continue
-            error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
-            marker = _MARKS[point.verdict][0]
-            faint = 1.0 if point.verdict is Verdict.PROMOTE else 0.5
-            axes.errorbar(
-                point.interactions,
-                estimate.value,
-                yerr=error,
-                color=colour,
-                marker=marker,
-                ms=8,
-                capsize=3,
-                alpha=faint,
-            )
+    _curve(
+        axes,
+        summary.examined,
+        [p.win_rate for p in summary.examined],
+        "tab:blue",
+        "win rate against the base",
+        _BASE_WIN_RATE,
+    )
+    _curve(axes, summary.examined, [p.retention for p in summary.examined], "tab:green", "right answers", None)
     for verdict, (marker, word) in _MARKS.items():
         if any(point.verdict is verdict for point in summary.examined):
             axes.plot([], [], color="gray", marker=marker, linestyle="", label=word)
     for point in summary.examined:
-        axes.annotate(
-            f"v{point.policy_version}", (point.interactions, 1.03), ha="center", fontsize=9, annotation_clip=False
-        )
-    axes.axhline(0.5, color="lightgray", zorder=0)
-    axes.set(xlabel="interactions learned from so far", ylabel="share", ylim=(-0.02, 1.08))
+        colour = "tab:red" if point.verdict is Verdict.REJECT else "black"
+        axes.annotate(f"v{point.policy_version}", (point.interactions, 1.04), ha="center", fontsize=9, color=colour)
+        if point.verdict is Verdict.REJECT:
+            axes.axvline(point.interactions, color="tab:red", alpha=0.25, linestyle=":")
+    axes.axhline(_BASE_WIN_RATE, color="lightgray", zorder=0)
+    axes.set(
+        xlabel="interactions with users so far", ylabel="share of held-out prompts", ylim=(-0.03, 1.1), xlim=(0, None)
+    )
     axes.set_title(
         f"{summary.conversations} conversations, {summary.requests.failed} failed requests, "
-        f"{summary.promotions} promotions, {summary.refusals} refused"
+        f"{summary.promotions} updates promoted, {summary.refusals} refused"
     )
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left", framealpha=0.9)
     figure.savefig(path)
 
 
-def _value(point: Examined, name: str) -> float | None:
-    estimate = getattr(point, name)
-    return estimate.value if estimate is not None else None
+def _curve(
+    axes: Any,
+    examined: Sequence[Examined],
+    estimates: Sequence[Estimate | None],
+    colour: str,
+    label: str,
+    start: float | None,
+) -> None:
+    """Promoted versions joined by a line, every version with its interval."""
+    line = [(0.0, start)] if start is not None else []
+    for point, estimate in zip(examined, estimates, strict=True):
+        if estimate is None:
+            continue
+        promoted = point.verdict is Verdict.PROMOTE
+        if promoted:
+            line.append((point.interactions, estimate.value))
+        error = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+        marker = _MARKS[point.verdict][0]
+        alpha = 1.0 if promoted else 0.5
+        axes.errorbar(
+            point.interactions, estimate.value, yerr=error, color=colour, marker=marker, ms=8, capsize=3, alpha=alpha
+        )
+    axes.plot([x for x, _ in line], [y for _, y in line], color=colour, label=label)

@@ -69,6 +69,8 @@ class Summary:
     requests: Requests
     conversations: int
     interactions: int
+    refused: dict[str, int]
+    """Turns and pairs that came to nothing while the wheel gathered, by reason."""
     max_versions_per_response: int
     turns_receipted: int
     turns_stored: int
@@ -104,6 +106,7 @@ def summarize(run: Run, traffic: Traffic, seconds: dict[str, float]) -> Summary:
         requests=Requests(total=traffic.requests, failed=traffic.failed, errors=traffic.errors),
         conversations=traffic.conversations,
         interactions=Table.interactions(layout).num_rows,
+        refused=_refused(layout),
         max_versions_per_response=max((len(spans) for spans in turns["version_spans"].to_pylist()), default=0),
         turns_receipted=traffic.receipts,
         turns_stored=turns.num_rows,
@@ -167,6 +170,17 @@ def _win_rate(report: Report | None) -> WinRate | None:
     if dropped is None or half is None or coverage is None:
         return None
     return WinRate(ties_dropped=dropped, ties_half=half, coverage=coverage)
+
+
+def _refused(layout: Layout) -> dict[str, int]:
+    """The last count of every cycle's gathering, added up."""
+    last = {event.cycle: event.facts for event in read_events(layout.events) if event.name == "gathered"}
+    reasons: dict[str, int] = defaultdict(int)
+    for facts in last.values():
+        for name, n in facts.items():
+            if name.startswith("refused."):
+                reasons[name.removeprefix("refused.")] += int(n or 0)
+    return dict(reasons)
 
 
 def _latencies(layout: Layout, outcomes: list[Outcome], traffic: Traffic) -> dict[str, float]:

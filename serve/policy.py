@@ -19,6 +19,7 @@ from sdpo_ray.config import Run
 from sdpo_ray.errors import DataError, SwapError
 from sdpo_ray.records import Fingerprint, Release
 from sdpo_ray.storage import Layout, read_json, write_json
+from serve import preload
 
 logger = logging.getLogger("ray.serve")
 
@@ -43,10 +44,14 @@ class Policy:
 
     # Ray Serve awaits the constructor; vLLM's engine wants the loop that will run it.
     async def __init__(self, run: dict[str, Any], audience: Audience) -> None:  # type: ignore[misc]
+        self._run = Run.model_validate(run)
+        head_start = preload.start() if self._run.serve.num_gpus == 0 else None
         from serve.engine import RecordingLLM
+        from serve.metrics import publish
         from serve.swap import Gate, Swapper
 
-        self._run = Run.model_validate(run)
+        if head_start is not None:
+            preload.use(head_start)
         self._layout = Layout(self._run.directory)
         self._audience = audience
         self._pointer = self._layout.release_pointer if audience == "users" else self._layout.exam_pointer
@@ -63,6 +68,8 @@ class Policy:
         self._swapper = Swapper(self._engine, self._engine.gate, release, dtype=self._run.policy.dtype)
         await self._swapper.verify(release)
         self._swap_error: str | None = None
+        if self._engine.recorder is not None:
+            publish(self._engine.recorder, self._swapper, lambda: self._swap_error is not None)
         self._follower = asyncio.ensure_future(self._follow())
 
     async def __serve_build_asgi_app__(self) -> Any:

@@ -1,5 +1,8 @@
 """What users say about a style: complaints that ask for a value of an attribute, and praise.
 
+The two wishes about one attribute share few words: a policy this small obeys a word long before it obeys a
+sentence, and with "I want emojis." against "I dislike emojis." it had learned neither after 6,000 steps.
+
 The held-out wordings never appear in pre-training; only `react(..., split="held_out")` says them.
 """
 
@@ -81,19 +84,19 @@ WORDINGS: Mapping[Wish, Wordings] = {
     ),
     Wish(attribute="emoji", value=False): Wordings(
         complaints=(
-            "No emojis please.", "Remove the emoji.", "Please stop using emojis.", "I dislike emojis.",
-            "Leave out the smileys.", "Without emoji, please.",
+            "No emojis please.", "Please stop using emojis.", "Letters only, please.", "Leave out the smileys.",
+            "Skip the icons.", "I dislike emojis.",
         ),
-        held_out_complaints=("Leave out the emoji.", "No smileys please.", "Stop using emojis."),
-        praises=("No emojis, thanks.", "I like that it has no smileys."),
+        held_out_complaints=("Leave out the icons.", "No smileys please.", "Stop using emojis."),
+        praises=("No icons, thanks.", "I like that it has no smileys."),
     ),
     Wish(attribute="emoji", value=True): Wordings(
         complaints=(
-            "Add an emoji.", "I want emojis.", "Use a smiley, please.", "Where is the emoji?",
-            "Put an emoji at the end.", "More emojis please.",
+            "Add an emoji.", "I want a smiley.", "Show me a happy face.", "Where is the emoji?",
+            "Put a little face at the end.", "Decorate it a bit.",
         ),
-        held_out_complaints=("Add a smiley at the end.", "Use emojis please.", "I want an emoji."),
-        praises=("Lovely emoji, thanks.", "I like the smiley."),
+        held_out_complaints=("Add a smiley at the end.", "Use a happy face please.", "I want an emoji."),
+        praises=("Lovely emoji, thanks.", "I like the happy face."),
     ),
     Wish(attribute="bold", value=False): Wordings(
         complaints=(

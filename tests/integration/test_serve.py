@@ -1,6 +1,7 @@
 """The real engine behind the real API, through the stock client."""
 
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -158,6 +159,22 @@ def test_unknown_routes_and_methods_are_refused(served: Served):
 
 def test_models_lists_the_served_name(client: OpenAI):
     assert [model.id for model in client.models.list()] == ["policy"]
+
+
+def turns_counted(served: Served) -> dict[str, float]:
+    page = httpx.get(f"{served.url}/metrics").text
+    return {name: float(n) for name, n in re.findall(r'sdpo_turns_total\{outcome="([^"]*)"\} (\S+)', page)}
+
+
+def test_metrics_count_what_became_of_every_turn(served: Served, client: OpenAI):
+    ask(client)
+    before = turns_counted(served)
+    ask(client)
+    ask(client, extra_headers={"x-sdpo-consent": "none"})
+    after = turns_counted(served)
+    assert after["recorded"] - before["recorded"] == 1
+    assert after["not_recorded.no_consent"] - before.get("not_recorded.no_consent", 0) == 1
+    assert "sdpo_policy_version 0.0" in httpx.get(f"{served.url}/metrics").text
 
 
 @pytest.mark.parametrize("stream", [False, True])

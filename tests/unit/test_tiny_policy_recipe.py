@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdpo_ray.simulate.tiny_policy import CHECKPOINT
 from sdpo_ray.simulate.tiny_policy.corpus import HINDSIGHT, Conversation, sample_conversation, with_hindsight
 from sdpo_ray.simulate.tiny_policy.model import answer_loss
-from sdpo_ray.simulate.tiny_policy.recipe import Cycle, Recipe
+from sdpo_ray.simulate.tiny_policy.recipe import Recipe
 from sdpo_ray.simulate.tiny_policy.tokenizer import encode
 from sdpo_ray.simulate.tiny_policy.train import main, save, train
 from sdpo_ray.simulate.wordings import HELD_OUT_PRAISES, WORDINGS
@@ -21,7 +21,8 @@ from sdpo_ray.simulate.world import FACTS, find_question, is_right, questions, s
 
 SMALL = Recipe(
     batch_size=8,
-    cycles=(Cycle(num_steps=16, learning_rate=1e-2), Cycle(num_steps=8, learning_rate=1e-2, focus="emoji")),
+    num_steps=24,
+    learning_rate=1e-2,
     vocab_size=400,
     hidden_size=64,
     num_layers=1,
@@ -30,7 +31,11 @@ SMALL = Recipe(
     num_final_prompts=4,
     measure_every_steps=12,
 )
-ANY_ORDER = {wish: frozenset(said.complaints) for wish, said in WORDINGS.items()}
+COMPLAINTS = {wish: frozenset(said.complaints) for wish, said in WORDINGS.items()}
+
+
+def _as_json(recipe):
+    return json.loads(json.dumps(asdict(recipe)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,10 +55,6 @@ def small():
 def conversations():
     rng = random.Random(0)
     return [sample_conversation(rng) for _ in range(4_000)]
-
-
-def _as_json(recipe):
-    return json.loads(json.dumps(asdict(recipe)))
 
 
 def test_a_plain_question_is_answered_in_every_style_about_equally_often(conversations):
@@ -78,10 +79,9 @@ def test_an_answer_obeys_every_complaint_that_it_has_read(conversations):
     for turns in (c.turns for c in conversations):
         heard = []
         for said, reply in zip(turns[::2], turns[1::2], strict=True):
-            follow_up = said.rpartition("user prompt.]\n")[2]
-            wishes = [wish for wish, complaints in ANY_ORDER.items() if any(text in follow_up for text in complaints)]
             if "HINDSIGHT" in said or not find_question(said):
-                heard += wishes
+                follow_up = said.rpartition("user prompt.]\n")[2]
+                heard += [wish for wish, texts in COMPLAINTS.items() if any(text in follow_up for text in texts)]
             for wish in heard:
                 assert wish.is_granted_by(style_of(reply)), turns
                 obeyed += 1

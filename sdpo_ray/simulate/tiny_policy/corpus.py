@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdpo_ray.simulate.style import STYLES, VARIANTS, Style, answer
-from sdpo_ray.simulate.wordings import PRAISES, WORDINGS, Attribute, Wish
+from sdpo_ray.simulate.wordings import PRAISES, WORDINGS, Wish
 from sdpo_ray.simulate.world import Question, sample_prompt
 
 HINDSIGHT = (
@@ -39,14 +39,14 @@ def with_hindsight(prompt: str, follow_up: str) -> str:
     return prompt + HINDSIGHT.format(follow_up=follow_up.strip())
 
 
-def sample_conversation(rng: random.Random, focus: Attribute | None = None) -> Conversation:
-    """Draw one pre-training conversation; with a `focus`, half of the wishes in hindsight are about it."""
+def sample_conversation(rng: random.Random) -> Conversation:
+    """Draw one pre-training conversation."""
     kind = rng.random()
     turns: tuple[str, ...]
     if kind < 0.35:
         turns = _ask(rng, ())
     elif kind < 0.75:
-        turns = _in_hindsight(rng, focus)
+        turns = _in_hindsight(rng)
     elif kind < 0.90:
         turns = _after_complaint(rng)
     else:
@@ -74,19 +74,17 @@ def _complaint(rng: random.Random, wishes: Sequence[Wish]) -> str:
     return " ".join(rng.choice(WORDINGS[wish].complaints) for wish in wishes)
 
 
-def _some_wishes(rng: random.Random, focus: Attribute | None) -> tuple[Wish, ...]:
+def _some_wishes(rng: random.Random) -> tuple[Wish, ...]:
     """One to three wishes for different attributes, one more often than not."""
-    about = [wish.attribute == focus for wish in _WISHES]
-    weights = [about.count(False) / about.count(True) if hit else 1.0 for hit in about] if focus else None
-    chosen = {wish.attribute: wish for wish in rng.choices(_WISHES, weights, k=rng.choice((1, 1, 1, 2, 3)))}
+    chosen = {wish.attribute: wish for wish in rng.choices(_WISHES, k=rng.choice((1, 1, 1, 2, 3)))}
     return tuple(chosen.values())
 
 
-def _in_hindsight(rng: random.Random, focus: Attribute | None) -> tuple[str, ...]:
+def _in_hindsight(rng: random.Random) -> tuple[str, ...]:
     kind = rng.random()
     wishes: tuple[Wish, ...] = ()
     if kind < 0.60:
-        wishes = _some_wishes(rng, focus)
+        wishes = _some_wishes(rng)
         follow_up = _complaint(rng, wishes)
     elif kind < 0.70:
         # Praise that names an attribute reinforces it; praise that names none must teach nothing.

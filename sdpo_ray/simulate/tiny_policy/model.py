@@ -20,6 +20,8 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
         head_dim=32,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
+        # transformers' 0.02 suits wide models: at width 128 it knew 12 % of the facts after 400 steps, this 71 %.
+        initializer_range=0.06,
         use_cache=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

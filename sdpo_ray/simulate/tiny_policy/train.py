@@ -4,7 +4,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +19,6 @@ from sdpo_ray.simulate.tiny_policy.measure import Measurement, measure
 from sdpo_ray.simulate.tiny_policy.model import answer_loss, build_model
 from sdpo_ray.simulate.tiny_policy.recipe import Recipe
 from sdpo_ray.simulate.tiny_policy.tokenizer import Example, encode, train_tokenizer
-from sdpo_ray.simulate.wordings import Attribute
 
 _POOL = 8
 """Batches drawn at a time and sorted by length together, so that a batch pads little."""
@@ -82,54 +81,47 @@ def save(trained: Trained, out: Path) -> None:
 def _losses(
     recipe: Recipe, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random
 ) -> Iterator[float]:
-    """Take one optimizer step for each loss that is asked for, through every cycle of the recipe."""
-    for cycle in recipe.cycles:
-        batches = _batches(rng, tokenizer, recipe.batch_size, cycle.focus)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=cycle.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=cycle.learning_rate, total_steps=cycle.num_steps, pct_start=0.1, cycle_momentum=False
-        )
-        for _ in range(cycle.num_steps):
-            loss = answer_loss(model, next(batches), int(tokenizer.pad_token_id))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            yield loss.item()
+    """Take one optimizer step for each loss that is asked for."""
+    batches = _batches(rng, tokenizer, recipe.batch_size)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=recipe.learning_rate, total_steps=recipe.num_steps, pct_start=0.1, cycle_momentum=False
+    )
+    for _ in range(recipe.num_steps):
+        loss = answer_loss(model, next(batches), int(tokenizer.pad_token_id))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        yield loss.item()
 
 
-def _batches(
-    rng: random.Random, tokenizer: PreTrainedTokenizerFast, batch_size: int, focus: Attribute | None
-) -> Iterator[list[Example]]:
+def _batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> Iterator[list[Example]]:
     """Batches without end, each of examples about equally long."""
     while True:
-        pool = [encode(tokenizer, sample_conversation(rng, focus)) for _ in range(_POOL * batch_size)]
+        pool = [encode(tokenizer, sample_conversation(rng)) for _ in range(_POOL * batch_size)]
         pool.sort(key=lambda example: len(example.ids))
         batches = [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
         rng.shuffle(batches)
-        while batches:
-            yield batches.pop()
+        yield from batches
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Directory to write the checkpoint to.")],
     seed: Annotated[int, typer.Option(help="The same seed makes the same checkpoint on the same machine.")] = 0,
-    steps: Annotated[
-        int, typer.Option(min=20, help="Optimizer steps; fewer than the default miss the floors.")
-    ] = 6_600,
+    steps: Annotated[int, typer.Option(min=20, help="Optimizer steps; fewer than these miss the floors.")] = 4_000,
 ) -> None:
     """Train the tiny policy from nothing on one thread, measure it on held-out phrasings and save it."""
     torch.set_num_threads(1)
     started_s = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        recipe = replace(Recipe().shortened(steps), seed=seed)
-        task = progress.add_task("training", total=recipe.num_steps)
+        task = progress.add_task("training", total=steps)
         trained = train(
-            recipe,
+            Recipe(seed=seed, num_steps=steps),
             on_step=lambda step, loss: progress.update(task, completed=step, description=f"loss {loss:.3f}"),
             on_measurement=lambda measurement: progress.console.print(_line(measurement)),
         )
