@@ -1,7 +1,7 @@
 """What users say about a style: complaints that ask for a value of an attribute, and praise.
 
-The two wishes about one attribute share few words: a policy this small obeys a word long before it obeys a
-sentence, and with "I want emojis." against "I dislike emojis." it had learned neither after 6,000 steps.
+The two wishes about one attribute share few words. When they shared most ("I want emojis.", "I dislike emojis."), an
+earlier recipe still obeyed wishes about emojis at chance after 6,000 steps.
 
 The held-out wordings never appear in pre-training; only `react(..., split="held_out")` says them.
 """
