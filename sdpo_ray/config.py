@@ -105,7 +105,7 @@ class Promote(Section):
 
     min_win_rate: float = Field(default=0.5, ge=0, le=1)
     """Lower end of the interval of the win rate against the champion, ties counted half."""
-    max_retention_drop: float = Field(default=0.02, ge=0, le=1)
+    max_retention_drop: float = Field(default=0.03, ge=0, le=1)
     """Share of right answers a candidate may lose against the base."""
     min_retention: float = Field(default=0.95, ge=0, le=1)
     """Share of right answers under which nothing is promoted."""
