@@ -48,7 +48,7 @@ def decided(**scores: tuple[float, float, float] | None) -> Decision:
 HARMS = {
     "nothing": {},
     "retention": {"retention": (0.949, 0.92, 0.97)},
-    "drop": {"retention__drop_vs_base": (0.021, 0.0, 0.05)},
+    "drop": {"retention__drop_vs_base": (0.031, 0.0, 0.06)},
     "length": {"collapse__length_ratio": (2.01, 1.8, 2.2)},
     "repetition": {"collapse__repetition": (0.101, 0.06, 0.15)},
     "empty": {"collapse__empty": (0.021, 0.01, 0.05)},
@@ -70,7 +70,7 @@ def test_harm_rejects_whatever_the_win_rate_and_else_the_win_rate_decides(harm: 
     ("scores", "verdict"),
     [
         ({"retention": (0.95, 0.9, 0.98)}, Verdict.PROMOTE),
-        ({"retention__drop_vs_base": (0.02, 0.0, 0.04)}, Verdict.PROMOTE),
+        ({"retention__drop_vs_base": (0.03, 0.0, 0.06)}, Verdict.PROMOTE),
         ({"retention__drop_vs_base": (-0.3, -0.4, -0.2)}, Verdict.PROMOTE),
         ({"collapse__length_ratio": (2.0, 1.9, 2.1)}, Verdict.PROMOTE),
         ({"collapse__length_ratio": (0.05, 0.04, 0.06)}, Verdict.PROMOTE),
@@ -141,7 +141,7 @@ def test_reasons_carry_the_numbers_that_decided():
         win_rate__vs_champion__ties_half=LOSS,
     ).reasons == (
         "retention 0.781 [0.720, 0.830] is under 0.950",
-        "retention.drop_vs_base 0.200 [0.140, 0.260] is over 0.020",
+        "retention.drop_vs_base 0.200 [0.140, 0.260] is over 0.030",
         "win_rate.vs_champion.ties_half 0.400 [0.340, 0.460]: it loses to the champion",
     )
 
