@@ -4,7 +4,6 @@ One vLLM engine answers users and one examines candidates; tests swap weights in
 """
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,9 +72,12 @@ def examiner(served: Served) -> Iterator[str]:
 
 @pytest.fixture
 def back_to_base(served: Served) -> Iterator[None]:
-    """Serve version 0 again after the test."""
-    first = served.layout.release_pointer.read_bytes()
+    """Serve version 0 before the test and again after it, whatever other tests released."""
+
+    def restore() -> None:
+        served.layout.release_pointer.write_bytes(served.layout.release(0).read_bytes())
+        served.wait_for("x-sdpo-policy-version", "0")
+
+    restore()
     yield
-    time.sleep(0.01)
-    served.layout.release_pointer.write_bytes(first)
-    served.wait_for("x-sdpo-policy-version", "0")
+    restore()

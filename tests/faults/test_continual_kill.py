@@ -118,6 +118,7 @@ def test_sigterm_ends_the_job_cleanly_while_it_waits(job: Job):
     assert process.wait(timeout=30) == 0
 
 
+@pytest.mark.usefixtures("back_to_base")
 def test_a_second_job_on_the_same_run_is_refused_in_plain_words(served: Served, job: Job, tmp_path: Path):
     seen = len(job.events())
     first = job.start(turns=0)

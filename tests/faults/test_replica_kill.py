@@ -28,10 +28,9 @@ def replica_pids() -> list[int]:
 def test_a_killed_replica_loses_no_receipted_turn_and_comes_back_on_the_released_version(served: Served, tmp_path):
     point(served.layout, release_of(perturbed(served.base, tmp_path / "v5", seed=5), 5))
     served.wait_for("x-sdpo-policy-version", "5")
-    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=20)
     stop = False
 
-    def talk(seat: int) -> list[str]:
+    def talk(client: openai.OpenAI, seat: int) -> list[str]:
         receipts = []
         while not stop:
             try:
@@ -43,7 +42,8 @@ def test_a_killed_replica_loses_no_receipted_turn_and_comes_back_on_the_released
                 )
                 if seat % 2 == 0:
                     # A stream that breaks off has no receipt: only its end says that the turn is on disk.
-                    list(raw.parse())
+                    with raw.parse() as stream:
+                        list(stream)
             except (openai.OpenAIError, httpx.HTTPError):
                 time.sleep(0.05)
                 continue
@@ -53,8 +53,11 @@ def test_a_killed_replica_loses_no_receipted_turn_and_comes_back_on_the_released
     (pid,) = replica_pids()
     engines = psutil.Process(pid).children(recursive=True)
     assert engines
-    with ThreadPoolExecutor(6) as pool:
-        seats = [pool.submit(talk, seat) for seat in range(6)]
+    with (
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=20) as client,
+        ThreadPoolExecutor(6) as pool,
+    ):
+        seats = [pool.submit(talk, client, seat) for seat in range(6)]
         try:
             time.sleep(3)
             psutil.Process(pid).kill()

@@ -94,12 +94,15 @@ def decide_in_background(office: Office, version: int, *, review: str) -> Outcom
     seen = len(read_events(office.served.layout.events))
     with ThreadPoolExecutor(1) as pool:
         stage = pool.submit(office.wheel.stages.release, *work)
-        while not any(e.name == "awaiting_review" for e in read_events(office.served.layout.events)[seen:]):
-            time.sleep(0.05)
-        time.sleep(0.5)
-        assert not stage.done()
-        assert office.served.health()["x-sdpo-policy-version"] == "0"
-        office.person_sets(version, "review", review)
+        try:
+            while not any(e.name == "awaiting_review" for e in read_events(office.served.layout.events)[seen:]):
+                assert not stage.done()
+                time.sleep(0.05)
+            time.sleep(0.5)
+            assert not stage.done()
+            assert office.served.health()["x-sdpo-policy-version"] == "0"
+        finally:
+            office.person_sets(version, "review", review)
         return stage.result(timeout=60)
 
 
