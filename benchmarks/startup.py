@@ -76,7 +76,7 @@ def ours(log: Path) -> tuple[float, float]:
         with LocalCluster(num_cpus=4, log=log) as cluster:
             began = time.monotonic()
             deploy(cluster.dashboard, run, RECIPE, overrides, only=("policy",), wait=False)
-            seconds = first_answer(f"http://{run.serve.host}:{run.serve.port}", began)
+            seconds = first_answer(run.serve.url, began)
             return seconds, time.monotonic() - started
 
 

@@ -159,7 +159,7 @@ class Demo:
         port = free_port()
         store = f"sqlite:///{self.layout.root}/mlflow.db"
         mlflow = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--port", str(port)]
-        api = f"http://{self.run.serve.host}:{self.run.serve.port}/v1"
+        api = f"{self.run.serve.url}/v1"
         with self.log.open("ab") as log:
             process = subprocess.Popen([*mlflow, "--workers", "1"], stdout=log, stderr=log, env=cluster.environment)
         message = {

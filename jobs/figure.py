@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.summary import Estimate, Examined, Summary
+from jobs.summary import Examined, Summary
+from sdpo_ray.evaluate.statistics import Estimate
 from sdpo_ray.records import Verdict
 
 _MARKS = {Verdict.PROMOTE: ("o", "promoted"), Verdict.HOLD: ("s", "held"), Verdict.REJECT: ("X", "refused")}

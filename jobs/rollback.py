@@ -25,9 +25,8 @@ def main(
         registry = Registry(layout, model_name=resolved.promote.model_name, tracking_uri=resolved.promote.tracking_uri)
         registry.set_champion(wanted)
         release = rollback(layout, wanted)
-        url = f"http://{resolved.serve.host}:{resolved.serve.port}"
         seconds = confirm(
-            url,
+            resolved.serve.url,
             release.policy_version,
             timeout_s=resolved.promote.confirm_timeout_s,
             answers=resolved.serve.num_replicas,

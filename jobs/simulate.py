@@ -132,7 +132,7 @@ def main(
 ) -> None:
     """Let simulated people with one taste talk to the served policy."""
     resolved = read_run(run, overrides, print_config)
-    base_url = url or f"http://{resolved.serve.host}:{resolved.serve.port}/v1"
+    base_url = url or f"{resolved.serve.url}/v1"
     with plain_errors():
         traffic = asyncio.run(talk_all(resolved, base_url=base_url, conversations=conversations, stats=stats))
     typer.echo(f"{traffic.conversations} conversations, {traffic.requests} requests, {traffic.failed} failed")

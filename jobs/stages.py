@@ -38,7 +38,7 @@ class Wheel:
         self._curator = curator
         self._registry = registry
         self._events = events
-        self._url = f"http://{run.serve.host}:{run.serve.port}"
+        self._url = run.serve.url
         self._moving = threading.Lock()
         """Held by whoever moves alias and pointer: the release stage, or the thread that follows people."""
         if run.simulate.persona not in PERSONAS:

@@ -10,18 +10,11 @@ from jobs.stages import BASE_VERSION
 from sdpo_ray.config import Run
 from sdpo_ray.curate.store import Table
 from sdpo_ray.cycle import Outcome
+from sdpo_ray.evaluate.statistics import Estimate
 from sdpo_ray.promote.release import served_release
 from sdpo_ray.records import Report, Score, Snapshot, Verdict
 from sdpo_ray.storage import Layout, read_json
 from sdpo_ray.telemetry import read_events
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

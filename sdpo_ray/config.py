@@ -47,6 +47,11 @@ class Serve(Section):
     max_queued: int = Field(default=256, ge=1)
     """Requests waiting for the engine before it answers 503."""
 
+    @property
+    def url(self) -> str:
+        """Where the users' application answers, without a path."""
+        return f"http://{self.host}:{self.port}"
+
 
 class Capture(Section):
     """What is recorded of live traffic."""

@@ -59,10 +59,6 @@ class Layout:
         return self.root / "pseudonym.key"
 
     @property
-    def status(self) -> Path:
-        return self.root / "status.json"
-
-    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 

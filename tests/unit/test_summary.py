@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from jobs.figure import draw
-from jobs.summary import Estimate, Examined, Requests, Summary, WinRate, failures
+from jobs.summary import Examined, Requests, Summary, WinRate, failures
+from sdpo_ray.evaluate.statistics import Estimate
 from sdpo_ray.records import Verdict
 
 
