@@ -31,8 +31,8 @@ from sdpo_ray.storage import Layout, read_json, write_json
 from sdpo_ray.telemetry import read_events
 
 REPOSITORY = Path(__file__).parent.parent
-RECKLESS = "distill.learning_rate=0.02"
-"""Fifty times the recipe's: the update whose refusal the demo shows."""
+RECKLESS = ["distill.learning_rate=0.02", "distill.drift.max_kl_to_base=none"]
+"""Fifty times the recipe's rate, and the learner's own stop switched off: the update that the gate has to refuse."""
 PROMOTIONS = 3
 MAX_CYCLES = 9
 NUM_CPUS = 4
@@ -103,7 +103,7 @@ class Demo:
 
     def _turn_the_wheel(self, cluster: LocalCluster) -> None:
         self._submit(cluster, turns=2)
-        self._submit(cluster, turns=1, overrides=[RECKLESS])
+        self._submit(cluster, turns=1, overrides=RECKLESS)
         while self._count("PROMOTE") < PROMOTIONS and len(self._outcomes()) < MAX_CYCLES:
             self._submit(cluster, turns=max(1, PROMOTIONS - self._count("PROMOTE")))
 

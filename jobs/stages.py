@@ -93,6 +93,7 @@ class Wheel:
             config=self._run.distill,
             max_model_len=self._run.policy.max_model_len,
             seed=begun.seed,
+            base=self._run.base,
             on_step=partial(self._progress, begun.cycle, "distill"),
         )
 

@@ -5,11 +5,13 @@ space before the template sees it. `serve` and `distill` call the same function,
 served and the contexts that are learned from are rendered alike.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdpo_ray.errors import DataError
 from sdpo_ray.records import Message
 
 FINGERPRINT_TEXT = (
@@ -18,7 +20,31 @@ FINGERPRINT_TEXT = (
 )
 """The fixed text of every `records.Fingerprint`."""
 
+HINDSIGHT = {
+    "online": (
+        "\n\n=== HINDSIGHT CONTEXT ===\n"
+        "[The following is a future user message. Use this to guide your answer to the user prompt.]\n"
+    ),
+    "offline_code": (
+        "\n\n[HINDSIGHT CONTEXT]\n"
+        "The following is a user response to your previous, insufficient attempt. "
+        "Improve your response to the user prompt.\n"
+        "Future User Message: "
+    ),
+    "paper": "\nThe following is a future user message. Use this to guide your answer to the user prompt: ",
+}
+"""What stands between a user's message and the follow-up in the context (x, o), by name. Sources:
+`online_sdpo_trainer.py` and `offline_sdpo_trainer.py` of lasgroup/user_interactions, and Table 1 of arXiv 2603.12273."""
+
 _BREAK = "\u200b"
+_FIXED: dict[str, Any] = {
+    "chat_template": None,
+    "tokenize": False,
+    "return_dict": False,
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+}
+"""Arguments of a template that are not the client's to give: vLLM, too, overrides or refuses them."""
 
 
 class ControlTokens:
@@ -34,6 +60,25 @@ class ControlTokens:
             return text
         return self._pattern.sub(lambda match: match[0][0] + _BREAK + match[0][1:], text)
 
+    def escape_json(self, value: Any) -> Any:
+        """A copy of a JSON value with the control strings in all its strings and keys broken."""
+        if isinstance(value, str):
+            return self.escape(value)
+        if isinstance(value, list):
+            return [self.escape_json(each) for each in value]
+        if isinstance(value, dict):
+            return {self.escape(key): self.escape_json(each) for key, each in value.items()}
+        return value
+
+
+def call_arguments(text: str) -> dict[str, Any]:
+    """The arguments of a tool call as templates read them: none where `text` is no JSON object, as in vLLM."""
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return arguments if isinstance(arguments, dict) else {}
+
 
 class ChatFormat:
     """The tokenizer and template of one policy directory."""
@@ -46,12 +91,49 @@ class ChatFormat:
         self.control = ControlTokens(str(token.content) for token in added)
         self.eos_id: int = self._tokenizer.eos_token_id
 
-    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Token ids of the prompt that asks for the next assistant message."""
-        chat = [{"role": m.role.value, "content": self.control.escape(m.content)} for m in messages]
-        text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return self.text_ids(text)
+    def prompt_ids(self, messages: Sequence[Message], *, tools: str = "", template_kwargs: str = "") -> tuple[int, ...]:
+        """Token ids of the prompt that asks for the next assistant message.
+
+        `tools` and `template_kwargs` are JSON as on a `Turn`; empty means none. Raises DataError where the template
+        or the tokenizer has no prompt for them.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            asked = self.control.escape_json(json.loads(template_kwargs)) if template_kwargs else {}
+            offered = self.control.escape_json(json.loads(tools)) if tools else None
+            chat = [self._rendered(message) for message in messages]
+            text = self._tokenizer.apply_chat_template(**asked | _FIXED, conversation=chat, tools=offered)
+            return self.text_ids(text)
+        except (TemplateError, TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"no prompt for these messages: {error}") from error
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of `text` as it stands, control strings included, nothing added."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of `text_ids(text)` begins and ends, in characters; parts of a character have all of it."""
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text that token ids spell, control tokens included."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def _rendered(self, message: Message) -> dict[str, Any]:
+        """A message as templates read it: arguments of a call as an object, control strings broken in all text."""
+        chat: dict[str, Any] = {"role": message.role.value, "content": message.content}
+        if message.tool_calls:
+            chat["tool_calls"] = [
+                {
+                    "id": call.call_id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call_arguments(call.arguments)},
+                }
+                for call in message.tool_calls
+            ]
+        if message.tool_call_id:
+            chat["tool_call_id"] = message.tool_call_id
+        rendered: dict[str, Any] = self.control.escape_json(chat)
+        return rendered

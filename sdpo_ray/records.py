@@ -9,11 +9,15 @@ from enum import StrEnum
 
 from sdpo_ray.errors import DataError
 
+FOREIGN = -1
+"""The policy version of an answer that no policy of this run made."""
+
 
 class Role(StrEnum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    TOOL = "tool"
 
 
 class Consent(StrEnum):
@@ -38,11 +42,24 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """One call of a function by the assistant."""
+
+    call_id: str
+    name: str
+    arguments: str
+    """JSON, as the client sent it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One message of a chat, text only, as the client sent it."""
+    """One message of a chat, as the client sent it: text, and calls of tools or the result of one."""
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    """Of a tool's message: the call whose result it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +87,8 @@ class VersionSpan:
 class Turn:
     """One answered request. Made by `capture.recorder`; read by `curate`.
 
-    Token ids and log-probs are the engine's own output, never made again from text.
+    Token ids and log-probs are the engine's own output, never made again from text. A turn without ids is known
+    as text alone: it was imported from a log of elsewhere.
     """
 
     turn_id: str
@@ -81,7 +99,11 @@ class Turn:
     """Empty unless the client sent one."""
     consent: Consent
     messages: tuple[Message, ...]
-    """The prompt x, as the client sent it; ends with a user message."""
+    """The prompt x, as the client sent it; ends with a user's message or a tool's."""
+    tools: str = ""
+    """JSON of the tools the client offered; empty where it offered none."""
+    template_kwargs: str = ""
+    """JSON of the arguments the client gave the chat template; empty where it gave none."""
     response: str
     """The answer y as the client saw it."""
     prompt_ids: tuple[int, ...]
@@ -100,15 +122,23 @@ class Turn:
             raise DataError(
                 f"{self.turn_id}: {len(self.response_ids)} response ids, {len(self.response_logprobs)} log-probs"
             )
-        if not self.messages or self.messages[-1].role is not Role.USER:
-            raise DataError(f"{self.turn_id}: a turn answers a user message")
-        if not self.version_spans:
-            raise DataError(f"{self.turn_id}: no policy version")
+        if not self.messages or self.messages[-1].role not in (Role.USER, Role.TOOL):
+            raise DataError(f"{self.turn_id}: a turn answers a user's message or a tool's")
+        if not any(message.role is Role.USER for message in self.messages):
+            raise DataError(f"{self.turn_id}: no user said anything")
+        if bool(self.prompt_ids) != bool(self.version_spans):
+            raise DataError(f"{self.turn_id}: token ids and policy versions are known together or not at all")
+        if self.response_ids and not self.prompt_ids:
+            raise DataError(f"{self.turn_id}: response ids without prompt ids")
+
+    @property
+    def text_only(self) -> bool:
+        return not self.prompt_ids
 
     @property
     def policy_version(self) -> int:
-        """The version that made this response, or the oldest one where several did."""
-        return min(span.policy_version for span in self.version_spans)
+        """The version that made this response, the oldest one where several did; FOREIGN where none of ours did."""
+        return min((span.policy_version for span in self.version_spans), default=FOREIGN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,14 +199,22 @@ class StepMetrics:
     step: int
     loss: float
     mean_advantage: float
-    """Mean over response tokens, nats."""
+    """Mean over scored tokens, nats."""
     abs_advantage: float
     gradient_norm: float
     """Before clipping."""
     num_sequences: int
     num_tokens: int
+    """Scored tokens."""
     sampler_gap: float
     """Mean |log p(learner) - log p(sampler)| over response tokens, nats: off-policyness of the batch."""
+    learning_rate: float = 0.0
+    entropy: float = 0.0
+    """Mean -log p(y) over scored tokens, nats: the entropy, as the answers at hand sample it."""
+    kl_to_base: float = 0.0
+    """KL(policy || base) in nats a token by the k3 estimator, over the tokens whose base log-probs are known."""
+    tis_capped: float = 0.0
+    """Share of scored tokens whose importance weight was cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +223,22 @@ class Refusal:
 
     reason: str
     n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSignal:
+    """What each token of one answer is moved by. Made by `distill.signal`; drawn by `promote.heatmap`."""
+
+    interaction_id: str
+    prompt: str
+    """The user's message that was answered."""
+    follow_up: str
+    tokens: tuple[str, ...]
+    """The answer, a string a token."""
+    advantages: tuple[float, ...]
+    """log p(y_t | x, o, y_<t) - log p(y_t | x, y_<t) of one policy, nats, neither bounded nor centred."""
+    logprobs: tuple[float, ...]
+    """log p(y_t | x, y_<t)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +253,8 @@ class Candidate:
     fingerprint: Fingerprint
     steps: tuple[StepMetrics, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    signals: tuple[TokenSignal, ...] = ()
+    """Of a few interactions, before the first step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

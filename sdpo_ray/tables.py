@@ -19,7 +19,15 @@ from sdpo_ray.records import Interaction, Turn
 SNAPSHOT_FILE = "interactions.parquet"
 _Record = TypeVar("_Record", Turn, Interaction)
 
-_MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
+_TOOL_CALL = pa.struct([pa.field(name, pa.string()) for name in ("call_id", "name", "arguments")])
+_MESSAGE = pa.struct(
+    [
+        pa.field("role", pa.string()),
+        pa.field("content", pa.string()),
+        pa.field("tool_calls", pa.list_(_TOOL_CALL)),
+        pa.field("tool_call_id", pa.string()),
+    ]
+)
 _SPAN = pa.struct([pa.field("policy_version", pa.int32()), pa.field("start", pa.int32()), pa.field("end", pa.int32())])
 _SAMPLING = pa.struct(
     [
@@ -39,6 +47,8 @@ TURN = pa.schema(
         pa.field("conversation_id", pa.string()),
         pa.field("consent", pa.string()),
         pa.field("messages", pa.list_(_MESSAGE)),
+        pa.field("tools", pa.string()),
+        pa.field("template_kwargs", pa.string()),
         pa.field("response", pa.string()),
         pa.field("prompt_ids", pa.list_(pa.int32())),
         pa.field("response_ids", pa.list_(pa.int32())),

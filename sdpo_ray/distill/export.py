@@ -1,19 +1,26 @@
 """Weights of any ZeRO stage to one directory that vLLM and transformers load, READY last.
 
-Tensors keep the parent's names, so tied embeddings stay tied. They are in fp32, whatever the parent's precision:
-the next update goes on from weights that were not rounded, and the engine casts them when it loads.
+Tensors keep the parent's names, so tied embeddings stay tied. Where all parameters learned they are in fp32, whatever
+the parent's precision: the next update goes on from weights that were not rounded, and the engine casts them when it
+loads. With an adapter they are the base's, the adapter added, in the base's precision; the adapter lies beside them.
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from torch import Tensor
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
+from sdpo_ray.config.distill import Lora
+from sdpo_ray.distill import adapter
+from sdpo_ray.distill.gather import TEACHER
+from sdpo_ray.distill.load import Dtype, load_policy
 from sdpo_ray.errors import LearnerError
-from sdpo_ray.records import Candidate, Fingerprint, Refusal, Snapshot, StepMetrics
+from sdpo_ray.records import Candidate, Fingerprint
 from sdpo_ray.storage import sealed_directory, write_json
 
-Dtype = Literal["float32", "bfloat16"]
 CANDIDATE_FILE = "candidate.json"
 _WEIGHTS = "model.safetensors"
 _COMPANIONS = (
@@ -28,63 +35,33 @@ _COMPANIONS = (
 )
 
 
-def load_policy(path: Path, dtype: Dtype = "float32") -> Any:
-    """The causal language model of transformers at `path`."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(str(path), dtype=getattr(torch, dtype))
-
-
-def gather_weights(model: Any, parent: Path) -> dict[str, Any]:
-    """CPU tensors of every name in the parent's checkpoint. Collective: all workers of ZeRO-3 must call it.
-
-    Raises LearnerError where the model lacks a tensor of the parent.
-    """
-    import deepspeed
-    import torch
-
-    named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
-    weights = {}
-    for name in _tensor_names(parent):
-        if name not in named:
-            raise LearnerError(f"{parent} has a tensor {name} that {type(model).__name__} does not")
-        tensor = named[name]
-        with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
-            weights[name] = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
-    return weights
-
-
 def export(
-    weights: dict[str, Any],
+    candidate: Candidate,
+    trained: dict[str, Tensor],
     *,
-    out: Path,
     parent: Path,
-    policy_version: int,
-    parent_version: int,
-    snapshot: Snapshot,
-    steps: tuple[StepMetrics, ...],
-    refusals: tuple[Refusal, ...],
+    base: Path,
+    lora: Lora,
+    teacher: dict[str, Tensor] | None,
 ) -> Candidate:
-    """Seal `out` with the weights, what the parent has beside its own, and `candidate.json`."""
+    """Seal `candidate.path` with weights, tokenizer, adapter, teacher and `candidate.json`; add the fingerprint.
+
+    `trained` and `teacher` have the model's own names. Raises LearnerError where they do not fit the checkpoint.
+    """
     from safetensors.torch import save_file
 
-    with sealed_directory(out) as aside:
+    with sealed_directory(Path(candidate.path)) as aside:
+        checkpoint = read_tensors(base)
+        weights = adapter.merged(checkpoint, trained, lora) if lora.rank else _renamed(checkpoint, trained, base)
         save_file(weights, aside / _WEIGHTS, metadata={"format": "pt"})
+        if lora.rank:
+            adapter.save(trained, aside / adapter.ADAPTER, base=base, lora=lora)
+        if teacher is not None:
+            save_file(teacher, aside / TEACHER, metadata={"format": "pt"})
         for pattern in _COMPANIONS:
             for file in parent.glob(pattern):
                 shutil.copy2(file, aside / file.name)
-        candidate = Candidate(
-            policy_version=policy_version,
-            parent_version=parent_version,
-            path=str(out),
-            snapshot_id=snapshot.snapshot_id,
-            fingerprint=fingerprint(aside),
-            steps=steps,
-            refusals=refusals,
-        )
+        candidate = replace(candidate, fingerprint=fingerprint(aside))
         write_json(aside / CANDIDATE_FILE, candidate)
     return candidate
 
@@ -94,7 +71,7 @@ def fingerprint(path: Path, dtype: Dtype = "float32") -> Fingerprint:
     import torch
 
     token_ids = ChatFormat(path).text_ids(FINGERPRINT_TEXT)
-    model = load_policy(path, dtype).eval()
+    model = load_policy(path, dtype)
     ids_BS = torch.tensor([token_ids])
     with torch.no_grad():
         logprobs_SV = model(input_ids=ids_BS, use_cache=False).logits[0].float().log_softmax(-1)
@@ -102,14 +79,22 @@ def fingerprint(path: Path, dtype: Dtype = "float32") -> Fingerprint:
     return Fingerprint(token_ids=token_ids, logprobs=tuple(chosen.tolist()))
 
 
-def _tensor_names(path: Path) -> list[str]:
-    """Names in all safetensors files of a checkpoint, sorted: alike on every worker."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint. Raises LearnerError where it has no safetensors."""
     from safetensors import safe_open
 
-    names: list[str] = []
-    for file in path.glob("*.safetensors"):
+    found: dict[str, Any] = {}
+    for file in sorted(path.glob("model*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            names.extend(tensors.keys())
-    if not names:
-        raise LearnerError(f"{path} has no safetensors")
-    return sorted(names)
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - it is no dict
+    if not found:
+        raise LearnerError(f"{path} has no model.safetensors")
+    return found
+
+
+def _renamed(checkpoint: dict[str, Tensor], trained: dict[str, Tensor], base: Path) -> dict[str, Tensor]:
+    """What learned, under the checkpoint's names; a name that is another's twin there is written once more."""
+    missing = [name for name in checkpoint if name not in trained]
+    if missing:
+        raise LearnerError(f"{base} has a tensor {missing[0]} that the model does not learn")
+    return {name: trained[name] for name in checkpoint}

@@ -1,11 +1,13 @@
 """One update as a Ray Train run: start the workers, show progress, read the candidate."""
 
+import hashlib
 import os
 import shutil
 import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 from sdpo_ray.config import Distill
 from sdpo_ray.distill.export import CANDIDATE_FILE
@@ -26,21 +28,21 @@ def distill(
     config: Distill,
     max_model_len: int,
     seed: int,
+    base: Path,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Candidate:
     """Train `parent` on `snapshot` and seal the candidate at `out`; needs a Ray cluster that is connected to.
 
-    Safe to repeat: a candidate already sealed at `out` is returned as it is. `on_step(step, num_steps)` is called
-    in this thread while the workers run; `num_steps` counts refused interactions too. A lost worker group is started
-    again once, from the first step. Raises LearnerError when there is no candidate to be had, or when `out` holds
-    another update's.
+    Safe to repeat: a candidate already sealed at `out` is returned as it is, and an update that was broken off goes on
+    from its last checkpoint, as does a lost worker group, `workers.max_failures` times. `on_step(step, num_steps)` is
+    called in this thread while the workers run; `num_steps` counts refused interactions too. `base` is the policy from
+    which drift is measured. Raises LearnerError when there is no candidate to be had, or when `out` holds another
+    update's.
     """
     out = out.absolute()
     if is_ready(out):
         return _sealed(out, snapshot, parent)
     scratch = out.with_name(f".{out.name}.train")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
     job = Job(
         snapshot=snapshot,
         parent=parent,
@@ -49,29 +51,49 @@ def distill(
         config=config,
         max_model_len=max_model_len,
         seed=seed,
-        progress=scratch / "progress.jsonl",
+        base=base.absolute(),
+        scratch=scratch,
     )
+    _prepare(job)
     try:
-        refusal = _run(job, scratch, on_step)
-    finally:
+        refusal = _run(job, on_step)
+    except LearnerError:
         shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    shutil.rmtree(scratch, ignore_errors=True)
     if refusal is not None:
         raise LearnerError(refusal)
     return _sealed(out, snapshot, parent)
 
 
-def _run(job: Job, scratch: Path, on_step: Callable[[int, int], None] | None) -> str | None:
+def _prepare(job: Job) -> None:
+    """An empty scratch directory, or the one an earlier attempt at this very update left."""
+    same = job.scratch / "job.sha256"
+    digest = hashlib.sha256(repr(job).encode()).hexdigest()
+    if same.exists() and same.read_text() == digest:
+        return
+    shutil.rmtree(job.scratch, ignore_errors=True)
+    job.scratch.mkdir(parents=True)
+    same.write_text(digest)
+
+
+def _run(job: Job, on_step: Callable[[int, int], None] | None) -> str | None:
     """Why there is no candidate, or None."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     # How often Ray Train looks whether its workers are done: with its 2 s a run ends 4 s later.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    workers = job.config.workers
     trainer = TorchTrainer(
         partial(train, job),
-        scaling_config=ScalingConfig(num_workers=job.config.num_workers, use_gpu=job.config.use_gpu),
-        torch_config=TorchConfig(backend="nccl" if job.config.use_gpu else "gloo"),
-        run_config=RunConfig(name="ray", storage_path=str(scratch), failure_config=FailureConfig(max_failures=1)),
+        scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=workers.use_gpu),
+        torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=f"ray-{uuid4().hex[:8]}",
+            storage_path=str(job.scratch),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
     )
     outcome: list[str | None] = []
     failure: list[BaseException] = []
@@ -89,7 +111,7 @@ def _run(job: Job, scratch: Path, on_step: Callable[[int, int], None] | None) ->
     total = num_steps(len(job.snapshot.interaction_ids), job.config)
     while thread.is_alive():
         thread.join(_POLL_S)
-        done = _count_lines(job.progress)
+        done = _count_lines(job.scratch / "progress.jsonl")
         if on_step is not None and done != seen:
             on_step(done, total)
         seen = done

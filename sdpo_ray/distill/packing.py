@@ -1,7 +1,7 @@
-"""Examples to micro-batches of bounded size, alike on every worker.
+"""Examples to micro-batches of bounded size, alike on every worker, and a micro-batch to one row without padding.
 
-Rows are filled up on the right under a causal mask, so what fills them is never attended to by a real
-token and no attention mask is needed; which positions are scored follows from lengths alone.
+Sequences lie one behind the other; `bounds` tells attention where each begins. Which positions are scored follows
+from lengths alone, so no token can be mistaken for padding.
 """
 
 import random
@@ -18,13 +18,18 @@ MicroBatch = tuple[Example, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """One context of a micro-batch as tensors: B rows of S tokens, N scored tokens in all rows."""
+    """One context of a micro-batch as tensors: B sequences of S tokens in all, N of them scored."""
 
-    ids_BS: Tensor
+    ids_1S: Tensor
+    positions_1S: Tensor
+    """Each token's place in its own sequence."""
+    bounds: Tensor
+    """Where each sequence begins, and where the last one ends, [B + 1] in int32: `cu_seqlens` of FlashAttention."""
+    longest: int
+    scored_N: Tensor
+    """The place in S whose hidden state predicts the scored token: one before it."""
     row_N: Tensor
-    """The row of each scored token, ascending."""
-    position_N: Tensor
-    """The position whose hidden state predicts the scored token: one before it."""
+    """The sequence of each scored token, ascending."""
     target_N: Tensor
     temperature_N: Tensor
 
@@ -40,49 +45,71 @@ def batches(examples: Sequence[Example], batch_size: int, epochs: int, seed: int
 
 
 def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[MicroBatch]:
-    """Longest first, rows times longest row at most `max_tokens`; an example over it is alone."""
-    packed: list[MicroBatch] = []
-    filling: list[Example] = []
+    """Few bins of at most `max_tokens` in either context (first fit, longest first); a longer example is alone."""
+    bins: list[list[Example]] = []
+    filled: list[int] = []
     for item in sorted(examples, key=lambda item: (-_length(item), item.interaction_id)):
-        if filling and _length(filling[0]) * (len(filling) + 1) > max_tokens:
-            packed.append(tuple(filling))
-            filling = []
-        filling.append(item)
-    return [*packed, tuple(filling)] if filling else packed
+        length = _length(item)
+        index = next((index for index, used in enumerate(filled) if used + length <= max_tokens), None)
+        if index is None:
+            bins.append([item])
+            filled.append(length)
+        else:
+            bins[index].append(item)
+            filled[index] += length
+    return [tuple(each) for each in bins]
 
 
 def shard(batch: Sequence[Example], *, rank: int, num_workers: int, max_tokens: int) -> list[MicroBatch]:
     """The micro-batches of one worker, as many as the busiest worker has: the rest are empty.
 
-    ZeRO gathers and reduces in every pass, so the workers must make the same number of them.
+    Longest first, each example goes to the worker with the fewest tokens. ZeRO gathers and reduces in every pass, so
+    the workers must make the same number of them.
     """
-    packed = [micro_batches(batch[worker::num_workers], max_tokens) for worker in range(num_workers)]
+    shares: list[list[Example]] = [[] for _ in range(num_workers)]
+    tokens = [0] * num_workers
+    for item in sorted(batch, key=lambda item: (-_length(item), item.interaction_id)):
+        least = tokens.index(min(tokens))
+        shares[least].append(item)
+        tokens[least] += _length(item)
+    packed = [micro_batches(share, max_tokens) for share in shares]
     most = max(len(mine) for mine in packed)
     return packed[rank] + [()] * (most - len(packed[rank]))
 
 
 def rows(micro_batch: MicroBatch, *, hindsight: bool, device: torch.device | None = None) -> Rows:
-    """The tensors of context (x, o) or x. An empty micro-batch is one row in which nothing is scored."""
+    """The tensors of context (x, o) or x. An empty micro-batch is one token that is not scored."""
     contexts = [item.hindsight_ids if hindsight else item.prompt_ids for item in micro_batch]
-    texts = [context + item.response_ids for context, item in zip(contexts, micro_batch, strict=True)]
-    width = max(map(len, texts), default=1)
-    filled = [text + (0,) * (width - len(text)) for text in texts] or [(0,)]
-    counts = [len(item.response_ids) for item in micro_batch]
-    positions = [len(context) - 1 + t for context, n in zip(contexts, counts, strict=True) for t in range(n)]
+    texts = [context + item.response_ids for context, item in zip(contexts, micro_batch, strict=True)] or [(0,)]
+    starts = [0]
+    for text in texts:
+        starts.append(starts[-1] + len(text))
+    counts = [len(item.response_ids) - item.first_scored for item in micro_batch]
+    scored = [
+        start + len(context) + t - 1
+        for start, context, item in zip(starts, contexts, micro_batch, strict=False)
+        for t in range(item.first_scored, len(item.response_ids))
+    ]
+    targets = [y for item in micro_batch for y in item.response_ids[item.first_scored :]]
+
+    def long(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
     return Rows(
-        ids_BS=torch.tensor(filled, dtype=torch.long, device=device),
-        row_N=_spread(list(range(len(counts))), counts, torch.long, device),
-        position_N=torch.tensor(positions, dtype=torch.long, device=device),
-        target_N=torch.tensor([y for item in micro_batch for y in item.response_ids], dtype=torch.long, device=device),
-        temperature_N=_spread([item.temperature for item in micro_batch], counts, torch.float32, device),
+        ids_1S=long([token for text in texts for token in text])[None],
+        positions_1S=long([place for text in texts for place in range(len(text))])[None],
+        bounds=torch.tensor(starts, dtype=torch.int32, device=device),
+        longest=max(map(len, texts)),
+        scored_N=long(scored),
+        row_N=long([row for row, count in enumerate(counts) for _ in range(count)]),
+        target_N=long(targets),
+        temperature_N=torch.tensor(
+            [item.temperature for item, count in zip(micro_batch, counts, strict=True) for _ in range(count)],
+            dtype=torch.float32,
+            device=device,
+        ),
     )
 
 
 def _length(item: Example) -> int:
     return max(len(item.prompt_ids), len(item.hindsight_ids)) + len(item.response_ids)
-
-
-def _spread(values: Sequence[float], counts: Sequence[int], dtype: torch.dtype, device: torch.device | None) -> Tensor:
-    """Each value repeated for every scored token of its row."""
-    repeats = torch.tensor(counts, dtype=torch.long, device=device)
-    return torch.tensor(values, dtype=dtype, device=device).repeat_interleave(repeats)

@@ -1,30 +1,63 @@
-"""One SDPO step over a batch that is spread over workers: two forwards and one backward an example.
+"""One step over a batch that is spread over workers: two forwards and one backward an example.
 
-The teacher scores every micro-batch before the first backward, so all of them meet the same weights and the
-number of sequences that count is known when the first gradient is made.
+The teacher scores every micro-batch before the first backward, so all of them meet the same weights, and the number
+of sequences and tokens that count is known when the first gradient is made.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import compress
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdpo_ray.distill.objective import advantages, finite_rows, sampled_loss, token_weights
+from sdpo_ray.config import Distill
+from sdpo_ray.distill.head import logprobs
+from sdpo_ray.distill.objective import Terms, finite_rows, k3, token_weights
 from sdpo_ray.distill.packing import MicroBatch, Rows, rows
+from sdpo_ray.distill.student import Student, Taught
 from sdpo_ray.errors import LearnerError
+
+Work = Callable[[Tensor, Tensor], Any]
+"""What is done with hidden states [N, D] at the scored positions and the output weights [V, D]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What a step needs of the policy that learns."""
+
+    run: Callable[[Rows, Work], Any]
+    """A forward pass of the body, then the work."""
+    backward: Callable[[Tensor, bool], None]
+    """Add the gradient of this worker's part of the loss; the last one of a step is marked."""
+    teacher: Callable[[], AbstractContextManager[None]]
+    """While it is open, `run` uses the teacher's weights."""
+    total: Callable[[Tensor], Tensor]
+    """A tensor added up over workers."""
+    baselined: bool
+    """The teacher is not the student: its own score without hindsight is A's reference."""
+    own_head: bool
+    """The teacher has other output weights than the student."""
+    base_logprobs: dict[str, Tensor]
+    """log p_base(y_t | x) of whole answers, by interaction; what is not there is not watched."""
+    device: torch.device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSums:
-    """One step summed over all workers."""
+    """One step, over all workers; means are over scored tokens."""
 
     loss: float
     mean_advantage: float
     abs_advantage: float
     sampler_gap: float
+    entropy: float
+    kl_to_base: float
+    num_base_tokens: int
+    tis_capped: float
     num_sequences: int
     num_tokens: int
     num_dropped: int
@@ -32,62 +65,145 @@ class StepSums:
 
 
 def run_step(
-    micro_batches: Sequence[MicroBatch],
-    *,
-    score: Callable[[Rows], Tensor],
-    backward: Callable[[Tensor, bool], None],
-    total: Callable[[Tensor], Tensor],
-    device: torch.device | None = None,
+    micro_batches: Sequence[MicroBatch], policy: Policy, config: Distill, *, baseline: float = 0.0
 ) -> StepSums:
     """Leave the gradient of L of the whole batch behind. Every worker calls it with as many micro-batches.
 
-    `score` gives log-probs [N] of `Rows`; `backward(loss, last)` adds the gradient of this worker's part of L;
-    `total` adds a tensor up over workers. Raises LearnerError, on every worker, where nothing is finite.
+    Raises LearnerError, on every worker, where no sequence is left or the policy cannot score what it answered.
     """
-    taught = [_teach(micro_batch, score, device) for micro_batch in micro_batches]
-    num_kept = sum(len(kept) for kept, _ in taught)
-    num_dropped = sum(map(len, micro_batches)) - num_kept
-    num_sequences, dropped = total(torch.tensor([num_kept, num_dropped], dtype=torch.float64, device=device)).tolist()
-    if not num_sequences:
-        raise LearnerError(f"no sequence has finite log-probs under hindsight ({dropped:.0f} dropped)")
-    sums = torch.zeros(6, dtype=torch.float64, device=device)
-    for index, (kept, hindsight_logp_N) in enumerate(taught):
-        logp_N = score(rows(kept, hindsight=False, device=device))
-        advantage_N = advantages(hindsight_logp_N, logp_N)
-        weight_N = token_weights([len(item.response_ids) for item in kept], int(num_sequences)).to(logp_N.device)
-        loss = sampled_loss(logp_N, advantage_N, weight_N)
-        backward(loss, index == len(taught) - 1)
-        gap_N = _sampler_gaps(kept, logp_N.detach())
-        parts = (loss.detach(), advantage_N.sum(), advantage_N.abs().sum(), gap_N.sum())
-        sums += torch.stack([part.double() for part in parts] + [sums.new_tensor(n) for n in (len(logp_N), len(gap_N))])
-    loss_sum, advantage, abs_advantage, gap, num_tokens, num_gaps = total(sums).tolist()
-    if not math.isfinite(loss_sum):
-        raise LearnerError(f"the loss is {loss_sum}: the policy cannot score what it answered")
+    taught = [teach(micro_batch, policy, config) for micro_batch in micro_batches]
+    kept = [item for micro_batch, _ in taught for item in micro_batch]
+    num_dropped = sum(map(len, micro_batches)) - len(kept)
+    num_scored = sum(len(item.response_ids) - item.first_scored for item in kept)
+    sequences, tokens, dropped = (
+        int(n) for n in policy.total(_double([len(kept), num_scored, num_dropped], policy.device)).tolist()
+    )
+    if not sequences:
+        raise LearnerError(f"no sequence has finite log-probs under hindsight ({dropped} dropped)")
+    sums = torch.zeros(9, dtype=torch.float64, device=policy.device)
+    for index, (micro_batch, lesson) in enumerate(taught):
+        context = rows(micro_batch, hindsight=False, device=policy.device)
+        terms = _terms(micro_batch, context, lesson, policy, config, sequences, tokens)
+        student = Student(context, terms, lesson, config, baseline)
+        loss = policy.run(context, student.loss)
+        policy.backward(loss, index == len(taught) - 1)
+        sums += _sums(loss.detach(), student, terms, config)
+    loss, advantage, absolute, capped, surprise, gap, gaps, kl, kls = policy.total(sums).tolist()
+    if not math.isfinite(loss):
+        raise LearnerError(f"the loss is {loss}: the policy cannot score what it answered")
+    per_token = 1 / max(tokens, 1)
     return StepSums(
-        loss=loss_sum,
-        mean_advantage=advantage / num_tokens,
-        abs_advantage=abs_advantage / num_tokens,
-        sampler_gap=gap / num_gaps if num_gaps else 0.0,
-        num_sequences=int(num_sequences),
-        num_tokens=int(num_tokens),
-        num_dropped=int(dropped),
+        loss=loss,
+        mean_advantage=advantage * per_token,
+        abs_advantage=absolute * per_token,
+        sampler_gap=gap / max(gaps, 1),
+        entropy=surprise * per_token,
+        kl_to_base=kl / max(kls, 1),
+        num_base_tokens=int(kls),
+        tis_capped=capped * per_token,
+        num_sequences=sequences,
+        num_tokens=tokens,
+        num_dropped=dropped,
     )
 
 
-def _teach(
-    micro_batch: MicroBatch, score: Callable[[Rows], Tensor], device: torch.device | None
-) -> tuple[MicroBatch, Tensor]:
-    """The sequences whose log-probs under hindsight are finite, and those log-probs [N]."""
-    batch = rows(micro_batch, hindsight=True, device=device)
-    with torch.no_grad():
-        logp_N = score(batch)
-    finite_B = finite_rows(logp_N, batch.row_N, len(micro_batch))
-    return tuple(compress(micro_batch, finite_B.tolist())), logp_N[finite_B[batch.row_N]]
+def teach(micro_batch: MicroBatch, policy: Policy, config: Distill) -> tuple[MicroBatch, Taught]:
+    """The sequences whose scores under hindsight are finite, and what the teacher says of their tokens."""
+    if config.objective == "sft":
+        return micro_batch, Taught()
+    context = rows(micro_batch, hindsight=True, device=policy.device)
+    work = _keep_hidden if Student.needs_distribution(config) else _score(context, config)
+    with torch.no_grad(), policy.teacher():
+        hindsight, weight_VD = policy.run(context, work)
+        reference = None
+        if policy.baselined:
+            plain = rows(micro_batch, hindsight=False, device=policy.device)
+            reference, _ = policy.run(plain, work if Student.needs_distribution(config) else _score(plain, config))
+    finite_N = hindsight.isfinite() if hindsight.ndim == 1 else hindsight.isfinite().all(-1)
+    if reference is not None:
+        finite_N &= reference.isfinite() if reference.ndim == 1 else reference.isfinite().all(-1)
+    value_N = torch.where(finite_N, 0.0, torch.nan)
+    finite_B = finite_rows(value_N, context.row_N, len(micro_batch))
+    stays_N = finite_B[context.row_N]
+    lesson = Taught(
+        hindsight=hindsight[stays_N],
+        reference=None if reference is None else reference[stays_N],
+        weight_VD=weight_VD if policy.own_head else None,
+    )
+    return tuple(compress(micro_batch, finite_B.tolist())), lesson
 
 
-def _sampler_gaps(kept: MicroBatch, logp_N: Tensor) -> Tensor:
-    """|log p(learner) - log p(sampler)| of the tokens whose sampler's log-probs mean the same."""
-    recorded = [logprob for item in kept for logprob in item.sampler_logprobs]
-    comparable = [item.comparable for item in kept for _ in item.response_ids]
-    gap_N = (logp_N - torch.tensor(recorded, dtype=logp_N.dtype, device=logp_N.device)).abs()
-    return gap_N[torch.tensor(comparable, dtype=torch.bool, device=logp_N.device)]
+def _keep_hidden(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+    # Detached, it stays the teacher's when the student's weights are put back.
+    return hidden_ND, weight_VD.detach()
+
+
+def _score(context: Rows, config: Distill) -> Work:
+    def work(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, None]:
+        return (
+            logprobs(
+                hidden_ND,
+                weight_VD,
+                context.target_N,
+                context.temperature_N,
+                logits_mib=config.workers.logits_mib,
+            ),
+            None,
+        )
+
+    return work
+
+
+def _terms(
+    micro_batch: MicroBatch,
+    context: Rows,
+    lesson: Taught,
+    policy: Policy,
+    config: Distill,
+    sequences: int,
+    tokens: int,
+) -> Terms:
+    counts = [len(item.response_ids) - item.first_scored for item in micro_batch]
+    unknown_N = torch.full((sum(counts),), math.nan, dtype=torch.float32, device=policy.device)
+    sampler = [
+        logprob
+        for item, count in zip(micro_batch, counts, strict=True)
+        for logprob in item.sampler_logprobs[item.first_scored :] or (math.nan,) * count
+    ]
+    base = [
+        policy.base_logprobs.get(item.interaction_id, unknown_N.new_full((count,), math.nan))
+        for item, count in zip(micro_batch, counts, strict=True)
+    ]
+    scalar = lesson.hindsight is not None and lesson.hindsight.ndim == 1
+    return Terms(
+        weight_N=token_weights(
+            counts, [item.weight for item in micro_batch], config.signal.normalize, sequences, tokens
+        ).to(policy.device),
+        row_N=context.row_N,
+        sampler_logp_N=torch.tensor(sampler, dtype=torch.float32, device=policy.device),
+        base_logp_N=torch.cat([each.to(policy.device) for each in base]) if base else unknown_N,
+        teacher_logp_N=lesson.hindsight if scalar and lesson.hindsight is not None else unknown_N,
+        reference_logp_N=lesson.reference if scalar and lesson.reference is not None else unknown_N,
+    )
+
+
+def _sums(loss: Tensor, student: Student, terms: Terms, config: Distill) -> Tensor:
+    logp_N, advantage_N = student.logp_N, student.advantage_N
+    known_N = ~terms.sampler_logp_N.isnan()
+    based_N = ~terms.base_logp_N.isnan()
+    parts = [
+        loss,
+        advantage_N.sum(),
+        advantage_N.abs().sum(),
+        (student.ratio_N >= (config.signal.tis_cap or math.inf)).sum(),
+        -logp_N.sum(),
+        (logp_N - terms.sampler_logp_N)[known_N].abs().sum(),
+        known_N.sum(),
+        k3(logp_N, terms.base_logp_N)[based_N].sum(),
+        based_N.sum(),
+    ]
+    return torch.stack([part.double() for part in parts])
+
+
+def _double(values: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)

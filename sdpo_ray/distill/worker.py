@@ -1,13 +1,12 @@
-"""The loop of one Ray Train worker: the parent policy, one optimizer step a batch, the candidate.
+"""The loop of one Ray Train worker: examples, one optimizer step a batch, checkpoints, the candidate.
 
-Computation is in fp32 under DeepSpeed at any ZeRO stage. Every worker reads the whole snapshot and plans the
-whole batch, so no worker waits for a pass that another does not make.
+Every worker reads the whole snapshot and plans the whole batch, so no worker waits for a pass that another does not
+make.
 """
 
-import logging
 import math
 import os
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Distill
 from sdpo_ray.distill.hindsight import Example, examples
 from sdpo_ray.errors import DataError, LearnerError, SdpoError
-from sdpo_ray.records import Interaction, Refusal, Release, Snapshot, StepMetrics
+from sdpo_ray.records import Candidate, Fingerprint, Interaction, Refusal, Release, Snapshot, StepMetrics
 from sdpo_ray.storage import is_ready, require_ready
 from sdpo_ray.tables import read_interactions
 from sdpo_ray.telemetry import Counters
 
 _NON_FINITE = "non_finite_advantage"
+_NUM_SIGNALS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,10 @@ class Job:
     config: Distill
     max_model_len: int
     seed: int
-    progress: Path
-    """One `StepMetrics` a line, written by the first worker and read by the driver."""
+    base: Path
+    """The run's base policy, from which drift is measured."""
+    scratch: Path
+    """Holds `progress.jsonl`, one `StepMetrics` a line for the driver, and checkpoints."""
 
 
 def train(job: Job) -> str | None:
@@ -57,42 +59,126 @@ def num_steps(num_examples: int, config: Distill) -> int:
 def _train(job: Job) -> None:
     import ray.train
 
-    from sdpo_ray.distill.export import export, gather_weights
-    from sdpo_ray.distill.packing import batches
-
     if is_ready(job.out):
         # An earlier attempt of this run was lost after it had sealed the candidate.
         return
-    refused = Counters.empty()
-    parent = Path(job.parent.path)
-    usable = examples(_interactions(job.snapshot), ChatFormat(parent), job.max_model_len, refused)
-    if not usable:
-        raise LearnerError(f"no interaction of {job.snapshot.snapshot_id} can be learned from: {dict(refused.values)}")
-    learner = _Learner(parent, job.config)
-    first = ray.train.get_context().get_world_rank() == 0
-    if first:
-        job.progress.write_bytes(b"")
-    steps: list[StepMetrics] = []
-    for batch in batches(usable, job.config.batch_size, job.config.epochs, job.seed):
-        metrics, num_dropped = learner.step(len(steps) + 1, batch)
-        steps.append(metrics)
-        if num_dropped:
-            refused.add(_NON_FINITE, num_dropped)
-        if first:
-            with job.progress.open("ab") as file:
-                file.write(msgspec.json.encode(metrics) + b"\n")
-    weights = gather_weights(learner.model, parent)
-    if first:
-        export(
-            weights,
-            out=job.out,
-            parent=parent,
-            policy_version=job.policy_version,
-            parent_version=job.parent.policy_version,
-            snapshot=job.snapshot,
-            steps=tuple(steps),
-            refusals=tuple(Refusal(reason=reason, n=n) for reason, n in sorted(refused.values.items())),
+    if not job.config.workers.use_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    context = ray.train.get_context()
+    _Run(job, rank=context.get_world_rank(), num_workers=context.get_world_size()).go()
+
+
+class _Run:
+    def __init__(self, job: Job, *, rank: int, num_workers: int) -> None:
+        from sdpo_ray.distill.learner import Learner
+
+        self._job, self._rank, self._num_workers = job, rank, num_workers
+        self._refused = Counters.empty()
+        parent = Path(job.parent.path)
+        self._examples = self._usable(parent)
+        self._learner = Learner(
+            parent,
+            job.config,
+            num_steps=num_steps(len(self._examples), job.config),
+            seed=job.seed,
+            rank=rank,
+            num_workers=num_workers,
         )
+        self._steps: list[StepMetrics] = []
+
+    def go(self) -> None:
+        from sdpo_ray.distill import checkpoint
+        from sdpo_ray.distill.drift import DriftStop
+        from sdpo_ray.distill.packing import batches
+
+        job, learner = self._job, self._learner
+        checkpoints = job.scratch / "checkpoints"
+        base = self._base_logprobs()
+        kept = checkpoint.load(checkpoints, learner, rank=self._rank)
+        if kept is not None:
+            self._steps = kept[0]
+            self._refused = Counters(Counter({refusal.reason: refusal.n for refusal in kept[1]}))
+        self._report(self._steps, "wb")
+        stop = DriftStop(job.config)
+        order = batches(self._examples, job.config.batch_size, job.config.epochs, job.seed)
+        for index, batch in enumerate(order):
+            if index < learner.progress.step:
+                continue
+            metrics, sums = learner.step(batch, base)
+            self._steps.append(metrics)
+            self._report([metrics], "ab")
+            if sums.num_dropped:
+                self._refused.add(_NON_FINITE, sums.num_dropped)
+            stop.check(metrics.step, sums)
+            if metrics.step % job.config.workers.checkpoint_every == 0:
+                checkpoint.save(
+                    checkpoints, learner, self._steps, self._refusals(), rank=self._rank, workers=self._num_workers
+                )
+        self._export()
+
+    def _usable(self, parent: Path) -> list[Example]:
+        job = self._job
+        usable = examples(
+            _interactions(job.snapshot),
+            ChatFormat(parent),
+            config=job.config,
+            max_model_len=job.max_model_len,
+            parent_version=job.parent.policy_version,
+            refused=self._refused,
+        )
+        if not usable:
+            raise LearnerError(
+                f"no interaction of {job.snapshot.snapshot_id} can be learned from: {dict(self._refused.values)}"
+            )
+        return usable
+
+    def _base_logprobs(self) -> dict[str, Any]:
+        """What the base says of the probes; each worker scores its share."""
+        import torch.distributed as dist
+
+        from sdpo_ray.distill.drift import base_logprobs, probes
+
+        watched = probes(self._examples, self._job.config)[self._rank :: self._num_workers]
+        mine = base_logprobs(self._job.base, watched, self._job.config, self._learner.device)
+        if self._num_workers == 1:
+            return mine
+        shares: list[Any] = [None] * self._num_workers
+        dist.all_gather_object(shares, mine)
+        return {name: logp for share in shares for name, logp in share.items()}
+
+    def _export(self) -> None:
+        from sdpo_ray.distill.export import export
+        from sdpo_ray.distill.gather import taught, whole
+
+        job, learner = self._job, self._learner
+        trained = whole(learner.trained)
+        teacher = taught(learner.teacher, learner.trained) if job.config.teacher.kind == "ema" else None
+        if self._rank == 0:
+            candidate = Candidate(
+                policy_version=job.policy_version,
+                parent_version=job.parent.policy_version,
+                path=str(job.out),
+                snapshot_id=job.snapshot.snapshot_id,
+                fingerprint=Fingerprint(token_ids=(), logprobs=()),
+                steps=tuple(self._steps),
+                refusals=self._refusals(),
+            )
+            export(
+                candidate,
+                trained,
+                parent=Path(job.parent.path),
+                base=learner.base,
+                lora=job.config.lora,
+                teacher=teacher,
+            )
+
+    def _refusals(self) -> tuple[Refusal, ...]:
+        return tuple(Refusal(reason=reason, n=n) for reason, n in sorted(self._refused.values.items()))
+
+    def _report(self, steps: list[StepMetrics], mode: str) -> None:
+        if self._rank == 0:
+            with (self._job.scratch / "progress.jsonl").open(mode) as file:
+                file.writelines(msgspec.json.encode(metrics) + b"\n" for metrics in steps)
 
 
 def _interactions(snapshot: Snapshot) -> list[Interaction]:
@@ -101,107 +187,3 @@ def _interactions(snapshot: Snapshot) -> list[Interaction]:
     if tuple(interaction.interaction_id for interaction in interactions) != snapshot.interaction_ids:
         raise DataError(f"{snapshot.path} does not hold the interactions of {snapshot.snapshot_id}")
     return interactions
-
-
-class _Learner:
-    """The parent's weights under DeepSpeed on this worker's device."""
-
-    def __init__(self, parent: Path, config: Distill) -> None:
-        import ray.train
-        import ray.train.torch
-
-        if not config.use_gpu:
-            os.environ["DS_ACCELERATOR"] = "cpu"
-        import deepspeed
-
-        from sdpo_ray.distill.export import load_policy
-        from sdpo_ray.distill.logprobs import ResponseScorer
-
-        deepspeed.utils.logger.setLevel(logging.WARNING)
-        if not config.use_gpu:
-            # It would compile its shared-memory collectives at first use: a minute and a compiler, for what gloo does.
-            deepspeed.ops.__compatible_ops__ = {}
-        context = ray.train.get_context()
-        self._rank, self._num_workers = context.get_world_rank(), context.get_world_size()
-        self._device = ray.train.torch.get_device()
-        self._config = config
-        self.model = load_policy(parent)
-        # Dropout would make the teacher and the student two policies.
-        scorer = ResponseScorer(self.model).eval()
-        self._engine, *_ = deepspeed.initialize(
-            model=scorer,
-            model_parameters=list(scorer.parameters()),
-            config=deepspeed_config(config),
-        )
-
-    def step(self, number: int, batch: Sequence[Example]) -> tuple[StepMetrics, int]:
-        """One optimizer step; also how many sequences were dropped. Raises LearnerError on every worker."""
-        from sdpo_ray.distill.packing import shard
-        from sdpo_ray.distill.step import run_step
-
-        mine = shard(
-            batch,
-            rank=self._rank,
-            num_workers=self._num_workers,
-            max_tokens=self._config.max_tokens_per_micro_batch,
-        )
-        sums = run_step(mine, score=self._engine, backward=self._backward, total=self._total, device=self._device)
-        gradient_norm = self._apply()
-        if not math.isfinite(gradient_norm):
-            raise LearnerError(f"step {number}: the gradient's norm is {gradient_norm}")
-        metrics = StepMetrics(
-            step=number,
-            loss=sums.loss,
-            mean_advantage=sums.mean_advantage,
-            abs_advantage=sums.abs_advantage,
-            gradient_norm=gradient_norm,
-            num_sequences=sums.num_sequences,
-            num_tokens=sums.num_tokens,
-            sampler_gap=sums.sampler_gap,
-        )
-        return metrics, sums.num_dropped
-
-    def _backward(self, loss: Any, last: bool) -> None:
-        self._engine.set_gradient_accumulation_boundary(last)
-        # DeepSpeed averages gradients over workers; the parts of the loss are to be added up.
-        self._engine.backward(loss * self._num_workers)
-
-    def _apply(self) -> float:
-        """Clip, update, and return the norm of the whole gradient before clipping."""
-        import torch
-
-        if self._config.zero_stage:
-            self._engine.step()
-            return float(self._engine.get_global_grad_norm())
-        # Without ZeRO every worker holds the whole reduced gradient, and DeepSpeed keeps no norm of it.
-        gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        self._engine.step()
-        return norm
-
-    def _total(self, tensor: Any) -> Any:
-        import torch.distributed as dist
-
-        if self._num_workers > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-
-def deepspeed_config(config: Distill) -> dict[str, Any]:
-    """What DeepSpeed is told: plain AdamW in fp32, accumulation driven by `step.run_step`."""
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.max_grad_norm,
-        "zero_optimization": {"stage": config.zero_stage},
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": config.learning_rate,
-                "betas": [0.9, 0.999],
-                "eps": 1e-8,
-                "weight_decay": 0.0,
-                "torch_adam": True,
-            },
-        },
-    }

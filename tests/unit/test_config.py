@@ -20,8 +20,8 @@ def test_an_unknown_key_fails_with_the_nearest_valid_name(values, nearest):
 
 
 def test_a_value_of_the_wrong_kind_is_named_with_what_was_given():
-    with pytest.raises(ConfigError, match=r"distill\.zero_stage.*got 7"):
-        parse_run({"distill": {"zero_stage": 7}})
+    with pytest.raises(ConfigError, match=r"distill\.workers\.zero_stage.*got 7"):
+        parse_run({"distill": {"workers": {"zero_stage": 7}}})
 
 
 def test_a_relative_root_is_refused_because_jobs_run_in_a_copy_of_the_tree():

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from sdpo_ray.config.distill import Distill
+from sdpo_ray.config.section import Section
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.records import Consent
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Policy(Section):
@@ -25,7 +23,10 @@ class Policy(Section):
 
     base: str = "sdpo_ray/simulate/tiny_policy/checkpoint"
     """Directory of the base policy, version 0: config, tokenizer and safetensors."""
+    shape: str = ""
+    """A `config.json` that stands in for the base's own in a dry run, on a machine that has not got the base."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the engine computes in."""
     max_model_len: int = Field(default=512, ge=16)
     """Longest prompt plus response, in tokens."""
 
@@ -78,25 +79,9 @@ class Curate(Section):
     """Share of conversations never trained on."""
 
 
-class Distill(Section):
-    """One SDPO update."""
-
-    learning_rate: float = Field(default=4e-4, gt=0)
-    batch_size: int = Field(default=16, ge=1)
-    """Interactions an optimizer step, over all workers."""
-    epochs: int = Field(default=1, ge=1)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    max_tokens_per_micro_batch: int = Field(default=4096, ge=64)
-    """Tokens of one forward pass, both contexts counted alone."""
-    num_workers: int = Field(default=1, ge=1)
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    use_gpu: bool = False
-
-
 class Evaluate(Section):
     """The examination of a candidate."""
 
-    suite: Literal["tiny_world"] = "tiny_world"
     num_prompts: int = Field(default=192, ge=8)
     """Held-out prompts, the same for every policy."""
     max_tokens: int = Field(default=64, ge=1)
@@ -172,7 +157,7 @@ class Run(Section):
     def base(self) -> Path:
         """The base policy's directory; a relative one is looked for here, then beside this package."""
         here = Path(self.policy.base).expanduser()
-        return here.resolve() if here.exists() else Path(__file__).parent.parent / here
+        return here.resolve() if here.exists() else Path(__file__).parents[2] / here
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:

@@ -1,0 +1,104 @@
+"""LoRA adapters by peft: put into a model, saved as peft does, and merged into the weights that are served.
+
+Every update goes on with its parent's adapter, so that the base beneath it stays the run's base, and switching the
+adapter off is that base.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo_ray.config.distill import Lora
+from sdpo_ray.errors import LearnerError
+from sdpo_ray.storage import read_json, write_json
+
+ADAPTER = "adapter"
+"""Directory of the adapter within a candidate's."""
+_WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
+_NAME = "default"
+_PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """What we read of peft's `adapter_config.json`."""
+
+    base_model_name_or_path: str
+    r: int
+    lora_alpha: float
+
+
+def base_of(parent: Path, lora: Lora) -> Path:
+    """The weights beneath an update's adapter: those beneath the parent's own of the same shape, else the parent's."""
+    file = parent / ADAPTER / _CONFIG
+    if not lora.rank or not file.exists():
+        return parent
+    config = read_json(file, AdapterConfig)
+    base = Path(config.base_model_name_or_path)
+    return base if (config.r, config.lora_alpha) == (lora.rank, lora.alpha) and base.exists() else parent
+
+
+def inject(model: Any, lora: Lora, *, parent: Path, base: Path, seed: int) -> None:
+    """Put an adapter on all linear layers of the body and freeze everything else; alike on every worker.
+
+    It is the parent's own where `base` is not the parent itself, else one that changes nothing yet.
+    """
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear")
+        inject_adapter_in_model(config, model, adapter_name=_NAME)
+    if base != parent:
+        saved = load_file(parent / ADAPTER / _WEIGHTS)
+        found = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in saved.items()}
+        result = set_peft_model_state_dict(model, found, adapter_name=_NAME)
+        if result.unexpected_keys:
+            raise LearnerError(f"{parent / ADAPTER} does not fit {base}: {result.unexpected_keys[0]}")
+
+
+def save(trained: dict[str, Tensor], directory: Path, *, base: Path, lora: Lora) -> None:
+    """Write the adapter in peft's format. `trained` has the model's own parameter names."""
+    from safetensors.torch import save_file
+
+    directory.mkdir()
+    names = {name: name.replace(f".{_NAME}.", ".") for name in trained}
+    save_file(
+        {_PEFT_PREFIX + names[name]: tensor.contiguous() for name, tensor in trained.items()},
+        directory / _WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained})
+    write_json(
+        directory / _CONFIG,
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": str(base),
+            "r": lora.rank,
+            "lora_alpha": lora.alpha,
+            "lora_dropout": 0.0,
+            "target_modules": modules,
+            "bias": "none",
+        },
+    )
+
+
+def merged(base: dict[str, Tensor], trained: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
+    """The base's tensors with alpha / rank B A added in fp32, in the base's own precision."""
+    weights = dict(base)
+    for name, down in trained.items():
+        if ".lora_A." not in name:
+            continue
+        target = name.split(".lora_A.")[0] + ".weight"
+        up = trained[name.replace(".lora_A.", ".lora_B.")]
+        if target not in weights:
+            raise LearnerError(f"the adapter changes {target}, which the base does not have")
+        delta = (lora.alpha / lora.rank) * (up.float() @ down.float())
+        weights[target] = (weights[target].float() + delta).to(weights[target].dtype)
+    return weights

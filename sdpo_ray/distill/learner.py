@@ -1,0 +1,147 @@
+"""The policy that learns, under DeepSpeed on this worker's device: one optimizer step a batch.
+
+Needs an initialised process group of DeepSpeed's backend; knows nothing of Ray.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sdpo_ray.config import Distill
+from sdpo_ray.distill import adapter
+from sdpo_ray.distill.engine import deepspeed_config, deepspeed_engine, learning_rate
+from sdpo_ray.distill.gather import go_on_teaching
+from sdpo_ray.distill.hindsight import Example
+from sdpo_ray.distill.load import checkpoint_activations, compute_dtype, load_packed
+from sdpo_ray.distill.packing import shard
+from sdpo_ray.distill.scorer import Scorer
+from sdpo_ray.distill.step import Policy, StepSums, run_step
+from sdpo_ray.distill.teacher import Teacher
+from sdpo_ray.errors import LearnerError
+from sdpo_ray.records import StepMetrics
+
+_BASELINE_RATE = 0.1
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """What a learner is at, besides its tensors; saved with them."""
+
+    step: int = 0
+    baseline: float = 0.0
+    """Moving average of the batches' mean advantages."""
+
+
+class Learner:
+    """The parent's weights, its optimizer and its teacher. Every worker makes the same calls."""
+
+    def __init__(
+        self, parent: Path, config: Distill, *, num_steps: int, seed: int, rank: int, num_workers: int
+    ) -> None:
+        self._config = config
+        self._rank, self._num_workers = rank, num_workers
+        self._num_steps = num_steps
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device()) if config.workers.use_gpu else torch.device("cpu")
+        )
+        self.base = adapter.base_of(parent, config.lora)
+        """The checkpoint beneath the adapter; the parent where all parameters learn."""
+        zero3 = config.workers.zero_stage == 3
+        self.model: Any = load_packed(
+            self.base,
+            compute_dtype(config),
+            kernels=config.workers.kernels if config.workers.use_gpu else "torch",
+            zero3=deepspeed_config(config) if zero3 else None,
+        )
+        if config.lora.rank:
+            adapter.inject(self.model, config.lora, parent=parent, base=self.base, seed=seed)
+        if config.workers.activation_checkpointing:
+            checkpoint_activations(self.model, reentrant=zero3)
+        self.trained = {
+            # Tied weights under each of their names: a checkpoint may have either.
+            name: each
+            for name, each in self.model.named_parameters(remove_duplicate=False)
+            if each.requires_grad
+        }
+        self.engine = deepspeed_engine(Scorer(self.model), config)
+        self.teacher = Teacher(config.teacher, list(dict.fromkeys(self.trained.values())))
+        if config.teacher.kind == "ema":
+            go_on_teaching(self.teacher, self.trained, parent)
+        self.progress = Progress()
+
+    def policy(self, base_logprobs: dict[str, Tensor]) -> Policy:
+        """What `run_step` works with."""
+        live = self._config.teacher.kind == "live"
+        return Policy(
+            run=self.engine,
+            backward=self._backward,
+            teacher=self.teacher.weights,
+            total=self._total,
+            baselined=self._config.teacher.baselined and not live,
+            own_head=not live and not self._config.lora.rank,
+            base_logprobs=base_logprobs,
+            device=self.device,
+        )
+
+    def step(self, batch: Sequence[Example], base_logprobs: dict[str, Tensor]) -> tuple[StepMetrics, StepSums]:
+        """One optimizer step. Raises LearnerError on every worker."""
+        number, config = self.progress.step + 1, self._config
+        mine = shard(
+            batch,
+            rank=self._rank,
+            num_workers=self._num_workers,
+            max_tokens=config.workers.max_tokens_per_micro_batch,
+        )
+        scalar = config.signal.baseline == "ema_scalar"
+        sums = run_step(mine, self.policy(base_logprobs), config, baseline=self.progress.baseline if scalar else 0.0)
+        rate = learning_rate(number, self._num_steps, config)
+        gradient_norm = self._apply(rate)
+        if not math.isfinite(gradient_norm):
+            raise LearnerError(f"step {number}: the gradient's norm is {gradient_norm}")
+        self.teacher.follow()
+        self.progress.step = number
+        self.progress.baseline += _BASELINE_RATE * (sums.mean_advantage - self.progress.baseline)
+        metrics = StepMetrics(
+            step=number,
+            loss=sums.loss,
+            mean_advantage=sums.mean_advantage,
+            abs_advantage=sums.abs_advantage,
+            gradient_norm=gradient_norm,
+            num_sequences=sums.num_sequences,
+            num_tokens=sums.num_tokens,
+            sampler_gap=sums.sampler_gap,
+            learning_rate=rate,
+            entropy=sums.entropy,
+            kl_to_base=sums.kl_to_base,
+            tis_capped=sums.tis_capped,
+        )
+        return metrics, sums
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages gradients over workers; the parts of the loss are to be added up.
+        self.engine.backward(loss * self._num_workers)
+
+    def _apply(self, rate: float) -> float:
+        """Clip, update, and return the norm of the whole gradient before clipping."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        if self._config.workers.zero_stage:
+            self.engine.step()
+            return float(self.engine.get_global_grad_norm())
+        # Without ZeRO every worker holds the whole reduced gradient, and DeepSpeed keeps no norm of it.
+        gradients = [parameter.grad for parameter in dict.fromkeys(self.trained.values()) if parameter.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        self.engine.step()
+        return norm
+
+    def _total(self, tensor: Tensor) -> Tensor:
+        if self._num_workers > 1:
+            dist.all_reduce(tensor)
+        return tensor

@@ -1,0 +1,46 @@
+"""A causal language model of transformers, packed: hidden states and output weights where responses are scored."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from sdpo_ray.distill.packing import Rows
+from sdpo_ray.errors import ConfigError
+
+
+class Scorer(nn.Module):  # type: ignore[misc]
+    """`forward(rows, work)` returns `work(hidden [N, D], weights [V, D])`.
+
+    The output weights belong to a module of their own, so that ZeRO-3 gathers them once for all chunks.
+    Raises ConfigError for models whose logits are more than hidden states times output weights.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        output = model.get_output_embeddings()
+        if getattr(output, "bias", None) is not None or getattr(model.config, "final_logit_softcapping", None):
+            raise ConfigError(f"{type(model).__name__} has an output bias or capped logits: not supported")
+        self.body = model.base_model
+        self.head = _Head(output.weight)
+
+    def forward(self, rows: Rows, work: Callable[[Tensor, Tensor], Any]) -> Any:
+        hidden_1SD = self.body(
+            input_ids=rows.ids_1S,
+            position_ids=rows.positions_1S,
+            use_cache=False,
+            cu_seq_lens_q=rows.bounds,
+            cu_seq_lens_k=rows.bounds,
+            max_length_q=rows.longest,
+            max_length_k=rows.longest,
+        ).last_hidden_state
+        return self.head(hidden_1SD[0, rows.scored_N], work)
+
+
+class _Head(nn.Module):  # type: ignore[misc]
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, hidden_ND: Tensor, work: Callable[[Tensor, Tensor], Any]) -> Any:
+        return work(hidden_ND, self.weight)

@@ -1,0 +1,157 @@
+"""The student's half of a step: logits of one chunk to loss and gradient, and a record of what was seen."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sdpo_ray.config import Distill
+from sdpo_ray.distill.head import fused_loss, logits, logprobs
+from sdpo_ray.distill.objective import (
+    Terms,
+    advantages,
+    base_pull,
+    importance,
+    moves,
+    reverse_kl,
+    target_logprobs,
+)
+from sdpo_ray.distill.packing import Rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taught:
+    """What the teacher said: log-probs [N] of the scored tokens, or hidden states [N, D] with its output weights.
+
+    `reference` is the same without hindsight; None where the student's own score is A's reference. SFT has no teacher.
+    """
+
+    hindsight: Tensor | None = None
+    reference: Tensor | None = None
+    weight_VD: Tensor | None = None
+    """None where the teacher's output weights are the student's."""
+
+
+class Student:
+    """One micro-batch. After `loss`, `logp_N`, `advantage_N` and `ratio_N` hold what the student scored, detached."""
+
+    def __init__(self, context: Rows, terms: Terms, taught: Taught, config: Distill, baseline: float) -> None:
+        self._context = context
+        self._terms = terms
+        self._taught = taught
+        self._config = config
+        self._baseline = baseline
+        num_tokens = len(context.target_N)
+        self.logp_N = torch.empty(num_tokens, device=context.target_N.device)
+        self.advantage_N = torch.zeros_like(self.logp_N)
+        self.ratio_N = torch.ones_like(self.logp_N)
+        self._coefficient_N: Tensor | None = None
+
+    @staticmethod
+    def needs_distribution(config: Distill) -> bool:
+        """Whether the teacher's whole distribution is compared, not only its score of the sampled token."""
+        return config.signal.estimator != "sampled_token" or config.signal.baseline == "token_kl"
+
+    def loss(self, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+        """This micro-batch's part of L, a scalar with gradient."""
+        context, config = self._context, self._config
+        if config.objective == "sdpo" and config.signal.baseline == "seq_mean":
+            # The mean is known only when the last token is scored: the logits are made twice.
+            logp_N = logprobs(
+                hidden_ND,
+                weight_VD,
+                context.target_N,
+                context.temperature_N,
+                logits_mib=config.workers.logits_mib,
+            )
+            self._coefficient_N = self._moved(
+                logp_N, advantages(logp_N, self._terms, config.signal), slice(None), self._baseline
+            )
+        gradient = {"sft": self._supervised, "sdpo": self._estimated}[config.objective]
+        return fused_loss(
+            hidden_ND,
+            weight_VD,
+            context.temperature_N,
+            partial(gradient, weight_VD),
+            logits_mib=config.workers.logits_mib,
+        )
+
+    def _supervised(self, weight_VD: Tensor, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        logp_C = self._scored(logits_CV, part)
+        return self._move(logits_CV, logp_C, -self._terms.weight_N[part], part)
+
+    def _estimated(self, weight_VD: Tensor, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        signal = self._config.signal
+        if signal.estimator != "sampled_token":
+            return self._divergence(weight_VD, logits_CV, part)
+        logp_C = self._scored(logits_CV, part)
+        if self._coefficient_N is not None:
+            coefficient_C = self._coefficient_N[part]
+        elif signal.baseline == "token_kl":
+            log_q_CV = self._target(weight_VD, logits_CV, part)
+            advantage_C = log_q_CV.gather(-1, self._context.target_N[part, None])[:, 0] - logp_C
+            kl_C = reverse_kl(logits_CV, log_q_CV, None)
+            coefficient_C = self._moved(logp_C, advantage_C, part, -kl_C)
+        else:
+            advantage_C = advantages(logp_C, self._terms.chunk(part), signal)
+            coefficient_C = self._moved(logp_C, advantage_C, part, self._baseline)
+        return self._move(logits_CV, logp_C, coefficient_C, part)
+
+    def _scored(self, logits_CV: Tensor, part: slice) -> Tensor:
+        chosen_C = logits_CV.gather(-1, self._context.target_N[part, None])[:, 0]
+        logp_C = chosen_C - logits_CV.logsumexp(-1)
+        self.logp_N[part] = logp_C
+        return logp_C
+
+    def _moved(self, logp_C: Tensor, advantage_C: Tensor, part: slice, baseline: Tensor | float) -> Tensor:
+        """dL / d log p(y_t) of the sampled estimator; keeps the record."""
+        moved = moves(
+            logp_C,
+            advantage_C,
+            self._terms.chunk(part),
+            self._config.signal,
+            kl_penalty=self._config.drift.kl_penalty,
+            baseline=baseline,
+        )
+        self.advantage_N[part] = moved.advantage_N
+        self.ratio_N[part] = moved.ratio_N
+        return moved.coefficient_N
+
+    def _move(self, logits_CV: Tensor, logp_C: Tensor, coefficient_C: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """L = sum c_t log p(y_t), so dL/dz = c_t (onehot - softmax), written over the logits."""
+        target_C1 = self._context.target_N[part, None]
+        chosen_C = logits_CV.gather(-1, target_C1)[:, 0]
+        grad_CV = logits_CV.sub_((chosen_C - logp_C)[:, None]).exp_().mul_(-coefficient_C[:, None])
+        grad_CV.scatter_add_(-1, target_C1, coefficient_C[:, None].to(grad_CV.dtype))
+        return (coefficient_C * logp_C).sum(), grad_CV
+
+    def _divergence(self, weight_VD: Tensor, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """KL(p || q) by autograd over one chunk's logits."""
+        signal, terms = self._config.signal, self._terms.chunk(part)
+        target_C1 = self._context.target_N[part, None]
+        log_q_CV = self._target(weight_VD, logits_CV, part)
+        with torch.enable_grad():
+            student_CV = logits_CV.detach().requires_grad_()
+            kl_C = reverse_kl(student_CV, log_q_CV, signal.top_k if signal.estimator == "topk_reverse_kl" else None)
+            logp_C = (student_CV.gather(-1, target_C1) - student_CV.logsumexp(-1, keepdim=True))[:, 0]
+            known_C = logp_C.detach()
+            ratio_C = importance(known_C, terms.sampler_logp_N, signal.tis_cap)
+            pull_C = base_pull(known_C, terms.base_logp_N, self._config.drift.kl_penalty)
+            loss = (terms.weight_N * ratio_C * (kl_C + pull_C * logp_C)).sum()
+            (grad_CV,) = torch.autograd.grad(loss, student_CV)
+        self.logp_N[part], self.ratio_N[part] = known_C, ratio_C
+        self.advantage_N[part] = log_q_CV.gather(-1, target_C1)[:, 0] - known_C
+        return loss.detach(), grad_CV
+
+    def _target(self, weight_VD: Tensor, logits_CV: Tensor, part: slice) -> Tensor:
+        """log q [C, V] without gradient, from the teacher's hidden states."""
+        taught, temperature_C = self._taught, self._context.temperature_N[part]
+        head_VD = weight_VD if taught.weight_VD is None else taught.weight_VD
+        teacher_CV, reference_CV = (
+            None if hidden_ND is None else logits(hidden_ND[part], head_VD, temperature_C)
+            for hidden_ND in (taught.hindsight, taught.reference)
+        )
+        if teacher_CV is None:
+            raise AssertionError("a distribution is compared to a teacher's")
+        return target_logprobs(logits_CV, teacher_CV, reference_CV, self._config.signal.log_mix)
