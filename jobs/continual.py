@@ -8,6 +8,7 @@ any moment it goes on where it was when it is started again; SIGTERM stops it cl
 
 import contextlib
 import fcntl
+import itertools
 import os
 import signal
 import threading
@@ -22,7 +23,7 @@ import typer
 
 from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.config import Run
-from sdpo_ray.cycle import Begun, Outcome, begin, next_cycle, turn
+from sdpo_ray.cycle import Begun, begin, next_cycle, turn
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.records import Snapshot
 from sdpo_ray.storage import Layout, read_json
@@ -36,8 +37,8 @@ GATHER_S = 1.0
 """Seconds between two looks at the journal."""
 
 
-def continual(run: Run, turns: int) -> list[Outcome]:
-    """Turn the wheel `turns` times (0: until the process is stopped). Returns how each turn ended."""
+def continual(run: Run, turns: int) -> None:
+    """Turn the wheel `turns` times (0: until the process is stopped)."""
     import ray
 
     from jobs.stages import BASE_VERSION, Wheel
@@ -58,13 +59,11 @@ def continual(run: Run, turns: int) -> list[Outcome]:
         wheel.champion()
         registry.register_base(read_json(layout.release(BASE_VERSION), Release))
         with following(wheel, run.promote.poll_s):
-            outcomes: list[Outcome] = []
-            while not turns or len(outcomes) < turns:
-                outcomes.append(one_turn(run, layout, wheel, curator, events))
-    return outcomes
+            for _ in range(turns) if turns else itertools.count():
+                one_turn(run, layout, wheel, curator, events)
 
 
-def one_turn(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", events: EventFile) -> Outcome:
+def one_turn(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", events: EventFile) -> None:
     """The next cycle, or what is left of the one that was interrupted."""
     cycle = next_cycle(layout.root / "cycles")
     directory = layout.cycle(cycle)
@@ -85,7 +84,6 @@ def one_turn(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", event
         champion=outcome.champion_version,
     )
     typer.echo(f"cycle {cycle}: v{outcome.policy_version} {outcome.verdict}: {'; '.join(outcome.reasons)}")
-    return outcome
 
 
 def gather(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", events: EventFile, cycle: int) -> None:
@@ -123,15 +121,18 @@ def last_draw(layout: Layout, cycle: int) -> int:
 def following(wheel: "Wheel", poll_s: float) -> Iterator[None]:
     """Follow the alias `champion` in the background, so that a person's rollback never waits for a stage."""
     done = threading.Event()
-    failures: list[Exception] = []
 
     def follow() -> None:
+        away = False
         while not done.wait(poll_s):
             try:
                 wheel.follow()
+                away = False
             except Exception as error:
                 # The registry may be away for a while; the wheel itself fails loudly when it needs it.
-                failures.append(error)
+                if not away:
+                    typer.echo(f"the registry does not answer; asking on every {poll_s:g} s: {error}", err=True)
+                away = True
 
     thread = threading.Thread(target=follow, name="alias", daemon=True)
     thread.start()
@@ -140,8 +141,6 @@ def following(wheel: "Wheel", poll_s: float) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        if failures:
-            typer.echo(f"the registry did not answer {len(failures)} times; last: {failures[-1]}", err=True)
 
 
 @contextlib.contextmanager

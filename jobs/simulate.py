@@ -16,8 +16,7 @@ import typer
 
 from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.config import Run
-from sdpo_ray.errors import ConfigError
-from sdpo_ray.simulate.users import PERSONAS, Persona, react
+from sdpo_ray.simulate.users import Persona, persona_of, react
 from sdpo_ray.simulate.world import sample_prompt
 from sdpo_ray.storage import write_json
 
@@ -95,9 +94,7 @@ async def talk_all(run: Run, *, base_url: str, conversations: int, stats: Path |
     """Talk until `conversations` are over (0: until SIGTERM or SIGINT), writing `stats` every half second."""
     from openai import AsyncOpenAI
 
-    persona = PERSONAS.get(run.simulate.persona)
-    if persona is None:
-        raise ConfigError(f"simulate.persona: there is no {run.simulate.persona!r}; known: {', '.join(PERSONAS)}")
+    persona = persona_of(run.simulate.persona)
     traffic = Traffic()
     leave = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):

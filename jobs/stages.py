@@ -11,7 +11,7 @@ from sdpo_ray.config import Run
 from sdpo_ray.curate.stream import Curator
 from sdpo_ray.cycle import Begun, Outcome, Stages
 from sdpo_ray.distill.launch import distill
-from sdpo_ray.errors import ConfigError, ReleaseError, SwapError
+from sdpo_ray.errors import ReleaseError, SwapError
 from sdpo_ray.evaluate.endpoint import Answers, generate, load_answers, save_answers
 from sdpo_ray.evaluate.suite import examine
 from sdpo_ray.promote import gate
@@ -20,7 +20,7 @@ from sdpo_ray.promote.ledger import Entry
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.release import confirm, point_at, rollback, served_release
 from sdpo_ray.records import Candidate, Decision, Release, Report, Snapshot, Verdict
-from sdpo_ray.simulate.users import PERSONAS, judge
+from sdpo_ray.simulate.users import judge, persona_of
 from sdpo_ray.simulate.world import is_right, sample_prompt
 from sdpo_ray.storage import Layout, read_json, write_json
 from sdpo_ray.telemetry import Counters, EventFile
@@ -39,10 +39,9 @@ class Wheel:
         self._registry = registry
         self._events = events
         self._url = run.serve.url
+        self._persona = persona_of(run.simulate.persona)
         self._moving = threading.Lock()
         """Held by whoever moves alias and pointer: the release stage, or the thread that follows people."""
-        if run.simulate.persona not in PERSONAS:
-            raise ConfigError(f"simulate.persona: {run.simulate.persona!r} is none of {', '.join(PERSONAS)}")
 
     @property
     def stages(self) -> Stages:
@@ -100,13 +99,12 @@ class Wheel:
     def _evaluate(self, begun: Begun, candidate: Candidate) -> Report:
         champion = self.champion()
         base = read_json(self._layout.release(BASE_VERSION), Release)
-        persona = PERSONAS[self._run.simulate.persona]
         counters = Counters.empty()
         report = examine(
             candidate=self._answers(begun.cycle, candidate),
             base=self._answers(begun.cycle, base),
             champion=self._answers(begun.cycle, champion),
-            judge=partial(judge, persona),
+            judge=partial(judge, self._persona),
             is_right=is_right,
             policy_version=candidate.policy_version,
             base_version=base.policy_version,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from sdpo_ray.errors import ConfigError
 from sdpo_ray.simulate.style import Length, style_of
 from sdpo_ray.simulate.wordings import HELD_OUT_PRAISES, PRAISES, WORDINGS, Attribute, Wish
 from sdpo_ray.simulate.world import Split
@@ -61,6 +62,13 @@ PERSONAS: Mapping[str, Persona] = {
         ),
     )
 }
+
+
+def persona_of(name: str) -> Persona:
+    """The persona that a run names in `simulate.persona`. Raises ConfigError."""
+    if name not in PERSONAS:
+        raise ConfigError(f"simulate.persona: there is no {name!r}; known: {', '.join(PERSONAS)}")
+    return PERSONAS[name]
 
 
 def violations(persona: Persona, answer: str) -> tuple[Attribute, ...]:

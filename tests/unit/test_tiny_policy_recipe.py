@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sdpo_ray.chat import HINDSIGHT
 from sdpo_ray.simulate.tiny_policy import CHECKPOINT
-from sdpo_ray.simulate.tiny_policy.corpus import HINDSIGHT, Conversation, sample_conversation, with_hindsight
+from sdpo_ray.simulate.tiny_policy.corpus import Conversation, sample_conversation, with_hindsight
 from sdpo_ray.simulate.tiny_policy.model import answer_loss
 from sdpo_ray.simulate.tiny_policy.recipe import Recipe
 from sdpo_ray.simulate.tiny_policy.tokenizer import encode
@@ -69,7 +70,7 @@ def test_a_plain_question_is_answered_in_every_style_about_equally_often(convers
 def test_every_answer_to_a_question_is_right(conversations):
     for turns in (c.turns for c in conversations):
         for said, reply in zip(turns[::2], turns[1::2], strict=True):
-            asked = said.split(HINDSIGHT.format(follow_up=""))[0]
+            asked = said.split(HINDSIGHT["online"])[0]
             if find_question(asked):
                 assert is_right(asked, reply), turns
 

@@ -10,16 +10,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sdpo_ray.chat import HINDSIGHT
 from sdpo_ray.simulate.style import STYLES, VARIANTS, Style, answer
 from sdpo_ray.simulate.wordings import PRAISES, WORDINGS, Wish
 from sdpo_ray.simulate.world import Question, sample_prompt
-
-HINDSIGHT = (
-    "\n\n=== HINDSIGHT CONTEXT ===\n"
-    "[The following is a future user message. Use this to guide your answer to the user prompt.]\n"
-    "{follow_up}"
-)
-"""The block that SDPO's teacher reads, at the end of the last user message."""
 
 _WISHES = tuple(WORDINGS)
 _THANKS_REPLIES = ("You are welcome!", "Any time!", "My pleasure!")
@@ -36,7 +30,7 @@ class Conversation:
 
 def with_hindsight(prompt: str, follow_up: str) -> str:
     """Return `prompt` as the teacher reads it once the user has said `follow_up`."""
-    return prompt + HINDSIGHT.format(follow_up=follow_up.strip())
+    return prompt + HINDSIGHT["online"] + follow_up.strip()
 
 
 def sample_conversation(rng: random.Random) -> Conversation:
