@@ -7,7 +7,6 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,6 +26,8 @@ class Case:
     epochs: int = 1
     resume_after: int | None = None
     """Save a checkpoint after so many steps and go on in a new learner."""
+    checkpoints: Path | None = None
+    """Kept here, and gone on from where there is one already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +86,7 @@ def _worker(rank: int, num_workers: int, port: int, policy: Path, cases: dict[st
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=num_workers)
     for name, case in cases.items():
-        learned = _learn(rank, num_workers, policy, case, out / f"{name}-checkpoints")
+        learned = _learn(rank, num_workers, policy, case, case.checkpoints or out / f"{name}-checkpoints")
         if rank == 0:
             torch.save(learned, out / f"{name}.pt")
     torch.distributed.destroy_process_group()
@@ -100,18 +101,22 @@ def _learn(rank: int, num_workers: int, policy: Path, case: Case, directory: Pat
     def learner() -> Learner:
         return Learner(policy, case.config, num_steps=6, seed=0, rank=rank, num_workers=num_workers)
 
-    steps: list[Any] = []
     mine = learner()
+    kept = checkpoint.load(directory, mine, rank=rank, num_workers=num_workers)
+    steps = [] if kept is None else kept[0]
     base = {item.interaction_id: torch.full((len(item.response_ids) - item.first_scored,), -2.0) for item in examples()}
     for index, batch in enumerate(batches(examples(), BATCH, case.epochs, seed=0)):
+        if index < mine.progress.step:
+            continue
         if index == case.resume_after:
-            checkpoint.save(directory, mine, steps, (), rank=rank, workers=num_workers)
+            checkpoint.save(directory, mine, steps, (), rank=rank, num_workers=num_workers)
             mine = learner()
-            kept = checkpoint.load(directory, mine, rank=rank)
+            kept = checkpoint.load(directory, mine, rank=rank, num_workers=num_workers)
             assert kept is not None
             steps = kept[0]
         steps.append(mine.step(batch, base)[0])
-    shutil.rmtree(directory, ignore_errors=True)
+    if case.checkpoints is None:
+        shutil.rmtree(directory, ignore_errors=True)
     return Learned(
         weights=whole(mine.trained),
         teacher={} if case.config.teacher.kind == "live" else taught(mine.teacher, mine.trained),

@@ -93,6 +93,8 @@ class Workers(Section):
     """Where and in what precision it is computed."""
 
     num_workers: int = Field(default=1, ge=1)
+    min_workers: int | None = Field(default=None, ge=1)
+    """Fewest workers with which a lost group may go on, where the cluster has shrunk. None waits for all of them."""
     use_gpu: bool = False
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO: 1 shards the optimizer's state, 2 gradients too, 3 parameters too."""
@@ -168,6 +170,10 @@ class Distill(Section):
                 and (self.signal.estimator != "sampled_token" or self.signal.baseline == "token_kl"),
                 f"{self.signal.estimator} with a teacher of its own weights needs them whole: lower "
                 "workers.zero_stage, or set lora.rank",
+            ),
+            (
+                (self.workers.min_workers or 1) > self.workers.num_workers,
+                "workers.min_workers is more than workers.num_workers",
             ),
             (
                 self.workers.offload != "none" and not self.workers.zero_stage,

@@ -87,7 +87,10 @@ def _run(job: Job, on_step: Callable[[int, int], None] | None) -> str | None:
     workers = job.config.workers
     trainer = TorchTrainer(
         partial(train, job),
-        scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=workers.use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=(workers.min_workers, workers.num_workers) if workers.min_workers else workers.num_workers,
+            use_gpu=workers.use_gpu,
+        ),
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         run_config=RunConfig(
             name=f"ray-{uuid4().hex[:8]}",

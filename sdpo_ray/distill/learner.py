@@ -75,6 +75,15 @@ class Learner:
             go_on_teaching(self.teacher, self.trained, parent)
         self.progress = Progress()
 
+    @property
+    def has_adapter(self) -> bool:
+        return self._config.lora.rank > 0
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this worker's optimizer, or more, is only a part."""
+        return self._config.workers.zero_stage > 0
+
     def policy(self, base_logprobs: dict[str, Tensor]) -> Policy:
         """What `run_step` works with."""
         live = self._config.teacher.kind == "live"

@@ -94,7 +94,7 @@ class _Run:
         job, learner = self._job, self._learner
         checkpoints = job.scratch / "checkpoints"
         base = self._base_logprobs()
-        kept = checkpoint.load(checkpoints, learner, rank=self._rank)
+        kept = checkpoint.load(checkpoints, learner, rank=self._rank, num_workers=self._num_workers)
         if kept is not None:
             self._steps = kept[0]
             self._refused = Counters(Counter({refusal.reason: refusal.n for refusal in kept[1]}))
@@ -112,7 +112,12 @@ class _Run:
             stop.check(metrics.step, sums)
             if metrics.step % job.config.workers.checkpoint_every == 0:
                 checkpoint.save(
-                    checkpoints, learner, self._steps, self._refusals(), rank=self._rank, workers=self._num_workers
+                    checkpoints,
+                    learner,
+                    self._steps,
+                    self._refusals(),
+                    rank=self._rank,
+                    num_workers=self._num_workers,
                 )
         self._export()
 

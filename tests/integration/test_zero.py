@@ -1,5 +1,6 @@
 """Sharding changes nothing: every ZeRO stage, one worker or two, whole or resumed. Golden tests 23 and 24."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,19 @@ def learned(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
         config = _config("adapter", stage)
         cases[f"straight-adapter-{stage}"] = Case(config=config, epochs=2)
         cases[f"resumed-adapter-{stage}"] = Case(config=config, epochs=2, resume_after=4)
+    by_two = {
+        f"handed-over-{stage}": Case(
+            config=_config("moving average", stage),
+            epochs=2,
+            resume_after=4,
+            checkpoints=tmp_path_factory.mktemp(f"handed-over-{stage}"),
+        )
+        for stage in (0, 2)
+    }
+    by_one = {name: replace(case, resume_after=None) for name, case in by_two.items()}
     return {
-        num_workers: learn(policy, cases, num_workers=num_workers, out=tmp_path_factory.mktemp(f"by{num_workers}"))
-        for num_workers in (1, 2)
+        2: learn(policy, cases | by_two, num_workers=2, out=tmp_path_factory.mktemp("by2")),
+        1: learn(policy, cases | by_one, num_workers=1, out=tmp_path_factory.mktemp("by1")),
     }
 
 
@@ -108,6 +119,16 @@ def test_golden_24_a_resumed_update_is_bitwise_the_one_that_was_not_interrupted(
     for name in straight.weights:
         assert torch.equal(resumed.weights[name], straight.weights[name]), name
         assert torch.equal(resumed.teacher[name], straight.teacher[name]), name
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_group_that_comes_back_smaller_learns_the_same(stage: int, learned: dict[int, dict[str, Learned]]) -> None:
+    # Stage 0 goes on after step 4; the shards of stage 2 do not fit one worker, which begins anew.
+    straight, smaller = learned[1][f"straight-{stage}"], learned[1][f"handed-over-{stage}"]
+    assert [step.step for step in smaller.steps] == [1, 2, 3, 4, 5, 6]
+    assert (smaller.steps[:4] == learned[2][f"handed-over-{stage}"].steps[:4]) is (stage == 0)
+    _assert_close(smaller.weights, straight.weights, 1e-5)
+    _assert_close(smaller.teacher, straight.teacher, 1e-5)
 
 
 def _assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
