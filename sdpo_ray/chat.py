@@ -33,8 +33,8 @@ HINDSIGHT = {
     ),
     "paper": "\nThe following is a future user message. Use this to guide your answer to the user prompt: ",
 }
-"""What stands between a user's message and the follow-up in the context (x, o), by name. Sources:
-`online_sdpo_trainer.py` and `offline_sdpo_trainer.py` of lasgroup/user_interactions, and Table 1 of arXiv 2603.12273."""
+"""What stands between a user's message and the follow-up in the context (x, o), by name. Sources: Table 1 of arXiv
+2603.12273, `online_sdpo_trainer.py` and `offline_sdpo_trainer.py` of lasgroup/user_interactions."""
 
 _BREAK = "\u200b"
 _FIXED: dict[str, Any] = {

@@ -194,7 +194,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """One optimizer step of an update. Made by `distill.worker`; read by `promote.registry`."""
+    """One optimizer step of an update. Made by `distill.learner`; read by `promote.registry`."""
 
     step: int
     loss: float

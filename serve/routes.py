@@ -24,6 +24,7 @@ from sdpo_ray.chat import ControlTokens
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import Consent
 from serve.engine import EXCHANGE, Exchange
+from serve.escape import escape
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -106,18 +107,20 @@ class Middleware:
             raise DataError(f"the body is not JSON: {error}") from error
         if not isinstance(request, dict):
             raise DataError("the body is not a JSON object")
-        asked = read_request(
-            request,
-            headers,
-            turn_id=f"turn-{uuid4().hex}",
-            key=self._door.pseudonym_key,
-            default=self._door.consent,
-            now_s=time.time(),
-        )
+        try:
+            asked = read_request(
+                request,
+                headers,
+                turn_id=f"turn-{uuid4().hex}",
+                key=self._door.pseudonym_key,
+                default=self._door.consent,
+                now_s=time.time(),
+            )
+            escaped = json.dumps(escape(request, self._door.control)).encode()
+        except RecursionError as error:
+            raise DataError(f"the body is nested too deeply: {error}") from error
         recorder = self._door.recorder
-        exchange = Exchange(asked=asked, recorded=recorder is not None and recorder.wants(asked))
-        _escape(request.get("messages"), self._door.control)
-        return exchange, json.dumps(request).encode()
+        return Exchange(asked=asked, recorded=recorder is not None and recorder.wants(asked)), escaped
 
 
 class _Reply:
@@ -158,19 +161,6 @@ class _Reply:
 
 def _is_done(message: Message) -> bool:
     return bytes(message.get("body", b"")).startswith(b"data: [DONE]")
-
-
-def _escape(messages: object, control: ControlTokens) -> None:
-    """Break control strings in every text of a request, in place."""
-    for message in messages if isinstance(messages, list) else []:
-        if not isinstance(message, dict):
-            continue
-        for key, value in message.items():
-            if isinstance(value, str) and key != "role":
-                message[key] = control.escape(value)
-        for part in message["content"] if isinstance(message.get("content"), list) else []:
-            if isinstance(part, dict) and isinstance(part.get("text"), str):
-                part["text"] = control.escape(part["text"])
 
 
 async def _read(receive: Receive) -> bytes | None:

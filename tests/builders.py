@@ -15,6 +15,7 @@ from sdpo_ray.records import (
     Role,
     Sampling,
     Snapshot,
+    ToolCall,
     Turn,
     VersionSpan,
 )
@@ -26,8 +27,20 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+TOOL_CHATML = (
+    "{% if tools %}<|im_start|>tools\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for document in documents or [] %}<|im_start|>document\n{{ document | tojson }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "{% for call in message.tool_calls or [] %}\n<tool_call>{{ call.id }} {{ call.function.name }} "
+    "{{ call.function.arguments | tojson }}</tool_call>{% endfor %}"
+    "{% if message.tool_call_id %}\n({{ message.tool_call_id }}){% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think></think>{{ note }}{% endif %}{% endif %}"
+)
+"""ChatML that shows tools, documents, calls and their results, and knows `enable_thinking` as Qwen3's template does."""
 
-def tiny_policy(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
+
+def tiny_policy(path: Path, *, seed: int = 0, tied: bool = True, template: str = CHATML) -> Path:
     """A Qwen3 of 30k random parameters with a tokenizer of bytes and a ChatML template, saved at `path`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -37,7 +50,7 @@ def tiny_policy(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
     tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHATML)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template)
     fast.add_special_tokens(
         {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": ["<|im_start|>"]}
     )
@@ -71,9 +84,12 @@ def interaction(
     follow_up: str = "Shorter please.",
     temperature: float = 1.0,
     history: Sequence[Message] = (),
+    after: Sequence[Message] = (),
+    tools: str = "",
+    template_kwargs: str = "",
 ) -> Interaction:
-    """An interaction as this policy would have served it; its log-probs are made up."""
-    messages = (*history, Message(role=Role.USER, content=prompt))
+    """An interaction as this policy would have served it; its log-probs are made up. `after` are calls and results."""
+    messages = (*history, Message(role=Role.USER, content=prompt), *after)
     response_ids = (*chat.text_ids(response), chat.eos_id)
     turn = Turn(
         turn_id=name,
@@ -82,8 +98,10 @@ def interaction(
         conversation_id="",
         consent=Consent.TRAIN,
         messages=messages,
+        tools=tools,
+        template_kwargs=template_kwargs,
         response=response,
-        prompt_ids=chat.prompt_ids(messages),
+        prompt_ids=chat.prompt_ids(messages, tools=tools, template_kwargs=template_kwargs),
         response_ids=response_ids,
         response_logprobs=(-1.0,) * len(response_ids),
         version_spans=(VersionSpan(policy_version=0, start=0, end=len(response_ids)),),
@@ -105,6 +123,27 @@ def interaction(
 def with_turn(before: Interaction, **changes: object) -> Interaction:
     """`before` with other values on its turn."""
     return replace(before, turn=replace(before.turn, **changes))  # type: ignore[arg-type]
+
+
+def as_text(before: Interaction, **changes: object) -> Interaction:
+    """`before` as a log of elsewhere would have it: no token ids, no policy version."""
+    unknown = {"prompt_ids": (), "response_ids": (), "response_logprobs": (), "version_spans": ()}
+    return with_turn(before, **unknown | changes)
+
+
+def dialogue(*texts: str, system: str | None = None) -> tuple[Message, ...]:
+    """A system prompt where one is given, then user and assistant by turns, a user first."""
+    said = (Message(role=(Role.USER, Role.ASSISTANT)[i % 2], content=text) for i, text in enumerate(texts))
+    return (*(() if system is None else (Message(role=Role.SYSTEM, content=system),)), *said)
+
+
+def tool_use(call_id: str = "c1", *, result: str = "21 C", arguments: str = '{"city": "Paris"}') -> tuple[Message, ...]:
+    """An assistant's call of a tool, and the tool's result."""
+    call = ToolCall(call_id=call_id, name="weather", arguments=arguments)
+    return (
+        Message(role=Role.ASSISTANT, content="", tool_calls=(call,)),
+        Message(role=Role.TOOL, content=result, tool_call_id=call_id),
+    )
 
 
 def snapshot(path: Path, interactions: Sequence[Interaction], *, name: str = "s0") -> Snapshot:

@@ -1,4 +1,4 @@
-"""What a chat request says of itself: its messages, and which user and conversation it belongs to.
+"""What a chat request says of itself: its prompt, and which user and conversation it belongs to.
 
 Only what the client stated is recorded. Which earlier answer a request follows is found later, by content,
 in `curate.sessionize`; nothing is guessed here, so strangers cannot be merged.
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdpo_ray.capture.consent import consent_of
-from sdpo_ray.errors import DataError
-from sdpo_ray.records import Consent, Message, Role
+from sdpo_ray.capture.prompt import offered_tools, template_arguments, text_messages
+from sdpo_ray.records import Consent, Message
 
 CONVERSATION_HEADER = "x-sdpo-conversation-id"
 
@@ -27,6 +27,9 @@ class Asked:
     consent: Consent
     messages: tuple[Message, ...]
     """Empty when the request is not a plain text chat: it is answered and not recorded."""
+    tools: str = ""
+    template_kwargs: str = ""
+    """Both are JSON as on `records.Turn`."""
     started_at_s: float
 
 
@@ -42,6 +45,8 @@ def read_request(
         conversation_id=str(headers.get(CONVERSATION_HEADER) or stated_id or ""),
         consent=consent_of(headers, metadata, default),
         messages=text_messages(body.get("messages")),
+        tools=offered_tools(body.get("tools")),
+        template_kwargs=template_arguments(body),
         started_at_s=now_s,
     )
 
@@ -51,30 +56,3 @@ def pseudonym(user: object, key: bytes) -> str:
     if not isinstance(user, str) or not user:
         return ""
     return hmac.new(key, user.encode(), hashlib.sha256).hexdigest()[:32]
-
-
-def text_messages(messages: object) -> tuple[Message, ...]:
-    """The messages of a plain text chat that ends with a user's; anything else gives an empty tuple."""
-    if not isinstance(messages, list) or not messages:
-        return ()
-    try:
-        read = tuple(_message(message) for message in messages)
-    except (DataError, ValueError):
-        return ()
-    return read if read[-1].role is Role.USER else ()
-
-
-def _message(message: object) -> Message:
-    if not isinstance(message, dict) or message.get("tool_calls"):
-        raise DataError("not a text message")
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
-        ]
-        if any(not isinstance(part, str) for part in parts):
-            raise DataError("not a text message")
-        content = "\n".join(str(part) for part in parts)
-    if not isinstance(content, str):
-        raise DataError("not a text message")
-    return Message(role=Role(str(message.get("role"))), content=content)

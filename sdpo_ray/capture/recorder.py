@@ -73,6 +73,8 @@ class Recorder:
             conversation_id=asked.conversation_id,
             consent=asked.consent,
             messages=asked.messages,
+            tools=asked.tools,
+            template_kwargs=asked.template_kwargs,
             response=answered.response,
             prompt_ids=answered.prompt_ids,
             response_ids=answered.response_ids,

@@ -160,8 +160,9 @@ class Distill(Section):
                 f"signal.baseline {self.signal.baseline!r} belongs to the sampled_token estimator",
             ),
             (
-                self.signal.estimator != "sampled_token" and self.signal.clip is not None,
-                "signal.clip belongs to the sampled_token estimator; signal.log_mix bounds the others",
+                self.signal.clip is not None
+                and (self.signal.estimator != "sampled_token" or self.signal.baseline == "token_kl"),
+                "signal.clip bounds scores of sampled tokens; where distributions are compared, set signal.log_mix",
             ),
             (
                 self.workers.zero_stage == 3

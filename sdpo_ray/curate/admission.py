@@ -1,4 +1,7 @@
-"""Keep an interaction, or refuse it with a reason; pure. Nothing is repaired."""
+"""Keep an interaction, or refuse it with a reason; pure. Nothing is repaired.
+
+An answer that ran into the token limit is kept: what it teaches is the learner's choice (`distill.context.truncated`).
+"""
 
 import math
 from enum import StrEnum
@@ -16,10 +19,8 @@ class Refusal(StrEnum):
     """One of the two turns may not be learned from."""
     ABORTED = "aborted"
     """The answer was broken off: the user did not react to all of it."""
-    TRUNCATED = "truncated"
-    """The answer ran into the token limit."""
     EMPTY_RESPONSE = "empty_response"
-    """The answer has no tokens."""
+    """The answer has no tokens, or no text where it is known as text alone."""
     MIXED_VERSIONS = "mixed_versions"
     """More than one policy version made the answer."""
     NON_FINITE_LOGPROBS = "non_finite_logprobs"
@@ -50,8 +51,7 @@ def _refuse(answer: Turn, follow_up: Turn, said: str, max_chars: int) -> Refusal
         Refusal.NOT_A_FOLLOW_UP: not follows(follow_up, answer),
         Refusal.NO_CONSENT: any(turn.consent is not Consent.TRAIN for turn in (answer, follow_up)),
         Refusal.ABORTED: answer.finish_reason is FinishReason.ABORT,
-        Refusal.TRUNCATED: answer.finish_reason is FinishReason.LENGTH,
-        Refusal.EMPTY_RESPONSE: not answer.response_ids,
+        Refusal.EMPTY_RESPONSE: not (answer.response if answer.text_only else answer.response_ids),
         Refusal.MIXED_VERSIONS: len({span.policy_version for span in answer.version_spans}) > 1,
         Refusal.NON_FINITE_LOGPROBS: not all(map(math.isfinite, answer.response_logprobs)),
         Refusal.EMPTY_FOLLOW_UP: not said.strip(),

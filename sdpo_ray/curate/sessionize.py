@@ -1,7 +1,8 @@
 """Pair each answer with the user's next message, by content; pure.
 
 A turn follows an answer when it comes from the same tenant, user and conversation id, repeats the answer's
-messages and the answer itself word for word, adds one user message, and started after the answer was finished.
+messages and the answer itself word for word, calls of tools and their results included, adds one user message, and
+started after the answer was finished. A turn that ends with a tool's result is nobody's follow-up.
 Who wrote identical words is not guessed: where more than one answer fits a follow-up, or an answer got
 several different follow-ups, none is paired. Every answer must be known before its follow-ups are.
 """
@@ -11,6 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from sdpo_ray.records import Message, Role, Turn
 
@@ -66,8 +69,9 @@ def continuation_key(turn: Turn) -> str:
 
 
 def parent_key(turn: Turn) -> str:
-    before = turn.messages[:-1]
-    return _key(turn, before) if before and before[-1].role is Role.ASSISTANT else ""
+    *before, last = turn.messages
+    reacts = last.role is Role.USER and bool(before) and before[-1].role is Role.ASSISTANT
+    return _key(turn, before) if reacts else ""
 
 
 def keyed(turn: Turn) -> Keyed:
@@ -98,6 +102,7 @@ def follows(follow_up: Turn, answer: Turn) -> bool:
     return (
         (follow_up.tenant, follow_up.user, follow_up.conversation_id)
         == (answer.tenant, answer.user, answer.conversation_id)
+        and follow_up.messages[-1].role is Role.USER
         and follow_up.messages[:-1] == said
         and answer.finished_at_s <= follow_up.started_at_s
     )
@@ -124,17 +129,20 @@ def pair(turns: Iterable[Keyed], new: Set[str]) -> Pairing:
                 certain[fitting[0]].append(follow_up)
             elif fitting and _undecided(follow_up, fitting, new):
                 unpaired[Unpaired.AMBIGUOUS] += 1
-        for answer, candidates in certain.items():
-            first = _choose(answer, candidates, new, unpaired)
+        for answer in answers[key]:
+            undecided = [f for f in certain[answer.turn_id] if _undecided(f, [answer.turn_id], new)]
+            # Whether an older follow-up got this answer, while fewer answers fitted it, is no longer to be seen.
+            decided = [f for f in follow_ups[key] if answer.finished_at_s <= f.started_at_s and f.turn_id not in new]
+            first = _choose(undecided, decided if answer.turn_id not in new else [], unpaired)
             if first is not None:
-                pairs.append(Pair(answer=answer, follow_up=first.turn_id))
+                pairs.append(Pair(answer=answer.turn_id, follow_up=first.turn_id))
     return Pairing(pairs=tuple(pairs), unpaired=unpaired)
 
 
-def _choose(answer: str, candidates: Sequence[Keyed], new: Set[str], unpaired: Counter[str]) -> Keyed | None:
-    """The follow-up that `answer` gets now, if any; counts the candidates that come to nothing."""
-    undecided = [c for c in candidates if _undecided(c, [answer], new)]
-    decided = [c for c in candidates if not _undecided(c, [answer], new)]
+def _choose(undecided: Sequence[Keyed], decided: Sequence[Keyed], unpaired: Counter[str]) -> Keyed | None:
+    """The follow-up that an answer gets now, if any; counts those that come to nothing."""
+    if not undecided:
+        return None
     texts = {c.prompt_key for c in (decided or undecided)}
     if decided:
         for candidate in undecided:
@@ -158,7 +166,7 @@ def _key(turn: Turn, messages: Sequence[Message]) -> str:
 
 
 def _words(messages: Sequence[Message]) -> list[str]:
-    return [word for message in messages for word in (message.role.value, message.content)]
+    return [msgspec.json.encode(message).decode() for message in messages]
 
 
 def _digest(*words: str) -> str:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.head import logprobs
 from sdpo_ray.distill.hindsight import Example
 from sdpo_ray.distill.load import compute_dtype, load_packed
-from sdpo_ray.distill.packing import Rows, micro_batches, rows
-from sdpo_ray.distill.scorer import Scorer
+from sdpo_ray.distill.packing import micro_batches, rows
+from sdpo_ray.distill.scorer import Scorer, scores_of
 from sdpo_ray.distill.step import StepSums
 from sdpo_ray.errors import LearnerError
 
@@ -34,14 +33,8 @@ def base_logprobs(base: Path, examples: Sequence[Example], config: Distill, devi
     found: dict[str, Tensor] = {}
     for micro_batch in micro_batches(examples, config.workers.max_tokens_per_micro_batch):
         context = rows(micro_batch, hindsight=False, device=device)
-
-        def work(hidden_ND: Tensor, weight_VD: Tensor, context: Rows = context) -> Tensor:
-            return logprobs(
-                hidden_ND, weight_VD, context.target_N, context.temperature_N, logits_mib=config.workers.logits_mib
-            )
-
         with torch.no_grad():
-            logp_N = scorer(context, work).cpu()
+            logp_N = scorer(context, scores_of(context, config.workers.logits_mib)).cpu()
         counts = [len(item.response_ids) - item.first_scored for item in micro_batch]
         for item, each in zip(micro_batch, logp_N.split(counts), strict=True):
             found[item.interaction_id] = each

@@ -1,32 +1,21 @@
-"""The two contexts of an interaction as token ids: x as it was served, and (x, o) with hindsight.
+"""What the learner needs of an interaction, or why it learns nothing from it.
 
-y is appended unchanged to both, so its end-of-sequence token is there exactly when the engine emitted it.
+y is the engine's own ids wherever they are known, so its end-of-sequence token is there exactly when it was emitted.
+Nothing is repaired: what cannot be learned from as it is has a name, and so has whatever was changed.
 """
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from functools import cache, partial
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.records import Interaction, Message, Sampling
+from sdpo_ray.config import Distill
+from sdpo_ray.distill.contexts import Contexts, contexts, hindsight_block, shortened
+from sdpo_ray.distill.refusal import Altered, Unusable, content, staleness, unfit
+from sdpo_ray.errors import DataError
+from sdpo_ray.records import FinishReason, Interaction, Turn
 from sdpo_ray.telemetry import Counters
-
-HINDSIGHT = (
-    "\n\n=== HINDSIGHT CONTEXT ===\n"
-    "[The following is a future user message. Use this to guide your answer to the user prompt.]\n"
-)
-"""Source: `online_sdpo_trainer.py` of lasgroup/user_interactions, close to Table 1 of arXiv 2603.12273."""
-
-
-class Unusable(StrEnum):
-    """Why an interaction is not learned from."""
-
-    EMPTY_RESPONSE = "empty_response"
-    PROMPT_MISMATCH = "prompt_mismatch"
-    """The policy's template or tokenizer no longer renders the prompt that was served."""
-    TOO_LONG = "too_long"
-    NON_FINITE_LOGPROB = "non_finite_logprob"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,58 +27,100 @@ class Example:
     hindsight_ids: tuple[int, ...]
     """(x, o); equal to `prompt_ids` where the follow-up is empty."""
     response_ids: tuple[int, ...]
+    first_scored: int
+    """Response tokens before it are not scored; as many as there are scores none."""
     sampler_logprobs: tuple[float, ...]
+    """One a response token; none where they are not those of the whole distribution at `temperature` after this x."""
     temperature: float
     """Divides the logits in both contexts, as it did when y was sampled; 1 for a greedy answer."""
-    comparable: bool
-    """The sampler's log-probs are those of the whole distribution at `temperature`: no greedy choice, no truncation."""
-
-
-def example(interaction: Interaction, chat: ChatFormat, max_model_len: int) -> Example | Unusable:
-    """Both contexts of an interaction, or why it has none."""
-    turn = interaction.turn
-    if not turn.response_ids:
-        return Unusable.EMPTY_RESPONSE
-    if not all(map(math.isfinite, turn.response_logprobs)):
-        return Unusable.NON_FINITE_LOGPROB
-    if chat.prompt_ids(turn.messages) != turn.prompt_ids:
-        return Unusable.PROMPT_MISMATCH
-    hindsight_ids = turn.prompt_ids
-    if follow_up := interaction.follow_up.strip():
-        hindsight_ids = chat.prompt_ids(_with_hindsight(turn.messages, follow_up))
-    if max(len(turn.prompt_ids), len(hindsight_ids)) + len(turn.response_ids) > max_model_len:
-        return Unusable.TOO_LONG
-    greedy = turn.sampling.temperature == 0
-    return Example(
-        interaction_id=interaction.interaction_id,
-        prompt_ids=turn.prompt_ids,
-        hindsight_ids=hindsight_ids,
-        response_ids=turn.response_ids,
-        sampler_logprobs=turn.response_logprobs,
-        temperature=1.0 if greedy else turn.sampling.temperature,
-        comparable=not greedy and not _truncated(turn.sampling),
-    )
+    weight: float
+    """Of the sequence in its batch: 1, or less with the age of the policy that answered."""
 
 
 def examples(
-    interactions: Iterable[Interaction], chat: ChatFormat, max_model_len: int, refused: Counters
+    interactions: Iterable[Interaction],
+    chat: ChatFormat,
+    *,
+    config: Distill,
+    max_model_len: int,
+    parent_version: int,
+    refused: Counters,
 ) -> list[Example]:
-    """The usable examples in order; the others are counted in `refused` by reason."""
-    usable = []
+    """The usable examples in order; the others are counted in `refused` by their `Unusable`.
+
+    `refused` counts by their `Altered`, too, what was changed in those that are learned from.
+    """
+    usable: list[Example] = []
+    copies: Counter[Hashable] = Counter()
     for interaction in interactions:
-        match example(interaction, chat, max_model_len):
-            case Unusable() as reason:
-                refused.add(reason.value)
-            case Example() as found:
-                usable.append(found)
+        found: Example | Unusable | None = unfit(interaction.turn, config, parent_version)
+        if found is None:
+            copy = content(interaction)
+            copies[copy] += 1
+            found = Unusable.DUPLICATE if copies[copy] > config.context.max_copies else None
+        if found is None:
+            found = _example(interaction, chat, config, max_model_len, parent_version, refused)
+        if isinstance(found, Unusable):
+            refused.add(found.value)
+        else:
+            usable.append(found)
     return usable
 
 
-def _with_hindsight(messages: tuple[Message, ...], follow_up: str) -> tuple[Message, ...]:
-    """A `Turn` ends with a user message, so the last message is the last user message."""
-    *history, last = messages
-    return (*history, replace(last, content=f"{last.content}{HINDSIGHT}{follow_up}"))
+def _example(
+    interaction: Interaction,
+    chat: ChatFormat,
+    config: Distill,
+    max_model_len: int,
+    parent_version: int,
+    counts: Counters,
+) -> Example | Unusable:
+    turn, context = interaction.turn, config.context
+    response_ids = _response_ids(turn, chat, config)
+    if context.max_response_tokens is not None and len(response_ids) > context.max_response_tokens:
+        return Unusable.RESPONSE_TOO_LONG
+    follow_up = "" if config.objective == "sft" else interaction.follow_up.strip()
+    told = shortened(follow_up, chat, context.max_follow_up_tokens)
+    found = _contexts(turn, chat, config, told, room=max_model_len - len(response_ids))
+    if isinstance(found, Unusable):
+        return found
+    masked = turn.finish_reason is FinishReason.LENGTH and context.truncated == "mask"
+    greedy = turn.sampling.temperature == 0
+    as_served = (found.prompt_ids, response_ids) == (turn.prompt_ids, turn.response_ids)
+    whole = not greedy and turn.sampling.top_p >= 1 and not turn.sampling.top_k
+    for altered, happened in (
+        (Altered.TRUNCATED_MASKED, masked),
+        (Altered.HISTORY_CUT, found.num_left_out > 0),
+        (Altered.FOLLOW_UP_SHORTENED, told != follow_up),
+    ):
+        if happened:
+            counts.add(altered.value)
+    half_life = config.signal.staleness_half_life
+    return Example(
+        interaction_id=interaction.interaction_id,
+        prompt_ids=found.prompt_ids,
+        hindsight_ids=found.hindsight_ids,
+        response_ids=response_ids,
+        first_scored=len(response_ids) if masked else min(context.ignore_first_k, len(response_ids)),
+        sampler_logprobs=turn.response_logprobs if as_served and whole else (),
+        temperature=1.0 if greedy or turn.text_only else turn.sampling.temperature,
+        weight=1.0 if half_life is None else 0.5 ** (staleness(turn, parent_version) / half_life),
+    )
 
 
-def _truncated(sampling: Sampling) -> bool:
-    return sampling.top_p < 1 or sampling.top_k > 0
+def _contexts(turn: Turn, chat: ChatFormat, config: Distill, told: str, *, room: int) -> Contexts | Unusable:
+    render = cache(partial(chat.prompt_ids, tools=turn.tools, template_kwargs=turn.template_kwargs))
+    block = hindsight_block(config.context.template, told)
+    try:
+        if not turn.text_only and render(turn.messages) != turn.prompt_ids:
+            return Unusable.PROMPT_MISMATCH
+        return contexts(turn.messages, block, render, config=config.context, room=room) or Unusable.TOO_LONG
+    except DataError:
+        return Unusable.TEMPLATE_ERROR
+
+
+def _response_ids(turn: Turn, chat: ChatFormat, config: Distill) -> tuple[int, ...]:
+    ids = chat.text_ids(chat.control.escape(turn.response)) if turn.text_only else turn.response_ids
+    emitted = turn.text_only and turn.finish_reason is FinishReason.STOP
+    ends = emitted or config.context.end_token == "always"
+    return (*ids, chat.eos_id) if ends and ids[-1:] != (chat.eos_id,) else ids

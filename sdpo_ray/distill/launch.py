@@ -11,7 +11,8 @@ from uuid import uuid4
 
 from sdpo_ray.config import Distill
 from sdpo_ray.distill.export import CANDIDATE_FILE
-from sdpo_ray.distill.worker import Job, num_steps, train
+from sdpo_ray.distill.job import Job, num_steps
+from sdpo_ray.distill.worker import train
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.records import Candidate, Release, Snapshot
 from sdpo_ray.storage import is_ready, read_json

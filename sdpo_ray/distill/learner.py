@@ -19,8 +19,8 @@ from sdpo_ray.distill.engine import deepspeed_config, deepspeed_engine, learning
 from sdpo_ray.distill.gather import go_on_teaching
 from sdpo_ray.distill.hindsight import Example
 from sdpo_ray.distill.load import checkpoint_activations, compute_dtype, load_packed
-from sdpo_ray.distill.packing import shard
-from sdpo_ray.distill.scorer import Scorer
+from sdpo_ray.distill.packing import rows, shard
+from sdpo_ray.distill.scorer import Scorer, scores_of
 from sdpo_ray.distill.step import Policy, StepSums, run_step
 from sdpo_ray.distill.teacher import Teacher
 from sdpo_ray.errors import LearnerError
@@ -97,6 +97,14 @@ class Learner:
             base_logprobs=base_logprobs,
             device=self.device,
         )
+
+    def scores(self, examples: Sequence[Example], *, hindsight: bool) -> list[list[float]]:
+        """log p of each example's scored tokens under the present weights; every worker scores all of them."""
+        context = rows(tuple(examples), hindsight=hindsight, device=self.device)
+        with torch.no_grad():
+            logp_N = self.engine(context, scores_of(context, self._config.workers.logits_mib))
+        counts = [len(item.response_ids) - item.first_scored for item in examples]
+        return [part.tolist() for part in logp_N.split(counts)]
 
     def step(self, batch: Sequence[Example], base_logprobs: dict[str, Tensor]) -> tuple[StepMetrics, StepSums]:
         """One optimizer step. Raises LearnerError on every worker."""

@@ -121,10 +121,10 @@ def target_logprobs(
     student_CV = student_CV.detach()
     if reference_CV is not None:
         teacher_CV = student_CV + (teacher_CV - reference_CV)
-    log_q_CV = teacher_CV.log_softmax(-1)
+    log_q_CV = normalized(teacher_CV)
     if log_mix is None:
         return log_q_CV
-    log_p_CV = student_CV.log_softmax(-1)
+    log_p_CV = normalized(student_CV)
     mixed_CV = torch.logaddexp(log_q_CV + math.log(log_mix), log_p_CV + math.log1p(-log_mix))
     return torch.where(log_q_CV == log_p_CV, log_q_CV, mixed_CV)
 
@@ -135,12 +135,15 @@ def reverse_kl(logits_CV: Tensor, log_q_CV: Tensor, top_k: int | None) -> Tensor
     The K tokens are chosen without gradient. With a bucket it is a lower bound that grows with K.
     """
     if top_k is None or top_k >= logits_CV.shape[-1]:
-        log_p_CV = logits_CV.log_softmax(-1)
-        return (log_p_CV.exp() * (log_p_CV - log_q_CV)).sum(-1)
+        return _kl(normalized(logits_CV), log_q_CV)
     top_CK = logits_CV.detach().topk(top_k, dim=-1).indices
     log_p_CK = logits_CV.gather(-1, top_CK) - logits_CV.logsumexp(-1, keepdim=True)
-    log_p_CK, log_q_CK = (_with_tail(each) for each in (log_p_CK, log_q_CV.gather(-1, top_CK)))
-    return (log_p_CK.exp() * (log_p_CK - log_q_CK)).sum(-1)
+    return _kl(_with_tail(log_p_CK), _with_tail(log_q_CV.gather(-1, top_CK)))
+
+
+def normalized(logits_CV: Tensor) -> Tensor:
+    """log softmax by the sum that scores use too: `log_softmax` differs in the last bit, and 0 has to stay 0."""
+    return logits_CV - logits_CV.logsumexp(-1, keepdim=True)
 
 
 def token_weights(
@@ -167,6 +170,15 @@ def k3(logp_N: Tensor, base_logp_N: Tensor) -> Tensor:
     """Unbiased, non-negative estimate of KL(p || base) a token; NaN where the base is unknown. Schulman, 2020."""
     ratio_N = base_logp_N - logp_N
     return ratio_N.expm1() - ratio_N
+
+
+def _kl(log_p_CK: Tensor, log_q_CK: Tensor) -> Tensor:
+    """sum p (log p - log q), whose gradient is sum p (log p - log q) d log p, for sum p d log p is 0.
+
+    Written out, that term is rounding noise instead of 0 where p and q are the same.
+    """
+    parts_CK = (log_p_CK.exp() * (log_p_CK - log_q_CK)).detach()
+    return (parts_CK * (1 + log_p_CK - log_p_CK.detach())).sum(-1)
 
 
 def _with_tail(log_CK: Tensor) -> Tensor:

@@ -5,8 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sdpo_ray.distill.head import logprobs
 from sdpo_ray.distill.packing import Rows
 from sdpo_ray.errors import ConfigError
+
+Work = Callable[[Tensor, Tensor], Any]
+"""What is done with hidden states [N, D] at the scored positions and the output weights [V, D]."""
 
 
 class Scorer(nn.Module):  # type: ignore[misc]
@@ -24,7 +28,7 @@ class Scorer(nn.Module):  # type: ignore[misc]
         self.body = model.base_model
         self.head = _Head(output.weight)
 
-    def forward(self, rows: Rows, work: Callable[[Tensor, Tensor], Any]) -> Any:
+    def forward(self, rows: Rows, work: Work) -> Any:
         hidden_1SD = self.body(
             input_ids=rows.ids_1S,
             position_ids=rows.positions_1S,
@@ -37,10 +41,19 @@ class Scorer(nn.Module):  # type: ignore[misc]
         return self.head(hidden_1SD[0, rows.scored_N], work)
 
 
+def scores_of(rows: Rows, logits_mib: int) -> Work:
+    """Work that returns log p [N] of the scored tokens, without gradient."""
+
+    def work(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+        return logprobs(hidden_ND, weight_VD, rows.target_N, rows.temperature_N, logits_mib=logits_mib)
+
+    return work
+
+
 class _Head(nn.Module):  # type: ignore[misc]
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
         self.weight = weight
 
-    def forward(self, hidden_ND: Tensor, work: Callable[[Tensor, Tensor], Any]) -> Any:
+    def forward(self, hidden_ND: Tensor, work: Work) -> Any:
         return work(hidden_ND, self.weight)

@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.head import logprobs
 from sdpo_ray.distill.objective import Terms, finite_rows, k3, token_weights
 from sdpo_ray.distill.packing import MicroBatch, Rows, rows
+from sdpo_ray.distill.scorer import Work, scores_of
 from sdpo_ray.distill.student import Student, Taught
 from sdpo_ray.errors import LearnerError
-
-Work = Callable[[Tensor, Tensor], Any]
-"""What is done with hidden states [N, D] at the scored positions and the output weights [V, D]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,13 +109,12 @@ def teach(micro_batch: MicroBatch, policy: Policy, config: Distill) -> tuple[Mic
     if config.objective == "sft":
         return micro_batch, Taught()
     context = rows(micro_batch, hindsight=True, device=policy.device)
-    work = _keep_hidden if Student.needs_distribution(config) else _score(context, config)
     with torch.no_grad(), policy.teacher():
-        hindsight, weight_VD = policy.run(context, work)
+        hindsight, weight_VD = policy.run(context, _kept(context, config))
         reference = None
         if policy.baselined:
             plain = rows(micro_batch, hindsight=False, device=policy.device)
-            reference, _ = policy.run(plain, work if Student.needs_distribution(config) else _score(plain, config))
+            reference, _ = policy.run(plain, _kept(plain, config))
     finite_N = hindsight.isfinite() if hindsight.ndim == 1 else hindsight.isfinite().all(-1)
     if reference is not None:
         finite_N &= reference.isfinite() if reference.ndim == 1 else reference.isfinite().all(-1)
@@ -133,23 +129,14 @@ def teach(micro_batch: MicroBatch, policy: Policy, config: Distill) -> tuple[Mic
     return tuple(compress(micro_batch, finite_B.tolist())), lesson
 
 
-def _keep_hidden(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
-    # Detached, it stays the teacher's when the student's weights are put back.
-    return hidden_ND, weight_VD.detach()
+def _kept(context: Rows, config: Distill) -> Work:
+    """What is kept of the teacher's pass: scores, or hidden states where distributions are compared; and its head."""
+    score = scores_of(context, config.workers.logits_mib)
 
-
-def _score(context: Rows, config: Distill) -> Work:
-    def work(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, None]:
-        return (
-            logprobs(
-                hidden_ND,
-                weight_VD,
-                context.target_N,
-                context.temperature_N,
-                logits_mib=config.workers.logits_mib,
-            ),
-            None,
-        )
+    def work(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+        kept = hidden_ND if Student.needs_distribution(config) else score(hidden_ND, weight_VD)
+        # Detached, the head stays the teacher's when the student's weights are put back.
+        return kept, weight_VD.detach()
 
     return work
 

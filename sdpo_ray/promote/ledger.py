@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sdpo_ray.config import Run, to_json
 from sdpo_ray.promote.figures import score_intervals, training_curves
+from sdpo_ray.promote.heatmap import write_words
+from sdpo_ray.promote.page import write_html
 from sdpo_ray.records import Candidate, Decision, Report, Snapshot
 from sdpo_ray.storage import write_json
 
@@ -72,7 +74,10 @@ def points(entry: Entry) -> Iterator[Point]:
 
 
 def write_files(entry: Entry, directory: Path) -> None:
-    """Write `run.json`, the four records, `training.png` and `scores.png` into `directory`."""
+    """Write `run.json`, the four records, `training.png` and `scores.png` into `directory`.
+
+    Where the candidate shows what a few interactions taught it, there are `signal.html` and `signal.png` too.
+    """
     (directory / "run.json").write_text(to_json(entry.run))
     write_json(directory / "snapshot.json", entry.snapshot)
     write_json(directory / "candidate.json", entry.candidate)
@@ -80,6 +85,10 @@ def write_files(entry: Entry, directory: Path) -> None:
     write_json(directory / "decision.json", entry.decision)
     training_curves(entry.candidate.steps, directory / "training.png")
     score_intervals(entry.report, directory / "scores.png")
+    if signals := entry.candidate.signals:
+        version = entry.candidate.parent_version
+        write_html(signals, directory / "signal.html", title=f"Cycle {entry.cycle}: what users taught v{version}")
+        write_words(signals, directory / "signal.png")
 
 
 def _flat(values: dict[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

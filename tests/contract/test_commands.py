@@ -11,7 +11,7 @@ import pytest
 from sdpo_ray.config import keys, load_run
 
 REPOSITORY = Path(__file__).parent.parent.parent
-JOBS = ["continual", "curate", "rollback", "simulate"]
+JOBS = ["continual", "curate", "explain", "rollback", "simulate"]
 HEAVY = ("ray", "torch", "vllm", "mlflow", "transformers", "deepspeed", "pyarrow")
 PROBE = """
 import runpy, sys

@@ -5,7 +5,8 @@ from conversations import chat, dialogue, turn
 
 from sdpo_ray.curate.admission import Refusal, admit
 from sdpo_ray.curate.sessionize import conversation
-from sdpo_ray.records import Consent, FinishReason, Interaction, VersionSpan
+from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Role, VersionSpan
+from tests.builders import tool_use
 
 ANSWER = turn("t1", "Capital of France?", response="It is  Paris.")
 FOLLOW_UP = turn("t2", "Capital of France?", "It is  Paris.", "shorter", at_s=110.0)
@@ -39,7 +40,6 @@ def test_the_reaction_s_own_answer_plays_no_part():
         (Refusal.NO_CONSENT, replace(ANSWER, consent=Consent.NONE), FOLLOW_UP),
         (Refusal.NO_CONSENT, ANSWER, replace(FOLLOW_UP, consent=Consent.NONE)),
         (Refusal.ABORTED, replace(ANSWER, finish_reason=FinishReason.ABORT), FOLLOW_UP),
-        (Refusal.TRUNCATED, replace(ANSWER, finish_reason=FinishReason.LENGTH), FOLLOW_UP),
         (Refusal.EMPTY_RESPONSE, replace(ANSWER, response_ids=(), response_logprobs=()), FOLLOW_UP),
         (
             Refusal.MIXED_VERSIONS,
@@ -61,6 +61,32 @@ def test_the_reaction_s_own_answer_plays_no_part():
 )
 def test_what_is_unsound_is_refused_by_name(reason, answer, follow_up):
     assert admit(answer, follow_up, max_follow_up_chars=20) is reason
+
+
+def test_an_answer_that_ran_into_the_token_limit_is_left_to_the_learner():
+    assert isinstance(
+        admit(replace(ANSWER, finish_reason=FinishReason.LENGTH), FOLLOW_UP, max_follow_up_chars=20), Interaction
+    )
+
+
+def test_a_reaction_to_an_answer_that_read_a_tools_result_is_admitted_and_a_tools_result_is_no_reaction():
+    answer = replace(ANSWER, messages=(*chat("Capital of France?"), *tool_use(result="Paris")))
+    said = (*answer.messages, Message(role=Role.ASSISTANT, content=answer.response))
+    reaction = replace(FOLLOW_UP, messages=(*said, *chat("shorter")))
+    assert isinstance(admit(answer, reaction, max_follow_up_chars=20), Interaction)
+    forgot = replace(reaction, messages=(*said[:-2], replace(said[-2], content="Rome"), *reaction.messages[-2:]))
+    result = replace(reaction, messages=(*said, Message(role=Role.TOOL, content="shorter", tool_call_id="c2")))
+    for other in (forgot, result):
+        assert admit(answer, other, max_follow_up_chars=20) is Refusal.NOT_A_FOLLOW_UP
+
+
+def test_an_answer_known_as_text_alone_is_empty_where_its_text_is():
+    unknown = {"prompt_ids": (), "response_ids": (), "response_logprobs": (), "version_spans": ()}
+    text = replace(ANSWER, **unknown)
+    assert isinstance(admit(text, FOLLOW_UP, max_follow_up_chars=20), Interaction)
+    silent = replace(text, response="")
+    said_nothing = replace(FOLLOW_UP, messages=chat("Capital of France?", "", "shorter"))
+    assert admit(silent, said_nothing, max_follow_up_chars=20) is Refusal.EMPTY_RESPONSE
 
 
 def test_two_spans_of_one_version_are_one_version():

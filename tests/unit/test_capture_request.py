@@ -1,11 +1,14 @@
 """What a request says of itself, and what may be kept of it."""
 
+import json
+
 import pytest
 
 from sdpo_ray.capture.consent import consent_of
-from sdpo_ray.capture.conversation import pseudonym, read_request, text_messages
+from sdpo_ray.capture.conversation import Asked, pseudonym, read_request
+from sdpo_ray.capture.prompt import offered_tools, template_arguments, text_messages
 from sdpo_ray.errors import DataError
-from sdpo_ray.records import Consent, Message, Role
+from sdpo_ray.records import Consent, Message, Role, ToolCall
 
 TRAIN, NONE = Consent.TRAIN, Consent.NONE
 
@@ -42,16 +45,97 @@ def test_consent_in_unknown_words_is_an_error_and_no_guess():
         [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
         [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
         [{"role": "assistant", "content": "", "tool_calls": [{}]}, {"role": "user", "content": "x"}],
-        [{"role": "tool", "content": "42"}, {"role": "user", "content": "x"}],
+        [{"role": "assistant", "tool_calls": [{"type": "custom", "custom": {}}]}, {"role": "user", "content": "x"}],
+        [{"role": "user", "content": "hi", "tool_calls": [{"function": {"name": "f"}}]}],
+        [{"role": "assistant", "content": None}, {"role": "user", "content": "x"}],
+        [{"role": "assistant", "content": "", "tool_calls": 7}, {"role": "user", "content": "x"}],
+        [{"role": "tool", "content": "42"}],
+        [{"role": "user", "content": "hi"}, {"role": "tool", "content": [{"type": "image_url", "image_url": {}}]}],
+        [{"role": "developer", "content": "x"}, {"role": "user", "content": "x"}],
     ],
 )  # fmt: skip
-def test_what_is_not_a_text_chat_that_ends_with_the_user_is_not_recorded(messages):
+def test_what_is_not_a_text_chat_that_ends_with_the_user_or_a_tool_is_not_recorded(messages):
     assert text_messages(messages) == ()
 
 
 def test_text_parts_are_joined_as_the_engine_joins_them():
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": ""}, {"type": "text", "text": "b"}]
     assert text_messages([{"role": "user", "content": parts}]) == (Message(role=Role.USER, content="a\nb"),)
+
+
+ARGUMENTS = '{"city":"Paris",  "unit": "C"}'
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": ARGUMENTS}}
+TOOL_CHAT = [
+    {"role": "user", "content": "Warm in Paris?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": [{"type": "text", "text": "21 C"}], "tool_call_id": "c1"},
+]
+
+
+def test_calls_of_tools_and_their_results_are_kept_as_the_client_sent_them():
+    assert text_messages(TOOL_CHAT) == (
+        Message(role=Role.USER, content="Warm in Paris?"),
+        Message(
+            role=Role.ASSISTANT,
+            content="",
+            tool_calls=(ToolCall(call_id="c1", name="weather", arguments=ARGUMENTS),),
+        ),
+        Message(role=Role.TOOL, content="21 C", tool_call_id="c1"),
+    )
+
+
+def test_a_call_beside_text_and_a_call_without_arguments_are_kept():
+    bare = {"id": "c2", "function": {"name": "now"}}
+    said = [{"role": "assistant", "content": "Let me look.", "tool_calls": [bare]}, {"role": "user", "content": "ok"}]
+    assert text_messages(said)[0] == Message(
+        role=Role.ASSISTANT,
+        content="Let me look.",
+        tool_calls=(ToolCall(call_id="c2", name="now", arguments="{}"),),
+    )
+
+
+def test_tools_keep_their_order_and_get_the_fields_that_the_engine_gives_them():
+    schema = {"type": "object", "properties": {"z": {}, "a": {}}}
+    tools = [
+        {"function": {"parameters": schema, "name": "weather", "extra": 1, "strict": True}, "type": "function"},
+        {"type": "function", "function": {"name": "now", "description": "The time, é."}},
+    ]
+    assert offered_tools(tools) == (
+        '[{"type": "function", "function": {"name": "weather", "description": null, "parameters": '
+        '{"type": "object", "properties": {"z": {}, "a": {}}}, "strict": true}}, '
+        '{"type": "function", "function": {"name": "now", "description": "The time, é.", "parameters": null}}]'
+    )
+    assert offered_tools(None) == offered_tools([]) == offered_tools(["nonsense"]) == ""
+
+
+def test_template_arguments_are_sorted_by_name_and_keep_what_they_hold():
+    kwargs = {"b": [{"z": 1, "c": 2}], "a": False}
+    assert template_arguments({"chat_template_kwargs": kwargs}) == '{"a": false, "b": [{"z": 1, "c": 2}]}'
+    for nothing in ({}, {"chat_template_kwargs": None}, {"chat_template_kwargs": {}}, {"chat_template_kwargs": "x"}):
+        assert template_arguments(nothing) == ""
+    documents = [{"title": "t"}]
+    body = {"reasoning_effort": "none", "documents": documents, "chat_template_kwargs": {"a": 1}}
+    assert json.loads(template_arguments(body)) == {
+        "a": 1, "documents": documents, "enable_thinking": False, "reasoning_effort": "none",
+    }  # fmt: skip
+    stated = {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}}
+    assert json.loads(template_arguments(stated)) == {"enable_thinking": False, "reasoning_effort": "high"}
+
+
+def test_a_request_with_tools_says_so():
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    body = {"messages": TOOL_CHAT, "tools": tools, "chat_template_kwargs": {"enable_thinking": False}}
+    asked = read_request(body, {}, turn_id="t", key=b"k", default=TRAIN, now_s=1.0)
+    assert asked == Asked(
+        turn_id="t",
+        user="",
+        conversation_id="",
+        consent=TRAIN,
+        messages=text_messages(TOOL_CHAT),
+        tools=offered_tools(tools),
+        template_kwargs='{"enable_thinking": false}',
+        started_at_s=1.0,
+    )
 
 
 def test_a_user_is_kept_under_a_pseudonym_that_needs_the_key():

@@ -12,7 +12,8 @@ from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config import Distill
 from sdpo_ray.distill.export import export, fingerprint, gather_weights, load_policy
 from sdpo_ray.distill.launch import distill
-from sdpo_ray.distill.worker import Job, num_steps, train
+from sdpo_ray.distill.job import Job, num_steps
+from sdpo_ray.distill.worker import train
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.records import Candidate, Refusal, Snapshot
 from sdpo_ray.storage import is_ready, read_json

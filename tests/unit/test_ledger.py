@@ -3,7 +3,7 @@ from pathlib import Path
 
 from sdpo_ray.config import Run, parse_run
 from sdpo_ray.promote.ledger import parameters, points, write_files
-from sdpo_ray.records import Candidate, Decision, Report, Snapshot
+from sdpo_ray.records import Candidate, Decision, Report, Snapshot, TokenSignal
 from sdpo_ray.storage import read_json
 from tests.books import entry
 
@@ -26,7 +26,7 @@ def test_curves_scores_intervals_and_refusals_become_points():
     assert ("retention.low", 0.9, 0) in found
     assert ("retention.n", 192.0, 0) in found
     assert ("refused.too_long", 3.0, 0) in found
-    assert len(found) == len(set(found)) == 2 * 7 + 1 + 2 * 4
+    assert len(found) == len(set(found)) == 2 * 11 + 1 + 2 * 4
 
 
 def test_the_files_hold_the_records_and_two_pictures(tmp_path: Path):
@@ -42,6 +42,24 @@ def test_the_files_hold_the_records_and_two_pictures(tmp_path: Path):
     assert Run.model_validate_json((tmp_path / "run.json").read_bytes()) == recorded.run
     assert {path.name for path in tmp_path.glob("*.png")} == {"scores.png", "training.png"}
     assert all(path.read_bytes().startswith(PNG) for path in tmp_path.glob("*.png"))
+
+
+def test_what_a_few_interactions_taught_is_drawn_beside_the_records(tmp_path: Path):
+    signal = TokenSignal(
+        interaction_id="a",
+        prompt="What is the capital of France?",
+        follow_up="Shorter please.",
+        tokens=("Paris", "."),
+        advantages=(0.25, -1.5),
+        logprobs=(-0.5, -0.25),
+    )
+    recorded = entry(4)
+    recorded = replace(recorded, candidate=replace(recorded.candidate, signals=(signal,)))
+    write_files(recorded, tmp_path)
+    assert "A = -1.500 nats" in (tmp_path / "signal.html").read_text()
+    assert "what users taught v3" in (tmp_path / "signal.html").read_text()
+    assert (tmp_path / "signal.png").read_bytes().startswith(PNG)
+    assert read_json(tmp_path / "candidate.json", Candidate).signals == (signal,)
 
 
 def test_a_report_that_contradicts_itself_is_still_drawn(tmp_path: Path):

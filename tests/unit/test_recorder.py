@@ -1,5 +1,6 @@
 import asyncio
 from concurrent.futures import Future
+from dataclasses import replace
 
 from sdpo_ray.capture.conversation import Asked
 from sdpo_ray.capture.recorder import Answered, Recorder
@@ -44,6 +45,13 @@ def test_a_recorded_turn_is_what_was_asked_and_answered():
     assert (turn.turn_id, turn.response_ids, turn.response_logprobs) == ("t", (3, 4), (-0.5, -0.25))
     assert turn.policy_version == 2
     assert recorder.counters.values == {"recorded": 1}
+
+
+def test_a_recorded_turn_has_the_tools_and_template_arguments_of_its_request():
+    journal = FakeJournal()
+    asked = replace(ASKED, tools="[1]", template_kwargs="{}")
+    assert asyncio.run(Recorder(journal).record(asked, answered()))
+    assert (journal.turns[0].tools, journal.turns[0].template_kwargs) == ("[1]", "{}")
 
 
 def test_a_full_disk_costs_the_receipt_and_not_the_answer_until_there_is_room_again():

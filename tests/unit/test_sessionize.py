@@ -17,6 +17,7 @@ from sdpo_ray.curate.sessionize import (
     parent_key,
 )
 from sdpo_ray.records import Message, Role, Turn
+from tests.builders import tool_use
 
 
 def paired(*turns: Turn) -> Pairing:
@@ -92,12 +93,55 @@ def test_a_retry_that_comes_later_is_counted_and_not_paired():
     assert later == Pairing(pairs=(), unpaired=Counter({Unpaired.DUPLICATE_FOLLOW_UP: 1}))
 
 
+def test_an_answer_keeps_its_follow_up_when_a_stranger_in_the_same_words_arrives_late():
+    early = turn("t1", "2+2?", response="5", at_s=100.0)
+    stranger = turn("s1", "2+2?", response="5", at_s=105.0)
+    follow_up = turn("t3", "2+2?", "5", "no, 4", at_s=110.0)
+    assert paired(early, follow_up).pairs == (Pair(answer="t1", follow_up="t3"),)
+    other = turn("t2", "2+2?", "5", "why?", at_s=102.0)
+    known = [*map(keyed, (early, follow_up, stranger, other))]
+    assert pair(known, new={"s1", "t2"}) == Pairing(pairs=(), unpaired=Counter({Unpaired.BRANCH: 1}))
+    assert pair(known, new={"t2"}) == Pairing(pairs=(), unpaired=Counter({Unpaired.BRANCH: 1}))
+
+
 def test_no_two_ways_of_cutting_the_same_letters_share_a_key():
     one = turn("t1", "ab", response="c")
     other = turn("t1", "a", response="bc")
     renamed = replace(one, tenant="defaultu", user="")
     moved = replace(one, tenant="default", user="u")
     assert len({continuation_key(t) for t in (one, other, renamed, moved)}) == 4
+
+
+def asked_with_tools(*, result: str = "21 C", arguments: str = '{"city": "Paris"}') -> Turn:
+    said = (*chat("Warm in Paris?"), *tool_use(result=result, arguments=arguments))
+    return turn("t1", messages=said, response="Yes.")
+
+
+def reacted(answer: Turn, *, role: Role = Role.USER, at_s: float = 110.0) -> Turn:
+    said = (*answer.messages, Message(role=Role.ASSISTANT, content=answer.response))
+    return turn("t2", messages=(*said, Message(role=role, content="In Fahrenheit")), at_s=at_s)
+
+
+def test_a_reaction_to_an_answer_that_used_a_tool_is_paired():
+    answer = asked_with_tools()
+    assert paired(answer, reacted(answer)).pairs == (Pair(answer="t1", follow_up="t2"),)
+
+
+def test_calls_and_their_results_are_words_of_the_conversation():
+    other_result, other_call = asked_with_tools(result="9 C"), asked_with_tools(arguments='{"city": "Rome"}')
+    unknown = replace(asked_with_tools(), messages=chat("Warm in Paris?"))
+    assert len({continuation_key(t) for t in (asked_with_tools(), other_result, other_call, unknown)}) == 4
+    for other in (other_result, other_call, unknown):
+        assert paired(asked_with_tools(), reacted(other)).pairs == ()
+
+
+def test_a_turn_that_ends_with_a_tools_result_is_nobodys_follow_up():
+    answer = asked_with_tools()
+    result = reacted(answer, role=Role.TOOL)
+    assert parent_key(result) == ""
+    assert not follows(result, answer)
+    assert paired(answer, result) == Pairing(pairs=(), unpaired=Counter())
+    assert parent_key(turn("t2", messages=(*chat("Warm?"), *tool_use()))) == ""
 
 
 def test_an_opening_follows_nothing():

@@ -18,7 +18,7 @@ from sdpo_ray.curate.sessionize import continuation_key, conversation, parent_ke
 from sdpo_ray.curate.ship import ship
 from sdpo_ray.curate.store import FILE, TURN_KEYS, Table
 from sdpo_ray.errors import CorruptJournal, DataError
-from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Role, Sampling, Turn, VersionSpan
+from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Role, Sampling, ToolCall, Turn, VersionSpan
 from sdpo_ray.storage import Layout
 from sdpo_ray.tables import (
     TURN,
@@ -55,9 +55,21 @@ ids_of_tokens = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4)
 
 @st.composite
 def any_turn(draw: st.DrawFn) -> Turn:
-    response_ids = tuple(draw(ids_of_tokens))
+    text_only = draw(st.booleans())
+    response_ids = () if text_only else tuple(draw(ids_of_tokens))
     logprobs = st.floats(width=64)
-    before = draw(st.lists(st.builds(Message, role=st.sampled_from(Role), content=st.text())))
+    calls = st.lists(st.builds(ToolCall, call_id=st.text(), name=st.text(), arguments=st.text()), max_size=2)
+    before = draw(
+        st.lists(
+            st.builds(
+                Message,
+                role=st.sampled_from(Role),
+                content=st.text(),
+                tool_calls=calls.map(tuple),
+                tool_call_id=st.text(),
+            )
+        )
+    )
     return Turn(
         turn_id=draw(st.text()),
         tenant=draw(st.text()),
@@ -65,13 +77,15 @@ def any_turn(draw: st.DrawFn) -> Turn:
         conversation_id=draw(st.text()),
         consent=draw(st.sampled_from(Consent)),
         messages=(*before, Message(role=Role.USER, content=draw(st.text()))),
+        tools=draw(st.text()),
+        template_kwargs=draw(st.text()),
         response=draw(st.text()),
-        prompt_ids=tuple(draw(ids_of_tokens)),
+        prompt_ids=() if text_only else tuple(draw(ids_of_tokens)),
         response_ids=response_ids,
         response_logprobs=tuple(draw(logprobs) for _ in response_ids),
         version_spans=tuple(
             VersionSpan(policy_version=draw(st.integers(0, 2**31 - 1)), start=0, end=1)
-            for _ in range(draw(st.integers(1, 3)))
+            for _ in range(0 if text_only else draw(st.integers(1, 3)))
         ),
         finish_reason=draw(st.sampled_from(FinishReason)),
         sampling=Sampling(
