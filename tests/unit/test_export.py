@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.export import export, fingerprint, gather_weights, load_policy
-from sdpo_ray.distill.launch import distill
+from sdpo_ray.config.distill import Lora
+from sdpo_ray.distill.export import export, fingerprint
 from sdpo_ray.distill.job import Job, num_steps
+from sdpo_ray.distill.launch import distill
+from sdpo_ray.distill.load import load_policy
+from sdpo_ray.distill.update import Update
 from sdpo_ray.distill.worker import train
-from sdpo_ray.errors import LearnerError
-from sdpo_ray.records import Candidate, Refusal, Snapshot
+from sdpo_ray.errors import DataError, LearnerError, NotReady
+from sdpo_ray.records import Candidate, Fingerprint, Refusal, Snapshot
 from sdpo_ray.storage import is_ready, read_json
 from tests.builders import interaction, release, snapshot, tiny_policy, with_turn
 
@@ -36,7 +40,7 @@ def test_an_export_keeps_the_parent_s_names_and_loads_as_the_weights_that_were_g
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01)
-    candidate = _export(gather_weights(model, parent), parent, tmp_path / "v0001", drawn)
+    candidate = _export(_parameters(model), parent, tmp_path / "v0001", drawn)
 
     written = load_file(tmp_path / "v0001" / "model.safetensors")
     assert written.keys() == load_file(parent / "model.safetensors").keys()
@@ -75,7 +79,7 @@ def test_a_sharded_bf16_parent_becomes_one_fp32_file_without_an_index(tmp_path: 
     drawn = snapshot(tmp_path / "s0", [interaction(ChatFormat(parent))])
     (parent / "model.safetensors.index.json").write_text("{}")
     source = load_policy(tiny_policy(tmp_path / "source"))
-    _export(gather_weights(source, parent), parent, tmp_path / "v0001", drawn)
+    _export(_parameters(source), parent, tmp_path / "v0001", drawn)
     written = load_file(tmp_path / "v0001" / "model.safetensors")
     assert sorted(written) == names
     assert {tensor.dtype for tensor in written.values()} == {torch.float32}
@@ -84,16 +88,18 @@ def test_a_sharded_bf16_parent_becomes_one_fp32_file_without_an_index(tmp_path: 
 
 def test_a_parent_with_tensors_the_model_lacks_is_refused(tmp_path: Path) -> None:
     parent = tiny_policy(tmp_path)
-    model = load_policy(parent)
-    save_file({"model.extra": torch.zeros(1)}, parent / "extra.safetensors")
+    trained = _parameters(load_policy(parent))
+    drawn = snapshot(tmp_path / "s0", [interaction(ChatFormat(parent))])
+    save_file({"model.extra": torch.zeros(1)}, parent / "model-extra.safetensors")
     with pytest.raises(LearnerError, match=r"model\.extra"):
-        gather_weights(model, parent)
+        _export(trained, parent, tmp_path / "v0001", drawn)
+    assert not (tmp_path / "v0001").exists()
 
 
 def test_a_candidate_of_the_same_update_is_returned_and_of_another_is_refused(drawn: Snapshot, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "v0001"
-    candidate = _export(gather_weights(load_policy(base), base), base, out, drawn)
-    words = {"policy_version": 1, "out": out, "config": Distill(), "max_model_len": 512, "seed": 0}
+    candidate = _export(_parameters(load_policy(base)), base, out, drawn)
+    words = {"policy_version": 1, "out": out, "config": Distill(), "max_model_len": 512, "seed": 0, "base": base}
     assert distill(snapshot=drawn, parent=release(base), **words) == candidate
     other = snapshot(tmp_path / "s1", [interaction(ChatFormat(base))], name="s1")
     with pytest.raises(LearnerError, match="already holds an update of version 0 by s0, not of version 0 by s1"):
@@ -102,28 +108,40 @@ def test_a_candidate_of_the_same_update_is_returned_and_of_another_is_refused(dr
         distill(snapshot=drawn, parent=release(base, policy_version=3), **words)
 
 
-def test_a_worker_says_why_there_is_nothing_to_learn(tmp_path: Path) -> None:
+def test_an_update_says_why_there_is_nothing_to_learn(tmp_path: Path) -> None:
     policy = tiny_policy(tmp_path / "base")
     stale = with_turn(interaction(ChatFormat(policy)), prompt_ids=(1, 2))
-    reason = train(_job(tmp_path, snapshot(tmp_path / "s0", [stale])))
-    assert reason == "LearnerError: no interaction of s0 can be learned from: {'prompt_mismatch': 1}"
+    with pytest.raises(LearnerError, match=r"no interaction of s0 can be learned from: {'prompt_mismatch': 1}"):
+        Update(_job(tmp_path, snapshot(tmp_path / "s0", [stale])), rank=0, num_workers=1)
 
 
-def test_a_worker_refuses_a_snapshot_that_is_unfinished_or_holds_something_else(
+def test_an_update_refuses_a_snapshot_that_is_unfinished_or_holds_something_else(
     drawn: Snapshot, tmp_path: Path
 ) -> None:
-    reason = train(_job(tmp_path, replace(drawn, interaction_ids=("t1",))))
-    assert reason is not None
-    assert reason.startswith("DataError")
+    with pytest.raises(DataError, match="does not hold the interactions of s0"):
+        Update(_job(tmp_path, replace(drawn, interaction_ids=("t1",))), rank=0, num_workers=1)
     (Path(drawn.path) / "READY").unlink()
-    reason = train(_job(tmp_path, drawn))
-    assert reason is not None
-    assert reason.startswith("NotReady")
+    with pytest.raises(NotReady):
+        Update(_job(tmp_path, drawn), rank=0, num_workers=1)
+
+
+def test_an_adapter_is_added_to_the_base_and_lies_beside_it(tmp_path: Path) -> None:
+    parent = tiny_policy(tmp_path / "parent")
+    drawn = snapshot(tmp_path / "s0", [interaction(ChatFormat(parent))])
+    name = "model.layers.0.mlp.down_proj"
+    down, up = torch.randn(2, 64), torch.randn(32, 2)
+    trained = {f"{name}.lora_A.default.weight": down, f"{name}.lora_B.default.weight": up}
+    _export(trained, parent, tmp_path / "v0001", drawn, lora=Lora(rank=2, alpha=6))
+    before, after = (load_file(path / "model.safetensors") for path in (parent, tmp_path / "v0001"))
+    torch.testing.assert_close(after.pop(f"{name}.weight"), before.pop(f"{name}.weight") + 3 * up @ down)
+    assert all(torch.equal(after[other], before[other]) for other in before)
+    saved = load_file(tmp_path / "v0001" / "adapter" / "adapter_model.safetensors")
+    assert set(saved) == {f"base_model.model.{name}.lora_{part}.weight" for part in "AB"}
 
 
 def test_an_attempt_after_the_candidate_was_sealed_does_nothing(drawn: Snapshot, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "v0001"
-    _export(gather_weights(load_policy(base), base), base, out, drawn)
+    _export(_parameters(load_policy(base)), base, out, drawn)
     shutil.rmtree(drawn.path)
     assert train(_job(tmp_path, drawn)) is None
 
@@ -141,18 +159,24 @@ def _job(root: Path, drawn: Snapshot) -> Job:
         config=Distill(),
         max_model_len=512,
         seed=0,
-        progress=root / "progress.jsonl",
+        base=root / "base",
+        scratch=root / "scratch",
     )
 
 
-def _export(weights: dict[str, torch.Tensor], parent: Path, out: Path, drawn: Snapshot) -> Candidate:
-    return export(
-        weights,
-        out=out,
-        parent=parent,
+def _parameters(model: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.named_parameters(remove_duplicate=False)}
+
+
+def _export(
+    trained: dict[str, torch.Tensor], parent: Path, out: Path, drawn: Snapshot, lora: Lora | None = None
+) -> Candidate:
+    candidate = Candidate(
         policy_version=1,
         parent_version=0,
-        snapshot=drawn,
-        steps=(),
+        path=str(out),
+        snapshot_id=drawn.snapshot_id,
+        fingerprint=Fingerprint(token_ids=(), logprobs=()),
         refusals=(Refusal(reason="too_long", n=1),),
     )
+    return export(candidate, trained, parent=parent, base=parent, lora=lora or Lora(rank=0), teacher=None)

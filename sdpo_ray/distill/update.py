@@ -1,0 +1,166 @@
+"""One update on one worker: examples, one optimizer step a batch, checkpoints, the candidate.
+
+Every worker reads the whole snapshot and plans the whole batch, so no worker waits for a pass that another does not
+make. Knows nothing of Ray.
+"""
+
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch.distributed as dist
+
+from sdpo_ray.chat import ChatFormat
+from sdpo_ray.distill import checkpoint
+from sdpo_ray.distill.drift import DriftStop, base_logprobs, probes
+from sdpo_ray.distill.export import export
+from sdpo_ray.distill.gather import taught, whole
+from sdpo_ray.distill.hindsight import Example, examples
+from sdpo_ray.distill.job import Job, num_steps
+from sdpo_ray.distill.learner import Learner
+from sdpo_ray.distill.packing import batches
+from sdpo_ray.distill.signal import assemble
+from sdpo_ray.errors import DataError, LearnerError
+from sdpo_ray.records import Candidate, Fingerprint, Interaction, Refusal, Snapshot, StepMetrics, TokenSignal
+from sdpo_ray.storage import require_ready
+from sdpo_ray.tables import read_interactions
+from sdpo_ray.telemetry import Counters
+
+_NON_FINITE = "non_finite_advantage"
+_NUM_SIGNALS = 4
+
+
+class Update:
+    """Every worker makes the same calls."""
+
+    def __init__(self, job: Job, *, rank: int, num_workers: int) -> None:
+        self._job, self._rank, self._num_workers = job, rank, num_workers
+        self._refused = Counters.empty()
+        parent = Path(job.parent.path)
+        self._chat = ChatFormat(parent)
+        self._interactions = _interactions(job.snapshot)
+        self._examples = self._usable()
+        self._learner = Learner(
+            parent,
+            job.config,
+            num_steps=num_steps(len(self._examples), job.config),
+            seed=job.seed,
+            rank=rank,
+            num_workers=num_workers,
+        )
+        self._steps: list[StepMetrics] = []
+
+    def go(self) -> None:
+        """From the newest checkpoint, or the beginning, to the sealed candidate. Raises LearnerError or DataError."""
+        job, learner = self._job, self._learner
+        checkpoints = job.scratch / "checkpoints"
+        base = self._base_logprobs()
+        signals = self._signals()
+        kept = checkpoint.load(checkpoints, learner, rank=self._rank, num_workers=self._num_workers)
+        if kept is not None:
+            self._steps = kept[0]
+            self._refused = Counters(Counter({refusal.reason: refusal.n for refusal in kept[1]}))
+        self._report(self._steps, "wb")
+        stop = DriftStop(job.config)
+        order = batches(self._examples, job.config.batch_size, job.config.epochs, job.seed)
+        for index, batch in enumerate(order):
+            if index < learner.progress.step:
+                continue
+            metrics, sums = learner.step(batch, base)
+            self._steps.append(metrics)
+            self._report([metrics], "ab")
+            if sums.num_dropped:
+                self._refused.add(_NON_FINITE, sums.num_dropped)
+            stop.check(metrics.step, sums)
+            if metrics.step % job.config.workers.checkpoint_every == 0:
+                checkpoint.save(
+                    checkpoints,
+                    learner,
+                    self._steps,
+                    self._refusals(),
+                    rank=self._rank,
+                    num_workers=self._num_workers,
+                )
+        self._export(signals)
+
+    def _usable(self) -> list[Example]:
+        job = self._job
+        usable = examples(
+            self._interactions,
+            self._chat,
+            config=job.config,
+            max_model_len=job.max_model_len,
+            parent_version=job.parent.policy_version,
+            refused=self._refused,
+        )
+        if not usable:
+            raise LearnerError(
+                f"no interaction of {job.snapshot.snapshot_id} can be learned from: {dict(self._refused.values)}"
+            )
+        return usable
+
+    def _base_logprobs(self) -> dict[str, Any]:
+        """What the base says of the probes; each worker scores its share."""
+        watched = probes(self._examples, self._job.config)[self._rank :: self._num_workers]
+        mine = base_logprobs(self._job.base, watched, self._job.config, self._learner.device)
+        if self._num_workers == 1:
+            return mine
+        shares: list[Any] = [None] * self._num_workers
+        dist.all_gather_object(shares, mine)
+        return {name: logp for share in shares for name, logp in share.items()}
+
+    def _signals(self) -> tuple[TokenSignal, ...]:
+        """What the parent's weights make of the first few interactions, for people to look at."""
+        if self._job.config.objective != "sdpo":
+            return ()
+        shown = [replace(item, first_scored=0) for item in self._examples[:_NUM_SIGNALS]]
+        served, hindsight = (self._learner.scores(shown, hindsight=told) for told in (False, True))
+        by_id = {interaction.interaction_id: interaction for interaction in self._interactions}
+        return tuple(
+            assemble(by_id[item.interaction_id], self._chat, item, logprobs=before, hindsight_logprobs=after)
+            for item, before, after in zip(shown, served, hindsight, strict=True)
+            if all(map(math.isfinite, [*before, *after]))
+        )
+
+    def _export(self, signals: tuple[TokenSignal, ...]) -> None:
+        job, learner = self._job, self._learner
+        trained = whole(learner.trained)
+        teacher = taught(learner.teacher, learner.trained) if job.config.teacher.kind == "ema" else None
+        if self._rank == 0:
+            candidate = Candidate(
+                policy_version=job.policy_version,
+                parent_version=job.parent.policy_version,
+                path=str(job.out),
+                snapshot_id=job.snapshot.snapshot_id,
+                fingerprint=Fingerprint(token_ids=(), logprobs=()),
+                steps=tuple(self._steps),
+                refusals=self._refusals(),
+                signals=signals,
+            )
+            export(
+                candidate,
+                trained,
+                parent=Path(job.parent.path),
+                base=learner.base,
+                lora=job.config.lora,
+                teacher=teacher,
+            )
+
+    def _refusals(self) -> tuple[Refusal, ...]:
+        return tuple(Refusal(reason=reason, n=n) for reason, n in sorted(self._refused.values.items()))
+
+    def _report(self, steps: list[StepMetrics], mode: str) -> None:
+        if self._rank == 0:
+            with (self._job.scratch / "progress.jsonl").open(mode) as file:
+                file.writelines(msgspec.json.encode(metrics) + b"\n" for metrics in steps)
+
+
+def _interactions(snapshot: Snapshot) -> list[Interaction]:
+    """What was drawn, in the order of training. Raises NotReady or DataError."""
+    interactions = read_interactions(require_ready(Path(snapshot.path)))
+    if tuple(interaction.interaction_id for interaction in interactions) != snapshot.interaction_ids:
+        raise DataError(f"{snapshot.path} does not hold the interactions of {snapshot.snapshot_id}")
+    return interactions
