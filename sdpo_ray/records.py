@@ -219,7 +219,7 @@ class StepMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """How many interactions of a snapshot were not learned from, and why."""
+    """How many interactions of a snapshot were not learned from, or not from all of them, and why."""
 
     reason: str
     n: int
@@ -253,6 +253,8 @@ class Candidate:
     fingerprint: Fingerprint
     steps: tuple[StepMetrics, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    alterations: tuple[Refusal, ...] = ()
+    """Interactions learned from in part: a history cut, a follow-up shortened, an answer that is not scored."""
     signals: tuple[TokenSignal, ...] = ()
     """Of a few interactions, before the first step."""
 

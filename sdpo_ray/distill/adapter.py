@@ -58,8 +58,9 @@ def inject(model: Any, lora: Lora, *, parent: Path, base: Path, seed: int) -> No
         saved = load_file(parent / ADAPTER / _WEIGHTS)
         found = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in saved.items()}
         result = set_peft_model_state_dict(model, found, adapter_name=_NAME)
-        if result.unexpected_keys:
-            raise LearnerError(f"{parent / ADAPTER} does not fit {base}: {result.unexpected_keys[0]}")
+        strange = [*result.unexpected_keys, *(name for name in result.missing_keys if ".lora_" in name)]
+        if strange:
+            raise LearnerError(f"{parent / ADAPTER} does not fit {base}: {strange[0]}")
 
 
 def save(trained: dict[str, Tensor], directory: Path, *, base: Path, lora: Lora) -> None:

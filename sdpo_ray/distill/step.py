@@ -68,7 +68,7 @@ def run_step(
 
     Raises LearnerError, on every worker, where no sequence is left or the policy cannot score what it answered.
     """
-    taught = [teach(micro_batch, policy, config) for micro_batch in micro_batches]
+    taught = teach(micro_batches, policy, config)
     kept = [item for micro_batch, _ in taught for item in micro_batch]
     num_dropped = sum(map(len, micro_batches)) - len(kept)
     num_scored = sum(len(item.response_ids) - item.first_scored for item in kept)
@@ -104,17 +104,21 @@ def run_step(
     )
 
 
-def teach(micro_batch: MicroBatch, policy: Policy, config: Distill) -> tuple[MicroBatch, Taught]:
-    """The sequences whose scores under hindsight are finite, and what the teacher says of their tokens."""
+def teach(micro_batches: Sequence[MicroBatch], policy: Policy, config: Distill) -> list[tuple[MicroBatch, Taught]]:
+    """Of each micro-batch the sequences whose scores under hindsight are finite, and what the teacher says of them."""
     if config.objective == "sft":
-        return micro_batch, Taught()
-    context = rows(micro_batch, hindsight=True, device=policy.device)
+        return [(micro_batch, Taught()) for micro_batch in micro_batches]
     with torch.no_grad(), policy.teacher():
-        hindsight, weight_VD = policy.run(context, _kept(context, config))
-        reference = None
-        if policy.baselined:
-            plain = rows(micro_batch, hindsight=False, device=policy.device)
-            reference, _ = policy.run(plain, _kept(plain, config))
+        return [_teach(micro_batch, policy, config) for micro_batch in micro_batches]
+
+
+def _teach(micro_batch: MicroBatch, policy: Policy, config: Distill) -> tuple[MicroBatch, Taught]:
+    context = rows(micro_batch, hindsight=True, device=policy.device)
+    hindsight, weight_VD = policy.run(context, _kept(context, config))
+    reference = None
+    if policy.baselined:
+        plain = rows(micro_batch, hindsight=False, device=policy.device)
+        reference, _ = policy.run(plain, _kept(plain, config))
     finite_N = hindsight.isfinite() if hindsight.ndim == 1 else hindsight.isfinite().all(-1)
     if reference is not None:
         finite_N &= reference.isfinite() if reference.ndim == 1 else reference.isfinite().all(-1)
@@ -124,7 +128,7 @@ def teach(micro_batch: MicroBatch, policy: Policy, config: Distill) -> tuple[Mic
     lesson = Taught(
         hindsight=hindsight[stays_N],
         reference=None if reference is None else reference[stays_N],
-        weight_VD=weight_VD if policy.own_head else None,
+        weight_VD=weight_VD if policy.own_head and Student.needs_distribution(config) else None,
     )
     return tuple(compress(micro_batch, finite_B.tolist())), lesson
 

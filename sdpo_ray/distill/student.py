@@ -78,8 +78,9 @@ class Student:
         )
 
     def _supervised(self, weight_VD: Tensor, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        logp_C = self._scored(logits_CV, part)
-        return self._move(logits_CV, logp_C, -self._terms.weight_N[part], part)
+        logp_C, terms = self._scored(logits_CV, part), self._terms.chunk(part)
+        pull_C = base_pull(logp_C, terms.base_logp_N, self._config.drift.kl_penalty)
+        return self._move(logits_CV, logp_C, -terms.weight_N * (1 - pull_C), part)
 
     def _estimated(self, weight_VD: Tensor, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         signal = self._config.signal

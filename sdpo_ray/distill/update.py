@@ -22,6 +22,7 @@ from sdpo_ray.distill.hindsight import Example, examples
 from sdpo_ray.distill.job import Job, num_steps
 from sdpo_ray.distill.learner import Learner
 from sdpo_ray.distill.packing import batches
+from sdpo_ray.distill.refusal import Altered
 from sdpo_ray.distill.signal import assemble
 from sdpo_ray.errors import DataError, LearnerError
 from sdpo_ray.records import Candidate, Fingerprint, Interaction, Refusal, Snapshot, StepMetrics, TokenSignal
@@ -80,7 +81,7 @@ class Update:
                     checkpoints,
                     learner,
                     self._steps,
-                    self._refusals(),
+                    self._counts(),
                     rank=self._rank,
                     num_workers=self._num_workers,
                 )
@@ -137,7 +138,8 @@ class Update:
                 snapshot_id=job.snapshot.snapshot_id,
                 fingerprint=Fingerprint(token_ids=(), logprobs=()),
                 steps=tuple(self._steps),
-                refusals=self._refusals(),
+                refusals=tuple(each for each in self._counts() if each.reason not in set(Altered)),
+                alterations=tuple(each for each in self._counts() if each.reason in set(Altered)),
                 signals=signals,
             )
             export(
@@ -149,7 +151,7 @@ class Update:
                 teacher=teacher,
             )
 
-    def _refusals(self) -> tuple[Refusal, ...]:
+    def _counts(self) -> tuple[Refusal, ...]:
         return tuple(Refusal(reason=reason, n=n) for reason, n in sorted(self._refused.values.items()))
 
     def _report(self, steps: list[StepMetrics], mode: str) -> None:

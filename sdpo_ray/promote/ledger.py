@@ -68,6 +68,8 @@ def points(entry: Entry) -> Iterator[Point]:
             yield Point(name=f"train.{name}", value=float(value), step=step)
     for refusal in entry.candidate.refusals:
         yield Point(name=f"refused.{refusal.reason}", value=float(refusal.n), step=0)
+    for alteration in entry.candidate.alterations:
+        yield Point(name=f"altered.{alteration.reason}", value=float(alteration.n), step=0)
     for score in entry.report.scores:
         for suffix, value in (("", score.value), (".low", score.low), (".high", score.high), (".n", float(score.n))):
             yield Point(name=f"{score.name}{suffix}", value=value, step=0)

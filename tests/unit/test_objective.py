@@ -178,14 +178,17 @@ def test_golden_6_a_top_k_of_the_whole_vocabulary_is_full_kl(top_k: int) -> None
 
 @given(seed=st.integers(0, 10**6), spread=st.floats(0.1, 8.0))
 def test_golden_6_top_k_is_a_lower_bound_that_grows_with_k(seed: int, spread: float) -> None:
-    logits_CV, teacher_CV = spread * _logits(seed, 1, 9), spread * _logits(seed + 1, 1, 9)
+    logits_CV, teacher_CV = spread * _logits(seed, 2, 1, 9)
     log_q_CV = teacher_CV.log_softmax(-1)
     bounds = [reverse_kl(logits_CV, log_q_CV, k).item() for k in range(1, 10)]
     full = reverse_kl(logits_CV, log_q_CV, None).item()
-    # The bucket's probability is not told from 0 under 1e-7.
-    assert all(later >= earlier - 1e-5 for earlier, later in pairwise(bounds))
-    assert bounds[0] >= -1e-5
     assert bounds[-1] == full
+    assert min(bounds) >= -1e-5
+    assert max(bounds) <= full + 1e-5
+    # A bucket's probability is not told from 0 under 1e-7: then the bound is looser, and may fall with K.
+    if min(logits_CV.softmax(-1).min(), log_q_CV.exp().min()) > 2e-7:
+        assert all(later >= earlier - 1e-12 for earlier, later in pairwise(bounds))
+        assert bounds[0] >= -1e-12
 
 
 def test_golden_6_top_k_compares_the_student_s_top_tokens_and_one_bucket_whose_choice_has_no_gradient() -> None:

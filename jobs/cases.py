@@ -1,0 +1,100 @@
+"""Interactions from a file to look at: what was asked, what was answered if it is known, and what came next.
+
+Two forms are read: this project's own, one object or a list of them,
+
+    {"prompt": ..., "completion": ..., "user_response": ..., "unrelated": ...}
+
+with `messages` in place of `prompt` where there is a history, `completion` and `unrelated` optional; and the one of
+the authors' `signal_analysis_cases.json`, which has no completions.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.records import Message, Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One interaction of a file. Made by `read_cases`; read by `jobs.explain`."""
+
+    name: str
+    messages: tuple[Message, ...]
+    completion: str | None
+    """None where the policy has yet to answer."""
+    follow_up: str
+    unrelated: str | None
+    """A follow-up of no concern to the answer: a control."""
+
+
+class _Own(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    user_response: str
+    prompt: str | None = None
+    messages: tuple[Message, ...] = ()
+    completion: str | None = None
+    unrelated: str | None = None
+    id: str | None = None
+
+
+class _Theirs(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    raw_prompt: str
+    feedback_followup: str
+    unrelated_followup: str
+
+
+class _TheirFile(msgspec.Struct, frozen=True, kw_only=True):
+    cases: tuple[_Theirs, ...]
+
+
+def read_cases(path: Path) -> list[Case]:
+    """The cases of a file, in order. Raises ConfigError, saying what is wrong where."""
+    try:
+        raw = msgspec.json.decode(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}") from None
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
+    try:
+        if isinstance(raw, dict) and "cases" in raw:
+            found = [_of_authors(each) for each in msgspec.convert(raw, _TheirFile).cases]
+        else:
+            listed = raw if isinstance(raw, list) else [raw]
+            found = [_own(each, number) for number, each in enumerate(msgspec.convert(listed, list[_Own]), start=1)]
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}; see the forms in jobs/cases.py") from None
+    if not found:
+        raise ConfigError(f"{path} holds no case")
+    if twice := [name for name, n in Counter(case.name for case in found).items() if n > 1]:
+        raise ConfigError(f"{path}: two cases have the id {twice[0]!r}")
+    return found
+
+
+def _own(case: _Own, number: int) -> Case:
+    name = case.id or f"case-{number}"
+    if (case.prompt is None) == (not case.messages):
+        raise ConfigError(f"{name}: give either prompt or messages")
+    messages = case.messages or (Message(role=Role.USER, content=case.prompt or ""),)
+    if messages[-1].role is not Role.USER:
+        raise ConfigError(f"{name}: the last of the messages must be the user's")
+    return Case(
+        name=name,
+        messages=messages,
+        completion=case.completion,
+        follow_up=case.user_response,
+        unrelated=case.unrelated,
+    )
+
+
+def _of_authors(case: _Theirs) -> Case:
+    return Case(
+        name=case.id,
+        messages=(Message(role=Role.USER, content=case.raw_prompt),),
+        completion=None,
+        follow_up=case.feedback_followup,
+        unrelated=case.unrelated_followup,
+    )

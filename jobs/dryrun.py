@@ -1,0 +1,127 @@
+"""What an update would need, told without Ray, without the weights and without a GPU."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sdpo_ray.config import Run
+from sdpo_ray.distill.memory import Memory, estimate
+from sdpo_ray.distill.job import num_steps
+from sdpo_ray.records import Snapshot
+from sdpo_ray.tables import read_interactions
+
+_GIB = 2**30
+_SPARE = 0.1
+"""Share of a GPU's memory that its context and the allocator's gaps may take."""
+_PARTS = (
+    ("weights", "weights"),
+    ("adapter", "adapter"),
+    ("masters", "fp32 masters"),
+    ("gradients", "gradients"),
+    ("optimizer", "optimizer state"),
+    ("teacher", "teacher"),
+    ("buffers", "DeepSpeed's buffers"),
+)
+
+
+def show(run: Run, snapshot: Snapshot | None, gpu_gib: float | None) -> None:
+    """Print parameters, tokens, steps and memory, and whether a worker fits. Raises ConfigError without a shape."""
+    memory = estimate(_shape(run), run.distill, run.policy.max_model_len)
+    console = Console()
+    console.print(_facts(run, snapshot, memory))
+    console.print(_memory(run, memory))
+    room = gpu_gib if gpu_gib is not None else _visible_gib()
+    if room is not None:
+        console.print(verdict(memory, room))
+
+
+def verdict(memory: Memory, gpu_gib: float) -> str:
+    """Whether a worker fits into a GPU's memory, and how to make it fit."""
+    need, usable = memory.peak / _GIB, gpu_gib * (1 - _SPARE)
+    told = f"{need:.1f} GiB of {gpu_gib:g} GiB, {_SPARE:.0%} kept free"
+    if need <= usable:
+        return f"[green]fits:[/] {told}"
+    learning = memory.activations + memory.head
+    longest = max(learning, memory.stepping, memory.teaching, memory.base)
+    if memory.held / _GIB < usable and learning == longest:
+        return f"[red]does not fit:[/] {told}; set distill.workers.activation_checkpointing, or lower its \
+max_tokens_per_micro_batch and policy.max_model_len"
+    return f"[red]does not fit:[/] {told}; raise distill.workers.num_workers with zero_stage, set offload, \
+distill.optimizer = 'adamw_8bit' or distill.lora.rank"
+
+
+def _facts(run: Run, snapshot: Snapshot | None, memory: Memory) -> Table:
+    config, workers = run.distill, run.distill.workers
+    table = Table(show_header=False, box=None)
+    what = f"LoRA of rank {config.lora.rank}" if config.lora.rank else "all of them"
+    table.add_row("parameters", f"{memory.num_parameters:,}")
+    table.add_row("trained", f"{memory.num_trained:,}, {what}")
+    table.add_row("update", f"preset {config.preset}, {config.objective}, {config.teacher.kind} teacher")
+    table.add_row(
+        "workers", f"{workers.num_workers}, ZeRO-{workers.zero_stage}, {workers.precision}, {config.optimizer}"
+    )
+    per_step = config.batch_size * run.policy.max_model_len
+    table.add_row(
+        "tokens an optimizer step", f"at most {per_step:,} in either context, of {config.batch_size} interactions"
+    )
+    if snapshot is not None:
+        drawn = len(snapshot.interaction_ids)
+        steps = num_steps(drawn, config)
+        table.add_row(
+            "optimizer steps", f"{steps:,}: {drawn:,} interactions, {config.epochs} epochs, if none is refused"
+        )
+        lengths = [
+            len(each.turn.prompt_ids) + len(each.turn.response_ids) for each in read_interactions(_path(snapshot))
+        ]
+        if known := [length for length in lengths if length]:
+            mean = sum(known) / len(known)
+            table.add_row("tokens an interaction", f"{mean:,.0f} on average without hindsight, at most {max(known):,}")
+    return table
+
+
+def _memory(run: Run, memory: Memory) -> Table:
+    """Bytes of one worker by part, and the moments at which there is more."""
+    table = Table("memory of a worker", "GiB", box=None)
+    table.columns[1].justify = "right"
+    for name, words in _PARTS:
+        if size := getattr(memory, name):
+            table.add_row(f"  {words}", _gib(size))
+    table.add_row("held from first to last step", _gib(memory.held), style="bold")
+    tokens = max(run.distill.workers.max_tokens_per_micro_batch, run.policy.max_model_len)
+    for words, size in (
+        (f"  and while it learns: activations of {tokens:,} tokens", memory.activations),
+        ("                       output layer", memory.head),
+        ("  or while the teacher scores", memory.teaching),
+        ("  or while the optimizer steps", memory.stepping),
+        ("  or while the base scores", memory.base),
+    ):
+        table.add_row(words, _gib(size))
+    table.add_row("at its peak", _gib(memory.peak), style="bold")
+    table.add_row("host memory of a worker", _gib(memory.host))
+    return table
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:,.2f}"
+
+
+def _path(snapshot: Snapshot) -> Path:
+    return Path(snapshot.path)
+
+
+def _shape(run: Run) -> Path:
+    """The base's own config.json, else the file that stands in for it."""
+    if (run.base / "config.json").exists() or not run.policy.shape:
+        return run.base / "config.json"
+    here = Path(run.policy.shape).expanduser()
+    return here if here.exists() else Path(__file__).parents[1] / here
+
+
+def _visible_gib() -> float | None:
+    """Memory of the first GPU that is here; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return float(torch.cuda.get_device_properties(0).total_memory) / _GIB

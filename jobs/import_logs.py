@@ -1,0 +1,105 @@
+"""Read the logs of elsewhere into a snapshot that `jobs/distill.py` learns from, and say what was refused and why."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.commandline import command, plain_errors
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from sdpo_ray.curate.importers import Format
+    from sdpo_ray.curate.offline import Import
+    from sdpo_ray.curate.refused import ImportReport
+
+Files = Annotated[list[Path], typer.Argument(help="JSON Lines, JSON array or Parquet, gzipped or not.")]
+Out = Annotated[Path, typer.Option(help="Directory to write; must not exist.")]
+FormatName = Annotated[
+    str | None,
+    typer.Option("--format", help="wildchat, wildfeedback, openai or triples; default: by each file's first record."),
+]
+Language = Annotated[str, typer.Option(help="ISO 639-1 code of the only language to keep, or 'any'.")]
+QuestionChars = Annotated[
+    int | None, typer.Option(min=1, help="Longest user's message; default: 4096 for wildchat, else no limit.")
+]
+
+
+def main(
+    files: Files,
+    out: Out,
+    form: FormatName = None,
+    limit: Annotated[int, typer.Option(min=1, help="Interactions to keep, drawn by the seed.")] = 50_000,
+    seed: Annotated[int, typer.Option(help="Of the draw and of the order of training.")] = 0,
+    held_out: Annotated[float, typer.Option(min=0, max=0.99, help="Share of conversations never trained on.")] = 0.1,
+    language: Language = "en",
+    drop_toxic: Annotated[bool, typer.Option("--drop-toxic", help="Refuse what the log calls toxic.")] = False,
+    min_messages: Annotated[int, typer.Option(min=3, help="Fewest messages of a conversation.")] = 3,
+    max_messages: Annotated[int, typer.Option(min=1, help="Most messages of a prompt.")] = 5,
+    max_conversation_chars: Annotated[int, typer.Option(min=1, help="Longest conversation.")] = 100_000,
+    max_answer_chars: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 4096,
+    max_question_chars: QuestionChars = None,
+) -> None:
+    """Read logs of chats into a snapshot to learn from. The defaults are the paper's filters."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sdpo_ray.curate.importers import Format
+    from sdpo_ray.curate.language import LANGUAGES
+    from sdpo_ray.curate.offline import Import
+    from sdpo_ray.curate.unroll import Limits
+    from sdpo_ray.errors import ConfigError
+
+    with plain_errors():
+        if form is not None and form not in list(Format):
+            raise ConfigError(f"no format {form!r}; there are {', '.join(Format)}")
+        if language != "any" and language not in LANGUAGES:
+            raise ConfigError(f"cannot tell {language!r} from others; there are {', '.join(LANGUAGES)}, any")
+        if out.exists():
+            raise ConfigError(f"{out} exists: name a new directory")
+        if missing := [str(path) for path in files if not path.is_file()]:
+            raise ConfigError(f"no file {', '.join(missing)}")
+        limits = Limits(
+            min_messages=min_messages,
+            max_messages=max_messages,
+            max_conversation_chars=max_conversation_chars,
+            max_answer_chars=max_answer_chars,
+            max_question_chars=max_question_chars,
+            language=None if language == "any" else language,
+            drop_toxic=drop_toxic,
+        )
+        logs = Import(limits=limits, limit=limit, seed=seed, held_out=held_out)
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            for path in files:
+                _add(logs, path, Format(form) if form else None, progress)
+        _print(logs.report())
+        snapshot = logs.write(out)
+    typer.echo(f"{out}: {len(snapshot.interaction_ids)} interactions to learn from, {snapshot.snapshot_id}")
+
+
+def _add(logs: "Import", path: Path, form: "Format | None", progress: "Progress") -> None:
+    from rich.markup import escape
+
+    task = progress.add_task(escape(path.name), total=path.stat().st_size)
+    logs.add(path, form, lambda done: progress.update(task, completed=done))
+
+
+def _print(report: "ImportReport") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("", "count", "share", box=None)
+    for source in report.sources:
+        malformed = f", the first malformed one is {source.first_malformed}" if source.first_malformed else ""
+        table.add_row(f"{escape(source.name)}: {source.format}{malformed}", str(source.num_records), "")
+    for name, n in (("train", report.num_train), ("held out", report.num_held_out)):
+        table.add_row(name, str(n), f"{n / max(report.num_answers, 1):.1%} of answers", style="green")
+    for each in report.refused:
+        table.add_row(f"refused: {each.reason}", str(each.n), f"{each.share:.1%} of {each.of}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    command(main)

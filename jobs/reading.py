@@ -1,0 +1,164 @@
+"""A policy in memory that reads interactions again, and the files and the table that come of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from jobs.cases import Case
+from sdpo_ray.chat import ChatFormat
+from sdpo_ray.config import Run
+from sdpo_ray.distill.load import load_policy
+from sdpo_ray.distill.sample import sample
+from sdpo_ray.distill.signal import noise_floor, token_signals
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.promote.heatmap import write_cells, write_words
+from sdpo_ray.promote.page import strongest, write_html
+from sdpo_ray.records import Consent, FinishReason, Interaction, Sampling, TokenSignal, Turn
+from sdpo_ray.telemetry import Counters
+
+_NOTABLE = 0.1
+"""Nats; a token whose probability changes by a tenth."""
+_NAMED = 3
+_NAME = 20
+"""Characters of a name in the table."""
+
+
+class Reading:
+    """What `policy` says of interactions, in memory in fp32. Raises ConfigError where there is no policy."""
+
+    def __init__(self, run: Run, policy: Path) -> None:
+        if not (policy / "config.json").exists():
+            raise ConfigError(
+                f"there is no policy in {policy}: it must be a directory with config.json, a tokenizer and safetensors"
+            )
+        self._run = run
+        self._model = _on_device(policy)
+        self._chat = ChatFormat(policy)
+        self._counts = Counters.empty()
+        self._signals: list[TokenSignal] = []
+        self._unrelated: list[TokenSignal] = []
+
+    def read(self, interactions: Sequence[Interaction]) -> None:
+        self._signals += self._of(interactions)
+
+    def read_case(self, case: Case, *, seed: int, max_tokens: int) -> None:
+        """The case and its control; an answer that is not known is the policy's own."""
+        turn = self._sampled(case, seed, max_tokens) if case.completion is None else _stated(case, case.completion)
+        self._signals += self._of([_interaction(case, turn, case.follow_up)])
+        if case.unrelated is not None:
+            self._unrelated += self._of([_interaction(case, turn, case.unrelated)])
+
+    def write(self, out: Path, title: str) -> None:
+        """Write the page, the cells and each answer's words into `out`; print where, and what is strongest.
+
+        Raises ConfigError where nothing could be read.
+        """
+        refused = ", ".join(f"{reason}: {n}" for reason, n in sorted(self._counts.values.items()))
+        if not self._signals:
+            raise ConfigError(f"nothing to draw ({refused}); sdpo_ray/distill/hindsight.py says what these mean")
+        out.mkdir(parents=True, exist_ok=True)
+        write_html(self._signals, out / "index.html", title=title, unrelated=self._unrelated)
+        write_cells(self._signals, out / "cells.png", unrelated=self._unrelated)
+        for number, signal in enumerate(self._signals, start=1):
+            controls = [each for each in self._unrelated if each.interaction_id == signal.interaction_id]
+            write_words([signal, *controls], out / f"words-{number:02d}.png")
+        console = Console()
+        console.print(self._table())
+        if refused:
+            console.print(f"refused or altered: {refused}")
+        for file in ("index.html", "cells.png", "words-01.png"):
+            console.print(str(out / file), soft_wrap=True)
+
+    def _of(self, interactions: Sequence[Interaction]) -> list[TokenSignal]:
+        return token_signals(
+            self._model,
+            self._chat,
+            interactions,
+            config=self._run.distill,
+            max_model_len=self._run.policy.max_model_len,
+            refused=self._counts,
+        )
+
+    def _sampled(self, case: Case, seed: int, max_tokens: int) -> Turn:
+        room = self._run.policy.max_model_len - len(self._chat.prompt_ids(case.messages))
+        if room < 1:
+            raise ConfigError(f"{case.name}: the prompt alone is longer than policy.max_model_len")
+        return sample(
+            self._model,
+            self._chat,
+            case.messages,
+            turn_id=case.name,
+            policy_version=0,
+            seed=seed,
+            max_tokens=min(max_tokens, room),
+        )
+
+    def _table(self) -> Table:
+        floor = noise_floor(self._model, self._chat)
+        table = Table(Column(no_wrap=True, max_width=_NAME), box=None)
+        for name in ("tokens", "mean |A|", "> noise", f"> {_NOTABLE}"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("strongest tokens")
+        table.caption = f"A = log p(y|x,o) - log p(y|x) in nats; noise: rounding makes up to {floor:.0e}"
+        controls = {signal.interaction_id: signal for signal in self._unrelated}
+        for signal in self._signals:
+            _add_row(table, signal.interaction_id, signal, floor)
+            if signal.interaction_id in controls:
+                _add_row(table, "  control", controls[signal.interaction_id], floor)
+        return table
+
+
+def _add_row(table: Table, name: str, signal: TokenSignal, floor: float) -> None:
+    sizes = [abs(advantage) for advantage in signal.advantages]
+    table.add_row(
+        Text(name),
+        str(len(sizes)),
+        f"{sum(sizes) / len(sizes):.3f}",
+        f"{sum(size > floor for size in sizes) / len(sizes):.0%}",
+        f"{sum(size > _NOTABLE for size in sizes) / len(sizes):.0%}",
+        Text(" ".join(f"{cell.text.strip()!r} {cell.advantage}" for cell in strongest(signal)[:_NAMED])),
+    )
+
+
+def _on_device(policy: Path) -> Any:
+    import torch
+
+    try:
+        return load_policy(policy).to("cuda" if torch.cuda.is_available() else "cpu")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the policy in {policy} cannot be loaded: {error}") from None
+
+
+def _stated(case: Case, completion: str) -> Turn:
+    return Turn(
+        turn_id=case.name,
+        tenant="",
+        user="",
+        conversation_id="",
+        consent=Consent.NONE,
+        messages=case.messages,
+        response=completion,
+        prompt_ids=(),
+        response_ids=(),
+        response_logprobs=(),
+        version_spans=(),
+        finish_reason=FinishReason.STOP,
+        sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=0, seed=None),
+        started_at_s=0.0,
+        finished_at_s=0.0,
+    )
+
+
+def _interaction(case: Case, turn: Turn, follow_up: str) -> Interaction:
+    return Interaction(
+        interaction_id=case.name,
+        turn=turn,
+        follow_up=follow_up,
+        follow_up_turn_id="",
+        follow_up_at_s=0.0,
+        conversation=case.name,
+    )

@@ -1,0 +1,85 @@
+"""Fields of a log's record: text, JSON, ids and times, read or refused; pure.
+
+Times that a log does not state, or states unreadably, are those of the message before; where it states none at all,
+the record's number stands for them, in seconds.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import accumulate
+from typing import Any
+
+from sdpo_ray.errors import DataError
+
+TIMES = ("timestamp", "created_at", "created")
+"""Where a record or a message may state its time."""
+
+_MILLISECONDS_FROM = 1e11
+"""As seconds, the year 5138."""
+
+
+def mappings(value: object) -> Sequence[Mapping[str, Any]]:
+    """A list of JSON objects. Raises DataError for anything else, as all of this module does."""
+    if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
+        raise DataError("no list of messages")
+    return value
+
+
+def text_of(value: object) -> str:
+    """A content: text, or parts that all are text. None is the content of a message that has none."""
+    if isinstance(value, list):
+        parts = [each.get("text") if each.get("type") == "text" else value for each in mappings(value)]
+        return "\n".join(map(_plain, parts))
+    return "" if value is None else _plain(value)
+
+
+def _plain(value: object) -> str:
+    if not isinstance(value, str):
+        raise DataError("a content is no text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError("a content has half a surrogate pair") from error
+    return value
+
+
+def json_of(value: object) -> str:
+    """JSON of what a client sent; empty for nothing."""
+    try:
+        return _plain(json.dumps(value, ensure_ascii=False)) if value else ""
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError("tools or arguments are no JSON") from error
+
+
+def stated(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The first of these fields that holds a text or a whole number."""
+    found = (record.get(name) for name in names)
+    words = (str(value) for value in found if isinstance(value, str | int) and not isinstance(value, bool))
+    return _plain(next(filter(None, words), ""))
+
+
+def times_of(record: Mapping[str, Any], raw: Sequence[Mapping[str, Any]], number: int) -> tuple[float, ...]:
+    """Unix time of each message of the `number`-th record, never falling."""
+    stated = [_time(each) for each in raw]
+    known = [time for time in (*stated, _time(record)) if time is not None]
+    first = known[0] if known else float(number)
+    return tuple(accumulate((first if time is None else time for time in stated), max))
+
+
+def _time(fields: Mapping[str, Any]) -> float | None:
+    """Unix seconds of a record or message: stated in seconds, milliseconds, ISO 8601 or a Parquet timestamp."""
+    value = next((fields[name] for name in TIMES if fields.get(name) is not None), None)
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            # Logs state UTC where they name no zone.
+            value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    seconds = seconds / 1000 if seconds >= _MILLISECONDS_FROM else seconds
+    return seconds if 0 < seconds < _MILLISECONDS_FROM else None

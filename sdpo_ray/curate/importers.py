@@ -1,0 +1,156 @@
+"""Records of the logs of elsewhere become conversations: WildChat, WildFeedback, OpenAI messages, plain triples; pure.
+
+A record that is not what its format says is refused. Nothing is read that a log does not state: no language is guessed
+here, and times are those of `curate.fields.times_of`.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sdpo_ray.curate.fields import TIMES, json_of, mappings, stated, text_of, times_of
+from sdpo_ray.errors import ConfigError, DataError
+from sdpo_ray.records import Message, Role, ToolCall
+
+
+class Format(StrEnum):
+    WILDCHAT = "wildchat"
+    """allenai/WildChat: `conversation`, a list of {role, content}, with `conversation_hash`, `language`, `toxic`."""
+    WILDFEEDBACK = "wildfeedback"
+    """microsoft/WildFeedback: `conversations`, a list of {from, value} (or `conversation` as above)."""
+    OPENAI = "openai"
+    """{messages: [{role, content, tool_calls, tool_call_id}], tools}."""
+    TRIPLES = "triples"
+    """{prompt, completion, user_response}, each a text or messages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """One record of a log. Made by `read_record`; read by `curate.unroll`."""
+
+    messages: tuple[Message, ...]
+    times_s: tuple[float, ...]
+    """Unix time of each message, never falling."""
+    key: str
+    """The log's own id of the conversation; empty where it states none."""
+    user: str
+    """Digest of the log's id of the user, 32 hex digits; empty where it states none."""
+    language: str
+    """As the log states it, in small letters; empty where it does not."""
+    toxic: bool
+    """Whether the log calls any of it toxic."""
+    tools: str
+    """JSON as on a `Turn`."""
+    template_kwargs: str
+    """JSON as on a `Turn`."""
+    last_only: bool
+    """Only the last answer is an interaction of this record: a triple."""
+
+
+_KEYS = ("conversation_hash", "conversation_id", "session_id", "conversation")
+_USERS = ("user", "user_id", "hashed_ip")
+_LANGUAGES = ("language", "lang")
+_PARTS = (
+    "prompt",
+    "completion",
+    "user_response",
+    "messages",
+    "conversations",
+    "tools",
+    "chat_template_kwargs",
+    "toxic",
+)
+FIELDS = frozenset((*_PARTS, *_KEYS, *_USERS, *_LANGUAGES, *TIMES))
+"""Every key of a record that is looked at."""
+_ROLES = {role.value: role for role in Role} | {
+    "human": Role.USER,
+    "gpt": Role.ASSISTANT,
+    "chatgpt": Role.ASSISTANT,
+    "developer": Role.SYSTEM,
+}
+
+
+def detect_format(record: Mapping[str, Any]) -> Format:
+    """The format of a file whose first record this is. Raises ConfigError where its keys do not tell."""
+    if {"prompt", "completion", "user_response"} <= record.keys():
+        return Format.TRIPLES
+    if "messages" in record:
+        return Format.OPENAI
+    if "conversations" in record:
+        return Format.WILDFEEDBACK
+    if "conversation" in record:
+        hashed = "conversation_hash" in record or "conversation_id" in record
+        return Format.WILDCHAT if hashed else Format.WILDFEEDBACK
+    # Escaped: what is in a log may be meant for a terminal.
+    keys = ", ".join(sorted(key[:40].encode("unicode_escape").decode() for key in record)[:12])
+    raise ConfigError(f"the first record has none of the keys of a known format, only: {keys}; name it with --format")
+
+
+def read_record(record: Mapping[str, Any], form: Format, *, number: int) -> Conversation:
+    """One record, the `number`-th of an import. Raises DataError where it is not what its format says."""
+    raw: Sequence[Mapping[str, Any]]
+    if form is Format.TRIPLES:
+        raw = [
+            *_listed(record.get("prompt"), Role.USER),
+            *_one(record.get("completion"), Role.ASSISTANT),
+            *_one(record.get("user_response"), Role.USER),
+        ]
+    elif form is Format.OPENAI:
+        raw = mappings(record.get("messages"))
+    else:
+        raw = mappings(record.get("conversations") or record.get("conversation"))
+    messages = tuple(map(_message, raw))
+    if form is Format.TRIPLES and [each.role for each in messages[-2:]] != [Role.ASSISTANT, Role.USER]:
+        raise DataError("a triple ends with an assistant's message and a user's")
+    return Conversation(
+        messages=messages,
+        times_s=times_of(record, raw, number),
+        key=stated(record, _KEYS),
+        user=hashlib.sha256(user.encode()).hexdigest()[:32] if (user := stated(record, _USERS)) else "",
+        language=stated(record, _LANGUAGES).lower(),
+        toxic=any(each.get("toxic") is True for each in (record, *raw)),
+        tools=json_of(record.get("tools")),
+        template_kwargs=json_of(record.get("chat_template_kwargs")),
+        last_only=form is Format.TRIPLES,
+    )
+
+
+def _listed(value: object, role: Role) -> Sequence[Mapping[str, Any]]:
+    """The messages of a part of a triple, which may be one message, or its text alone."""
+    if isinstance(value, str):
+        return [{"role": role.value, "content": value}]
+    return mappings([value] if isinstance(value, Mapping) else value)
+
+
+def _one(value: object, role: Role) -> Sequence[Mapping[str, Any]]:
+    listed = _listed(value, role)
+    if len(listed) != 1:
+        raise DataError("a completion and a user's response are one message each")
+    return listed
+
+
+def _message(raw: Mapping[str, Any]) -> Message:
+    role = _ROLES.get(text_of(raw.get("role", raw.get("from"))).lower())
+    if role is None:
+        raise DataError("a message of no known role")
+    calls = raw.get("tool_calls") or ()
+    return Message(
+        role=role,
+        content=text_of(raw.get("content", raw.get("value"))),
+        tool_calls=tuple(map(_call, mappings(calls))) if calls else (),
+        tool_call_id=text_of(raw.get("tool_call_id")),
+    )
+
+
+def _call(raw: Mapping[str, Any]) -> ToolCall:
+    function = raw.get("function")
+    if not isinstance(function, Mapping):
+        raise DataError("a tool call names no function")
+    arguments = function.get("arguments")
+    return ToolCall(
+        call_id=text_of(raw.get("id")),
+        name=text_of(function.get("name")),
+        arguments=text_of(arguments) if arguments is None or isinstance(arguments, str) else json_of(arguments),
+    )

@@ -1,0 +1,156 @@
+"""A logged conversation becomes its interactions, or is refused by name; pure. The limits are the paper's.
+
+x is what came before an answer: system prompts in front, then the last few messages with text, from the first user's
+on, alternating. Of several messages of one role in a row the last stays, since that is the one that was answered;
+the authors' code keeps the first. Calls of tools and their results are never dropped for that.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise, takewhile
+
+import msgspec
+
+from sdpo_ray.curate.importers import Conversation
+from sdpo_ray.curate.language import Detect, is_stated, sample
+from sdpo_ray.curate.refused import Refused
+from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Role, Sampling, Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What of a log is learned from. Made by `jobs.import_logs`."""
+
+    min_messages: int = 3
+    """Of a conversation; system prompts do not count, here and in `max_messages`."""
+    max_messages: int = 5
+    """Of x."""
+    max_conversation_chars: int = 100_000
+    max_answer_chars: int = 4096
+    max_question_chars: int | None = None
+    language: str | None = "en"
+    """A code in `curate.language.LANGUAGES`; None for any."""
+    drop_toxic: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unrolled:
+    """What became of one record. Made by `unroll`; read by `curate.offline`."""
+
+    interactions: tuple[Interaction, ...]
+    refused: Counter[Refused]
+
+
+def unroll(conversation: Conversation, *, tenant: str, limits: Limits, detect: Detect) -> Unrolled:
+    """Every answer of a conversation that a user's message follows, in their order."""
+    messages = conversation.messages
+    if (reason := _refuse(conversation, limits, detect)) is not None:
+        return Unrolled(interactions=(), refused=Counter([reason]))
+    answers = _answers(messages)[-1 if conversation.last_only else 0 :]
+    found = [_interaction(conversation, index, tenant, limits.max_messages) for index in answers]
+    return Unrolled(
+        interactions=tuple(each for each in found if isinstance(each, Interaction)),
+        refused=Counter(each for each in found if isinstance(each, Refused)),
+    )
+
+
+def _answers(messages: Sequence[Message]) -> list[int]:
+    """Where the assistant's messages are that a user's message follows."""
+    roles = [message.role for message in messages]
+    return [index for index, pair in enumerate(pairwise(roles)) if pair == (Role.ASSISTANT, Role.USER)]
+
+
+def _refuse(conversation: Conversation, limits: Limits, detect: Detect) -> Refused | None:
+    messages = conversation.messages
+    if sum(message.role is not Role.SYSTEM for message in messages) < limits.min_messages:
+        return Refused.TOO_FEW_MESSAGES
+    if not _answers(messages):
+        return Refused.NO_FOLLOW_UP
+    if limits.drop_toxic and conversation.toxic:
+        return Refused.TOXIC
+    if sum(len(message.content) for message in messages) > limits.max_conversation_chars:
+        return Refused.TOO_LONG_CONVERSATION
+    if _longest(messages, Role.ASSISTANT) > limits.max_answer_chars:
+        return Refused.TOO_LONG_ANSWER
+    if limits.max_question_chars is not None and _longest(messages, Role.USER) > limits.max_question_chars:
+        return Refused.TOO_LONG_QUESTION
+    return _refuse_language(conversation, limits.language, detect) if limits.language is not None else None
+
+
+def _longest(messages: Sequence[Message], role: Role) -> int:
+    return max((len(message.content) for message in messages if message.role is role), default=0)
+
+
+def _refuse_language(conversation: Conversation, language: str, detect: Detect) -> Refused | None:
+    if conversation.language:
+        return None if is_stated(conversation.language, language) else Refused.NOT_LANGUAGE
+    found = detect(sample(conversation.messages))
+    if found is None:
+        return Refused.UNCLEAR_LANGUAGE
+    return None if found == language else Refused.NOT_LANGUAGE
+
+
+def _interaction(conversation: Conversation, index: int, tenant: str, max_messages: int) -> Interaction | Refused:
+    answer, said = conversation.messages[index], conversation.messages[index + 1].content
+    prompt = prompt_before(conversation.messages[:index], max_messages)
+    if not prompt:
+        return Refused.NO_USER_PROMPT
+    if answer.tool_calls:
+        return Refused.ANSWER_CALLS_TOOLS
+    if not answer.content.strip():
+        return Refused.EMPTY_RESPONSE
+    if not said.strip():
+        return Refused.EMPTY_FOLLOW_UP
+    # Of the words alone, so that a second import, and a second copy of a conversation, give the same id.
+    content = (prompt, conversation.tools, conversation.template_kwargs, answer.content, said)
+    interaction_id = hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:32]
+    turn = Turn(
+        turn_id=interaction_id,
+        tenant=tenant,
+        user=conversation.user,
+        conversation_id="",
+        consent=Consent.TRAIN,
+        messages=prompt,
+        tools=conversation.tools,
+        template_kwargs=conversation.template_kwargs,
+        response=answer.content,
+        prompt_ids=(),
+        response_ids=(),
+        response_logprobs=(),
+        version_spans=(),
+        finish_reason=FinishReason.STOP,
+        sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=0, seed=None),
+        started_at_s=conversation.times_s[index - 1],
+        finished_at_s=conversation.times_s[index],
+    )
+    return Interaction(
+        interaction_id=interaction_id,
+        turn=turn,
+        follow_up=said,
+        follow_up_turn_id="",
+        follow_up_at_s=conversation.times_s[index + 1],
+        conversation=conversation_digest(conversation),
+    )
+
+
+def conversation_digest(conversation: Conversation) -> str:
+    """The log's own id of the conversation, or its first user's message: what `sessionize.conversation` is to turns."""
+    opening = next((each.content for each in conversation.messages if each.role is Role.USER), "")
+    words = ("id", conversation.key) if conversation.key else ("opening", opening)
+    return hashlib.sha256(msgspec.json.encode(words)).hexdigest()
+
+
+def prompt_before(messages: Sequence[Message], max_messages: int) -> tuple[Message, ...]:
+    """The x of the answer that came after `messages`; empty where they do not end with what an assistant answers."""
+    system = tuple(takewhile(lambda message: message.role is Role.SYSTEM, messages))
+    others = [m for m in messages[len(system) :] if m.role is Role.TOOL or m.tool_calls or m.content.strip()]
+    others = others[-max_messages:]
+    first = next((index for index, message in enumerate(others) if message.role is Role.USER), len(others))
+    kept: list[Message] = []
+    for message in others[first:]:
+        if kept and message.role is kept[-1].role and message.role in (Role.USER, Role.ASSISTANT):
+            kept.pop()
+        kept.append(message)
+    return (*system, *kept) if kept and kept[-1].role in (Role.USER, Role.TOOL) else ()

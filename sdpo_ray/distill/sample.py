@@ -1,0 +1,70 @@
+"""An answer sampled by transformers, where no engine runs: from the whole distribution at temperature 1.
+
+`generate` would mix in the defaults of the policy's `generation_config.json`; here nothing but the seed decides.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sdpo_ray.chat import ChatFormat
+from sdpo_ray.records import Consent, FinishReason, Message, Sampling, Turn, VersionSpan
+
+
+def sample(
+    model: Any,
+    chat: ChatFormat,
+    messages: Sequence[Message],
+    *,
+    turn_id: str,
+    policy_version: int,
+    seed: int,
+    max_tokens: int,
+) -> Turn:
+    """The turn in which `model`, of transformers, answers `messages`. Its log-probs are those it was sampled with."""
+    prompt_ids = chat.prompt_ids(messages)
+    response_ids, logprobs = _continue(model, prompt_ids, _end_ids(model, chat), seed, max_tokens)
+    stopped = response_ids[-1] in _end_ids(model, chat)
+    return Turn(
+        turn_id=turn_id,
+        tenant="",
+        user="",
+        conversation_id="",
+        consent=Consent.NONE,
+        messages=tuple(messages),
+        response=chat.text(response_ids[:-1] if stopped else response_ids),
+        prompt_ids=prompt_ids,
+        response_ids=response_ids,
+        response_logprobs=logprobs,
+        version_spans=(VersionSpan(policy_version=policy_version, start=0, end=len(response_ids)),),
+        finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
+        sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=max_tokens, seed=seed),
+        started_at_s=0.0,
+        finished_at_s=0.0,
+    )
+
+
+def _continue(
+    model: Any, prompt_ids: tuple[int, ...], end_ids: frozenset[int], seed: int, max_tokens: int
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    import torch
+
+    dice = torch.Generator().manual_seed(seed)
+    response_ids: list[int] = []
+    logprobs: list[float] = []
+    fresh, kept = list(prompt_ids), None
+    with torch.no_grad():
+        while len(response_ids) < max_tokens and not end_ids.intersection(response_ids[-1:]):
+            ids_1S = torch.tensor([fresh], device=model.device)
+            seen = model(input_ids=ids_1S, past_key_values=kept, use_cache=True, logits_to_keep=1)
+            logprobs_V = seen.logits[0, -1].float().log_softmax(-1).cpu()
+            chosen = int(torch.multinomial(logprobs_V.exp(), 1, generator=dice))
+            response_ids.append(chosen)
+            logprobs.append(float(logprobs_V[chosen]))
+            fresh, kept = [chosen], seen.past_key_values
+    return tuple(response_ids), tuple(logprobs)
+
+
+def _end_ids(model: Any, chat: ChatFormat) -> frozenset[int]:
+    """The chat's end of a turn, and whatever else ends the policy's text."""
+    stated = model.generation_config.eos_token_id
+    return frozenset([chat.eos_id, *(stated if isinstance(stated, list) else [stated])])

@@ -1,0 +1,34 @@
+"""The benchmark of a step, at a size that takes seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "sdpo_step.py"
+
+
+def test_the_benchmark_of_a_step_measures_the_same_loss_and_gradient_everywhere(tmp_path: Path) -> None:
+    record_file, tables = tmp_path / "step.json", tmp_path / "step.md"
+    command = [sys.executable, str(BENCHMARK), "--shape", "smoke", "--batch-size", "3", "--scale", "0.05"]
+    command += ["--repeats", "1", "--peer-micro-batch", "2", "--max-tokens", "64"]
+    done = subprocess.run(
+        [*command, "--json", str(record_file), "--markdown", str(tables)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(record_file.read_text())
+    assert {"speed_vs_authors", "speed_vs_trl", "extra_memory_vs_trl"} <= record.keys()
+    assert all(record[name] > 0 for name in ("speed_vs_authors", "speed_vs_trl", "extra_memory_vs_trl"))
+    assert record["grad_cosine"] > 0.9999
+    results = record["implementations"]
+    assert set(results) == {"ours", "trl", "authors"}
+    for name, result in results.items():
+        assert result["loss"] == pytest.approx(record["reference_loss"], abs=1e-5), name
+        assert result["grad_cosine"] > 0.9999, name
+    assert "| ours |" in tables.read_text()

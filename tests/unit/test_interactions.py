@@ -1,0 +1,102 @@
+"""Which interaction a turn's id names, and which policy is asked about it."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs.interactions import champion, find, newest, policy_of
+from sdpo_ray.config import Run, parse_run
+from sdpo_ray.curate.store import TURN_KEYS, Table
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.records import Fingerprint, Interaction, Release
+from sdpo_ray.storage import Layout, sealed_directory, write_json
+from sdpo_ray.tables import interactions_to_arrow, turns_to_arrow
+from tests.conversations import turn
+
+
+def interaction(name: str, *, at_s: float = 1.0) -> Interaction:
+    return Interaction(
+        interaction_id=name,
+        turn=turn(name),
+        follow_up="Shorter please.",
+        follow_up_turn_id=f"{name}-next",
+        follow_up_at_s=at_s,
+        conversation=name,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return parse_run({"root": str(tmp_path / "run")})
+
+
+@pytest.fixture
+def filled(run: Run) -> Layout:
+    """Three interactions, and a turn that nobody has answered."""
+    layout = Layout(run.directory)
+    said = [interaction("a", at_s=5.0), interaction("b", at_s=7.0), interaction("c", at_s=6.0)]
+    Table.interactions(layout).append(interactions_to_arrow(said), {})
+    rows = turns_to_arrow([each.turn for each in said] + [turn("last")])
+    for name in TURN_KEYS.names:
+        rows = rows.append_column(name, pa.array([name] * rows.num_rows, pa.string()))
+    Table.turns(layout).append(rows, {})
+    return layout
+
+
+def test_an_interaction_is_found_by_the_id_of_its_answered_turn(filled: Layout):
+    assert find(filled, "b") == interaction("b", at_s=7.0)
+
+
+def test_a_turn_without_a_follow_up_is_told_from_one_that_is_not_there(filled: Layout):
+    with pytest.raises(ConfigError, match="turn last has no follow-up"):
+        find(filled, "last")
+    with pytest.raises(ConfigError, match="no turn nobody in the tables"):
+        find(filled, "nobody")
+
+
+def test_the_newest_come_first(filled: Layout):
+    assert [each.interaction_id for each in newest(filled, 2)] == ["b", "c"]
+
+
+def test_looking_at_a_run_that_is_not_there_says_so_and_makes_nothing(run: Run):
+    layout = Layout(run.directory)
+    for look in (lambda: find(layout, "a"), lambda: newest(layout, 5)):
+        with pytest.raises(ConfigError):
+            look()
+    assert not layout.root.exists()
+
+
+def release(run: Run, version: int, path: Path) -> Release:
+    made = Release(
+        policy_version=version,
+        path=str(path),
+        previous_version=None,
+        fingerprint=Fingerprint(token_ids=(), logprobs=()),
+    )
+    write_json(Layout(run.directory).release(version), made)
+    return made
+
+
+def test_the_policy_that_answered_is_asked_while_it_is_on_disk(run: Run, tmp_path: Path):
+    with sealed_directory(tmp_path / "elsewhere"):
+        pass
+    release(run, 2, tmp_path / "elsewhere")
+    assert policy_of(run, 2) == (tmp_path / "elsewhere", "v2, which made the answer")
+    candidate = Layout(run.directory).candidate(3)
+    with sealed_directory(candidate):
+        pass
+    assert policy_of(run, 3) == (candidate, "v3, which made the answer")
+    assert policy_of(run, 0) == (run.base, "v0, which made the answer")
+
+
+def test_the_champion_is_asked_where_it_is_gone_and_the_words_say_which(run: Run, tmp_path: Path):
+    path, words = policy_of(run, 4)
+    assert (path, words.split(";")[0]) == (run.base, "the run's base, for nothing was released yet")
+    served = release(run, 5, tmp_path / "v5")
+    write_json(Layout(run.directory).release_pointer, served)
+    assert champion(run) == (tmp_path / "v5", "v5, the champion")
+    release(run, 4, tmp_path / "deleted")
+    path, words = policy_of(run, 4)
+    assert path == tmp_path / "v5"
+    assert words == "v5, the champion; v4, which made the answer, is no longer on disk"
