@@ -56,6 +56,7 @@ def entry(cycle: int, *, verdict: Verdict = Verdict.HOLD, root: Path = Path("/ru
             fingerprint=Fingerprint(token_ids=(1, 2), logprobs=(-0.5,)),
             steps=steps,
             refusals=(Refusal(reason="too_long", n=3),),
+            alterations=(Refusal(reason="history_cut", n=2),),
         ),
         report=Report(
             policy_version=cycle,

@@ -26,7 +26,8 @@ def test_curves_scores_intervals_and_refusals_become_points():
     assert ("retention.low", 0.9, 0) in found
     assert ("retention.n", 192.0, 0) in found
     assert ("refused.too_long", 3.0, 0) in found
-    assert len(found) == len(set(found)) == 2 * 11 + 1 + 2 * 4
+    assert ("altered.history_cut", 2.0, 0) in found
+    assert len(found) == len(set(found)) == 2 * 11 + 2 + 2 * 4
 
 
 def test_the_files_hold_the_records_and_two_pictures(tmp_path: Path):
