@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sdpo_ray.config import Run
-from sdpo_ray.distill.memory import Memory, estimate
 from sdpo_ray.distill.job import num_steps
+from sdpo_ray.distill.memory import Memory, estimate
 from sdpo_ray.records import Snapshot
 from sdpo_ray.tables import read_interactions
 
@@ -42,13 +42,12 @@ def verdict(memory: Memory, gpu_gib: float) -> str:
     told = f"{need:.1f} GiB of {gpu_gib:g} GiB, {_SPARE:.0%} kept free"
     if need <= usable:
         return f"[green]fits:[/] {told}"
-    learning = memory.activations + memory.head
-    longest = max(learning, memory.stepping, memory.teaching, memory.base)
-    if memory.held / _GIB < usable and learning == longest:
-        return f"[red]does not fit:[/] {told}; set distill.workers.activation_checkpointing, or lower its \
-max_tokens_per_micro_batch and policy.max_model_len"
-    return f"[red]does not fit:[/] {told}; raise distill.workers.num_workers with zero_stage, set offload, \
-distill.optimizer = 'adamw_8bit' or distill.lora.rank"
+    learns = memory.peak - memory.held == memory.activations + memory.head
+    if learns and memory.held / _GIB < usable:
+        remedy = "set activation_checkpointing under [distill.workers], or lower max_tokens_per_micro_batch there"
+    else:
+        remedy = "share it out (num_workers, zero_stage), set offload, optimizer = 'adamw_8bit', or lora.rank"
+    return f"[red]does not fit:[/] {told}; {remedy}"
 
 
 def _facts(run: Run, snapshot: Snapshot | None, memory: Memory) -> Table:
@@ -69,10 +68,10 @@ def _facts(run: Run, snapshot: Snapshot | None, memory: Memory) -> Table:
         drawn = len(snapshot.interaction_ids)
         steps = num_steps(drawn, config)
         table.add_row(
-            "optimizer steps", f"{steps:,}: {drawn:,} interactions, {config.epochs} epochs, if none is refused"
+            "optimizer steps", f"{steps:,}: {drawn:,} interactions, epochs: {config.epochs}, if none is refused"
         )
         lengths = [
-            len(each.turn.prompt_ids) + len(each.turn.response_ids) for each in read_interactions(_path(snapshot))
+            len(each.turn.prompt_ids) + len(each.turn.response_ids) for each in read_interactions(Path(snapshot.path))
         ]
         if known := [length for length in lengths if length]:
             mean = sum(known) / len(known)
@@ -82,12 +81,17 @@ def _facts(run: Run, snapshot: Snapshot | None, memory: Memory) -> Table:
 
 def _memory(run: Run, memory: Memory) -> Table:
     """Bytes of one worker by part, and the moments at which there is more."""
-    table = Table("memory of a worker", "GiB", box=None)
+    unit, name = (_GIB, "GiB") if memory.peak > _GIB else (2**20, "MiB")
+
+    def told(size: int) -> str:
+        return f"{size / unit:,.2f}"
+
+    table = Table("memory of a worker", name, box=None)
     table.columns[1].justify = "right"
-    for name, words in _PARTS:
-        if size := getattr(memory, name):
-            table.add_row(f"  {words}", _gib(size))
-    table.add_row("held from first to last step", _gib(memory.held), style="bold")
+    for part, words in _PARTS:
+        if size := getattr(memory, part):
+            table.add_row(f"  {words}", told(size))
+    table.add_row("held from first to last step", told(memory.held), style="bold")
     tokens = max(run.distill.workers.max_tokens_per_micro_batch, run.policy.max_model_len)
     for words, size in (
         (f"  and while it learns: activations of {tokens:,} tokens", memory.activations),
@@ -96,18 +100,10 @@ def _memory(run: Run, memory: Memory) -> Table:
         ("  or while the optimizer steps", memory.stepping),
         ("  or while the base scores", memory.base),
     ):
-        table.add_row(words, _gib(size))
-    table.add_row("at its peak", _gib(memory.peak), style="bold")
-    table.add_row("host memory of a worker", _gib(memory.host))
+        table.add_row(words, told(size))
+    table.add_row("at its peak", told(memory.peak), style="bold")
+    table.add_row("host memory of a worker", told(memory.host))
     return table
-
-
-def _gib(size: int) -> str:
-    return f"{size / _GIB:,.2f}"
-
-
-def _path(snapshot: Snapshot) -> Path:
-    return Path(snapshot.path)
 
 
 def _shape(run: Run) -> Path:

@@ -16,6 +16,7 @@ import typer
 
 from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.config import Run
+from sdpo_ray.headers import POLICY_VERSION, TURN_ID
 from sdpo_ray.simulate.users import Persona, persona_of, react
 from sdpo_ray.simulate.world import sample_prompt
 from sdpo_ray.storage import write_json
@@ -69,8 +70,8 @@ class User:
             self._traffic.failed += 1
             self._traffic.errors[f"{type(error).__name__}: {str(error)[:200]}"] += 1
             return None
-        self._traffic.receipts += "x-sdpo-turn-id" in headers
-        self._traffic.first_seen_s.setdefault(headers.get("x-sdpo-policy-version", "?"), time.time())
+        self._traffic.receipts += TURN_ID in headers
+        self._traffic.first_seen_s.setdefault(headers.get(POLICY_VERSION, "?"), time.time())
         return answer
 
     async def _answer(self, messages: list[dict[str, str]], stream: bool) -> tuple[str, Any]:

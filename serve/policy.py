@@ -17,6 +17,7 @@ from typing import Any, Literal
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config import Run
 from sdpo_ray.errors import DataError, SwapError
+from sdpo_ray.headers import POLICY_VERSION, STALL_S, SWAP_ERROR
 from sdpo_ray.records import Fingerprint, Release
 from sdpo_ray.storage import Layout, read_json, write_json
 from serve import preload
@@ -140,11 +141,11 @@ class Policy:
 
     def _served(self) -> dict[str, str]:
         headers = {
-            "x-sdpo-policy-version": str(self._swapper.serving.policy_version),
-            "x-sdpo-stall-s": f"{self._swapper.stall_s:.3f}",
+            POLICY_VERSION: str(self._swapper.serving.policy_version),
+            STALL_S: f"{self._swapper.stall_s:.3f}",
         }
         if self._swap_error is not None:
-            headers["x-sdpo-swap-error"] = self._swap_error.encode("ascii", "replace").decode().replace("\n", " ")
+            headers[SWAP_ERROR] = self._swap_error.encode("ascii", "replace").decode().replace("\n", " ")
         return headers
 
     def _recorder(self) -> Any:

@@ -22,6 +22,7 @@ from sdpo_ray.capture.conversation import read_request
 from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.chat import ControlTokens
 from sdpo_ray.errors import DataError
+from sdpo_ray.headers import POLICY_VERSION, TURN_ID
 from sdpo_ray.records import Consent
 from serve.engine import EXCHANGE, Exchange
 from serve.escape import escape
@@ -34,7 +35,7 @@ ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 CHAT = "/v1/chat/completions"
 ROUTES = {CHAT: "POST", "/v1/models": "GET", "/health": "GET", "/metrics": "GET"}
 MAX_BODY_BYTES = 4 << 20
-NOT_STORED = b": x-sdpo-turn-id not stored\n\n"
+NOT_STORED = f": {TURN_ID} not stored\n\n".encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +152,12 @@ class _Reply:
         if head["status"] != 200:
             return
         if self._exchange.policy_version is not None:
-            headers["x-sdpo-policy-version"] = str(self._exchange.policy_version)
+            headers[POLICY_VERSION] = str(self._exchange.policy_version)
         streamed = headers.get("content-type", "").startswith("text/event-stream")
         recorder = self._door.recorder
         self._promised = streamed and self._exchange.recorded and recorder is not None and recorder.healthy
         if self._exchange.receipt or self._promised:
-            headers["x-sdpo-turn-id"] = self._exchange.asked.turn_id
+            headers[TURN_ID] = self._exchange.asked.turn_id
 
 
 def _is_done(message: Message) -> bool:

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 
 from sdpo_ray.errors import DataError
+from sdpo_ray.headers import CONSENT
 from sdpo_ray.records import Consent
-
-CONSENT_HEADER = "x-sdpo-consent"
 
 
 def consent_of(headers: Mapping[str, str], metadata: object, default: Consent) -> Consent:
@@ -14,7 +13,7 @@ def consent_of(headers: Mapping[str, str], metadata: object, default: Consent) -
     Where header and metadata disagree, the one that allows less counts. Raises DataError for a word that
     is neither `train` nor `none`: guessing what a user allows is not for us.
     """
-    stated = [headers[CONSENT_HEADER]] if CONSENT_HEADER in headers else []
+    stated = [headers[CONSENT]] if CONSENT in headers else []
     if isinstance(metadata, Mapping) and "consent" in metadata:
         stated.append(str(metadata["consent"]))
     words = {word.strip().lower() for word in stated}

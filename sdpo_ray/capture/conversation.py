@@ -12,9 +12,8 @@ from typing import Any
 
 from sdpo_ray.capture.consent import consent_of
 from sdpo_ray.capture.prompt import offered_tools, template_arguments, text_messages
+from sdpo_ray.headers import CONVERSATION_ID
 from sdpo_ray.records import Consent, Message
-
-CONVERSATION_HEADER = "x-sdpo-conversation-id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +41,7 @@ def read_request(
     return Asked(
         turn_id=turn_id,
         user=pseudonym(body.get("user"), key),
-        conversation_id=str(headers.get(CONVERSATION_HEADER) or stated_id or ""),
+        conversation_id=str(headers.get(CONVERSATION_ID) or stated_id or ""),
         consent=consent_of(headers, metadata, default),
         messages=text_messages(body.get("messages")),
         tools=offered_tools(body.get("tools")),

@@ -36,8 +36,10 @@ _PREFETCH = 50_000_000
 """Parameters that ZeRO-3 gathers ahead of the layer that runs."""
 _SCORED = 2
 """Tensors as large as a chunk's logits that exist at a time where tokens are scored: these, and log-sum-exp's own."""
-_COMPARED = 7
-"""Such tensors where whole distributions are compared; two more where the teacher is another policy."""
+_COMPARED = 6
+"""Such tensors where whole distributions are compared: the student's, the teacher's, and autograd's."""
+_MIXED, _MIXED_REFERENCE = 7, 9
+"""Such tensors where the two are mixed, without and with the teacher's own view of x."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +187,9 @@ class _Worker:
             gradient += weights
         if not self._compares:
             return rows + _SCORED * self.chunk + gradient
-        return rows + (_COMPARED if self._live else _COMPARED + 2) * self.chunk + gradient + self._lessons()
+        mixed = _MIXED if self._live else _MIXED_REFERENCE
+        tensors = _COMPARED if self._config.signal.log_mix is None else mixed
+        return rows + tensors * self.chunk + gradient + self._lessons()
 
     def teaching(self) -> int:
         weights = 0 if self._live or self.compute == _FP32 else self.compute * self.trained // self._shards

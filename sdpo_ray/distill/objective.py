@@ -5,8 +5,8 @@
     L    = sum_t w_t r_t KL(p || q) + beta term                               topk_reverse_kl, full_kl
 
 w_t shares L out over tokens, r_t = min(p / p_sampler, cap) corrects for an older sampler, b is a baseline. Source:
-arXiv 2603.12273, section 3 and Lemma B.1; tails as in its authors' later branch. For a fixed o both have the same expected
-gradient; where o answers y, as with real users, they differ and may have opposite signs.
+arXiv 2603.12273, section 3 and Lemma B.1; tails as in its authors' later branch. For a fixed o both have the same
+expected gradient; where o answers y, as with real users, they differ and may have opposite signs.
 
 N scored tokens of a micro-batch, C of a chunk, B sequences, V vocabulary, K = top_k.
 """

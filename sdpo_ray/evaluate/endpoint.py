@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from sdpo_ray.errors import DataError
+from sdpo_ray.headers import POLICY_VERSION
 from sdpo_ray.records import FinishReason
 from sdpo_ray.storage import read_json, write_json
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletion
 
-VERSION_HEADER = "x-sdpo-policy-version"
 MAX_RETRIES = 4
 """Of the client, with its exponential back-off: connection errors, 408, 409, 429 and 5xx."""
 TIMEOUT_S = 120.0
@@ -72,7 +72,7 @@ async def generate(
                 temperature=temperature,
                 seed=seed_of(seed, index),
             )
-            answers[index] = _answer(prompt, reply.parse(), reply.headers.get(VERSION_HEADER), policy_version)
+            answers[index] = _answer(prompt, reply.parse(), reply.headers.get(POLICY_VERSION), policy_version)
             on_progress(len(answers))
 
     async with AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=MAX_RETRIES, timeout=TIMEOUT_S) as client:

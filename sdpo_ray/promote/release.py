@@ -12,11 +12,10 @@ from collections.abc import Iterable
 from email.message import Message
 
 from sdpo_ray.errors import ReleaseError, SwapError
+from sdpo_ray.headers import POLICY_VERSION, SWAP_ERROR
 from sdpo_ray.records import Candidate, Release
 from sdpo_ray.storage import Layout, read_json, write_json
 
-VERSION_HEADER = "x-sdpo-policy-version"
-SWAP_ERROR_HEADER = "x-sdpo-swap-error"
 """`v<policy version>: <why>`, while a replica refuses what the pointer names."""
 _POLL_S = 0.1
 _REQUEST_TIMEOUT_S = 5.0
@@ -92,9 +91,9 @@ def confirm(url: str, policy_version: int, *, timeout_s: float, answers: int = 1
         except (OSError, http.client.HTTPException) as error:
             in_a_row, last = 0, f"no reply ({error})"
         else:
-            last = f"v{headers.get(VERSION_HEADER, '?')}"
+            last = f"v{headers.get(POLICY_VERSION, '?')}"
             in_a_row = in_a_row + 1 if last == f"v{policy_version}" else 0
-            refused = headers.get(SWAP_ERROR_HEADER, "")
+            refused = headers.get(SWAP_ERROR, "")
             if refused.startswith(f"v{policy_version}:"):
                 raise SwapError(f"{url} refused {refused}")
         if in_a_row < answers:

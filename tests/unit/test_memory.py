@@ -22,7 +22,7 @@ from sdpo_ray.errors import ConfigError
 
 SHAPES = Path(__file__).parents[2] / "jobs" / "recipes" / "shapes"
 TOKENS = 512
-PAPER: dict[str, Any] = {"preset": "paper_online", "signal": {"log_mix": 0.9}}
+PAPER: dict[str, Any] = {"preset": "paper_online"}
 
 
 def config(changes: dict[str, Any] | None = None, **workers: Any) -> Distill:
@@ -116,9 +116,13 @@ def test_checkpointed_activations_are_one_input_a_layer_and_one_layer(policy: Pa
     [
         ({}, {"logits_mib": 1}),
         ({"signal": {"estimator": "topk_reverse_kl"}, "teacher": {"kind": "ema"}}, {"logits_mib": 3}),
+        (
+            {"signal": {"estimator": "topk_reverse_kl", "log_mix": 0.9}, "teacher": {"kind": "ema"}},
+            {"logits_mib": 3},
+        ),
         ({"lora": {"rank": 8}}, {"logits_mib": 1}),
     ],
-    ids=["sampled_token", "topk_reverse_kl", "lora"],
+    ids=["sampled_token", "topk_reverse_kl", "mixed", "lora"],
 )
 def test_the_peak_of_a_whole_step_is_what_was_said(policy: Path, changes: dict[str, Any], workers: dict[str, Any]):
     asked = config({"batch_size": 4, **changes}, **workers)

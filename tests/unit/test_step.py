@@ -310,10 +310,13 @@ def test_a_scalar_baseline_is_taken_from_every_token_s_advantage(path: Path, mod
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
-@pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_the_penalty_pulls_each_token_that_the_base_scored_towards_it(
-    signal: dict[str, Any], path: Path, model: Any
-) -> None:
+_PENALISED = {name: learns(kl_penalty=0.2, **signal) for name, signal in SIGNALS.items()} | {
+    "supervised": learns(objective="sft", kl_penalty=0.2)
+}
+
+
+@pytest.mark.parametrize("objective", _OBJECTIVES)
+def test_the_penalty_pulls_each_token_that_the_base_scored_towards_it(objective: str, path: Path, model: Any) -> None:
     plain, items = load_policy(path).double(), batch()
     base = {item.interaction_id: torch.linspace(-9, -1, len(item.response_ids) - item.first_scored) for item in items}
     del base["e"]
@@ -325,8 +328,8 @@ def test_the_penalty_pulls_each_token_that_the_base_scored_towards_it(
             pull = pull + 0.2 * item.weight * (difference_T * logp_T).mean() / 5
     pull.backward()
     parts, learner = micro_batches(items, 64), policy(model.double(), base_logprobs=base)
-    _, penalised = step(model, parts, learns(kl_penalty=0.2, **signal), learner)
-    _, free = step(model, parts, learns(**signal), learner)
+    _, penalised = step(model, parts, _PENALISED[objective], learner)
+    _, free = step(model, parts, _OBJECTIVES[objective], learner)
     theirs = gradient(plain)
     assert (penalised - free - theirs).norm() <= 1e-5 * theirs.norm()
 
@@ -414,6 +417,17 @@ def test_a_taught_policy_finds_the_answer_likelier_where_hindsight_does(model: A
     step(model, [(item,)], learns())
     torch.optim.SGD(model.parameters(), lr=0.01).step()
     assert ((_scores(model, item) - before) * advantage).sum() > 0
+
+
+def test_positions_begin_anew_in_each_sequence(model: Any) -> None:
+    # Rotations tell distances alone, but schemes that depend on length tell where a sequence begins.
+    seen: list[Tensor] = []
+    model.model.rotary_emb.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs.get("position_ids", args[-1])), with_kwargs=True
+    )
+    first, second = made("a", 2, 3, 4), made("b", 3, 0, 1)
+    _packed_scores(model, (first, second))
+    assert [each.tolist() for each in seen] == [[[0, 1, 2, 3, 4, 5, 0, 1, 2, 3]]]
 
 
 def test_models_whose_logits_are_more_than_a_product_are_refused(tmp_path: Path) -> None:
