@@ -212,7 +212,7 @@ class StepMetrics:
     entropy: float = 0.0
     """Mean -log p(y) over scored tokens, nats: the entropy, as the answers at hand sample it."""
     kl_to_base: float = 0.0
-    """KL(policy || base) in nats a token by the k3 estimator, over the tokens whose base log-probs are known."""
+    """KL(policy || base) over the vocabulary, nats, mean over the watched tokens of the batch."""
     tis_capped: float = 0.0
     """Share of scored tokens whose importance weight was cut."""
 

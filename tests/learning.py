@@ -173,7 +173,7 @@ def table(
         reference_logp_N=unknown_N if whole else score(reference_NV),
     )
     taught = Taught(hindsight=teacher_NV, reference=reference_NV) if whole else Taught()
-    return Student(context, terms, taught, config, 0.0)
+    return Student(context, terms, taught, config)
 
 
 class Tree:

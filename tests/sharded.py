@@ -94,6 +94,7 @@ def _worker(rank: int, num_workers: int, port: int, policy: Path, cases: dict[st
 
 def _learn(rank: int, num_workers: int, policy: Path, case: Case, directory: Path) -> Learned:
     from sdpo_ray.distill import checkpoint
+    from sdpo_ray.distill.drift import Base, load_base, view_of
     from sdpo_ray.distill.gather import taught, whole
     from sdpo_ray.distill.learner import Learner
     from sdpo_ray.distill.packing import batches
@@ -104,7 +105,13 @@ def _learn(rank: int, num_workers: int, policy: Path, case: Case, directory: Pat
     mine = learner()
     kept = checkpoint.load(directory, mine, rank=rank, num_workers=num_workers)
     steps = [] if kept is None else kept[0]
-    base = {item.interaction_id: torch.full((len(item.response_ids) - item.first_scored,), -2.0) for item in examples()}
+    scorer = load_base(policy, case.config, mine.device)
+    base = Base(
+        view=view_of(scorer, examples()[::2], case.config, same_head=mine.has_adapter),
+        logprobs={
+            item.interaction_id: torch.full((len(item.response_ids) - item.first_scored,), -2.0) for item in examples()
+        },
+    )
     for index, batch in enumerate(batches(examples(), BATCH, case.epochs, seed=0)):
         if index < mine.progress.step:
             continue

@@ -72,9 +72,9 @@ class Drift(Section):
     """How far from the base the policy may slide while it learns."""
 
     kl_penalty: float = Field(default=0.0, ge=0)
-    """Weight of KL(policy || base) in the loss. Not zero: the base scores every interaction once."""
+    """Weight of KL(policy || base) in the loss, by the sampled tokens. Not zero: the base scores every interaction."""
     num_probes: int = Field(default=32, ge=1)
-    """Interactions of the snapshot on which KL(policy || base) is watched where there is no penalty."""
+    """Interactions of the snapshot on which KL(policy || base) is watched."""
     max_kl_to_base: float | None = Field(default=1.0, gt=0)
     """Nats a token, over which the run ends without a candidate."""
     min_entropy: float | None = Field(default=None, gt=0)

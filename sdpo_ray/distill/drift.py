@@ -2,7 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,33 +12,62 @@ from torch import Tensor
 from sdpo_ray.config import Distill
 from sdpo_ray.distill.hindsight import Example
 from sdpo_ray.distill.load import compute_dtype, load_packed
-from sdpo_ray.distill.packing import micro_batches, rows
-from sdpo_ray.distill.scorer import Scorer, scores_of
+from sdpo_ray.distill.packing import Rows, micro_batches, rows
+from sdpo_ray.distill.scorer import Scorer, Work, scores_of
 from sdpo_ray.distill.step import StepSums
+from sdpo_ray.distill.watch import BaseView
 from sdpo_ray.errors import LearnerError
 
 _WINDOW = 4
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What the run's base says of an update's answers."""
+
+    view: BaseView
+    logprobs: dict[str, Tensor]
+    """Of all answers where KL to the base is penalised; else none."""
+
+
 def probes(examples: Sequence[Example], config: Distill) -> list[Example]:
-    """The examples that the base scores: all where KL is penalised, else some, spread evenly."""
-    if config.drift.kl_penalty or len(examples) <= config.drift.num_probes:
+    """The examples on which KL to the base is watched, spread evenly."""
+    if len(examples) <= config.drift.num_probes:
         return list(examples)
     stride = len(examples) / config.drift.num_probes
     return [examples[math.floor(index * stride)] for index in range(config.drift.num_probes)]
 
 
-def base_logprobs(base: Path, examples: Sequence[Example], config: Distill, device: torch.device) -> dict[str, Tensor]:
-    """log p_base(y_t | x) of the scored tokens of each example, on the CPU. The base is gone again afterwards."""
-    scorer = Scorer(load_packed(base, compute_dtype(config))).to(device)
+def load_base(base: Path, config: Distill, device: torch.device) -> Scorer:
+    scorer: Scorer = Scorer(load_packed(base, compute_dtype(config))).to(device)
+    return scorer
+
+
+def view_of(base: Scorer, watched: Sequence[Example], config: Distill, *, same_head: bool) -> BaseView:
+    """The base's hidden states of the watched answers; `same_head` where the policy's output weights are the base's."""
+    return BaseView(
+        hidden=_each(base, watched, config, lambda context: lambda hidden_ND, weight_VD: hidden_ND),
+        head_VD=None if same_head else base.head.weight.detach(),
+    )
+
+
+def base_logprobs(base: Scorer, examples: Sequence[Example], config: Distill) -> dict[str, Tensor]:
+    """log p_base(y_t | x) of the scored tokens of each example, on the CPU."""
+    return _each(base, examples, config, lambda context: scores_of(context, config.workers.logits_mib))
+
+
+def _each(
+    base: Scorer, examples: Sequence[Example], config: Distill, work: Callable[[Rows], Work]
+) -> dict[str, Tensor]:
+    """What `work` makes of each example's scored positions, without hindsight, on the CPU."""
+    device = base.head.weight.device
     found: dict[str, Tensor] = {}
     for micro_batch in micro_batches(examples, config.workers.max_tokens_per_micro_batch):
         context = rows(micro_batch, hindsight=False, device=device)
         with torch.no_grad():
-            logp_N = scorer(context, scores_of(context, config.workers.logits_mib)).cpu()
+            made = base(context, work(context)).cpu()
         counts = [len(item.response_ids) - item.first_scored for item in micro_batch]
-        for item, each in zip(micro_batch, logp_N.split(counts), strict=True):
-            found[item.interaction_id] = each
+        found |= {item.interaction_id: each for item, each in zip(micro_batch, made.split(counts), strict=True)}
     return found
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdpo_ray.config import Distill
 from sdpo_ray.distill import adapter
+from sdpo_ray.distill.drift import Base
 from sdpo_ray.distill.engine import deepspeed_config, deepspeed_engine, learning_rate
 from sdpo_ray.distill.gather import go_on_teaching
 from sdpo_ray.distill.hindsight import Example
@@ -84,7 +85,7 @@ class Learner:
         """Whether this worker's optimizer, or more, is only a part."""
         return self._config.workers.zero_stage > 0
 
-    def policy(self, base_logprobs: dict[str, Tensor]) -> Policy:
+    def policy(self, base: Base) -> Policy:
         """What `run_step` works with."""
         live = self._config.teacher.kind == "live"
         return Policy(
@@ -94,7 +95,8 @@ class Learner:
             total=self._total,
             baselined=self._config.teacher.baselined and not live,
             own_head=not live and not self._config.lora.rank,
-            base_logprobs=base_logprobs,
+            base_logprobs=base.logprobs,
+            base_view=base.view,
             device=self.device,
         )
 
@@ -106,7 +108,7 @@ class Learner:
         counts = [len(item.response_ids) - item.first_scored for item in examples]
         return [part.tolist() for part in logp_N.split(counts)]
 
-    def step(self, batch: Sequence[Example], base_logprobs: dict[str, Tensor]) -> tuple[StepMetrics, StepSums]:
+    def step(self, batch: Sequence[Example], base: Base) -> tuple[StepMetrics, StepSums]:
         """One optimizer step. Raises LearnerError on every worker."""
         number, config = self.progress.step + 1, self._config
         mine = shard(
@@ -116,7 +118,7 @@ class Learner:
             max_tokens=config.workers.max_tokens_per_micro_batch,
         )
         scalar = config.signal.baseline == "ema_scalar"
-        sums = run_step(mine, self.policy(base_logprobs), config, baseline=self.progress.baseline if scalar else 0.0)
+        sums = run_step(mine, self.policy(base), config, baseline=self.progress.baseline if scalar else 0.0)
         rate = learning_rate(number, self._num_steps, config)
         gradient_norm = self._apply(rate)
         if not math.isfinite(gradient_norm):

@@ -7,6 +7,7 @@ Held all the time, for P trained parameters, b = 4 or 2 bytes of the compute pre
     gradients   b P without ZeRO; 4 P under ZeRO-1, 6 P where it computes in bfloat16; 4 P / N under ZeRO-2 and 3
     optimizer   8 P / N for AdamW (4 P where there are no fp32 masters to follow), 2 P / N in 8 bits
     teacher     4 P for a moving average or a frozen copy; 1/N of that under ZeRO-3
+    base head   b a parameter of the output layer, without an adapter
 
 What autograd keeps of a token in a layer of width D, with H of query and K of key heads, F of the feed-forward, from
 the modules of transformers as they are (torch.autograd.graph.saved_tensors_hooks shows the same to a hundredth):
@@ -54,6 +55,8 @@ class Memory:
     gradients: int
     optimizer: int
     teacher: int
+    base_head: int
+    """The base's output weights, by which KL to it is watched; the policy's own where those do not learn."""
     buffers: int
     """DeepSpeed's bucket of gradients, and what ZeRO-3 gathers."""
     activations: int
@@ -72,9 +75,8 @@ class Memory:
     @property
     def held(self) -> int:
         """On the device from the first step to the last."""
-        return (
-            self.weights + self.adapter + self.masters + self.gradients + self.optimizer + self.teacher + self.buffers
-        )
+        states = self.masters + self.gradients + self.optimizer
+        return self.weights + self.adapter + states + self.teacher + self.base_head + self.buffers
 
     @property
     def peak(self) -> int:
@@ -103,6 +105,7 @@ def estimate(shape: Path | Shape, config: Distill, max_model_len: int) -> Memory
         gradients=gradients,
         optimizer=0 if spills else moments,
         teacher=0 if empties else teacher,
+        base_head=0 if config.lora.rank else worker.compute * worker.shape.num_head_parameters,
         buffers=worker.buffers(),
         activations=worker.activations(),
         head=worker.head(),

@@ -166,12 +166,6 @@ def finite_rows(value_N: Tensor, row_N: Tensor, num_rows: int) -> Tensor:
     return bad_B.index_add_(0, row_N, (~value_N.isfinite()).long()) == 0
 
 
-def k3(logp_N: Tensor, base_logp_N: Tensor) -> Tensor:
-    """Unbiased, non-negative estimate of KL(p || base) a token; NaN where the base is unknown. Schulman, 2020."""
-    ratio_N = base_logp_N - logp_N
-    return ratio_N.expm1() - ratio_N
-
-
 def _kl(log_p_CK: Tensor, log_q_CK: Tensor) -> Tensor:
     """sum p (log p - log q), whose gradient is sum p (log p - log q) d log p, for sum p d log p is 0.
 

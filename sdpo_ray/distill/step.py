@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.objective import Terms, finite_rows, k3, token_weights
+from sdpo_ray.distill.objective import Terms, finite_rows, token_weights
 from sdpo_ray.distill.packing import MicroBatch, Rows, rows
 from sdpo_ray.distill.scorer import Work, scores_of
 from sdpo_ray.distill.student import Student, Taught
+from sdpo_ray.distill.watch import BaseView, Watch
 from sdpo_ray.errors import LearnerError
 
 
@@ -39,8 +40,10 @@ class Policy:
     own_head: bool
     """The teacher has other output weights than the student."""
     base_logprobs: dict[str, Tensor]
-    """log p_base(y_t | x) of whole answers, by interaction; what is not there is not watched."""
+    """log p_base(y_t | x) of the scored tokens, by interaction, where KL to the base is penalised."""
     device: torch.device
+    base_view: BaseView | None = None
+    """What KL to the base is watched by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +84,11 @@ def run_step(
     for index, (micro_batch, lesson) in enumerate(taught):
         context = rows(micro_batch, hindsight=False, device=policy.device)
         terms = _terms(micro_batch, context, lesson, policy, config, sequences, tokens)
-        student = Student(context, terms, lesson, config, baseline)
+        watch = Watch(policy.base_view, micro_batch, policy.device) if policy.base_view is not None else None
+        student = Student(context, terms, lesson, config, baseline=baseline, watch=watch)
         loss = policy.run(context, student.loss)
         policy.backward(loss, index == len(taught) - 1)
-        sums += _sums(loss.detach(), student, terms, config)
+        sums += _sums(loss.detach(), student, terms, config, watch)
     loss, advantage, absolute, capped, surprise, gap, gaps, kl, kls = policy.total(sums).tolist()
     if not math.isfinite(loss):
         raise LearnerError(f"the loss is {loss}: the policy cannot score what it answered")
@@ -178,10 +182,9 @@ def _terms(
     )
 
 
-def _sums(loss: Tensor, student: Student, terms: Terms, config: Distill) -> Tensor:
+def _sums(loss: Tensor, student: Student, terms: Terms, config: Distill, watch: Watch | None) -> Tensor:
     logp_N, advantage_N = student.logp_N, student.advantage_N
     known_N = ~terms.sampler_logp_N.isnan()
-    based_N = ~terms.base_logp_N.isnan()
     parts = [
         loss,
         advantage_N.sum(),
@@ -190,8 +193,8 @@ def _sums(loss: Tensor, student: Student, terms: Terms, config: Distill) -> Tens
         -logp_N.sum(),
         (logp_N - terms.sampler_logp_N)[known_N].abs().sum(),
         known_N.sum(),
-        k3(logp_N, terms.base_logp_N)[based_N].sum(),
-        based_N.sum(),
+        loss.new_zeros(()) if watch is None else watch.kl,
+        loss.new_tensor(0 if watch is None else watch.num_tokens),
     ]
     return torch.stack([part.double() for part in parts])
 

@@ -18,6 +18,7 @@ from sdpo_ray.distill.objective import (
     target_logprobs,
 )
 from sdpo_ray.distill.packing import Rows
+from sdpo_ray.distill.watch import Watch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +37,22 @@ class Taught:
 class Student:
     """One micro-batch. After `loss`, `logp_N`, `advantage_N` and `ratio_N` hold what the student scored, detached."""
 
-    def __init__(self, context: Rows, terms: Terms, taught: Taught, config: Distill, baseline: float) -> None:
+    def __init__(
+        self,
+        context: Rows,
+        terms: Terms,
+        taught: Taught,
+        config: Distill,
+        *,
+        baseline: float = 0.0,
+        watch: Watch | None = None,
+    ) -> None:
         self._context = context
         self._terms = terms
         self._taught = taught
         self._config = config
         self._baseline = baseline
+        self._watch = watch
         num_tokens = len(context.target_N)
         self.logp_N = torch.empty(num_tokens, device=context.target_N.device)
         self.advantage_N = torch.zeros_like(self.logp_N)
@@ -68,16 +79,22 @@ class Student:
             self._coefficient_N = self._moved(
                 logp_N, advantages(logp_N, self._terms, config.signal), slice(None), self._baseline
             )
-        gradient = {"sft": self._supervised, "sdpo": self._estimated}[config.objective]
         return fused_loss(
             hidden_ND,
             weight_VD,
             context.temperature_N,
-            partial(gradient, weight_VD),
+            partial(self._gradient, weight_VD),
             logits_mib=config.workers.logits_mib,
         )
 
-    def _supervised(self, weight_VD: Tensor, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    def _gradient(self, weight_VD: Tensor, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        if self._watch is not None:
+            self._watch.see(logits_CV, part, self._context.temperature_N, weight_VD)
+        if self._config.objective == "sft":
+            return self._supervised(logits_CV, part)
+        return self._estimated(weight_VD, logits_CV, part)
+
+    def _supervised(self, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         logp_C, terms = self._scored(logits_CV, part), self._terms.chunk(part)
         pull_C = base_pull(logp_C, terms.base_logp_N, self._config.drift.kl_penalty)
         return self._move(logits_CV, logp_C, -terms.weight_N * (1 - pull_C), part)

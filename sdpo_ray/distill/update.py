@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.distill import checkpoint
-from sdpo_ray.distill.drift import DriftStop, base_logprobs, probes
+from sdpo_ray.distill.drift import Base, DriftStop, base_logprobs, load_base, probes, view_of
 from sdpo_ray.distill.export import export
 from sdpo_ray.distill.gather import taught, whole
 from sdpo_ray.distill.hindsight import Example, examples
@@ -58,7 +58,7 @@ class Update:
         """From the newest checkpoint, or the beginning, to the sealed candidate. Raises LearnerError or DataError."""
         job, learner = self._job, self._learner
         checkpoints = job.scratch / "checkpoints"
-        base = self._base_logprobs()
+        base = self._ask_base()
         signals = self._signals()
         kept = checkpoint.load(checkpoints, learner, rank=self._rank, num_workers=self._num_workers)
         if kept is not None:
@@ -103,15 +103,24 @@ class Update:
             )
         return usable
 
-    def _base_logprobs(self) -> dict[str, Any]:
-        """What the base says of the probes; each worker scores its share."""
-        watched = probes(self._examples, self._job.config)[self._rank :: self._num_workers]
-        mine = base_logprobs(self._job.base, watched, self._job.config, self._learner.device)
-        if self._num_workers == 1:
-            return mine
-        shares: list[Any] = [None] * self._num_workers
-        dist.all_gather_object(shares, mine)
-        return {name: logp for share in shares for name, logp in share.items()}
+    def _ask_base(self) -> Base:
+        """What the base says; it is gone again afterwards. Every worker watches alike, and scores its share."""
+        config, learner = self._job.config, self._learner
+        base = load_base(self._job.base, config, learner.device)
+        view = view_of(
+            base,
+            probes(self._examples, config),
+            config,
+            same_head=learner.has_adapter and learner.base == self._job.base,
+        )
+        if not config.drift.kl_penalty:
+            return Base(view=view, logprobs={})
+        mine = base_logprobs(base, self._examples[self._rank :: self._num_workers], config)
+        shares: list[Any] = [mine]
+        if self._num_workers > 1:
+            shares = [None] * self._num_workers
+            dist.all_gather_object(shares, mine)
+        return Base(view=view, logprobs={name: logp for share in shares for name, logp in share.items()})
 
     def _signals(self) -> tuple[TokenSignal, ...]:
         """What the parent's weights make of the first few interactions, for people to look at."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.drift import DriftStop, base_logprobs, probes
+from sdpo_ray.distill.drift import DriftStop, base_logprobs, load_base, probes
 from sdpo_ray.distill.load import load_policy
 from sdpo_ray.distill.step import StepSums
 from sdpo_ray.errors import LearnerError
@@ -38,7 +38,7 @@ def _config(**drift: Any) -> Distill:
 def test_the_base_scores_the_scored_tokens_without_hindsight_at_each_answer_s_temperature(tmp_path: Path) -> None:
     path = tiny_policy(tmp_path)
     items = [*batch(), made("masked", 3, 3, 4, first_scored=4)]
-    found = base_logprobs(path, items, _config(), CPU)
+    found = base_logprobs(load_base(path, _config(), CPU), items, _config())
     plain = load_policy(path)
     assert found.keys() == {item.interaction_id for item in items}
     for item in items:
@@ -48,9 +48,8 @@ def test_the_base_scores_the_scored_tokens_without_hindsight_at_each_answer_s_te
         assert found[item.interaction_id].device == CPU
 
 
-def test_all_examples_are_scored_where_kl_is_penalised_and_else_some_from_first_to_last() -> None:
+def test_some_examples_are_watched_from_first_to_last() -> None:
     items = [made(f"e{index}", 1, 1, 1) for index in range(10)]
-    assert probes(items, _config(kl_penalty=0.1, num_probes=3)) == items
     assert probes(items, _config(num_probes=10)) == items
     assert probes(items, _config(num_probes=4)) == [items[0], items[2], items[5], items[7]]
     assert probes([], _config(num_probes=4)) == []

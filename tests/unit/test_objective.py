@@ -19,7 +19,6 @@ from sdpo_ray.distill.objective import (
     bounded,
     finite_rows,
     importance,
-    k3,
     moves,
     reverse_kl,
     row_means,
@@ -252,21 +251,6 @@ def test_golden_1_a_teacher_of_the_same_logits_has_a_divergence_and_a_gradient_o
     (gradient_CV,) = torch.autograd.grad(kl_C.sum(), logits_CV)
     assert kl_C.abs().max() == 0
     assert gradient_CV.abs().max() == 0
-
-
-def test_k3_is_an_unbiased_estimate_of_kl_to_the_base() -> None:
-    log_p_V, log_base_V = _logits(0, 6).log_softmax(-1), _logits(1, 6).log_softmax(-1)
-    exact = (log_p_V.exp() * (log_p_V - log_base_V)).sum().item()
-    assert (log_p_V.exp() * k3(log_p_V, log_base_V)).sum().item() == pytest.approx(exact, abs=1e-14)
-
-
-@given(logp=st.floats(-30, 0), base=st.floats(-30, 0))
-def test_k3_is_never_negative(logp: float, base: float) -> None:
-    assert k3(_double(logp), _double(base)).item() >= -1e-12
-
-
-def test_k3_of_an_unknown_base_is_unknown() -> None:
-    assert k3(_double(-1.0), _double(_NAN)).isnan().all()
 
 
 def test_a_row_with_one_bad_value_is_not_finite() -> None:

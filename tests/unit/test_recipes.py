@@ -95,9 +95,12 @@ def test_a_worker_that_does_not_fit_is_told_what_to_change():
     assert "share it out" in states
 
 
-def test_a_dry_run_counts_the_steps_and_tokens_of_a_snapshot(tmp_path: Path):
+def test_a_dry_run_counts_the_steps_and_tokens_of_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
     from sdpo_ray.storage import write_json
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     chat = ChatFormat(tiny_policy(tmp_path / "policy"))
     drawn = snapshot(tmp_path / "s", [interaction(chat, name=f"t{index}") for index in range(33)])
     write_json(tmp_path / "s" / "snapshot.json", drawn)

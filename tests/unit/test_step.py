@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdpo_ray.config import Distill
 from sdpo_ray.distill.attention import PACKED, register
+from sdpo_ray.distill.drift import load_base, view_of
 from sdpo_ray.distill.head import logprobs
 from sdpo_ray.distill.hindsight import Example
 from sdpo_ray.distill.load import load_packed, load_policy
@@ -289,13 +290,38 @@ def test_a_step_reports_entropy_advantage_and_kl_to_the_base_as_means_over_token
     with torch.no_grad():
         logp = [chosen(alone(plain, item, hindsight=False), item) for item in items]
         advantage = torch.cat([chosen(alone(plain, item, hindsight=True), item) for item in items]) - torch.cat(logp)
-    base = {item.interaction_id: each - 0.5 for item, each in zip(items[1:3], logp[1:3], strict=True)}
-    sums, _ = step(model, micro_batches(items, 64), learns(), policy(model, base_logprobs=base))
+    sums, _ = step(model, micro_batches(items, 64), learns(), policy(model))
     assert sums.entropy == pytest.approx(-torch.cat(logp).mean().item(), rel=1e-5)
     assert sums.mean_advantage == pytest.approx(advantage.mean().item(), rel=1e-4)
     assert sums.abs_advantage == pytest.approx(advantage.abs().mean().item(), rel=1e-4)
-    assert sums.kl_to_base == pytest.approx(math.exp(-0.5) - 1 + 0.5, rel=1e-4)
-    assert sums.num_base_tokens == 1 + 10
+    assert sums.num_base_tokens == 0
+
+
+@pytest.mark.parametrize("objective", _OBJECTIVES)
+@pytest.mark.parametrize("same_head", [False, True])
+def test_kl_to_the_base_is_that_of_whole_distributions_at_the_watched_answers(
+    objective: str, same_head: bool, path: Path, model: Any, tmp_path: Path
+) -> None:
+    plain, items = load_policy(path), batch()
+    base = load_policy(path if same_head else tiny_policy(tmp_path, seed=3))
+    watched = [items[1], items[3], made("elsewhere", 3, 3, 4)]
+    config = _OBJECTIVES[objective]
+    scorer = load_base(path if same_head else tmp_path, config, CPU)
+    if same_head:
+        with torch.no_grad():
+            for layer in (base.model.layers[0], scorer.body.layers[0]):
+                layer.mlp.up_proj.weight.add_(0.5)
+    learner = policy(model, base_view=view_of(scorer, watched, config, same_head=same_head))
+    sums, watched_gradient = step(model, micro_batches(items, 64), config, learner)
+    _, unwatched = step(model, micro_batches(items, 64), config)
+    with torch.no_grad():
+        log_p, log_base = (
+            torch.cat([alone(each, item, hindsight=False) for item in watched[:2]]) for each in (plain, base)
+        )
+    expected = (log_p.exp() * (log_p - log_base)).sum(-1)
+    assert sums.num_base_tokens == len(expected)
+    assert sums.kl_to_base == pytest.approx(expected.mean().item(), rel=1e-4)
+    assert torch.equal(watched_gradient, unwatched), "watching changes nothing"
 
 
 def test_a_scalar_baseline_is_taken_from_every_token_s_advantage(path: Path, model: Any) -> None:

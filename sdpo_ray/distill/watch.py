@@ -1,0 +1,63 @@
+"""KL(policy || base) over the whole vocabulary, at the positions of a few watched answers.
+
+It is made of the logits that a step has anyway. A sampled estimate would do for answers of the policy's own; on logged
+ones it is no estimate at all, for p did not draw them.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdpo_ray.distill.head import logits
+from sdpo_ray.distill.hindsight import Example
+from sdpo_ray.distill.objective import normalized, reverse_kl
+
+_AT_ONCE = 32
+"""Watched tokens whose distributions exist beside the chunk's logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseView:
+    """What the run's base makes of the watched answers. Made by `drift.view_of`."""
+
+    hidden: dict[str, Tensor]
+    """Hidden states [n, D] at the scored positions of each answer, without hindsight; on the CPU."""
+    head_VD: Tensor | None
+    """The base's output weights; None where the policy's own are the same and do not learn."""
+
+
+class Watch:
+    """One micro-batch. After the student's pass `kl` is the sum over `num_tokens` watched tokens, in nats."""
+
+    def __init__(self, view: BaseView, micro_batch: Sequence[Example], device: torch.device) -> None:
+        self._places: list[int] = []
+        self._head_VD = view.head_VD
+        self.kl = torch.zeros((), dtype=torch.float64, device=device)
+        found, start = [], 0
+        for item in micro_batch:
+            count = len(item.response_ids) - item.first_scored
+            if item.interaction_id in view.hidden:
+                self._places.extend(range(start, start + count))
+                found.append(view.hidden[item.interaction_id])
+            start += count
+        self._hidden_KD = torch.cat(found).to(device) if found else None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._places)
+
+    def see(self, logits_CV: Tensor, part: slice, temperature_N: Tensor, weight_VD: Tensor) -> None:
+        """Add the KL of the watched tokens in a slice of N; leaves the logits as they are."""
+        first, last = bisect_left(self._places, part.start), bisect_left(self._places, part.stop)
+        if self._hidden_KD is None or first == last:
+            return
+        head_VD = weight_VD if self._head_VD is None else self._head_VD
+        for start in range(first, last, _AT_ONCE):
+            end = min(start + _AT_ONCE, last)
+            places_K = torch.tensor(self._places[start:end], device=logits_CV.device)
+            base_KV = logits(self._hidden_KD[start:end], head_VD, temperature_N[places_K])
+            policy_KV = logits_CV[places_K - part.start]
+            self.kl += reverse_kl(policy_KV, normalized(base_KV), None).sum()
