@@ -149,13 +149,14 @@ def _learned(candidate: Candidate, num_drawn: int) -> "Table":
         ("|log p - log p of the sampler|", "nats a token", first.sampler_gap, last.sampler_gap),
         ("gradient's norm", "", first.gradient_norm, last.gradient_norm),
     ):
-        table.add_row(f"{name}{f', {unit}' if unit else ''}", f"{before:.4g}", f"{after:.4g}")
+        table.add_row(f"{name}{f', {unit}' if unit else ''}", f"{round(before, 6):g}", f"{round(after, 6):g}")
     table.add_section()
     table.add_row("optimizer steps", "", str(len(candidate.steps)))
     table.add_row("tokens learned from", "", f"{sum(step.num_tokens for step in candidate.steps):,}")
     table.add_row("interactions in the snapshot", "", f"{num_drawn:,}")
-    for refusal in candidate.refusals:
-        table.add_row(f"  {refusal.reason}", "", f"{refusal.n:,}", style="yellow")
+    for words, counts in (("refused", candidate.refusals), ("learned from in part", candidate.alterations)):
+        for each in counts:
+            table.add_row(f"  {words}: {each.reason}", "", f"{each.n:,}", style="yellow")
     return table
 
 

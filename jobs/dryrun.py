@@ -8,6 +8,7 @@ from rich.table import Table
 from sdpo_ray.config import Run
 from sdpo_ray.distill.job import num_steps
 from sdpo_ray.distill.memory import Memory, estimate
+from sdpo_ray.distill.shape import read_shape
 from sdpo_ray.records import Snapshot
 from sdpo_ray.tables import read_interactions
 
@@ -21,16 +22,26 @@ _PARTS = (
     ("gradients", "gradients"),
     ("optimizer", "optimizer state"),
     ("teacher", "teacher"),
+    ("base_head", "the base's output layer"),
     ("buffers", "DeepSpeed's buffers"),
 )
 
 
 def show(run: Run, snapshot: Snapshot | None, gpu_gib: float | None) -> None:
-    """Print parameters, tokens, steps and memory, and whether a worker fits. Raises ConfigError without a shape."""
-    memory = estimate(_shape(run), run.distill, run.policy.max_model_len)
+    """Print parameters, tokens, steps and memory, and whether a worker fits where there are the fewest.
+
+    Raises ConfigError without a shape.
+    """
+    shape = read_shape(_shape(run))
+    memory = estimate(shape, run.distill, run.policy.max_model_len)
     console = Console()
     console.print(_facts(run, snapshot, memory))
     console.print(_memory(run, memory))
+    fewest = run.distill.workers.min_workers or run.distill.workers.num_workers
+    if fewest < run.distill.workers.num_workers:
+        workers = run.distill.workers.model_copy(update={"num_workers": fewest})
+        memory = estimate(shape, run.distill.model_copy(update={"workers": workers}), run.policy.max_model_len)
+        console.print(f"with the {fewest} workers of min_workers, {memory.peak / _GIB:,.2f} GiB at the peak")
     room = gpu_gib if gpu_gib is not None else _visible_gib()
     if room is not None:
         console.print(verdict(memory, room))

@@ -125,7 +125,7 @@ def _learn(rank: int, num_workers: int, policy: Path, case: Case, directory: Pat
     if case.checkpoints is None:
         shutil.rmtree(directory, ignore_errors=True)
     return Learned(
-        weights=whole(mine.trained),
-        teacher={} if case.config.teacher.kind == "live" else taught(mine.teacher, mine.trained),
+        weights=whole(mine.trained, keep=rank == 0),
+        teacher={} if case.config.teacher.kind == "live" else taught(mine.teacher, mine.trained, keep=rank == 0),
         steps=steps,
     )

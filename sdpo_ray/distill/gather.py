@@ -12,25 +12,28 @@ TEACHER = "teacher.safetensors"
 """The moving average's weights within a candidate's directory."""
 
 
-def whole(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Each parameter on the CPU in fp32: its master where the optimizer keeps one."""
+def whole(parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
+    """Each parameter on the CPU in fp32, its master where there is one, for the worker that is to `keep` them."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    return {
-        name: _copied(parameter if (master := safe_get_full_fp32_param(parameter)) is None else master)
-        for name, parameter in parameters.items()
-    }
+    found = {}
+    for name, parameter in parameters.items():
+        master = safe_get_full_fp32_param(parameter)
+        if keep:
+            found[name] = _copied(parameter if master is None else master)
+    return found
 
 
-def taught(teacher: Teacher, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The teacher's parameters on the CPU in fp32, rounded to what the model computes in."""
+def taught(teacher: Teacher, parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
+    """The teacher's parameters on the CPU in fp32, rounded to what the model computes in; as `whole`."""
     import deepspeed
 
     found = {}
     with teacher.weights():
         for name, parameter in parameters.items():
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                found[name] = _copied(parameter)
+                if keep:
+                    found[name] = _copied(parameter)
     return found
 
 

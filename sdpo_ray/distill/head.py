@@ -6,7 +6,7 @@ Whoever needs the gradient says how one chunk's logits become a loss and dL/dz; 
 forward pass, from the same logits, and the backward pass only scales them. The logits of a whole batch never exist.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,9 @@ def logprobs(
 ) -> Tensor:
     """Natural log-probs [N] of the targets, without gradient, in fp32 or better."""
     with torch.no_grad():
-        head = _Head(weight_VD)
-        found = [
-            _chosen(head.logits(hidden_ND[chunk], temperature_N[chunk]), target_N[chunk])
-            for chunk in chunks(len(hidden_ND), len(weight_VD), logits_mib)
-        ]
+        parts = chunks(len(hidden_ND), len(weight_VD), logits_mib)
+        head = _Head(weight_VD, longest=_longest(parts, len(hidden_ND)))
+        found = [score_(head.logits(hidden_ND[chunk], temperature_N[chunk]), target_N[chunk])[0] for chunk in parts]
     return torch.cat(found) if found else hidden_ND.new_zeros(0, dtype=_at_least_float32(hidden_ND.dtype))
 
 
@@ -48,17 +46,29 @@ def logits(hidden_CD: Tensor, weight_VD: Tensor, temperature_C: Tensor) -> Tenso
     return _Head(weight_VD).logits(hidden_CD, temperature_C)
 
 
+def score_(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs [C] of the targets, and what each row of exp(z - max z), left in place of z, adds up to, [C, 1].
+
+    In place, since on a CPU a fresh tensor of this size costs more than the exponential.
+    """
+    chosen_C = logits_CV.gather(-1, target_C[:, None])[:, 0]
+    most_C1 = logits_CV.amax(-1, keepdim=True)
+    total_C1 = logits_CV.sub_(most_C1).exp_().sum(-1, keepdim=True)
+    return chosen_C - (most_C1 + total_C1.log())[:, 0], total_C1
+
+
 class _FusedLoss(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, temperature_N: Tensor, gradient: Gradient, logits_mib: int
     ) -> Tensor:
-        head = _Head(weight_VD)
+        parts = chunks(len(hidden_ND), len(weight_VD), logits_mib)
+        head = _Head(weight_VD, longest=_longest(parts, len(hidden_ND)))
         precise = _at_least_float32(hidden_ND.dtype)
         loss = torch.zeros((), dtype=precise, device=hidden_ND.device)
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=precise) if ctx.needs_input_grad[1] else None
-        for chunk in chunks(len(hidden_ND), len(weight_VD), logits_mib):
+        for chunk in parts:
             part, grad_CV = gradient(head.logits(hidden_ND[chunk], temperature_N[chunk]), chunk)
             loss += part
             grad_CV /= temperature_N[chunk, None]
@@ -81,14 +91,22 @@ class _FusedLoss(torch.autograd.Function):  # type: ignore[misc]
 class _Head:
     """Products with the output weights that keep fp32 sums: bf16 logits between 16 and 32 are .125 apart."""
 
-    def __init__(self, weight_VD: Tensor) -> None:
+    def __init__(self, weight_VD: Tensor, longest: int = 0) -> None:
         precise = _at_least_float32(weight_VD.dtype)
         # A GPU multiplies bf16 into fp32 by itself; a CPU needs fp32 factors for that.
         self._mixed = weight_VD.is_cuda and weight_VD.dtype != precise
         self._weight_VD = weight_VD if self._mixed else weight_VD.to(precise)
+        # All chunks' logits in the same memory, one at a time.
+        self._chunk_CV = self._weight_VD.new_empty(0 if self._mixed else longest, len(weight_VD))
 
     def logits(self, hidden_CD: Tensor, temperature_C: Tensor) -> Tensor:
-        return self._product(hidden_CD, self._weight_VD.T).div_(temperature_C[:, None])
+        """[C, V]; of a head with a `longest` chunk, they last until the next call."""
+        if len(self._chunk_CV):
+            out_CV = self._chunk_CV[: len(hidden_CD)]
+            torch.mm(hidden_CD.to(self._weight_VD.dtype), self._weight_VD.T, out=out_CV)
+        else:
+            out_CV = self._product(hidden_CD, self._weight_VD.T)
+        return out_CV.div_(temperature_C[:, None])
 
     def back(self, grad_CV: Tensor) -> Tensor:
         return self._product(grad_CV, self._weight_VD)
@@ -105,8 +123,8 @@ class _Head:
         return left.to(right.dtype) @ right
 
 
-def _chosen(logits_CV: Tensor, target_C: Tensor) -> Tensor:
-    return logits_CV.gather(-1, target_C[:, None])[:, 0] - logits_CV.logsumexp(-1)
+def _longest(parts: Sequence[slice], num_tokens: int) -> int:
+    return min(parts[0].stop, num_tokens) if parts else 0
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.head import fused_loss, logits, logprobs
+from sdpo_ray.distill.head import fused_loss, logits, logprobs, score_
 from sdpo_ray.distill.objective import (
     Terms,
     advantages,
@@ -95,32 +95,35 @@ class Student:
         return self._estimated(weight_VD, logits_CV, part)
 
     def _supervised(self, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        logp_C, terms = self._scored(logits_CV, part), self._terms.chunk(part)
+        terms = self._terms.chunk(part)
+        logp_C, total_C1 = self._scored(logits_CV, part)
         pull_C = base_pull(logp_C, terms.base_logp_N, self._config.drift.kl_penalty)
-        return self._move(logits_CV, logp_C, -terms.weight_N * (1 - pull_C), part)
+        return self._move(logits_CV, total_C1, logp_C, -terms.weight_N * (1 - pull_C), part)
 
     def _estimated(self, weight_VD: Tensor, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         signal = self._config.signal
         if signal.estimator != "sampled_token":
             return self._divergence(weight_VD, logits_CV, part)
-        logp_C = self._scored(logits_CV, part)
+        kl_C = log_q_C = None
+        if signal.baseline == "token_kl":
+            log_q_CV = self._target(weight_VD, logits_CV, part)
+            log_q_C = log_q_CV.gather(-1, self._context.target_N[part, None])[:, 0]
+            kl_C = reverse_kl(logits_CV, log_q_CV, None)
+        logp_C, total_C1 = self._scored(logits_CV, part)
         if self._coefficient_N is not None:
             coefficient_C = self._coefficient_N[part]
-        elif signal.baseline == "token_kl":
-            log_q_CV = self._target(weight_VD, logits_CV, part)
-            advantage_C = log_q_CV.gather(-1, self._context.target_N[part, None])[:, 0] - logp_C
-            kl_C = reverse_kl(logits_CV, log_q_CV, None)
-            coefficient_C = self._moved(logp_C, advantage_C, part, -kl_C)
+        elif kl_C is not None and log_q_C is not None:
+            coefficient_C = self._moved(logp_C, log_q_C - logp_C, part, -kl_C)
         else:
             advantage_C = advantages(logp_C, self._terms.chunk(part), signal)
             coefficient_C = self._moved(logp_C, advantage_C, part, self._baseline)
-        return self._move(logits_CV, logp_C, coefficient_C, part)
+        return self._move(logits_CV, total_C1, logp_C, coefficient_C, part)
 
-    def _scored(self, logits_CV: Tensor, part: slice) -> Tensor:
-        chosen_C = logits_CV.gather(-1, self._context.target_N[part, None])[:, 0]
-        logp_C = chosen_C - logits_CV.logsumexp(-1)
+    def _scored(self, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Log-probs [C] of the targets, and the sums of what `score_` leaves of the logits."""
+        logp_C, total_C1 = score_(logits_CV, self._context.target_N[part])
         self.logp_N[part] = logp_C
-        return logp_C
+        return logp_C, total_C1
 
     def _moved(self, logp_C: Tensor, advantage_C: Tensor, part: slice, baseline: Tensor | float) -> Tensor:
         """dL / d log p(y_t) of the sampled estimator; keeps the record."""
@@ -136,12 +139,12 @@ class Student:
         self.ratio_N[part] = moved.ratio_N
         return moved.coefficient_N
 
-    def _move(self, logits_CV: Tensor, logp_C: Tensor, coefficient_C: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """L = sum c_t log p(y_t), so dL/dz = c_t (onehot - softmax), written over the logits."""
-        target_C1 = self._context.target_N[part, None]
-        chosen_C = logits_CV.gather(-1, target_C1)[:, 0]
-        grad_CV = logits_CV.sub_((chosen_C - logp_C)[:, None]).exp_().mul_(-coefficient_C[:, None])
-        grad_CV.scatter_add_(-1, target_C1, coefficient_C[:, None].to(grad_CV.dtype))
+    def _move(
+        self, exp_CV: Tensor, total_C1: Tensor, logp_C: Tensor, coefficient_C: Tensor, part: slice
+    ) -> tuple[Tensor, Tensor]:
+        """L = sum c_t log p(y_t), so dL/dz = c_t (onehot - softmax), written over exp(z - max z)."""
+        grad_CV = exp_CV.mul_(-coefficient_C[:, None] / total_C1)
+        grad_CV.scatter_add_(-1, self._context.target_N[part, None], coefficient_C[:, None].to(grad_CV.dtype))
         return (coefficient_C * logp_C).sum(), grad_CV
 
     def _divergence(self, weight_VD: Tensor, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:

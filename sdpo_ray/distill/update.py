@@ -137,8 +137,10 @@ class Update:
 
     def _export(self, signals: tuple[TokenSignal, ...]) -> None:
         job, learner = self._job, self._learner
-        trained = whole(learner.trained)
-        teacher = taught(learner.teacher, learner.trained) if job.config.teacher.kind == "ema" else None
+        trained = whole(learner.trained, keep=self._rank == 0)
+        teacher = (
+            taught(learner.teacher, learner.trained, keep=self._rank == 0) if job.config.teacher.kind == "ema" else None
+        )
         if self._rank == 0:
             candidate = Candidate(
                 policy_version=job.policy_version,

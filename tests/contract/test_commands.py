@@ -11,7 +11,7 @@ import pytest
 from sdpo_ray.config import keys, load_run
 
 REPOSITORY = Path(__file__).parent.parent.parent
-JOBS = ["continual", "curate", "explain", "rollback", "simulate"]
+JOBS = ["continual", "curate", "distill", "explain", "rollback", "simulate"]
 HEAVY = ("ray", "torch", "vllm", "mlflow", "transformers", "deepspeed", "pyarrow")
 PROBE = """
 import runpy, sys
@@ -31,7 +31,7 @@ def run_job(job: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("job", [*JOBS, "demo"])
+@pytest.mark.parametrize("job", [*JOBS, "demo", "import_logs"])
 def test_help_teaches_before_anything_heavy_is_imported(job: str):
     out = run_job(job, "--help")
     assert "Usage" in out
@@ -65,7 +65,9 @@ def test_every_recipe_loads():
 
 def test_every_job_and_every_make_target_is_in_the_readme():
     readme = (REPOSITORY / "README.md").read_text()
-    assert [job for job in [*JOBS, "demo"] if f"jobs/{job}.py" not in readme and f"{job}.py" not in readme] == []
+    assert [
+        job for job in [*JOBS, "demo", "import_logs"] if f"jobs/{job}.py" not in readme and f"{job}.py" not in readme
+    ] == []
     targets = re.findall(r"^([a-z]+):.*##", (REPOSITORY / "Makefile").read_text(), flags=re.M)
     assert [target for target in targets if f"make {target}" not in readme and target != "help"] == []
 

@@ -130,7 +130,7 @@ def _learn(rank: int, port: int, out: Path) -> None:
             engine.backward(engine(torch.ones(1, 8, dtype=torch.bfloat16)).float().sum())
             engine.step()
         found[precision] = _Moved(
-            weights=whole({"weight": module.weight})["weight"], computed_with=module.weight.detach().clone()
+            weights=whole({"weight": module.weight}, keep=True)["weight"], computed_with=module.weight.detach().clone()
         )
     torch.save(found, out)
     torch.distributed.destroy_process_group()

@@ -95,6 +95,14 @@ def test_a_worker_that_does_not_fit_is_told_what_to_change():
     assert "share it out" in states
 
 
+def test_a_group_that_may_shrink_is_judged_by_its_fewest_workers():
+    asked = ["--run", RECIPES / "qwen3_8b_8gpu.toml", "--dry-run", "--gpu-gib", H200_GIB]
+    status, printed = run(*asked, "--set", "distill.workers.min_workers=1")
+    assert status == 0
+    assert "with the 1 workers of min_workers" in printed
+    assert "does not fit" in printed
+
+
 def test_a_dry_run_counts_the_steps_and_tokens_of_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import torch
 
