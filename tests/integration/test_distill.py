@@ -36,7 +36,7 @@ _SHARDED = Distill(
     batch_size=5,
     learning_rate=1e-3,
     lora={"rank": 4, "alpha": 8},  # type: ignore[arg-type]
-    workers={"num_workers": 2, "zero_stage": 3},  # type: ignore[arg-type]
+    workers={"num_workers": 2, "min_workers": 1, "zero_stage": 3},  # type: ignore[arg-type]
 )
 _TEMPERATURES = (1.0, 0.7, 0.0)
 
