@@ -43,7 +43,7 @@ def by_name(scores: tuple[Score, ...]) -> dict[str, float]:
     return {score.name: score.value for score in scores}
 
 
-def test_a_win_rate_reports_both_tie_rules_and_how_many_pairs_were_decided():
+def test_golden_29_a_win_rate_reports_both_tie_rules_and_how_many_pairs_were_decided():
     scores = win_rate(
         "vs_base",
         answers("a", "a", "a", "aaa", "aa"),
