@@ -57,6 +57,7 @@ def export(
         if lora.rank:
             adapter.save(trained, aside / adapter.ADAPTER, base=base, lora=lora)
         if teacher is not None:
+            (aside / TEACHER).parent.mkdir()
             save_file(teacher, aside / TEACHER, metadata={"format": "pt"})
         for pattern in _COMPANIONS:
             for file in parent.glob(pattern):

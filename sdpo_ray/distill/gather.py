@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from sdpo_ray.distill.teacher import Teacher
 
-TEACHER = "teacher.safetensors"
-"""The moving average's weights within a candidate's directory."""
+TEACHER = "teacher/weights.safetensors"
+"""The moving average's weights in a candidate's directory: not beside the policy's, for vLLM loads all it finds."""
 
 
 def whole(parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from openai import OpenAI
 
 from sdpo_ray.chat import ChatFormat
+from sdpo_ray.distill.adapter import ADAPTER
+from sdpo_ray.distill.gather import TEACHER
 from sdpo_ray.records import Consent, FinishReason, Message, Role, ToolCall
 from tests.serving import Served, Witness, perturbed, point, release_of
 
@@ -243,6 +246,10 @@ def test_a_client_that_hangs_up_leaves_no_work_behind(served: Served, stream: bo
 @pytest.mark.usefixtures("back_to_base")
 def test_swaps_under_load_fail_no_request_and_mix_no_versions(served: Served, client: OpenAI, tmp_path: Path):
     paths = {version: perturbed(served.base, tmp_path / f"v{version}", seed=version) for version in (1, 2, 3)}
+    # What an update leaves beside its weights, which an engine that loads every file it finds must not find.
+    for beside in (TEACHER, f"{ADAPTER}/adapter_model.safetensors"):
+        (paths[2] / beside).parent.mkdir()
+        shutil.copy(paths[3] / "model.safetensors", paths[2] / beside)
     releases = {version: release_of(path, version) for version, path in paths.items()}
     stop = False
 

@@ -146,6 +146,16 @@ def test_an_attempt_after_the_candidate_was_sealed_does_nothing(drawn: Snapshot,
     assert train(_job(tmp_path, drawn)) is None
 
 
+def test_an_engine_that_loads_every_file_it_finds_does_not_find_the_teacher(drawn: Snapshot, tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "v0001"
+    trained = _parameters(load_policy(base))
+    teacher = {name: tensor + 1 for name, tensor in trained.items()}
+    _export(trained, base, out, drawn, teacher=teacher)
+    assert [file.name for file in out.glob("*.safetensors")] == ["model.safetensors"]
+    kept = load_file(out / "teacher" / "weights.safetensors")
+    assert all(torch.equal(kept[name], teacher[name]) for name in teacher)
+
+
 def test_steps_are_counted_with_a_short_last_batch() -> None:
     assert num_steps(33, Distill(batch_size=16, epochs=2)) == 6
 
@@ -169,7 +179,13 @@ def _parameters(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _export(
-    trained: dict[str, torch.Tensor], parent: Path, out: Path, drawn: Snapshot, lora: Lora | None = None
+    trained: dict[str, torch.Tensor],
+    parent: Path,
+    out: Path,
+    drawn: Snapshot,
+    *,
+    lora: Lora | None = None,
+    teacher: dict[str, torch.Tensor] | None = None,
 ) -> Candidate:
     candidate = Candidate(
         policy_version=1,
@@ -179,4 +195,4 @@ def _export(
         fingerprint=Fingerprint(token_ids=(), logprobs=()),
         refusals=(Refusal(reason="too_long", n=1),),
     )
-    return export(candidate, trained, parent=parent, base=parent, lora=lora or Lora(rank=0), teacher=None)
+    return export(candidate, trained, parent=parent, base=parent, lora=lora or Lora(rank=0), teacher=teacher)
