@@ -38,6 +38,9 @@ LENIENT = [
     "curate.max_age_versions=100",
     "curate.held_out=0",
     "distill.learning_rate=1e-5",
+    # The product's default learner, which goes on with its parent's adapter and teacher; the demo runs the laptop's.
+    "distill.lora.rank=8",
+    "distill.teacher.kind=ema",
 ]
 
 
