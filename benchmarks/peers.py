@@ -38,12 +38,6 @@ def ours(model: Any, work: Workload) -> Step:
     )
     policy = Policy(
         run=Scorer(model),
-        backward=lambda loss, last: loss.backward(),
-        teacher=nullcontext,
-        total=lambda tensor: tensor,
-        baselined=False,
-        own_head=False,
-        base_logprobs={},
         device=torch.device(work.device),
     )
 

@@ -23,9 +23,10 @@ import typer
 
 from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.config import Run
+from sdpo_ray.curate.turnstile import undisturbed
 from sdpo_ray.cycle import Begun, begin, next_cycle, turn
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.records import Snapshot
+from sdpo_ray.records import BASE_VERSION
 from sdpo_ray.storage import Layout, read_json
 from sdpo_ray.telemetry import EventFile
 
@@ -41,20 +42,21 @@ def continual(run: Run, turns: int) -> None:
     """Turn the wheel `turns` times (0: until the process is stopped)."""
     import ray
 
-    from jobs.stages import BASE_VERSION, Wheel
-    from sdpo_ray.capture.segments import SegmentLog
+    from jobs.stages import Wheel
+    from sdpo_ray.capture.log import open_log
     from sdpo_ray.curate.stream import Curator
     from sdpo_ray.promote.registry import Registry
     from sdpo_ray.records import Release
 
-    layout = Layout(run.directory)
+    layout = Layout(run.directory, run.tables)
     events = EventFile(layout.events)
     with alone(layout.root):
         ray.init(address="auto", ignore_reinit_error=True, log_to_driver=False)
         # Ray's own handler, set a line above, ends the process with status 15.
         signal.signal(signal.SIGTERM, stop)
         registry = Registry(layout, model_name=run.promote.model_name, tracking_uri=run.promote.tracking_uri)
-        curator = Curator(layout, run.curate, SegmentLog(layout.journal))
+        log = open_log(layout, run.capture, name="continual")
+        curator = Curator(layout, log, curate=run.curate, capture=run.capture)
         wheel = Wheel(run, curator, registry, events)
         wheel.champion()
         registry.register_base(read_json(layout.release(BASE_VERSION), Release))
@@ -74,7 +76,7 @@ def one_turn(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", event
         parent = wheel.champion().policy_version
         return Begun(cycle=cycle, policy_version=cycle, parent_version=parent, seed=run.seed * 1_000_003 + cycle)
 
-    outcome = turn(begin(directory, make), wheel.stages, directory, events)
+    outcome = turn(begin(directory, make), wheel.stages, directory, events, undisturbed=undisturbed(layout))
     events.write(
         "outcome",
         cycle,
@@ -88,14 +90,27 @@ def one_turn(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", event
 
 def gather(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", events: EventFile, cycle: int) -> None:
     """Curate what arrives until there is enough for a cycle."""
-    since = last_draw(layout, cycle)
+    from jobs.stages import last_batch
+    from sdpo_ray.curate.snapshot import count_new
+
+    since = last_batch(layout, cycle)
     refused: Counter[str] = Counter()
+    alarm = Alarm(run, events)
     with events.stage("gather", cycle):
         while True:
-            progress = curator.advance()
+            with undisturbed(layout):
+                progress, compacted = curator.advance(), curator.maintain()
             refused += progress.refused
-            champion = wheel.champion().policy_version
-            ready = curator.count_new(since=since, champion_version=champion)
+            alarm.look(progress.backlog_bytes, cycle)
+            if compacted:
+                events.write("compacted", cycle, tables=", ".join(compacted))
+            ready = count_new(
+                curator.interactions,
+                after=since,
+                champion_version=wheel.champion().policy_version,
+                now_s=time.time(),
+                config=run.curate,
+            )
             if progress.turns_shipped or ready >= run.curate.min_new_interactions:
                 events.write(
                     "gathered",
@@ -111,10 +126,22 @@ def gather(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", events:
             time.sleep(GATHER_S)
 
 
-def last_draw(layout: Layout, cycle: int) -> int:
-    """Version of the table `interactions` that the cycle before drew from; 0 for the first."""
-    path = layout.cycle(cycle - 1) / "draw.json"
-    return read_json(path, Snapshot).table_version if path.exists() else 0
+class Alarm:
+    """Says once when the event log piles up faster than it is curated, and once when it is worked off."""
+
+    def __init__(self, run: Run, events: EventFile) -> None:
+        self._limit_mib = run.capture.journal.alarm_mib
+        self._events = events
+        self._raised = False
+
+    def look(self, backlog_bytes: int, cycle: int) -> None:
+        backlog_mib = backlog_bytes >> 20
+        raised = backlog_mib > self._limit_mib
+        if raised != self._raised:
+            self._raised = raised
+            self._events.write("backlog", cycle, mib=backlog_mib, alarm_mib=self._limit_mib, raised=int(raised))
+            words = "is above" if raised else "is back under"
+            typer.echo(f"the event log {words} {self._limit_mib} MiB: {backlog_mib} MiB", err=True)
 
 
 @contextlib.contextmanager

@@ -1,25 +1,65 @@
-"""Bring the tables up to date once: journal -> turns -> interactions. The wheel does this by itself."""
+"""Bring the tables up to date once: event log -> turns -> interactions. The wheel does this by itself."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import typer
 
 from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.storage import Layout
 
+if TYPE_CHECKING:
+    from sdpo_ray.curate.stream import Curator, Progress
+
 
 def main(run: RunFile = LAPTOP, overrides: Overrides = None, print_config: PrintConfig = False) -> None:
-    """Ship, pair and admit whatever is new in the journal, and print what became of it as JSON."""
+    """Ship, pair and admit whatever is new in the event log, and print what became of it as JSON."""
     resolved = read_run(run, overrides, print_config)
     import msgspec
     import ray
 
-    from sdpo_ray.capture.segments import SegmentLog
+    from sdpo_ray.capture.log import open_log
     from sdpo_ray.curate.stream import Curator
+    from sdpo_ray.curate.turnstile import undisturbed
 
-    layout = Layout(resolved.directory)
+    layout = Layout(resolved.directory, resolved.tables)
     with plain_errors():
         ray.init(address="auto", ignore_reinit_error=True, log_to_driver=False)
-        progress = Curator(layout, resolved.curate, SegmentLog(layout.journal)).advance()
-    typer.echo(msgspec.json.encode(progress).decode())
+        log = open_log(layout, resolved.capture, name="curate")
+        with undisturbed(layout):
+            curated = settle(Curator(layout, log, curate=resolved.curate, capture=resolved.capture))
+    typer.echo(msgspec.json.encode(curated).decode())
+
+
+def settle(curator: "Curator") -> "Progress":
+    """Advance twice, since a follow-up is decided in the advance after the one that shipped it; compact what is due."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("reading the event log", total=None)
+        stored = 0
+
+        def show(num_turns: int) -> None:
+            nonlocal stored
+            stored += num_turns
+            bars.update(task, description=f"{stored} turns stored")
+
+        first = curator.advance(show)
+        bars.update(task, description=f"{first.turns_shipped} turns stored, pairing them")
+        second = curator.advance(show)
+        bars.update(task, description="compacting")
+        curator.maintain()
+    return replace(
+        second,
+        turns_shipped=first.turns_shipped + second.turns_shipped,
+        feedback_shipped=first.feedback_shipped + second.feedback_shipped,
+        interactions_admitted=first.interactions_admitted + second.interactions_admitted,
+        backlog_bytes=first.backlog_bytes,
+        refused=first.refused + second.refused,
+    )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Demo:
         self._run_file = run_file
         self._overrides = overrides
         self.run: Run = load_run(run_file, overrides)
-        self.layout = Layout(self.run.directory)
+        self.layout = Layout(self.run.directory, self.run.tables)
         self.log = self.layout.root / "demo.log"
         self.screen = Screen(self.run)
         self.stats = self.layout.root / "traffic.json"

@@ -17,13 +17,12 @@ import typer
 
 from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.config import Run
+from sdpo_ray.distill.job import CANDIDATE_FILE
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.records import Candidate, Fingerprint, Release, Snapshot
+from sdpo_ray.records import BASE_VERSION, Candidate, Fingerprint, Release, Snapshot
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_BASE_VERSION = 0
 
 
 def main(
@@ -127,9 +126,9 @@ def _parent(directory: Path) -> Release:
 
     if not (directory / "config.json").exists():
         raise ConfigError(f"there is no policy at {directory}: set policy.base, or --parent, to a policy's directory")
-    version = _BASE_VERSION
-    if (directory / "candidate.json").exists():
-        version = read_json(require_ready(directory) / "candidate.json", Candidate).policy_version
+    version = BASE_VERSION
+    if (directory / CANDIDATE_FILE).exists():
+        version = read_json(require_ready(directory) / CANDIDATE_FILE, Candidate).policy_version
     unchecked = Fingerprint(token_ids=(), logprobs=())
     path = str(directory.absolute())
     return Release(policy_version=version, path=path, previous_version=None, fingerprint=unchecked)

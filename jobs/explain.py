@@ -53,14 +53,18 @@ def _turn(run: Run, turn_id: str, policy: Path | None, out: Path | None) -> None
     from jobs.interactions import find, policy_of
     from jobs.reading import Reading
 
-    interaction = find(Layout(run.directory), turn_id)
+    interaction = find(Layout(run.directory, run.tables), turn_id)
     path, which = (policy, "as you asked") if policy else policy_of(run, interaction.turn.policy_version)
     reading = Reading(run, path)
     typer.echo(f"policy: {path} ({which})")
     reading.read([interaction])
+    reading.write(out or page_of(turn_id), f"Turn {turn_id}")
+
+
+def page_of(turn_id: str) -> Path:
+    """Where the page of a turn is, unless `--out` said otherwise."""
     # An id of ours is safe in a path; the table may hold others.
-    name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in turn_id)
-    reading.write(out or _OUT / name, f"Turn {turn_id}")
+    return _OUT / "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in turn_id)
 
 
 def _cases(run: Run, file: Path, policy: Path | None, out: Path | None, seed: int, max_tokens: int) -> None:
@@ -85,7 +89,7 @@ def _list(run: Run) -> None:
     from jobs.interactions import newest
 
     table = Table("turn", "answered by", "follow-up at", "user", "next", title="explain one with --turn", box=None)
-    for each in newest(Layout(run.directory), _LISTED):
+    for each in newest(Layout(run.directory, run.tables), _LISTED):
         table.add_row(
             Text(each.interaction_id, no_wrap=True, overflow="fold"),
             f"v{each.turn.policy_version}" if not each.turn.text_only else "elsewhere",

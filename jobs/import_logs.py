@@ -1,21 +1,28 @@
-"""Read the logs of elsewhere into a snapshot that `jobs/distill.py` learns from, and say what was refused and why."""
+"""Read the logs of elsewhere: into a snapshot that `jobs/distill.py` learns from, or into a run's own event log."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commandline import command, plain_errors
+from jobs.commandline import Overrides, command, plain_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.progress import Progress
 
+    from sdpo_ray.config import Run
     from sdpo_ray.curate.importers import Format
-    from sdpo_ray.curate.offline import Import
     from sdpo_ray.curate.refused import ImportReport
+    from sdpo_ray.curate.unroll import Limits
 
 Files = Annotated[list[Path], typer.Argument(help="JSON Lines, JSON array or Parquet, gzipped or not.")]
-Out = Annotated[Path, typer.Option(help="Directory to write; must not exist.")]
+Out = Annotated[Path | None, typer.Option(help="Make a snapshot: directory to write; must not exist.")]
+Into = Annotated[
+    Path | None,
+    typer.Option(help="Or write into the event log of this run file's run, where they are curated as live turns are."),
+]
 FormatName = Annotated[
     str | None,
     typer.Option("--format", help="wildchat, wildfeedback, openai or triples; default: by each file's first record."),
@@ -28,7 +35,9 @@ QuestionChars = Annotated[
 
 def main(
     files: Files,
-    out: Out,
+    out: Out = None,
+    into: Into = None,
+    overrides: Overrides = None,
     form: FormatName = None,
     limit: Annotated[int, typer.Option(min=1, help="Interactions to keep, drawn by the seed.")] = 50_000,
     seed: Annotated[int, typer.Option(help="Of the draw and of the order of training.")] = 0,
@@ -41,22 +50,23 @@ def main(
     max_answer_chars: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 4096,
     max_question_chars: QuestionChars = None,
 ) -> None:
-    """Read logs of chats into a snapshot to learn from. The defaults are the paper's filters."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    """Read logs of chats to learn from. The defaults are the paper's filters."""
+    from sdpo_ray.config import load_run
     from sdpo_ray.curate.importers import Format
     from sdpo_ray.curate.language import LANGUAGES
-    from sdpo_ray.curate.offline import Import
     from sdpo_ray.curate.unroll import Limits
     from sdpo_ray.errors import ConfigError
 
     with plain_errors():
+        if (out is None) == (into is None):
+            raise ConfigError("name either a snapshot to make (--out DIR) or the run to write into (--into RUN.toml)")
+        if overrides and into is None:
+            raise ConfigError("--set changes a run file, which --into names")
         if form is not None and form not in list(Format):
             raise ConfigError(f"no format {form!r}; there are {', '.join(Format)}")
         if language != "any" and language not in LANGUAGES:
             raise ConfigError(f"cannot tell {language!r} from others; there are {', '.join(LANGUAGES)}, any")
-        if out.exists():
+        if out is not None and out.exists():
             raise ConfigError(f"{out} exists: name a new directory")
         if missing := [str(path) for path in files if not path.is_file()]:
             raise ConfigError(f"no file {', '.join(missing)}")
@@ -69,20 +79,53 @@ def main(
             language=None if language == "any" else language,
             drop_toxic=drop_toxic,
         )
-        logs = Import(limits=limits, limit=limit, seed=seed, held_out=held_out)
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            for path in files:
-                _add(logs, path, Format(form) if form else None, progress)
-        _print(logs.report())
-        snapshot = logs.write(out)
+        kind = Format(form) if form else None
+        if into is not None:
+            _record(files, kind, limits, load_run(into, overrides or ()))
+        elif out is not None:
+            _make(files, kind, limits, out, limit=limit, seed=seed, held_out=held_out)
+
+
+def _make(
+    files: list[Path], form: "Format | None", limits: "Limits", out: Path, *, limit: int, seed: int, held_out: float
+) -> None:
+    from sdpo_ray.curate.offline import Import
+
+    logs = Import(limits=limits, limit=limit, seed=seed, held_out=held_out)
+    with _bars() as progress:
+        for path in files:
+            logs.add(path, form, _bar(progress, path))
+    _print(logs.report())
+    snapshot = logs.write(out)
     typer.echo(f"{out}: {len(snapshot.interaction_ids)} interactions to learn from, {snapshot.snapshot_id}")
 
 
-def _add(logs: "Import", path: Path, form: "Format | None", progress: "Progress") -> None:
+def _record(files: list[Path], form: "Format | None", limits: "Limits", run: "Run") -> None:
+    from jobs.recording import record
+    from sdpo_ray.curate.logreader import LogReader
+
+    reader, n = LogReader(limits), 0
+    with _bars() as progress:
+        for path in files:
+            n += record(reader.read(path, form, _bar(progress, path)), run)
+    for reason, count in sorted(reader.refused.items()):
+        typer.echo(f"refused: {reason}: {count}")
+    typer.echo(f"{n} interactions of {reader.num_records} records are in the event log of {run.directory}")
+    typer.echo("the wheel takes them from there, or now: python jobs/curate.py")
+
+
+def _bars() -> "Progress":
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(console=Console(stderr=True), transient=True)
+
+
+def _bar(progress: "Progress", path: Path) -> "Callable[[int], None]":
     from rich.markup import escape
 
     task = progress.add_task(escape(path.name), total=path.stat().st_size)
-    logs.add(path, form, lambda done: progress.update(task, completed=done))
+    return lambda done: progress.update(task, completed=done)
 
 
 def _print(report: "ImportReport") -> None:

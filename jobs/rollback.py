@@ -19,7 +19,7 @@ def main(
     from sdpo_ray.promote.registry import Registry
     from sdpo_ray.promote.release import confirm, release_to_restore, rollback
 
-    layout = Layout(resolved.directory)
+    layout = Layout(resolved.directory, resolved.tables)
     with plain_errors():
         wanted = release_to_restore(layout, to).policy_version
         registry = Registry(layout, model_name=resolved.promote.model_name, tracking_uri=resolved.promote.tracking_uri)

@@ -22,7 +22,7 @@ class Screen:
     """What is known now, as something rich can draw. `served` is the version that users are served."""
 
     def __init__(self, run: Run) -> None:
-        self._layout = Layout(run.directory)
+        self._layout = Layout(run.directory, run.tables)
         self._began = time.monotonic()
         self._stage = "starting"
         self._done, self._total = 0, 1

@@ -1,9 +1,11 @@
 """People who talk to the served policy where no real ones do: persona users over plain HTTP.
 
-They use the stock `openai` client and send nothing but the conversation: ask, read, react, go.
+They use the stock `openai` client and send nothing but the conversation and a name: ask, read, react, go.
+`OPENAI_API_KEY` is their key, where the run asks for one.
 """
 
 import asyncio
+import os
 import random
 import signal
 import time
@@ -35,8 +37,8 @@ class Traffic:
     """Unix time of the first response of each policy version."""
 
 
-class User:
-    """One of the people: a persona, a generator of chance, and a client."""
+class Seat:
+    """A chair, a client and a generator of chance: one of the people after the other sits down and talks."""
 
     def __init__(self, client: Any, run: Run, persona: Persona, rng: random.Random, traffic: Traffic) -> None:
         self._client = client
@@ -46,25 +48,27 @@ class User:
         self._traffic = traffic
 
     async def talk(self) -> None:
-        """One conversation: a question, the answer, the user's reaction to it."""
+        """One conversation of one of the people: a question, the answer, the reaction to it."""
+        person = f"person-{self._rng.randrange(self._run.simulate.people)}"
         messages = [{"role": "user", "content": sample_prompt(self._rng, "train").prompt}]
-        answer = await self._ask(messages)
+        answer = await self._ask(person, messages)
         if answer is None:
             return
         await self._think()
         reaction = react(self._persona, answer, self._rng)
-        await self._ask([*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": reaction}])
+        said = [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": reaction}]
+        await self._ask(person, said)
         self._traffic.conversations += 1
         await self._think()
 
     async def _think(self) -> None:
         await asyncio.sleep(self._rng.expovariate(1 / self._run.simulate.think_s))
 
-    async def _ask(self, messages: list[dict[str, str]]) -> str | None:
+    async def _ask(self, person: str, messages: list[dict[str, str]]) -> str | None:
         self._traffic.requests += 1
         stream = self._rng.random() < self._run.simulate.stream_share
         try:
-            answer, headers = await self._answer(messages, stream)
+            answer, headers = await self._answer(person, messages, stream)
         except Exception as error:
             # Whatever went wrong, a user saw a failure: it is counted, and the next one asks.
             self._traffic.failed += 1
@@ -74,11 +78,12 @@ class User:
         self._traffic.first_seen_s.setdefault(headers.get(POLICY_VERSION, "?"), time.time())
         return answer
 
-    async def _answer(self, messages: list[dict[str, str]], stream: bool) -> tuple[str, Any]:
+    async def _answer(self, person: str, messages: list[dict[str, str]], stream: bool) -> tuple[str, Any]:
         completions = self._client.chat.completions.with_raw_response
         raw = await completions.create(
             model=self._run.serve.served_name,
             messages=messages,
+            user=person,
             max_tokens=self._run.evaluate.max_tokens,
             temperature=1.0,
             stream=stream,
@@ -102,16 +107,18 @@ async def talk_all(run: Run, *, base_url: str, conversations: int, stats: Path |
         asyncio.get_running_loop().add_signal_handler(signum, leave.set)
 
     async def sit(seat: int) -> None:
-        user = User(client, run, persona, random.Random(f"{run.seed}/{seat}"), traffic)
+        taken = Seat(client, run, persona, random.Random(f"{run.seed}/{seat}"), traffic)
         while not leave.is_set() and (not conversations or traffic.conversations + traffic.failed < conversations):
-            await user.talk()
+            await taken.talk()
 
     async def report() -> None:
         while stats is not None:
             write_json(stats, traffic)
             await asyncio.sleep(0.5)
 
-    async with AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=60) as client:
+    async with AsyncOpenAI(
+        base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=0, timeout=60
+    ) as client:
         reporter = asyncio.ensure_future(report())
         await asyncio.gather(*(sit(seat) for seat in range(run.simulate.concurrency)))
         reporter.cancel()

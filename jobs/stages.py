@@ -5,12 +5,15 @@ import random
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 from jobs.provenance import code_commit
 from sdpo_ray.config import Run
+from sdpo_ray.curate.snapshot import draw_snapshot
 from sdpo_ray.curate.stream import Curator
 from sdpo_ray.cycle import Begun, Outcome, Stages
 from sdpo_ray.distill.launch import distill
+from sdpo_ray.distill.relevance import read_relevance
 from sdpo_ray.errors import ReleaseError, SwapError
 from sdpo_ray.evaluate.endpoint import Answers, generate, load_answers, save_answers
 from sdpo_ray.evaluate.suite import examine
@@ -19,13 +22,12 @@ from sdpo_ray.promote.follow import Move, follow_alias
 from sdpo_ray.promote.ledger import Entry
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.release import confirm, point_at, rollback, served_release
-from sdpo_ray.records import Candidate, Decision, Release, Report, Snapshot, Verdict
+from sdpo_ray.records import BASE_VERSION, Candidate, Decision, Release, Report, Snapshot, Verdict
 from sdpo_ray.simulate.users import judge, persona_of
 from sdpo_ray.simulate.world import is_right, sample_prompt
 from sdpo_ray.storage import Layout, read_json, write_json
 from sdpo_ray.telemetry import Counters, EventFile
 
-BASE_VERSION = 0
 _PROGRESS_EVERY = 16
 
 
@@ -34,7 +36,7 @@ class Wheel:
 
     def __init__(self, run: Run, curator: Curator, registry: Registry, events: EventFile) -> None:
         self._run = run
-        self._layout = Layout(run.directory)
+        self._layout = Layout(run.directory, run.tables)
         self._curator = curator
         self._registry = registry
         self._events = events
@@ -81,7 +83,15 @@ class Wheel:
         return read_json(directory / "distill.json", Candidate)
 
     def _draw(self, begun: Begun) -> Snapshot:
-        return self._curator.draw(begun.cycle, seed=begun.seed, champion_version=begun.parent_version)
+        return draw_snapshot(
+            self._curator.interactions,
+            self._layout.snapshot(begun.cycle),
+            champion_version=begun.parent_version,
+            seed=begun.seed,
+            now_s=time.time(),
+            last_batch=last_batch(self._layout, begun.cycle),
+            config=self._run.curate,
+        )
 
     def _distill(self, begun: Begun, snapshot: Snapshot) -> Candidate:
         return distill(
@@ -165,6 +175,7 @@ class Wheel:
                 candidate=candidate,
                 report=report,
                 decision=decision,
+                relevance=read_relevance(Path(candidate.path)),
             )
         )
         return decision
@@ -224,6 +235,12 @@ class Wheel:
     def _progress(self, cycle: int, stage: str, done: int, total: int) -> None:
         if done % _PROGRESS_EVERY == 0 or done == total or total < 4 * _PROGRESS_EVERY:
             self._events.write("progress", cycle, stage=stage, done=done, total=total)
+
+
+def last_batch(layout: Layout, cycle: int) -> int:
+    """The newest batch of the table `interactions` that the cycle before could draw from; 0 for the first cycle."""
+    path = layout.cycle(cycle - 1) / "draw.json"
+    return read_json(path, Snapshot).last_batch if path.exists() else 0
 
 
 def examination(num_prompts: int) -> list[str]:

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jobs.simulate import Traffic
-from jobs.stages import BASE_VERSION
 from sdpo_ray.config import Run
 from sdpo_ray.curate.store import Table
 from sdpo_ray.cycle import Outcome
 from sdpo_ray.evaluate.statistics import Estimate
 from sdpo_ray.promote.release import served_release
-from sdpo_ray.records import Report, Score, Snapshot, Verdict
+from sdpo_ray.records import BASE_VERSION, Report, Score, Snapshot, Verdict
 from sdpo_ray.storage import Layout, read_json
 from sdpo_ray.telemetry import read_events
 
@@ -78,7 +77,7 @@ class Summary:
 
 def summarize(run: Run, traffic: Traffic, seconds: dict[str, float]) -> Summary:
     """Read a run's directory back."""
-    layout = Layout(run.directory)
+    layout = Layout(run.directory, run.tables)
     outcomes = list(_outcomes(layout))
     refused = [outcome for outcome in outcomes if outcome.verdict is Verdict.REJECT]
     champion = served_release(layout)

@@ -12,6 +12,7 @@ each of them must be safe to repeat. An update that the learner itself refuses i
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -59,8 +60,19 @@ class Stages:
     release: Callable[[Begun, Candidate, Report, Decision], Outcome]
 
 
-def turn(begun: Begun, stages: Stages, directory: Path, events: EventFile) -> Outcome:
-    """Run one cycle, or what is left of it."""
+def turn(
+    begun: Begun,
+    stages: Stages,
+    directory: Path,
+    events: EventFile,
+    *,
+    undisturbed: AbstractContextManager[None] | None = None,
+) -> Outcome:
+    """Run one cycle, or what is left of it.
+
+    `undisturbed` is held from the draw to the decision, while users' text is on its way from one place to another; the
+    release may wait for a person.
+    """
 
     def once(stage: str, kind: type[_Result], work: Callable[[], _Result]) -> _Result:
         path = directory / f"{stage}.json"
@@ -71,9 +83,12 @@ def turn(begun: Begun, stages: Stages, directory: Path, events: EventFile) -> Ou
             write_json(path, result)
         return result
 
-    snapshot = once("draw", Snapshot, lambda: stages.draw(begun))
     try:
-        candidate = once("distill", Candidate, lambda: stages.distill(begun, snapshot))
+        with undisturbed or nullcontext():
+            snapshot = once("draw", Snapshot, lambda: stages.draw(begun))
+            candidate = once("distill", Candidate, lambda: stages.distill(begun, snapshot))
+            report = once("evaluate", Report, lambda: stages.evaluate(begun, candidate))
+            decision = once("decide", Decision, lambda: stages.decide(begun, candidate, report))
     except LearnerError as error:
         refused = Outcome(
             cycle=begun.cycle,
@@ -83,8 +98,6 @@ def turn(begun: Begun, stages: Stages, directory: Path, events: EventFile) -> Ou
             champion_version=begun.parent_version,
         )
         return once("release", Outcome, lambda: refused)
-    report = once("evaluate", Report, lambda: stages.evaluate(begun, candidate))
-    decision = once("decide", Decision, lambda: stages.decide(begun, candidate, report))
     return once("release", Outcome, lambda: stages.release(begun, candidate, report, decision))
 
 

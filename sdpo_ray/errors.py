@@ -3,7 +3,9 @@
     SdpoError
     ├── ConfigError      (ValueError)    a run file, flag or environment the user can correct
     ├── DataError        (ValueError)    a record that contradicts itself; refused, never padded
-    │   └── CorruptJournal               bytes before the torn tail of a journal do not check out
+    │   ├── CorruptLog                   bytes of the event log that were acknowledged do not check out
+    │   └── LostEvents                   the event log no longer holds what was not read yet
+    ├── LogFull          (OSError)       the event log has no room for more; turns are answered and not recorded
     ├── NotReady         (RuntimeError)  a hand-over directory without its READY marker
     ├── SwapError        (RuntimeError)  new weights could not be served; the old ones still are
     ├── ReleaseError     (RuntimeError)  replicas did not confirm a release in time
@@ -25,8 +27,16 @@ class DataError(SdpoError, ValueError):
     """A record contradicts itself."""
 
 
-class CorruptJournal(DataError):
-    """A journal record before the end of its segment fails its checksum."""
+class CorruptLog(DataError):
+    """An acknowledged record of the event log fails its checksum, or is no event."""
+
+
+class LostEvents(DataError):
+    """The event log begins behind the position that was read last: events were dropped before they were stored."""
+
+
+class LogFull(SdpoError, OSError):
+    """The event log is at its bound. It takes events again by itself once there is room."""
 
 
 class NotReady(SdpoError, RuntimeError):

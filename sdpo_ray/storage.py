@@ -4,6 +4,7 @@
 READY marker does not exist yet, whatever is in it. Paths are local or on a shared file system.
 """
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,18 +26,16 @@ class Layout:
     """Paths of one run under `root`."""
 
     root: Path
+    tables: str = ""
+    """Directory or URI of the tables; empty for `root`/tables."""
+
+    def table(self, name: str) -> str:
+        """Directory or URI of one Delta table."""
+        return f"{self.tables.rstrip('/') or self.root / 'tables'}/{name}"
 
     @property
     def journal(self) -> Path:
         return self.root / "journal"
-
-    @property
-    def turns(self) -> Path:
-        return self.root / "tables" / "turns"
-
-    @property
-    def interactions(self) -> Path:
-        return self.root / "tables" / "interactions"
 
     @property
     def release_pointer(self) -> Path:
@@ -54,9 +53,19 @@ class Layout:
         return self.root / "exam.key"
 
     @property
-    def pseudonym_key(self) -> Path:
-        """Key of the users' pseudonyms, mode 0600."""
-        return self.root / "pseudonym.key"
+    def pseudonym_keys(self) -> Path:
+        """Keys of the users' pseudonyms and of pairing, mode 0600."""
+        return self.root / "pseudonyms.json"
+
+    @property
+    def api_keys(self) -> Path:
+        """Digests of the API's keys with their tenants, mode 0600; a run without this file asks for none."""
+        return self.root / "api_keys.json"
+
+    @property
+    def erasures(self) -> Path:
+        """Who was erased, by digest; read whenever the event log is."""
+        return self.root / "erasures.json"
 
     @property
     def events(self) -> Path:
@@ -86,6 +95,18 @@ def fsync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """While it lasts, no other process changes `path`: read it inside, and write it back inside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, record: object) -> None:

@@ -6,6 +6,7 @@ with neither Ray nor Delta Lake.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdpo_ray.errors import DataError
-from sdpo_ray.records import Interaction, Turn
+from sdpo_ray.records import Feedback, Interaction, Turn
 
 SNAPSHOT_FILE = "interactions.parquet"
-_Record = TypeVar("_Record", Turn, Interaction)
+ERASED_FILE = "erased.json"
+_Record = TypeVar("_Record", Turn, Feedback, Interaction)
 
 _TOOL_CALL = pa.struct([pa.field(name, pa.string()) for name in ("call_id", "name", "arguments")])
 _MESSAGE = pa.struct(
@@ -38,6 +40,8 @@ _SAMPLING = pa.struct(
         pa.field("seed", pa.int64()),
     ]
 )
+_KEYS = pa.struct([pa.field(name, pa.string()) for name in ("prompt", "parent", "continuation", "conversation")])
+_REDACTIONS = pa.list_(pa.struct([pa.field("kind", pa.string()), pa.field("n", pa.int64())]))
 
 TURN = pa.schema(
     [
@@ -58,22 +62,68 @@ TURN = pa.schema(
         pa.field("sampling", _SAMPLING),
         pa.field("started_at_s", pa.float64()),
         pa.field("finished_at_s", pa.float64()),
+        pa.field("keys", _KEYS),
+        pa.field("redactions", _REDACTIONS),
     ]
 )
 """One row a `Turn`."""
 
+FEEDBACK = pa.schema(
+    [
+        *(pa.field(name, pa.string()) for name in ("feedback_id", "turn_id", "tenant", "user", "consent")),
+        *(pa.field(name, pa.string()) for name in ("comment", "thumb", "edited")),
+        pa.field("given_at_s", pa.float64()),
+        pa.field("redactions", _REDACTIONS),
+    ]
+)
+"""One row a `Feedback`."""
+
+PENDING = pa.schema(
+    [
+        *(pa.field(name, pa.string()) for name in ("turn_id", "prompt", "parent", "continuation")),
+        pa.field("started_at_s", pa.float64()),
+        pa.field("finished_at_s", pa.float64()),
+        pa.field("turn_batch", pa.int64()),
+    ]
+)
+"""One row a turn that may still be part of a pair: what pairing looks at, and the batch of `turns` that holds it."""
+
+LIGHT = pa.schema(
+    [
+        pa.field("policy_version", pa.int32()),
+        pa.field("tenant", pa.string()),
+        pa.field("user", pa.string()),
+        pa.field("split", pa.int64()),
+        pa.field("content", pa.string()),
+    ]
+)
+"""What a draw and the limits of admission look at: repeats the turn's, or follows from the interaction."""
+
 INTERACTION = pa.schema(
     [
         pa.field("interaction_id", pa.string()),
-        pa.field("policy_version", pa.int32()),
         pa.field("conversation", pa.string()),
         pa.field("follow_up_at_s", pa.float64()),
         pa.field("follow_up_turn_id", pa.string()),
         pa.field("follow_up", pa.string()),
         pa.field("turn", pa.struct(list(TURN))),
+        *LIGHT,
     ]
 )
-"""One row an `Interaction`; `policy_version` repeats the turn's, so that a draw reads light columns alone."""
+"""One row an `Interaction`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErasedRow:
+    """What is left of a row of a snapshot whose user was erased. Made by `curate.pinned`; read by `jobs.lineage`."""
+
+    interaction_id: str
+    digest: str
+    """sha256 of the row, as MessagePack with sorted keys: whether a row of a backup is this one."""
+    erasure_id: str
+    """As in `erasures.json`."""
+    at_s: float
+    """Unix time."""
 
 
 def turns_to_arrow(turns: Sequence[Turn]) -> pa.Table:
@@ -86,15 +136,36 @@ def turns_from_arrow(rows: pa.Table) -> list[Turn]:
     return _from_arrow(rows.select(TURN.names), Turn)
 
 
+def feedback_to_arrow(feedback: Sequence[Feedback]) -> pa.Table:
+    """Rows with the schema `FEEDBACK`. Raises DataError for a value that the schema cannot hold."""
+    return _to_arrow([msgspec.to_builtins(each) for each in feedback], FEEDBACK)
+
+
+def feedback_from_arrow(rows: pa.Table) -> list[Feedback]:
+    """The feedback of `rows`; columns beside `FEEDBACK` are ignored. Raises DataError."""
+    return _from_arrow(rows.select(FEEDBACK.names), Feedback)
+
+
 def interactions_to_arrow(interactions: Sequence[Interaction]) -> pa.Table:
     """Rows with the schema `INTERACTION`. Raises DataError for a value that the schema cannot hold."""
-    rows = [msgspec.to_builtins(each) | {"policy_version": each.turn.policy_version} for each in interactions]
-    return _to_arrow(rows, INTERACTION)
+    return _to_arrow([msgspec.to_builtins(each) | _light(each) for each in interactions], INTERACTION)
 
 
 def interactions_from_arrow(rows: pa.Table) -> list[Interaction]:
     """The interactions of `rows`. Raises DataError."""
-    return _from_arrow(rows.select(INTERACTION.names).drop(["policy_version"]), Interaction)
+    return _from_arrow(rows.select([name for name in INTERACTION.names if name not in LIGHT.names]), Interaction)
+
+
+def split_of(conversation: str) -> int:
+    """Where a conversation lies between 0 and 2^32, whoever asks: held out are those below a share of it."""
+    return int.from_bytes(hashlib.sha256(f"held-out {conversation}".encode()).digest()[:4], "big")
+
+
+def content_of(interaction: Interaction) -> str:
+    """Digest of (x, y, o) and of the user: two interactions of one user in the same words share it."""
+    turn = interaction.turn
+    words = (turn.tenant, turn.user, turn.messages, turn.tools, turn.response, interaction.follow_up)
+    return hashlib.sha256(msgspec.json.encode(words)).hexdigest()[:32]
 
 
 def write_interactions(directory: Path, interactions: Sequence[Interaction]) -> str:
@@ -107,11 +178,24 @@ def write_interactions(directory: Path, interactions: Sequence[Interaction]) -> 
 
 
 def read_interactions(directory: Path) -> list[Interaction]:
-    """The interactions of a snapshot, in the order of training. `directory` is `Snapshot.path`.
+    """The interactions of a snapshot, in the order of training, without those that were erased from it since.
 
-    The caller has checked that the snapshot is ready. Raises FileNotFoundError, or DataError.
+    `directory` is `Snapshot.path`; the caller has checked that it is ready. Raises FileNotFoundError, or DataError.
     """
-    return interactions_from_arrow(pq.read_table(directory / SNAPSHOT_FILE))
+    erased = {row.interaction_id for row in read_erased(directory)}
+    rows = interactions_from_arrow(pq.read_table(directory / SNAPSHOT_FILE))
+    return [each for each in rows if each.interaction_id not in erased]
+
+
+def read_erased(directory: Path) -> tuple[ErasedRow, ...]:
+    """What was erased from a snapshot since it was drawn. Raises DataError."""
+    path = directory / ERASED_FILE
+    if not path.exists():
+        return ()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=tuple[ErasedRow, ...])
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} does not say what was erased: {error}") from error
 
 
 def rows_digest(interactions: Sequence[Interaction]) -> str:
@@ -122,6 +206,17 @@ def rows_digest(interactions: Sequence[Interaction]) -> str:
         digest.update(len(row).to_bytes(8, "big"))
         digest.update(row)
     return digest.hexdigest()
+
+
+def _light(interaction: Interaction) -> dict[str, str | int]:
+    turn = interaction.turn
+    return {
+        "policy_version": turn.policy_version,
+        "tenant": turn.tenant,
+        "user": turn.user,
+        "split": split_of(interaction.conversation),
+        "content": content_of(interaction),
+    }
 
 
 def _to_arrow(rows: list[Any], schema: pa.Schema) -> pa.Table:

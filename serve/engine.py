@@ -7,7 +7,6 @@ last output of a recorded answer is handed on only after its turn is on disk.
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -17,29 +16,13 @@ from vllm.inputs import TokensPrompt
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from sdpo_ray.capture.conversation import Asked
 from sdpo_ray.capture.recorder import Answered, Recorder
 from sdpo_ray.records import FinishReason, Sampling, VersionSpan
+from serve.exchange import EXCHANGE, Exchange
 from serve.swap import Gate
 
 _FINGERPRINT = "fingerprint-"
 _DRAIN_POLL_S = 0.005
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One HTTP request on its way through: what it asked, and what becomes of it."""
-
-    asked: Asked
-    recorded: bool
-    """Whether its turn is to be recorded."""
-    policy_version: int | None = None
-    """Set when the engine's first output arrives."""
-    receipt: bool = False
-    """True once every turn of it is on disk."""
-
-
-EXCHANGE: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
 @dataclass(slots=True)

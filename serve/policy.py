@@ -8,9 +8,7 @@ import argparse
 import asyncio
 import logging
 import os
-import secrets
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -53,7 +51,7 @@ class Policy:
 
         if head_start is not None:
             preload.use(head_start)
-        self._layout = Layout(self._run.directory)
+        self._layout = Layout(self._run.directory, self._run.tables)
         self._audience = audience
         self._pointer = self._layout.release_pointer if audience == "users" else self._layout.exam_pointer
         release = read_json(self._pointer, Release) if self._pointer.exists() else None
@@ -70,24 +68,28 @@ class Policy:
         await self._swapper.verify(release)
         self._swap_error: str | None = None
         if self._engine.recorder is not None:
-            publish(self._engine.recorder, self._swapper, lambda: self._swap_error is not None)
+            capture = self._run.capture
+            alarm_bytes = None if capture.kafka.brokers else capture.journal.alarm_mib << 20
+            publish(self._engine.recorder, self._swapper, lambda: self._swap_error is not None, alarm_bytes)
         self._follower = asyncio.ensure_future(self._follow())
 
     async def __serve_build_asgi_app__(self) -> Any:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
 
-        from serve.routes import Door, Middleware
+        from serve.auth import ExaminersEntrance, UsersEntrance, private_key
+        from serve.door import Door
+        from serve.routes import Middleware
 
         tasks = await self._engine.get_supported_tasks()
         app = build_app(self._namespace, tasks, self._engine.model_config)
         await init_app_state(self._engine, app.state, self._namespace, tasks)
+        key = private_key(self._layout.exam_key) if self._audience == "examiner" else None
         door = Door(
             recorder=self._engine.recorder,
+            capture=self._run.capture,
             control=self._format.control,
-            consent=self._run.capture.consent,
-            pseudonym_key=private_key(self._layout.pseudonym_key),
-            api_key=private_key(self._layout.exam_key).decode() if self._audience == "examiner" else None,
+            entrance=UsersEntrance(self._layout.api_keys) if key is None else ExaminersEntrance(key),
             served=self._served,
         )
         # vLLM's handler of a dead engine looks for its own HTTP server here; ours is Ray Serve's.
@@ -149,22 +151,16 @@ class Policy:
         return headers
 
     def _recorder(self) -> Any:
-        from sdpo_ray.capture.journal import Journal
+        from sdpo_ray.capture.log import open_log
+        from sdpo_ray.capture.private import Followed
+        from sdpo_ray.capture.pseudonyms import Pseudonyms
         from sdpo_ray.capture.recorder import Recorder
+        from sdpo_ray.redaction import Redactor
 
-        return Recorder(Journal(self._layout.journal, segment_bytes=self._run.capture.segment_mib << 20))
-
-
-def private_key(path: Path) -> bytes:
-    """The secret in `path`, made on first use and readable by its owner alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_hex(32).encode())
-    return path.read_bytes()
+        config = self._run.capture
+        redactor = Redactor(config.redact, phone_regions=config.phone_regions, presidio=config.presidio)
+        pseudonyms = Followed(self._layout.pseudonym_keys, Pseudonyms.load)
+        return Recorder(open_log(self._layout, config), redactor, pseudonyms.now, timeout_s=config.receipt_timeout_s)
 
 
 def _engine_arguments(run: Run, model: str) -> Any:

@@ -9,6 +9,7 @@ from sdpo_ray.records import (
     Decision,
     Fingerprint,
     Refusal,
+    Relevance,
     Report,
     Score,
     Snapshot,
@@ -47,6 +48,8 @@ def entry(cycle: int, *, verdict: Verdict = Verdict.HOLD, root: Path = Path("/ru
             path=str(root / "snapshots" / f"c{cycle:04d}"),
             digest="ab" * 32,
             last_interaction_at_s=5.0,
+            last_batch=6,
+            not_drawn=(Refusal(reason="stale", n=4),),
         ),
         candidate=Candidate(
             policy_version=cycle,
@@ -69,4 +72,8 @@ def entry(cycle: int, *, verdict: Verdict = Verdict.HOLD, root: Path = Path("/ru
             ),
         ),
         decision=Decision(policy_version=cycle, verdict=verdict, reasons=("no signal: 0.500 [0.400, 0.600]",)),
+        relevance=(
+            Relevance(interaction_id="a", signal=0.3, floor=0.1),
+            Relevance(interaction_id="b", signal=0.1, floor=0.1),
+        ),
     )

@@ -50,7 +50,12 @@ def served(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     from serve.app import Arguments, build
 
     root = tmp_path_factory.mktemp("served")
-    overrides = [f"root={root}", f"policy.base={CHECKPOINT}", "capture.segment_mib=1"]
+    overrides = [
+        f"root={root}",
+        f"policy.base={CHECKPOINT}",
+        "capture.journal.segment_mib=1",
+        "capture.journal.segment_s=2",
+    ]
     serve.run(build(Arguments(run_file=str(LAPTOP), overrides=overrides)), name="users", route_prefix="/")
     yield Served(url=serve_http, layout=Layout(Path(root)), base=CHECKPOINT, overrides=tuple(overrides))
     serve.delete("users")

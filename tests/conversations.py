@@ -1,11 +1,17 @@
 """Turns, and people whose turns are known to be theirs."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import strategies as st
 
+from sdpo_ray.capture.conversation import pairing_keys
+from sdpo_ray.curate.sessionize import Waiting
 from sdpo_ray.records import Consent, FinishReason, Message, Role, Sampling, Turn, VersionSpan
+from tests.builders import tool_use
+
+KEY = b"the key of pairing of all tests"
 
 
 def chat(*texts: str) -> tuple[Message, ...]:
@@ -15,8 +21,8 @@ def chat(*texts: str) -> tuple[Message, ...]:
 
 
 def turn(turn_id: str, *texts: str, response: str = "Paris.", at_s: float = 100.0, **changes: Any) -> Turn:
-    """An answered request that took one second; `texts` are its messages."""
-    fields: dict[str, Any] = {
+    """An answered request that took one second; `texts` are its messages. Its user and conversation id are raw."""
+    stated: dict[str, Any] = {
         "turn_id": turn_id,
         "tenant": "default",
         "user": "",
@@ -33,7 +39,37 @@ def turn(turn_id: str, *texts: str, response: str = "Paris.", at_s: float = 100.
         "started_at_s": at_s,
         "finished_at_s": at_s + 1.0,
     }
-    return Turn(**(fields | changes))
+    return changed(Turn(**(stated | {name: value for name, value in changes.items() if name != "keys"})), **changes)
+
+
+def changed(before: Turn, **changes: Any) -> Turn:
+    """`before` with other values, and the keys that the recorder would give it then."""
+    after = replace(before, **changes)
+    if "keys" in changes:
+        return after
+    keys = pairing_keys(
+        key=KEY,
+        tenant=after.tenant,
+        user=after.user,
+        conversation_id=after.conversation_id,
+        messages=after.messages,
+        response=after.response,
+    )
+    return replace(after, keys=keys)
+
+
+def waiting(each: Turn, *, batch: int = 1) -> Waiting:
+    """The row of `pending` that a turn becomes."""
+    return Waiting(
+        turn_id=each.turn_id,
+        prompt=each.keys.prompt,
+        parent=each.keys.parent,
+        continuation=each.keys.continuation,
+        started_at_s=each.started_at_s,
+        finished_at_s=each.finished_at_s,
+        turn_batch=batch,
+        batch=batch,
+    )
 
 
 def dialogue(name: str, *, follow_ups: int = 1, at_s: float = 100.0, **changes: Any) -> list[Turn]:
@@ -49,39 +85,140 @@ def dialogue(name: str, *, follow_ups: int = 1, at_s: float = 100.0, **changes: 
 
 @dataclass(frozen=True)
 class Town:
-    """Everything that several people said, in the order in which answers were finished, and who followed what."""
+    """What several people said, in the order in which answers were finished and became durable."""
 
     turns: list[Turn]
+    """Those that may be stored."""
+    forgotten: list[Turn]
+    """Those whose users forbade it."""
     parents: dict[str, str]
-    """Follow-up turn to the turn it really follows."""
+    """Turn to the turn whose answer its user read and reacted to, stored or not."""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis shows of an example."""
+        printer.text("Town:\n" + "\n".join(map(self._line, (*self.turns, *self.forgotten))))
+
+    def _line(self, each: Turn) -> str:
+        said = [message.content or "call" for message in each.messages]
+        who = (each.tenant, each.user, each.conversation_id)
+        times = f"{each.started_at_s}-{each.finished_at_s}"
+        return f"{each.turn_id} {times} {who} {said} -> {each.response}; reacts to {self.parents.get(each.turn_id)}"
+
+    def continued(self) -> int:
+        """Turns that a decision is due on."""
+        return sum(bool(each.keys.parent) for each in self.turns)
+
+
+def may_pair(answer: Turn, follow_up: Turn) -> bool:
+    """Whether the two are, word for word, a question with its answer and the next request of the same caller."""
+    same_caller = all(
+        getattr(answer, name) == getattr(follow_up, name) for name in ("tenant", "user", "conversation_id")
+    )
+    said = (*answer.messages, Message(role=Role.ASSISTANT, content=answer.response))
+    return same_caller and follow_up.messages[:-1] == said and follow_up.messages[-1].role is Role.USER
+
+
+def brute_force(turns: Sequence[Turn]) -> dict[str, str]:
+    """Follow-up to answer, on the words themselves: one answer fits, and all who follow it say the same."""
+    fitting = {f.turn_id: [a for a in turns if may_pair(a, f) and a.finished_at_s <= f.started_at_s] for f in turns}
+    certain = {f.turn_id: fits[0].turn_id for f in turns if len(fits := fitting[f.turn_id]) == 1}
+    expected = {}
+    for answer in set(certain.values()):
+        reactions = sorted(
+            (f for f in turns if certain.get(f.turn_id) == answer), key=lambda f: (f.started_at_s, f.turn_id)
+        )
+        if len({f.messages for f in reactions}) == 1:
+            expected[reactions[0].turn_id] = answer
+    return expected
+
+
+def undisputed(turns: Sequence[Turn]) -> set[tuple[str, str]]:
+    """Follow-up and answer of those whom no other turn could take from each other, however the log is read."""
+    pairs, by_id = brute_force(turns), {each.turn_id: each for each in turns}
+    return {(f, a) for f, a in pairs.items() if sum(may_pair(by_id[a], each) for each in turns) == 1}
+
+
+@dataclass
+class _Person:
+    tenant: str
+    user: str
+    conversation_id: str
+    consents: bool
+    said: list[Turn]
+
+
+_DAY_S = 86_400.0
+_WORDS = st.sampled_from(["again", "no"])
+_ANSWERS = st.sampled_from(["yes", "yes", "maybe"])
 
 
 @st.composite
-def towns(draw: st.DrawFn, *, max_turns: int = 14) -> Town:
-    """People with few words, so that strangers say the same; they edit, retry, and talk at the same time."""
-    people = [(draw(st.sampled_from(["", "", "u1", "u2"])), draw(st.sampled_from(["", "", "c1"]))) for _ in range(3)]
-    said: list[list[Turn]] = [[] for _ in people]
-    turns: list[Turn] = []
-    parents: dict[str, str] = {}
-    clock = 0.0
-    for index in range(draw(st.integers(1, max_turns))):
-        clock += draw(st.sampled_from([0.0, 0.5, 1.0]))
-        who = draw(st.integers(0, len(people) - 1))
-        finished = [t for t in said[who] if t.finished_at_s <= clock]
-        parent = draw(st.sampled_from([None, *finished]))
-        words = draw(st.sampled_from(["again", "no"]))
-        before = (*parent.messages, Message(role=Role.ASSISTANT, content=parent.response)) if parent else ()
-        made = turn(
-            f"t{index:02d}",
-            response=draw(st.sampled_from(["yes", "yes", "maybe"])),
-            messages=(*before, Message(role=Role.USER, content=words)),
-            user=people[who][0],
-            conversation_id=people[who][1],
-            started_at_s=clock,
-            finished_at_s=clock + draw(st.sampled_from([0.25, 1.5])),
+def towns(draw: st.DrawFn, *, max_turns: int = 14, forgetful: bool = False, unsteady: bool = False) -> Town:
+    """People with few words, so that strangers say the same; they branch, edit, regenerate, use tools and come back.
+
+    `forgetful` towns hold people whose turns are not stored; in `unsteady` ones clocks step back.
+    """
+    people = [
+        _Person(
+            draw(st.sampled_from(["default", "default", "other"])),
+            draw(st.sampled_from(["", "", "u1", "u2"])),
+            draw(st.sampled_from(["", "", "c1"])),
+            not forgetful or draw(st.booleans()),
+            [],
         )
-        if parent:
-            parents[made.turn_id] = parent.turn_id
-        said[who].append(made)
-        turns.append(made)
-    return Town(turns=sorted(turns, key=lambda t: (t.finished_at_s, t.turn_id)), parents=parents)
+        for _ in range(3)
+    ]
+    made: list[tuple[float, Turn, bool]] = []
+    parents: dict[str, str] = {}
+    now = 0.0
+    for index in range(draw(st.integers(1, max_turns))):
+        now += draw(st.sampled_from([0.0, 0.5, 1.0, 1.0, 3 * _DAY_S]))
+        person = draw(st.sampled_from(people))
+        read = [each for each in person.said if _durable_at(made, each) <= now]
+        parent, messages = _ask(draw, read, parents)
+        took = draw(st.sampled_from([0.25, 1.5]))
+        error_s = draw(st.sampled_from([0.0, 0.0, -2.0, 5.0])) if unsteady else 0.0
+        new = turn(
+            f"t{index:02d}",
+            messages=messages,
+            response=draw(_ANSWERS),
+            tenant=person.tenant,
+            user=person.user,
+            conversation_id=person.conversation_id,
+            started_at_s=now + error_s,
+            finished_at_s=now + error_s + took,
+        )
+        if parent is not None:
+            parents[new.turn_id] = parent
+        person.said.append(new)
+        made.append((now + took, new, person.consents))
+    made.sort(key=lambda each: (each[0], each[1].turn_id))
+    return Town(
+        turns=[each for _, each, stored in made if stored],
+        forgotten=[each for _, each, stored in made if not stored],
+        parents=parents,
+    )
+
+
+def _durable_at(made: Sequence[tuple[float, Turn, bool]], one: Turn) -> float:
+    return next(at_s for at_s, each, _ in made if each is one)
+
+
+def _ask(draw: st.DrawFn, read: Sequence[Turn], parents: Mapping[str, str]) -> tuple[str | None, tuple[Message, ...]]:
+    """What somebody who has read these answers sends next, and the turn they react to, if any."""
+    what = draw(st.sampled_from(["open", "react", "react", "react", "again", "edit", "result"]))
+    if what == "open" or not read:
+        return None, chat(draw(_WORDS))
+    last = draw(st.sampled_from(read))
+    said = (*last.messages, Message(role=Role.ASSISTANT, content=last.response))
+    match what:
+        case "again":
+            # Regenerated, or sent twice by a client that lost the connection: it reacts to what the first one did.
+            return parents.get(last.turn_id), last.messages
+        case "edit":
+            edited = replace(said[0], content=draw(_WORDS))
+            return None if edited != said[0] else last.turn_id, (edited, *said[1:], *chat(draw(_WORDS)))
+        case "result":
+            # The client answers a call with a tool's result: nobody reacts.
+            return None, (*last.messages, *tool_use(result=draw(_WORDS)))
+    return last.turn_id, (*said, *chat(draw(_WORDS)))

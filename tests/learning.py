@@ -94,12 +94,9 @@ def policy(model: Any, *, teacher: Any = None, baselined: bool = False, **change
 
     fields: dict[str, Any] = {
         "run": lambda context, work: active[0](context, work),
-        "backward": lambda loss, last: loss.backward(),
         "teacher": weights,
-        "total": lambda tensor: tensor,
         "baselined": baselined,
         "own_head": teacher is not None,
-        "base_logprobs": {},
         "device": CPU,
     }
     return Policy(**(fields | changes))
@@ -153,7 +150,7 @@ def table(
             return unknown_N
         return logits_NV.gather(-1, target_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
 
-    whole = Student.needs_distribution(config)
+    whole = config.signal.compares_distributions
     context = Rows(
         ids_1S=target_N[None],
         positions_1S=torch.arange(count)[None],

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 
-from sdpo_ray.capture.segments import SegmentLog
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
-from sdpo_ray.records import Fingerprint, Release, Turn
+from sdpo_ray.config import Capture
+from sdpo_ray.records import Event, Feedback, Fingerprint, Release, Turn
 from sdpo_ray.storage import Layout, write_json
 
 
@@ -30,8 +30,16 @@ class Served:
 
     def turns(self) -> dict[str, Turn]:
         """Every turn in the journal, by id."""
-        log = SegmentLog(self.layout.journal)
-        return {turn.turn_id: turn for name, end in log.ends().items() for turn in log.read(name, 0, end)[0]}
+        return {event.turn_id: event for event in self._events() if isinstance(event, Turn)}
+
+    def feedback(self) -> dict[str, Feedback]:
+        """All feedback in the journal, by id."""
+        return {event.feedback_id: event for event in self._events() if isinstance(event, Feedback)}
+
+    def _events(self) -> tuple[Event, ...]:
+        from sdpo_ray.capture.log import open_log
+
+        return open_log(self.layout, Capture()).poll({}, max_events=1_000_000, max_bytes=1 << 30).events
 
     def wait_for(self, header: str, value: str, timeout_s: float = 60) -> httpx.Headers:
         """Wait until a health check carries `header: value...`."""

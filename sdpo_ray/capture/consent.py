@@ -1,7 +1,8 @@
-"""May this turn be kept? A request says so itself, or its deployment's default holds."""
+"""May this be kept? A request says so itself, or its tenant's default holds, or its deployment's."""
 
 from collections.abc import Mapping
 
+from sdpo_ray.config import Capture
 from sdpo_ray.errors import DataError
 from sdpo_ray.headers import CONSENT
 from sdpo_ray.records import Consent
@@ -22,3 +23,9 @@ def consent_of(headers: Mapping[str, str], metadata: object, default: Consent) -
     if not words:
         return default
     return Consent.NONE if Consent.NONE in words else Consent.TRAIN
+
+
+def default_consent(config: Capture, tenant: str) -> Consent:
+    """Consent of a tenant's requests that state none."""
+    named = config.tenants.get(tenant)
+    return config.consent if named is None else named.consent

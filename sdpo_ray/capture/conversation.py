@@ -1,28 +1,36 @@
 """What a chat request says of itself: its prompt, and which user and conversation it belongs to.
 
-Only what the client stated is recorded. Which earlier answer a request follows is found later, by content,
-in `curate.sessionize`; nothing is guessed here, so strangers cannot be merged.
+Only what the client stated is recorded. Which earlier answer a request follows is found later, by keyed digests of
+the words, in `curate.sessionize`; nothing is guessed here, so strangers cannot be merged.
 """
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from sdpo_ray.capture.consent import consent_of
 from sdpo_ray.capture.prompt import offered_tools, template_arguments, text_messages
 from sdpo_ray.headers import CONVERSATION_ID
-from sdpo_ray.records import Consent, Message
+from sdpo_ray.records import Consent, Message, PairingKeys, Role
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Asked:
-    """One request as the client sent it. Made by `serve.routes`; read by `capture.recorder`."""
+    """One request as the client sent it. Made by `serve.routes`; read by `capture.recorder`.
+
+    Nothing of it is redacted yet, so it does not print.
+    """
 
     turn_id: str
+    tenant: str
     user: str
+    """As the client named them; empty where it named nobody."""
     conversation_id: str
+    """As the client sent it; empty where it sent none."""
     consent: Consent
     messages: tuple[Message, ...]
     """Empty when the request is not a plain text chat: it is answered and not recorded."""
@@ -33,14 +41,16 @@ class Asked:
 
 
 def read_request(
-    body: Mapping[str, Any], headers: Mapping[str, str], *, turn_id: str, key: bytes, default: Consent, now_s: float
+    body: Mapping[str, Any], headers: Mapping[str, str], *, turn_id: str, tenant: str, default: Consent, now_s: float
 ) -> Asked:
     """Read a chat-completion request. Raises DataError when it states its consent in unknown words."""
     metadata = body.get("metadata")
     stated_id = metadata.get("conversation_id") if isinstance(metadata, Mapping) else None
+    user = body.get("user")
     return Asked(
         turn_id=turn_id,
-        user=pseudonym(body.get("user"), key),
+        tenant=tenant,
+        user=user if isinstance(user, str) else "",
         conversation_id=str(headers.get(CONVERSATION_ID) or stated_id or ""),
         consent=consent_of(headers, metadata, default),
         messages=text_messages(body.get("messages")),
@@ -50,8 +60,46 @@ def read_request(
     )
 
 
-def pseudonym(user: object, key: bytes) -> str:
-    """Keyed digest of the caller's `user` field (HMAC-SHA256, RFC 2104); empty when nobody was named."""
-    if not isinstance(user, str) or not user:
-        return ""
-    return hmac.new(key, user.encode(), hashlib.sha256).hexdigest()[:32]
+def pairing_keys(
+    *, key: bytes, tenant: str, user: str, conversation_id: str, messages: Sequence[Message], response: str
+) -> PairingKeys:
+    """The digests of one answered request. `user`, `conversation_id` and all words are the client's own.
+
+    Raises UnicodeEncodeError for text that has no UTF-8 form.
+    """
+    who = (tenant, user, conversation_id)
+    words = [msgspec.json.encode(message) for message in messages]
+    answer = msgspec.json.encode(Message(role=Role.ASSISTANT, content=response))
+    said = _digest(key, "said", *who)
+    _add(said, words[:-1])
+    reacts = len(messages) > 1 and messages[-1].role is Role.USER and messages[-2].role is Role.ASSISTANT
+    parent = _hex(said) if reacts else ""
+    _add(said, words[-1:])
+    prompt = _hex(said)
+    _add(said, [answer])
+    first = next((index for index, message in enumerate(messages) if message.role is Role.USER), len(messages))
+    conversation = _digest(key, "conversation" if conversation_id else "opening", *who)
+    if not conversation_id:
+        _add(conversation, words[: first + 1])
+    return PairingKeys(prompt=prompt, parent=parent, continuation=_hex(said), conversation=_hex(conversation))
+
+
+def keyed_digest(key: bytes, *fields: str) -> str:
+    """32 hex digits of HMAC-SHA256 over the fields, each behind its length: no two lists of fields look alike."""
+    return _hex(_digest(key, *fields))
+
+
+def _digest(key: bytes, *fields: str) -> hmac.HMAC:
+    digest = hmac.new(key, digestmod=hashlib.sha256)
+    _add(digest, (field.encode() for field in fields))
+    return digest
+
+
+def _add(digest: hmac.HMAC, fields: Iterable[bytes]) -> None:
+    for field in fields:
+        digest.update(len(field).to_bytes(8, "big"))
+        digest.update(field)
+
+
+def _hex(digest: hmac.HMAC) -> str:
+    return digest.hexdigest()[:32]

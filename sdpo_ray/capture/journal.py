@@ -1,59 +1,74 @@
-"""An append-only log of turns in the process that answers them: durable before acknowledged.
+"""The event log on a disk that replicas and jobs share: durable before acknowledged, in the process that serves.
 
-One thread takes whatever is queued, writes it in one go, calls fdatasync, and only then resolves the futures.
-A segment is sealed by size, or when writing to it failed; no process ever appends to a segment that another one
-began. The format of a segment, and the reading side, is `capture.segments`.
+One thread takes whatever waits, writes it in one go, syncs once, and only then resolves the futures: the busier, the
+more events share a sync. `capture.writer` says what it writes, `capture.reader` how it is read.
 """
 
-import fcntl
-import os
 import queue
 import threading
-import time
-import uuid
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from sdpo_ray.capture.segments import SUFFIX, encode_turn, frame
-from sdpo_ray.records import Turn
-from sdpo_ray.storage import fsync_directory
+from sdpo_ray.capture.events import encode
+from sdpo_ray.capture.reader import SegmentReader
+from sdpo_ray.capture.writer import SegmentWriter
+from sdpo_ray.errors import LogFull
+from sdpo_ray.records import Event
 
 _MAX_BATCH_BYTES = 8 << 20
+_MAX_WAITING_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Append:
+class _Append(NamedTuple):
     payload: bytes
     durable: "Future[None]"
 
 
-class Journal:
-    """Appends turns to segments in `directory`. Thread-safe; `close` writes what is queued.
+class Journal(SegmentReader):
+    """An `EventLog` of segments in `directory`, which may be made later. Thread-safe.
 
-    `name` stands in the names of the segments, for people.
+    `name` stands in the names of the partitions, for people. A journal that is only read starts no thread.
     """
 
-    def __init__(self, directory: Path, *, segment_bytes: int, name: str = "replica") -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._writer = _Writer(directory, segment_bytes, name)
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        segment_bytes: int,
+        segment_s: float = 60.0,
+        max_bytes: int = 4 << 30,
+        name: str = "replica",
+    ) -> None:
+        super().__init__(directory)
+        self._writer = SegmentWriter(
+            directory, segment_bytes=segment_bytes, segment_s=segment_s, max_bytes=max_bytes, name=name
+        )
+        self._batch_bytes = min(_MAX_BATCH_BYTES, segment_bytes)
         self._queue: queue.SimpleQueue[_Append | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._waiting_bytes = 0
+        self._thread: threading.Thread | None = None
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-        self._thread.start()
 
-    def append(self, turn: Turn) -> "Future[None]":
-        """Queue `turn`. The future is done once the turn is on disk, or holds the OSError of its batch.
+    def append(self, event: Event) -> "Future[None]":
+        """As `EventLog.append`. The future may hold LogFull, or the OSError of its batch: a full or broken disk.
 
-        Raises DataError for text that has no UTF-8 form, ValueError once the journal is closed.
+        A disk that does not answer holds up the futures, never the caller.
         """
-        append = _Append(encode_turn(turn), Future())
+        append = _Append(encode(event), Future())
         # From here on it cannot be cancelled: a client that hangs up must not kill the writer.
         append.durable.set_running_or_notify_cancel()
         with self._lock:
             if self._closed:
                 raise ValueError("the journal is closed")
+            if self._waiting_bytes > _MAX_WAITING_BYTES:
+                append.durable.set_exception(LogFull(f"{self._waiting_bytes >> 20} MiB wait for the disk"))
+                return append.durable
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+                self._thread.start()
+            self._waiting_bytes += len(append.payload)
             self._queue.put(append)
         return append.durable
 
@@ -63,90 +78,45 @@ class Journal:
             if not self._closed:
                 self._closed = True
                 self._queue.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch, last = self._take(first)
+        last = False
+        while not last:
             try:
-                self._writer.write([append.payload for append in batch])
-            except OSError as error:
-                for append in batch:
-                    append.durable.set_exception(error)
-            else:
-                for append in batch:
-                    append.durable.set_result(None)
-            if last:
-                break
+                first = self._queue.get(timeout=self._writer.left_s)
+            except queue.Empty:
+                self._writer.seal()
+                continue
+            batch, last = self._take(first)
+            if batch:
+                self._write(batch)
         self._writer.seal()
 
-    def _take(self, first: _Append) -> tuple[list[_Append], bool]:
-        """What waits behind `first`, and whether the end of the queue was among it."""
-        batch, size = [first], len(first.payload)
-        while size < _MAX_BATCH_BYTES:
+    def _take(self, first: _Append | None) -> tuple[list[_Append], bool]:
+        """`first` and what waits behind it, and whether the end of the queue was among it."""
+        batch: list[_Append] = []
+        size, append = 0, first
+        while append is not None:
+            batch.append(append)
+            size += len(append.payload)
+            if size >= self._batch_bytes:
+                return batch, False
             try:
                 append = self._queue.get_nowait()
             except queue.Empty:
-                break
-            if append is None:
-                return batch, True
-            batch.append(append)
-            size += len(append.payload)
-        return batch, False
+                return batch, False
+        return batch, True
 
-
-class _Writer:
-    """The segment being written. Used by the journal's thread alone."""
-
-    def __init__(self, directory: Path, segment_bytes: int, name: str) -> None:
-        self._directory = directory
-        self._segment_bytes = segment_bytes
-        # Time first, so that names sort by age; the random part makes them unique when the clock steps back.
-        self._name = f"{time.time_ns():020d}-{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._sequence = 0
-        self._fd = -1
-        self._path = directory
-        self._synced = 0
-
-    def write(self, payloads: list[bytes]) -> None:
-        """Append the payloads and wait until they are on disk. After an OSError none of them counts."""
+    def _write(self, batch: list[_Append]) -> None:
         try:
-            if self._fd < 0:
-                self._open()
-            rest = memoryview(b"".join(frame(payload, self._synced) for payload in payloads))
-            written = 0
-            while written < len(rest):
-                written += os.write(self._fd, rest[written:])
-            os.fdatasync(self._fd)
-        except OSError:
-            self._abandon()
-            raise
-        self._synced += written
-        if self._synced >= self._segment_bytes:
-            self.seal()
-
-    def seal(self) -> None:
-        """Close the segment; closing releases its lock. The next write begins a new one."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def _open(self) -> None:
-        self._path = self._directory / f"{self._name}-{self._sequence:06d}{SUFFIX}"
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        self._sequence += 1
-        self._synced = 0
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        fsync_directory(self._directory)
-
-    def _abandon(self) -> None:
-        # After a failed fdatasync the kernel may have dropped the pages, so this segment is never written again.
-        if self._fd < 0:
-            return
-        try:
-            os.ftruncate(self._fd, self._synced)
-            if self._synced == 0:
-                self._path.unlink()
-        except OSError:
-            pass  # What stays is a torn tail, which no reader counts.
-        self.seal()
+            self._writer.write([append.payload for append in batch])
+        except (OSError, MemoryError) as error:
+            for append in batch:
+                append.durable.set_exception(error)
+        else:
+            for append in batch:
+                append.durable.set_result(None)
+        with self._lock:
+            self._waiting_bytes -= sum(len(append.payload) for append in batch)

@@ -1,156 +1,152 @@
-"""The segments of a journal on disk: their format, how they are read, and when they go.
+"""A segment of the journal on disk: its format, and what can be read of it while it is written, or after a crash.
 
-    segment = frame*        frame = "SDTJ" · length u32 · crc32 u32 · synced u64 · payload      (little endian)
+    segment = head · frame* · zeros       head  = "SDPOLOG1" · salt · crc32 u32
+                                          frame = "SDTJ" · length u32 · crc32 u32 · synced u64 · payload
 
-The payload is a `Turn` in MessagePack: JSON would turn a log-prob that is NaN into null. `synced` is the length
-of the segment that was on disk when the frame was written. It tells a torn tail from corruption: a broken frame
-was once acknowledged exactly when a whole frame behind it says so. The CRC covers `synced` and payload.
+All little endian. The head is on disk before the first frame. `synced` is how far the segment was on disk when the
+frame was written, which tells a torn tail from corruption: a broken frame was acknowledged exactly when a sound frame
+behind it says so. A frame's CRC covers payload, salt and `synced`; the salt is random, so that no user can write text
+that passes for a frame. The zeros are room that was allocated in advance; a sealed segment has none.
 """
 
-import fcntl
+import errno
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
-from sdpo_ray.errors import CorruptJournal, DataError
-from sdpo_ray.records import Turn
+from sdpo_ray.errors import CorruptLog
 
 SUFFIX = ".log"
-_MAGIC = b"SDTJ"
-_HEADER = struct.Struct("<4sIIQ")
+_MAGIC, _FORMAT = b"SDTJ", b"SDPOLOG1"
+_FRAME = struct.Struct("<4sIIQ")
+_HEAD = struct.Struct("<8s8sI")
 _SYNCED = struct.Struct("<Q")
-_MAX_LOOKS = 1000
+_CHUNK_BYTES = 256 << 10
+HEAD_BYTES = _HEAD.size
 
 
-class SegmentLog:
-    """What the journals in one directory hold, whoever writes them. A partition is a segment."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def ends(self) -> dict[str, int]:
-        """Lengths of all segments at one moment, oldest segment first.
-
-        One moment, because a follow-up must never be seen before the answer that it follows: that answer was on
-        disk first, but perhaps in another replica's segment. Raises TimeoutError while the log does not hold still.
-        """
-        before = self._lengths()
-        for _ in range(_MAX_LOOKS):
-            after = self._lengths()
-            if after == before:
-                return after
-            before = after
-        raise TimeoutError(f"{self._directory} did not hold still for {_MAX_LOOKS} looks")
-
-    def read(self, partition: str, after: int, until: int) -> tuple[list[Turn], int]:
-        """Turns of one segment behind offset `after`, and the offset to go on from. Raises CorruptJournal.
-
-        A segment that is gone since `ends` was shipped by another reader: nothing is left to read of it.
-        """
-        try:
-            return read_segment(self._path(partition), after, until)
-        except FileNotFoundError:
-            return [], after
-
-    def truncate(self, positions: Mapping[str, int]) -> int:
-        """Remove the segments that `positions` has left behind; return how many.
-
-        The caller has made sure that what it read is on disk elsewhere. A segment that a living writer holds stays.
-        """
-        return sum(_remove_shipped(self._path(partition), position) for partition, position in positions.items())
-
-    def _lengths(self) -> dict[str, int]:
-        lengths = {}
-        for path in segments(self._directory):
-            with suppress(FileNotFoundError):
-                lengths[path.stem] = path.stat().st_size
-        return lengths
-
-    def _path(self, partition: str) -> Path:
-        return self._directory / f"{partition}{SUFFIX}"
+def head(salt: bytes) -> bytes:
+    """The first bytes of a segment; `salt` is 8 random bytes."""
+    return _HEAD.pack(_FORMAT, salt, zlib.crc32(_FORMAT + salt))
 
 
-def segments(directory: Path) -> list[Path]:
-    """All segments in `directory`, oldest first; none when there is no such directory."""
-    return sorted(directory.glob(f"*{SUFFIX}"))
-
-
-def read_segment(path: Path, offset: int = 0, until: int | None = None) -> tuple[list[Turn], int]:
-    """The turns whose frames lie in [offset, until), and the offset of the first byte not read.
-
-    A torn tail is no error: it was never acknowledged, and reading stops before it. Raises CorruptJournal when a
-    frame that was acknowledged does not check out, or holds something other than a Turn.
-    """
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read() if until is None else file.read(max(0, until - offset))
-    turns: list[Turn] = []
-    position = 0
-    while (payload := _payload(data, position)) is not None:
-        try:
-            turns.append(msgspec.msgpack.decode(payload, type=Turn))
-        except msgspec.DecodeError as error:
-            raise CorruptJournal(f"{path.name}: offset {offset + position} is not a Turn: {error}") from error
-        position += _HEADER.size + len(payload)
-    if _synced_later(data, position) > offset + position:
-        raise CorruptJournal(f"{path.name}: the frame at offset {offset + position} is broken, those after it are not")
-    return turns, offset + position
-
-
-def encode_turn(turn: Turn) -> bytes:
-    """The payload of a frame. Raises DataError for a value that no frame can hold, such as a lone surrogate."""
-    try:
-        return msgspec.msgpack.encode(turn)
-    except (UnicodeEncodeError, OverflowError) as error:
-        raise DataError(f"{turn.turn_id} cannot be written: {error}") from error
-
-
-def frame(payload: bytes, synced: int) -> bytes:
+def frame(payload: bytes, *, salt: bytes, synced: int) -> bytes:
     """`payload` as it stands in a segment whose first `synced` bytes are on disk."""
-    return _HEADER.pack(_MAGIC, len(payload), _crc(synced, payload), synced) + payload
+    return _FRAME.pack(_MAGIC, len(payload), _crc(payload, salt, synced), synced) + payload
 
 
-def _payload(data: bytes, position: int) -> bytes | None:
-    """The payload of the frame at `position`, or None where no whole and sound frame stands."""
-    if len(data) - position < _HEADER.size:
-        return None
-    magic, length, crc, synced = _HEADER.unpack_from(data, position)
-    start = position + _HEADER.size
-    payload = data[start : start + length]
-    return payload if magic == _MAGIC and len(payload) == length and crc == _crc(synced, payload) else None
+def frames(path: Path, offset: int = 0) -> Iterator[tuple[bytes, int]]:
+    """The payloads from `offset` on, each with the offset behind it, up to what is torn or not written yet.
+
+    `offset` is 0 or one that this gave. A file that is gone has no more of them. Raises CorruptLog at a frame that was
+    acknowledged and does not check out.
+    """
+    with suppress(FileNotFoundError):
+        segment = _Segment(path)
+        salt = segment.salt()
+        position = max(offset, HEAD_BYTES)
+        while salt and (payload := segment.payload(position, salt)) is not None:
+            position += _FRAME.size + len(payload)
+            yield payload, position
 
 
-def _synced_later(data: bytes, position: int) -> int:
-    """The largest `synced` of any sound frame behind the broken one at `position`; 0 when there is none."""
-    synced = 0
-    while (position := data.find(_MAGIC, position + 1)) >= 0:
-        if _payload(data, position) is not None:
-            synced = max(synced, _HEADER.unpack_from(data, position)[3])
-    return synced
+def written_bytes(path: Path, offset: int = 0) -> int:
+    """About how many bytes were written behind `offset`: to the block."""
+    with suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
+        if os.pread(file.fileno(), 4, offset) in (_MAGIC, _FORMAT[:4]):
+            return os.lseek(file.fileno(), offset, os.SEEK_HOLE) - offset
+    return 0
 
 
-def _crc(synced: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(_SYNCED.pack(synced)))
+class _Segment:
+    """One reading of a segment, by chunks. It holds no file open: a log may have more segments than we may open."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._start = 0
+        self._chunk = b""
 
-def _remove_shipped(path: Path, position: int) -> bool:
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    def salt(self) -> bytes:
+        """Empty while there is no head, and nothing behind it."""
+        salt = self._salt()
+        if not salt and any(chunk.count(0) < len(chunk) for _, chunk in self._data(HEAD_BYTES)):
+            # The head may have come since we looked, and was there before what we saw behind it.
+            salt = self._salt()
+            if not salt:
+                raise CorruptLog(f"{self._path.name}: the head is broken, or of another release")
+        return salt
+
+    def payload(self, position: int, salt: bytes) -> bytes | None:
+        """Of the frame at `position`; None where none was acknowledged."""
+        payload = self._payload(position, salt)
+        if payload is None and self._acknowledged(position, salt):
+            # As with the head: by now it is whole, if it ever was.
+            self._chunk = b""
+            payload = self._payload(position, salt)
+            if payload is None:
+                raise CorruptLog(f"{self._path.name}: the frame at offset {position} is broken, those after it are not")
+        return payload
+
+    def _salt(self) -> bytes:
+        self._chunk = b""
+        data = self._bytes(0, HEAD_BYTES)
+        if len(data) < HEAD_BYTES:
+            return b""
+        salt: bytes = _HEAD.unpack(data)[1]
+        return salt if data == head(salt) else b""
+
+    def _payload(self, position: int, salt: bytes) -> bytes | None:
+        header = self._bytes(position, _FRAME.size)
+        if len(header) < _FRAME.size or not header.startswith(_MAGIC):
+            return None
+        _, length, crc, synced = _FRAME.unpack(header)
+        payload = self._bytes(position + _FRAME.size, length)
+        return payload if len(payload) == length and crc == _crc(payload, salt, synced) else None
+
+    def _acknowledged(self, position: int, salt: bytes) -> bool:
+        """Whether a sound frame behind the broken one at `position` says that the latter was on disk before it."""
+        rest = b""
+        for start, chunk in self._data(position + 1):
+            window, at = rest + chunk, -1
+            while (at := window.find(_MAGIC, at + 1)) >= 0:
+                found = start - len(rest) + at
+                header = self._bytes(found, _FRAME.size)
+                if len(header) == _FRAME.size and position < _FRAME.unpack(header)[3] <= found:
+                    self._chunk = b""
+                    if self._payload(found, salt) is not None:
+                        return True
+            rest = chunk[1 - len(_MAGIC) :]
         return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # An empty segment may be one whose writer has created it and not locked it yet.
-        if os.fstat(fd).st_size == 0 or read_segment(path, position)[0]:
-            return False
-        path.unlink()
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-    return True
+
+    def _data(self, position: int) -> Iterator[tuple[int, bytes]]:
+        """What was written from `position` on, by chunks; room that was only allocated is passed over unread."""
+        with self._path.open("rb", buffering=0) as file:
+            fd = file.fileno()
+            while True:
+                try:
+                    position = os.lseek(fd, position, os.SEEK_DATA)
+                    end = os.lseek(fd, position, os.SEEK_HOLE)
+                except OSError as error:
+                    if error.errno == errno.ENXIO:
+                        return
+                    raise
+                while position < end and (chunk := os.pread(fd, min(_CHUNK_BYTES, end - position), position)):
+                    yield position, chunk
+                    position += len(chunk)
+
+    def _bytes(self, position: int, length: int) -> bytes:
+        """As many of them as the file has."""
+        at = position - self._start
+        if at < 0 or at + length > len(self._chunk):
+            with self._path.open("rb", buffering=0) as file:
+                room = max(0, os.fstat(file.fileno()).st_size - position)
+                self._chunk = os.pread(file.fileno(), min(max(length, _CHUNK_BYTES), room), position)
+            self._start, at = position, 0
+        return self._chunk[at : at + length]
+
+
+def _crc(payload: bytes, salt: bytes, synced: int) -> int:
+    return zlib.crc32(salt + _SYNCED.pack(synced), zlib.crc32(payload))

@@ -3,11 +3,10 @@
 Reading a run imports neither Ray nor torch, so `--help` and `--print-config` answer at once.
 """
 
+from sdpo_ray.config.data import Capture, Curate, Tenant
 from sdpo_ray.config.distill import Distill
 from sdpo_ray.config.presets import PRESETS
 from sdpo_ray.config.run import (
-    Capture,
-    Curate,
     Evaluate,
     Policy,
     Promote,
@@ -31,6 +30,7 @@ __all__ = [
     "Run",
     "Serve",
     "Simulate",
+    "Tenant",
     "keys",
     "load_run",
     "parse_run",

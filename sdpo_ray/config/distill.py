@@ -31,6 +31,8 @@ class Context(Section):
     """Response tokens at the start of y that are not scored."""
     text_only: Literal["refuse", "train"] = "refuse"
     """Answers known as text alone, from logs of elsewhere: tokenized here, or refused."""
+    redacted: Literal["refuse", "train"] = "refuse"
+    """Turns of which something was redacted, and with it their token ids: tokenized here as redacted, or refused."""
     max_copies: int = Field(default=4, ge=1)
     """Interactions with the same x, y and o that one update learns from."""
 
@@ -54,6 +56,13 @@ class Signal(Section):
     """Answers of a policy more versions older than the parent are refused."""
     staleness_half_life: float | None = Field(default=None, gt=0)
     """An answer's weight halves with every so many versions of age."""
+    relevance_probes: int = Field(default=64, ge=0)
+    """Interactions of the snapshot whose follow-up is held against a stranger's, for the record; 0 for none."""
+
+    @property
+    def compares_distributions(self) -> bool:
+        """Whether the teacher's whole distribution is needed, not only its score of the sampled token."""
+        return self.estimator != "sampled_token" or self.baseline == "token_kl"
 
 
 class Teacher(Section):
@@ -160,15 +169,14 @@ class Distill(Section):
                 f"signal.baseline {self.signal.baseline!r} belongs to the sampled_token estimator",
             ),
             (
-                self.signal.clip is not None
-                and (self.signal.estimator != "sampled_token" or self.signal.baseline == "token_kl"),
+                self.signal.clip is not None and self.signal.compares_distributions,
                 "signal.clip bounds scores of sampled tokens; where distributions are compared, set signal.log_mix",
             ),
             (
                 self.workers.zero_stage == 3
                 and not self.lora.rank
                 and self.teacher.kind in ("ema", "frozen")
-                and (self.signal.estimator != "sampled_token" or self.signal.baseline == "token_kl"),
+                and self.signal.compares_distributions,
                 f"{self.signal.estimator} with a teacher of its own weights needs them whole: lower "
                 "workers.zero_stage, or set lora.rank",
             ),

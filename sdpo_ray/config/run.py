@@ -12,10 +12,10 @@ from typing import Any, Literal
 import msgspec
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from sdpo_ray.config.data import Capture, Curate
 from sdpo_ray.config.distill import Distill
 from sdpo_ray.config.section import Section
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.records import Consent
 
 
 class Policy(Section):
@@ -52,31 +52,6 @@ class Serve(Section):
     def url(self) -> str:
         """Where the users' application answers, without a path."""
         return f"http://{self.host}:{self.port}"
-
-
-class Capture(Section):
-    """What is recorded of live traffic."""
-
-    consent: Consent = Consent.TRAIN
-    """Consent of requests that state none (header `x-sdpo-consent` or `metadata.consent`)."""
-    segment_mib: int = Field(default=16, ge=1)
-    """A journal segment is sealed at this size."""
-
-
-class Curate(Section):
-    """Turns to interactions, and the draw for one update."""
-
-    min_new_interactions: int = Field(default=80, ge=1)
-    """Admitted interactions since the last draw that start a cycle."""
-    max_follow_up_chars: int = Field(default=2000, ge=1)
-    max_age_versions: int = Field(default=8, ge=0)
-    """Interactions with a policy this many versions older than the champion are not drawn."""
-    snapshot_size: int = Field(default=96, ge=1)
-    """Interactions an update learns from."""
-    recency_half_life: int = Field(default=96, ge=1)
-    """An interaction's weight in the draw halves with every so many newer ones."""
-    held_out: float = Field(default=0.1, ge=0, lt=1)
-    """Share of conversations never trained on."""
 
 
 class Evaluate(Section):
@@ -125,6 +100,8 @@ class Simulate(Section):
     """Mean seconds between reading an answer and writing the next message."""
     stream_share: float = Field(default=0.5, ge=0, le=1)
     """Share of requests that are streamed."""
+    people: int = Field(default=64, ge=1)
+    """How many different users talk, each under a name of their own."""
 
 
 class Run(Section):
@@ -132,6 +109,8 @@ class Run(Section):
 
     root: str = "~/.sdpo-ray/laptop"
     """Directory of everything this run writes: absolute, or under `~`."""
+    tables: str = ""
+    """Where the tables are, when not under `root`: a directory, or `s3://bucket/prefix` with AWS's own variables."""
     seed: int = 0
     policy: Policy = Policy()
     serve: Serve = Serve()

@@ -47,8 +47,11 @@ def _plain(value: object) -> str:
 
 
 def json_of(value: object) -> str:
-    """JSON of what a client sent; empty for nothing."""
+    """JSON of what a client sent, which a log may state as text already; empty for nothing."""
     try:
+        if isinstance(value, str) and value:
+            json.loads(value)
+            return _plain(value)
         return _plain(json.dumps(value, ensure_ascii=False)) if value else ""
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError("tools or arguments are no JSON") from error

@@ -60,6 +60,7 @@ _PARTS = (
     "conversations",
     "tools",
     "chat_template_kwargs",
+    "template_kwargs",
     "toxic",
 )
 FIELDS = frozenset((*_PARTS, *_KEYS, *_USERS, *_LANGUAGES, *TIMES))
@@ -112,7 +113,7 @@ def read_record(record: Mapping[str, Any], form: Format, *, number: int) -> Conv
         language=stated(record, _LANGUAGES).lower(),
         toxic=any(each.get("toxic") is True for each in (record, *raw)),
         tools=json_of(record.get("tools")),
-        template_kwargs=json_of(record.get("chat_template_kwargs")),
+        template_kwargs=json_of(record.get("chat_template_kwargs") or record.get("template_kwargs")),
         last_only=form is Format.TRIPLES,
     )
 

@@ -9,22 +9,17 @@ import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from sdpo_ray.curate.importers import FIELDS, Conversation, Format, detect_format, read_record
-from sdpo_ray.curate.language import detector
-from sdpo_ray.curate.logfiles import Row, read_rows
-from sdpo_ray.curate.refused import ImportReport, Refused, RefusedCount, Source
+from sdpo_ray.curate.importers import Format
+from sdpo_ray.curate.logreader import LogReader
+from sdpo_ray.curate.refused import ImportReport, Refused, RefusedCount
 from sdpo_ray.curate.sampling import is_held_out
-from sdpo_ray.curate.unroll import Limits, unroll
+from sdpo_ray.curate.unroll import Limits
 from sdpo_ray.errors import ConfigError, DataError
 from sdpo_ray.records import Interaction, Snapshot
 from sdpo_ray.storage import sealed_directory, write_json
 from sdpo_ray.tables import write_interactions
-
-WILDCHAT_QUESTION_CHARS = 4096
-"""The authors limit users' messages, too, but of WildChat alone."""
 
 
 class Import:
@@ -35,53 +30,31 @@ class Import:
         self._limit = limit
         self._seed = seed
         self._held_out = held_out
-        self._detect = detector()
-        self._sources: list[Source] = []
+        self._reader = LogReader(limits)
         self._refused: Counter[Refused] = Counter()
-        self._num_answers = 0
         self._seen: set[bytes] = set()
         self._drawn: list[tuple[int, Interaction]] = []
         """A heap with the largest digest on top: what goes when a smaller one comes."""
 
     def add(self, path: Path, form: Format | None, on_bytes: Callable[[int], None]) -> None:
-        """Read one file, `form` or what its first record looks like; tell how many of its bytes are read.
-
-        Raises DataError where the file cannot be read, ConfigError where its format cannot be told.
-        """
-        num_records, first_malformed = 0, None
-        for row in read_rows(path, FIELDS):
-            num_records += 1
-            on_bytes(row.bytes_done)
-            if form is None and row.record is not None:
-                form = _detected(path, row)
-            conversation = _conversation(row, form, self.num_records + num_records)
-            if conversation is None or form is None:
-                self._refused[Refused.MALFORMED] += 1
-                first_malformed = first_malformed or row.number
-            else:
-                self._unroll(conversation, form)
-        if form is None:
-            raise DataError(f"{path} has no record that can be read")
-        source = Source(name=path.name, format=form, num_records=num_records, first_malformed=first_malformed)
-        self._sources.append(source)
-
-    @property
-    def num_records(self) -> int:
-        """Of the files that were read to their end."""
-        return sum(source.num_records for source in self._sources)
+        """Read one file, as `LogReader.read` does, and draw from it."""
+        for interaction in self._reader.read(path, form, on_bytes):
+            self._keep(interaction)
 
     def report(self) -> ImportReport:
+        reader = self._reader
+        refused = reader.refused + self._refused
         counts = [
             RefusedCount(reason=reason, of=of, n=n, share=n / total)
             for reason in Refused
-            for of, total in [("records", self.num_records) if reason.of_records else ("answers", self._num_answers)]
-            if (n := self._refused[reason])
+            for of, total in [("records", reader.num_records) if reason.of_records else ("answers", reader.num_answers)]
+            if (n := refused[reason])
         ]
         train, held_out = self._split()
         return ImportReport(
-            sources=tuple(self._sources),
-            num_records=self.num_records,
-            num_answers=self._num_answers,
+            sources=tuple(reader.sources),
+            num_records=reader.num_records,
+            num_answers=reader.num_answers,
             num_train=len(train),
             num_held_out=len(held_out),
             refused=tuple(counts),
@@ -117,17 +90,6 @@ class Import:
             write_json(aside / "refusals.json", self.report())
         return snapshot
 
-    def _unroll(self, conversation: Conversation, form: Format) -> None:
-        limits = self._limits
-        if form is Format.WILDCHAT and limits.max_question_chars is None:
-            limits = replace(limits, max_question_chars=WILDCHAT_QUESTION_CHARS)
-        unrolled = unroll(conversation, tenant=form.value, limits=limits, detect=self._detect)
-        self._refused += unrolled.refused
-        self._num_answers += len(unrolled.interactions)
-        self._num_answers += sum(n for reason, n in unrolled.refused.items() if not reason.of_records)
-        for interaction in unrolled.interactions:
-            self._keep(interaction)
-
     def _keep(self, interaction: Interaction) -> None:
         name = bytes.fromhex(interaction.interaction_id)
         if name in self._seen:
@@ -149,25 +111,8 @@ class Import:
         return train, [each for each in drawn if is_held_out(each.conversation, self._held_out)]
 
     def _rule(self, num_train: int, num_held_out: int) -> str:
-        formats = ", ".join(sorted({source.format.value for source in self._sources}))
+        formats = ", ".join(sorted({source.format.value for source in self._reader.sources}))
         return (
             f"{num_train + num_held_out} of {len(self._seen)} interactions of logs ({formats}), all alike; "
             f"{self._held_out:g} of conversations held out ({num_held_out} interactions); {self._limits}"
         )
-
-
-def _detected(path: Path, row: Row) -> Format:
-    try:
-        return detect_format(row.record or {})
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _conversation(row: Row, form: Format | None, number: int) -> Conversation | None:
-    """The conversation of a row; None where the row is malformed."""
-    if row.record is None or form is None:
-        return None
-    try:
-        return read_record(row.record, form, number=number)
-    except DataError:
-        return None

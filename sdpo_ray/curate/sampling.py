@@ -1,76 +1,186 @@
-"""Draw the interactions of one update from light rows; pure and seeded.
+"""Draw the interactions of one update from light columns; pure and seeded, and no Python object a row.
 
 Recent interactions weigh more: w_i = 2^(-newer_i / half_life). Without replacement, after Efraimidis and Spirakis
 (Information Processing Letters 97, 2006): keep the largest u_i^(1/w_i), u_i uniform. The same order is that of the
-smallest log(e_i) - log(w_i) with e_i = -log(u_i) exponential, which old rows do not underflow.
+smallest log(e_i) - log(w_i) with e_i = -log(u_i) exponential, which old rows do not underflow. Whatever has a quota
+takes the smallest of its own (`curate.quotas`), which is the same draw among fewer.
 """
 
-import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from sdpo_ray.config import Curate
+from sdpo_ray.curate.quotas import Part, Pool, fill, parts_of, user_cap
+from sdpo_ray.records import FOREIGN, Refusal
+from sdpo_ray.tables import split_of
+
+LIGHT_COLUMNS = ("interaction_id", "follow_up_at_s", "policy_version", "split", "tenant", "user", "batch")
+"""What a draw looks at."""
+COUNTED_COLUMNS = ("follow_up_at_s", "policy_version", "split")
+"""What `count_trainable` looks at."""
+
+_DAY_S = 86_400
+_SPLITS = 2**32
+Index = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LightRow:
-    """What the draw looks at in an interaction. Made by `curate.stream`."""
+class NotDrawn(StrEnum):
+    """Why an interaction of the table is not in a snapshot; in the order in which it is looked for."""
 
-    interaction_id: str
-    follow_up_at_s: float
-    policy_version: int
-    conversation: str
+    STALE = "stale"
+    """The policy that answered is more than `max_age_versions` older than the champion."""
+    TOO_OLD = "too_old"
+    """The follow-up is older than `max_age_days`."""
+    HELD_OUT = "held_out"
+    """Its conversation is never trained on."""
+    USER_CAP = "user_cap"
+    """Its turn came, and its user had `max_user_share` already."""
+    LEFT_OVER = "left_over"
+    """The snapshot was full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What was drawn. Made by `draw`; read by `curate.stream`."""
+    """What was drawn. Made by `draw`; read by `curate.snapshot`."""
 
     interaction_ids: tuple[str, ...]
     """In the order of training."""
     held_out_ids: tuple[str, ...]
-    """The newest held-out interactions that are not stale, at most as many as a snapshot has, newest first."""
+    """The newest held-out interactions neither stale nor too old, at most as many as a snapshot has, newest first."""
     rule: str
     """The sampling rule in words and numbers."""
+    not_drawn: tuple[Refusal, ...]
+    """All other rows, by `NotDrawn`."""
 
 
-def draw(rows: Iterable[LightRow], *, champion_version: int, seed: int, config: Curate) -> Plan:
-    """Draw at most `config.snapshot_size` interactions, each at most once; the order of `rows` plays no part."""
-    fresh = _fresh(rows, champion_version, config)
-    trainable = [row for row in fresh if not is_held_out(row.conversation, config.held_out)]
-    held_out = [row for row in fresh if is_held_out(row.conversation, config.held_out)]
+def draw(rows: pa.Table, *, champion_version: int, seed: int, now_s: float, last_batch: int, config: Curate) -> Plan:
+    """Draw at most `config.snapshot_size` interactions, each at most once; the order of `rows` plays no part.
+
+    `rows` has the columns `LIGHT_COLUMNS`; `now_s` is Unix time; `last_batch` is the newest batch that an earlier draw
+    could take from, 0 where there was none.
+    """
+    stands = _Standing(rows, champion_version, now_s, config)
+    trainable = _newest_first(rows, np.flatnonzero(stands.fresh & ~stands.held_out))
     generator = np.random.default_rng(seed)
     # The smallest positive number instead of 0, whose logarithm is not finite.
     exponential = np.maximum(generator.standard_exponential(len(trainable)), np.finfo(np.float64).tiny)
-    keys = np.log(exponential) + np.arange(len(trainable)) * (math.log(2) / config.recency_half_life)
-    chosen = np.argsort(keys, kind="stable")[: config.snapshot_size]
+    keys = np.log(exponential, out=exponential)
+    keys += np.arange(len(trainable)) * (math.log(2) / config.recency_half_life)
+    pool = Pool(
+        keys=keys,
+        tenant=_tenants(rows, config)[trainable],
+        is_old=_column(rows, "batch")[trainable] <= last_batch,
+        people=lambda places: _people(rows, trainable[places]),
+    )
+    filled = fill(pool, config)
+    held_out = _newest_first(rows, np.flatnonzero(stands.fresh & stands.held_out))
     return Plan(
-        interaction_ids=tuple(trainable[index].interaction_id for index in generator.permutation(chosen)),
-        held_out_ids=tuple(row.interaction_id for row in held_out[: config.snapshot_size]),
-        rule=(
-            f"{len(chosen)} of {len(trainable)} trainable interactions without replacement, weight halved by every "
-            f"{config.recency_half_life} newer ones; answers at most {config.max_age_versions} versions older than "
-            f"v{champion_version}; {config.held_out:g} of conversations held out ({len(held_out)} interactions)"
+        interaction_ids=_ids(rows, trainable[generator.permutation(np.sort(filled.places))]),
+        held_out_ids=_ids(rows, held_out[: config.snapshot_size]),
+        rule=_rule(len(trainable), len(held_out), filled.parts, champion_version, config),
+        not_drawn=stands.refusals(
+            user_cap=filled.num_capped, left_over=len(trainable) - len(filled.places) - filled.num_capped
         ),
     )
 
 
-def count_trainable(rows: Iterable[LightRow], *, champion_version: int, config: Curate) -> int:
-    """How many of `rows` a draw could take."""
-    fresh = _fresh(rows, champion_version, config)
-    return sum(not is_held_out(row.conversation, config.held_out) for row in fresh)
+def count_trainable(rows: pa.Table, *, champion_version: int, now_s: float, config: Curate) -> int:
+    """How many of `rows`, with the columns `COUNTED_COLUMNS`, a draw could take if none had a limit."""
+    stands = _Standing(rows, champion_version, now_s, config)
+    return int(np.count_nonzero(stands.fresh & ~stands.held_out))
 
 
 def is_held_out(conversation: str, share: float) -> bool:
     """Whether a conversation is never trained on: a property of the conversation alone, so no draw can leak it."""
-    digest = hashlib.sha256(f"held-out {conversation}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return split_of(conversation) < share * _SPLITS
 
 
-def _fresh(rows: Iterable[LightRow], champion_version: int, config: Curate) -> Sequence[LightRow]:
-    """The rows that are not stale, newest first; equal times in the order of their ids."""
-    fresh = [row for row in rows if champion_version - row.policy_version <= config.max_age_versions]
-    return sorted(fresh, key=lambda row: (-row.follow_up_at_s, row.interaction_id))
+class _Standing:
+    """Which rows are fresh, and which are held out."""
+
+    def __init__(self, rows: pa.Table, champion_version: int, now_s: float, config: Curate) -> None:
+        version = _column(rows, "policy_version")
+        # An answer that no policy of this run made is as old as any other of its kind: the learner decides about those.
+        stale = (version != FOREIGN) & (champion_version - version > config.max_age_versions)
+        too_old = now_s - _column(rows, "follow_up_at_s") > config.max_age_days * _DAY_S
+        self.fresh = ~(stale | too_old)
+        self.held_out = _column(rows, "split") < config.held_out * _SPLITS
+        self._counts = {
+            NotDrawn.STALE: np.count_nonzero(stale),
+            NotDrawn.TOO_OLD: np.count_nonzero(too_old & ~stale),
+            NotDrawn.HELD_OUT: np.count_nonzero(self.held_out & self.fresh),
+        }
+
+    def refusals(self, *, user_cap: int, left_over: int) -> tuple[Refusal, ...]:
+        counts = self._counts | {NotDrawn.USER_CAP: user_cap, NotDrawn.LEFT_OVER: left_over}
+        return tuple(Refusal(reason=reason.value, n=int(n)) for reason, n in counts.items() if n)
+
+
+def _newest_first(rows: pa.Table, chosen: Index) -> Index:
+    """`chosen` from the newest follow-up on; equal times in the order of their ids."""
+    times = _column(rows, "follow_up_at_s")[chosen]
+    order = np.argsort(-times)
+    times = times[order]
+    new_time = np.r_[True, times[1:] != times[:-1]][: len(times)]
+    tied = np.flatnonzero(~new_time | np.r_[~new_time[1:], False][: len(times)])
+    chosen = chosen[order]
+    if len(tied):
+        run = np.cumsum(new_time)[tied]
+        names = pa.table({"run": run, "id": _strings(rows, "interaction_id", chosen[tied])})
+        chosen[tied] = chosen[tied][pc.sort_indices(names, [("run", "ascending"), ("id", "ascending")]).to_numpy()]
+    return chosen
+
+
+def _tenants(rows: pa.Table, config: Curate) -> npt.NDArray[np.int32]:
+    """For each row its place in `tenant_mix`; as many as it has for tenants that are not in it."""
+    names = list(config.tenant_mix)
+    if not names:
+        return np.zeros(rows.num_rows, np.int32)
+    found = pc.index_in(rows["tenant"], value_set=pa.array(names, pa.string()))
+    return np.asarray(pc.fill_null(found, len(names)), np.int32)
+
+
+def _people(rows: pa.Table, chosen: Index) -> Index:
+    """A number for each named user of a tenant, the same for the same one; -1 for whoever named nobody."""
+    users, tenants = (_strings(rows, name, chosen).dictionary_encode() for name in ("user", "tenant"))
+    numbers = users.indices.to_numpy().astype(np.int64) * max(len(tenants.dictionary), 1) + tenants.indices.to_numpy()
+    nobody = pc.equal(users.dictionary, "").to_numpy(zero_copy_only=False)
+    return np.where(nobody[users.indices.to_numpy()], -1, numbers)
+
+
+def _column(rows: pa.Table, name: str) -> npt.NDArray[Any]:
+    return np.asarray(rows[name])
+
+
+def _ids(rows: pa.Table, chosen: Index) -> tuple[str, ...]:
+    return tuple(_strings(rows, "interaction_id", chosen).to_pylist())
+
+
+def _strings(rows: pa.Table, name: str, chosen: Index) -> pa.Array:
+    """Values of a column in the order of `chosen`, chunk by chunk: Arrow's own `take` copies all of it first."""
+    mask = np.zeros(rows.num_rows, bool)
+    mask[chosen] = True
+    found = rows[name].filter(pa.array(mask)).combine_chunks()
+    return found.take(pa.array(np.argsort(np.argsort(chosen))))
+
+
+def _rule(num_trainable: int, num_held_out: int, parts: Sequence[Part], champion_version: int, config: Curate) -> str:
+    drawn = sum(part.taken for part in parts)
+    words = [
+        f"{drawn} of {num_trainable} trainable interactions without replacement, weight halved by every "
+        f"{config.recency_half_life} newer ones",
+        f"answers at most {config.max_age_versions} versions older than v{champion_version}, follow-ups at most "
+        f"{config.max_age_days:g} days old",
+        f"{config.held_out:g} of conversations held out ({num_held_out} interactions)",
+        f"at most {user_cap(config)} of one named user",
+        *parts_of(parts, config),
+    ]
+    return "; ".join(words)

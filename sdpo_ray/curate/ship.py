@@ -1,41 +1,30 @@
-"""Journal -> table `turns`, exactly once.
+"""Event log -> tables `turns` and `feedback`, exactly once, in bounded batches.
 
-The rows and the position they were read up to are one commit, so a shipper that dies leaves both or neither, and
-of two shippers at once one loses and looks again. What is on disk in the table leaves the log.
+Turns and the position they were read up to are one commit, so a shipper that dies leaves both or neither, and of two
+shippers at once one loses and looks again. Feedback of the same batch goes before, and is told by its id when it comes
+again. What is on disk in the tables leaves the log. What belongs to an erased user never enters.
 """
 
-import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from sdpo_ray.curate.sessionize import keyed
-from sdpo_ray.curate.store import TURN_KEYS, Table
-from sdpo_ray.records import Turn
-from sdpo_ray.tables import turns_to_arrow
-
-logger = logging.getLogger(__name__)
+from sdpo_ray.curate.bulk import collector_paused
+from sdpo_ray.curate.store import Table
+from sdpo_ray.errors import LostEvents
+from sdpo_ray.eventlog import EventLog
+from sdpo_ray.records import Event, Feedback, Turn
+from sdpo_ray.tables import feedback_to_arrow, turns_to_arrow
 
 DUPLICATE_TURN = "duplicate_turn"
-_SHIPMENT = "shipment"
-_MAX_TURNS = 20_000
-
-
-class EventLog(Protocol):
-    """Where turns come from: `capture.segments.SegmentLog`. A partition is read in order, by position."""
-
-    def ends(self) -> dict[str, int]:
-        """The end of every partition at one moment: no turn before it follows an answer behind it."""
-
-    def read(self, partition: str, after: int, until: int) -> tuple[list[Turn], int]:
-        """Turns between two positions, and the position to go on from."""
-
-    def truncate(self, positions: Mapping[str, int]) -> int:
-        """Forget what lies before these positions."""
+"""Delivered twice; the first one is kept. Feedback that is sent twice is one by design, and not counted."""
+ERASED = "erased"
+"""Left in the log by somebody who was erased since."""
+_Kind = TypeVar("_Kind", Turn, Feedback)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,64 +32,86 @@ class Shipped:
     """Made by `ship`; read by `curate.stream`."""
 
     num_turns: int
+    num_feedback: int
     refused: Counter[str]
 
 
-def ship(log: EventLog, table: Table) -> Shipped:
-    """Bring `table` up to where the log ends now, then truncate the log. Raises CorruptJournal."""
-    ends = log.ends()
-    num_turns = 0
+def ship(
+    log: EventLog,
+    turns: Table,
+    feedback: Table,
+    *,
+    max_turns: int,
+    max_bytes: int,
+    erased: Callable[[Event], bool],
+    on_turns: Callable[[int], None],
+) -> Shipped:
+    """Bring the tables up to where every partition ended at some moment of this call, then truncate the log.
+
+    `erased` tells what an erased user left in the log; `on_turns` hears how many turns were stored. Raises CorruptLog,
+    LostEvents.
+    """
+    waiting = set(log.partitions())
+    num_turns = num_feedback = 0
     refused: Counter[str] = Counter()
     while True:
-        table.refresh()
-        turns, positions = _read(log, ends, table)
-        if not positions:
+        turns.refresh()
+        after = positions(log, turns)
+        # What another shipper stored and truncated meanwhile is no partition any more.
+        waiting &= after.keys()
+        with collector_paused():
+            try:
+                batch = log.poll(after, max_events=max_turns, max_bytes=max_bytes)
+            except LostEvents:
+                turns.refresh()
+                if positions(log, turns) != after:
+                    # Another shipper stored them, and truncated the log.
+                    continue
+                raise
+            if batch.positions:
+                kept = [event for event in batch.events if not erased(event)]
+                num_feedback += _append_feedback([each for each in kept if isinstance(each, Feedback)], feedback)
+                came = [each for each in kept if isinstance(each, Turn)]
+                fresh = _first_of_each(came, turns, "turn_id")
+                if turns.append(turns_to_arrow(fresh), batch.positions) is None:
+                    continue
+                num_turns += len(fresh)
+                refused += Counter({ERASED: len(batch.events) - len(kept), DUPLICATE_TURN: len(came) - len(fresh)})
+                on_turns(len(fresh))
+        waiting -= batch.at_end
+        if not waiting:
             break
-        fresh = _first_of_each(turns, table)
-        # All shipments share one position, so that two that see the same turn in two places cannot both commit.
-        shipment = {_SHIPMENT: (table.position(_SHIPMENT) or 0) + 1}
-        if not table.append(_rows(fresh), positions | shipment):
-            continue
-        num_turns += len(fresh)
-        if repeated := len(turns) - len(fresh):
-            refused[DUPLICATE_TURN] += repeated
-            logger.warning("%d turns came twice; the first of each is kept", repeated)
-    if ends:
-        table.sync()
-        log.truncate({name: table.position(name) or 0 for name in ends})
-    return Shipped(num_turns=num_turns, refused=refused)
+    # The feedback beside a turn was stored before it: so what these positions cover is on disk, whoever stored it.
+    turns.refresh()
+    feedback.refresh()
+    feedback.sync()
+    turns.sync()
+    log.truncate(positions(log, turns))
+    return Shipped(num_turns=num_turns, num_feedback=num_feedback, refused=+refused)
 
 
-def _read(log: EventLog, ends: Mapping[str, int], table: Table) -> tuple[list[Turn], dict[str, int]]:
-    """About `_MAX_TURNS` turns that the table has not seen, and the positions behind them."""
-    turns: list[Turn] = []
-    positions: dict[str, int] = {}
-    for partition, end in ends.items():
-        after = table.position(partition) or 0
-        if after >= end or len(turns) >= _MAX_TURNS:
-            continue
-        read, position = log.read(partition, after, end)
-        if position > after:
-            turns += read
-            positions[partition] = position
-    return turns, positions
+def positions(log: EventLog, turns: Table) -> dict[str, int]:
+    """How far each partition was read, by the table's own account."""
+    return {partition: turns.position(partition) or 0 for partition in log.partitions()}
 
 
-def _first_of_each(turns: Sequence[Turn], table: Table) -> list[Turn]:
-    ids = pa.array([turn.turn_id for turn in turns], pa.string())
-    stored = table.read(["turn_id"], where=ds.field("turn_id").isin(ids))["turn_id"].to_pylist()
+def _append_feedback(given: Sequence[Feedback], table: Table) -> int:
+    """Append what is not there yet; how many that were."""
+    while given:
+        table.refresh()
+        fresh = _first_of_each(given, table, "feedback_id")
+        if not fresh or table.append(feedback_to_arrow(fresh), {}) is not None:
+            return len(fresh)
+    return 0
+
+
+def _first_of_each(events: Sequence[_Kind], table: Table, name: str) -> list[_Kind]:
+    ids = [getattr(event, name) for event in events]
+    stored = table.read([name], where=ds.field(name).isin(pa.array(ids, pa.string())))[name].to_pylist() if ids else []
     seen = set(stored)
     fresh = []
-    for turn in turns:
-        if turn.turn_id not in seen:
-            seen.add(turn.turn_id)
-            fresh.append(turn)
+    for event, each in zip(events, ids, strict=True):
+        if each not in seen:
+            seen.add(each)
+            fresh.append(event)
     return fresh
-
-
-def _rows(turns: Sequence[Turn]) -> pa.Table:
-    rows = turns_to_arrow(turns)
-    keys = [keyed(turn) for turn in turns]
-    for field in TURN_KEYS:
-        rows = rows.append_column(field, pa.array([getattr(key, field.name) for key in keys], field.type))
-    return rows

@@ -1,125 +1,234 @@
-"""The two tables, `turns` and `interactions`, on Delta Lake.
+"""The tables `turns`, `feedback`, `pending` and `interactions`, on Delta Lake.
 
-How far each log was read is committed with the rows it gave, as Delta `txn` actions: the table, not the reader,
-knows what it holds. Delta calls no fsync, so `sync` does, and nothing upstream is removed before it returned.
-Statistics in Delta's log are kept for one time column alone: they would hold user text otherwise.
+How far each log was read is committed with the rows it gave, as Delta `txn` actions: the table, not the reader, knows
+what it holds. Readers go by the column `batch`, the number of the commit that brought a row, which outlives compaction,
+erasure and vacuum. Delta calls no fsync, so `sync` does, and nothing upstream is removed before it returned.
 """
 
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
+from operator import and_
 from typing import Self
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
-from sdpo_ray.storage import Layout, fsync_directory
-from sdpo_ray.tables import INTERACTION, TURN
-
-TURN_KEYS = pa.schema([pa.field(name, pa.string()) for name in ("prompt_key", "parent_key", "continuation_key")])
-"""Columns of the table `turns` beside the turn itself: what pairing needs (`curate.sessionize`)."""
-FILE = "__filename"
-"""Column that names the data file a row lies in; asked for like any other."""
+from sdpo_ray.curate import maintenance, removal
+from sdpo_ray.curate.commits import APPENDED, MAINTAINED, TRIES, commit_rows, opened, paths, pause
+from sdpo_ray.curate.kinds import BATCH, FEEDBACKS, INTERACTIONS, PENDINGS, TURNS, Kind
+from sdpo_ray.curate.migrations import open_table
+from sdpo_ray.curate.place import LOG, Place
+from sdpo_ray.curate.place import read_files as read_files
+from sdpo_ray.storage import Layout
 
 
 class Table:
     """One Delta table as of `version`; `refresh` moves to the newest."""
 
-    def __init__(self, path: Path, schema: pa.Schema, *, time_column: str) -> None:
-        """Open the table at `path`, which is created when it is missing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._schema = schema
-        # "ignore": of two processes that create it at once, both go on with the one that is there.
-        self._delta = DeltaTable.create(
-            str(path), schema, mode="ignore", configuration={"delta.dataSkippingStatsColumns": time_column}
-        )
-        self._delta.update_incremental()
-        self._synced: set[str] = set()
+    def __init__(self, layout: Layout, kind: Kind) -> None:
+        """Open the table; it is created when it is missing, and migrated when it is old. Raises ConfigError."""
+        self.name = kind.name
+        self._kind = kind
+        self._place = Place(layout.table(kind.name))
+        self._delta = open_table(self._place, kind)
+        self._overtaken = False
+        self._looked_up = _LookedUp(self.version)
+        self._synced_files: set[str] = set()
+        self._synced_version = -1
 
     @classmethod
     def turns(cls, layout: Layout) -> Self:
-        return cls(layout.turns, pa.schema([*TURN, *TURN_KEYS]), time_column="finished_at_s")
+        return cls(layout, TURNS)
+
+    @classmethod
+    def feedback(cls, layout: Layout) -> Self:
+        return cls(layout, FEEDBACKS)
+
+    @classmethod
+    def pending(cls, layout: Layout) -> Self:
+        return cls(layout, PENDINGS)
 
     @classmethod
     def interactions(cls, layout: Layout) -> Self:
-        return cls(layout.interactions, INTERACTION, time_column="follow_up_at_s")
+        return cls(layout, INTERACTIONS)
 
     @property
     def version(self) -> int:
+        """Delta's version, which everything that is done to the table raises."""
         version: int = self._delta.version()
         return version
 
     @property
+    def batch(self) -> int:
+        """Number of the last commit of rows; 0 before the first."""
+        return self.position(APPENDED) or 0
+
+    @property
     def num_rows(self) -> int:
-        return int(sum(pa.chunked_array(self._delta.get_add_actions()["num_records"]).to_pylist()))
+        """From the log's statistics: no data file is opened."""
+        count: int = self._delta.count()
+        return count
 
     def refresh(self) -> None:
-        self._delta.update_incremental()
+        """Move to the newest version."""
+        self._overtaken = False
+        try:
+            self._delta.update_incremental()
+        except DeltaError:
+            # What was between the two versions has been removed.
+            self._delta = opened(self._place)
 
     def position(self, log: str) -> int | None:
-        """The position in `log` that was committed last, None when there was none."""
-        position: int | None = self._delta.transaction_version(log)
-        return position
+        """The position in `log` that was committed last, None when there was none.
 
-    def append(self, rows: pa.Table, positions: Mapping[str, int]) -> bool:
-        """Commit `rows` and `positions` in one, or neither.
-
-        False when another writer committed one of the same positions since `refresh`: look again, then decide anew.
+        Of the newest version where the log entries of this one have been removed; `append` then wants a `refresh`.
         """
-        transactions = [Transaction(log, position) for log, position in positions.items()]
         try:
-            write_deltalake(
-                self._delta,
-                rows.cast(self._schema),
-                mode="append",
-                writer_properties=WriterProperties(compression="ZSTD"),
-                commit_properties=CommitProperties(app_transactions=transactions),
-            )
-        except CommitFailedError as error:
-            if "Concurrent transaction" not in str(error):
-                raise
-            return False
-        return True
+            return self._known().position(log, self._delta)
+        except DeltaError:
+            self._delta, self._overtaken = opened(self._place), True
+            return self._known().position(log, self._delta)
+
+    def append(self, rows: pa.Table, positions: Mapping[str, int]) -> int | None:
+        """Commit `rows` and `positions` in one, or neither; the number of the batch.
+
+        None when another writer committed rows, or one of the positions, since `refresh`: refresh, look again, then
+        decide anew. So it is where the store leaves open whether this very commit was made. Raises DeltaError or
+        OSError when the table cannot be written.
+        """
+        batch = self.batch + 1
+        numbered = self._kind.numbered(rows, batch)
+        carried = {**positions, APPENDED: batch}
+        expected = {name: self.position(name) for name in carried}
+        if self._overtaken:
+            return None
+        for attempt in range(TRIES):
+            try:
+                commit_rows(self._delta, numbered, carried)
+            except (DeltaError, OSError):
+                newest = opened(self._place)
+                if any(newest.transaction_version(name) != before for name, before in expected.items()):
+                    return None
+                if attempt == TRIES - 1:
+                    raise
+                # Files were replaced meanwhile, which a commit of rows alone need not care for.
+                self._delta = newest
+                pause(attempt)
+            else:
+                return batch
+        raise AssertionError
 
     def sync(self) -> None:
-        """Return once every file of this version, and the log that names them, is on disk."""
-        log = self._path / "_delta_log"
-        # By suffix: a commit of another process in the making has a name of its own and soon none.
-        logged = [*log.glob("*.json"), *log.glob("*.parquet")]
-        names = {str(self._path / name) for name in self._files()} | {str(file) for file in logged}
-        for name in sorted(names - self._synced):
-            fd = os.open(name, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        for directory in (log, self._path, self._path.parent):
-            fsync_directory(directory)
-        self._synced = names
+        """Return once every file of this version, and the log that names them, is on disk.
+
+        In an object store there is nothing to do: what it acknowledged is durable.
+        """
+        files, version = set(paths(self._delta)), self.version
+        logged = [f"{LOG}/{each:020d}.json" for each in range(self._synced_version + 1, version + 1)]
+        self._place.sync([*sorted(files - self._synced_files), *logged])
+        self._synced_files, self._synced_version = files, version
 
     def read(
-        self, columns: Sequence[str] | None = None, *, where: ds.Expression | None = None, since: int | None = None
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        where: ds.Expression | None = None,
+        after: int | None = None,
+        upto: int | None = None,
     ) -> pa.Table:
-        """Rows in no particular order; with `since`, those of files that came after that version."""
-        names = self._files()
-        if since is not None:
-            names -= set(_files(DeltaTable(str(self._path), version=since)))
-        return read_files([str(self._path / name) for name in sorted(names)], self._schema, columns, where)
+        """Rows with after < batch <= upto, in no particular order; the column `batch` only when it is asked for.
 
-    def _files(self) -> set[str]:
-        return _files(self._delta)
+        Files are skipped by `batch` and by time without being opened. Where another process removed files of this
+        version, the newest is read instead.
+        """
+        wanted = list(self._kind.rows.names if columns is None else columns)
+        conditions = [where] if where is not None else []
+        conditions += [ds.field(BATCH) > after] if after is not None else []
+        conditions += [ds.field(BATCH) <= upto] if upto is not None else []
+        condition = reduce(and_, conditions) if conditions else None
+        for attempt in range(TRIES):
+            try:
+                return self._rows().to_table(columns=wanted, filter=condition, use_threads=False)
+            except (FileNotFoundError, DeltaError):
+                if attempt == TRIES - 1:
+                    raise
+                self._delta = opened(self._place)
+        raise AssertionError
+
+    def files(self, batches: Collection[int] | None = None) -> list[str]:
+        """Data files, as `read_files` takes them, that may hold rows of these batches, of any where none are named.
+
+        They stay until a maintenance that comes `keep_files_h` after they were replaced, or a purge.
+        """
+        named = sorted(batches) if batches is not None else None
+        actions = pa.table(self._delta.get_add_actions(flatten=True))
+        found: list[str] = []
+        if not actions.num_rows:
+            return found
+        columns = (actions[name].to_pylist() for name in ("path", f"min.{BATCH}", f"max.{BATCH}"))
+        for name, low, high in zip(*columns, strict=True):
+            place = bisect_left(named, low) if named is not None else 0
+            if named is None or (place < len(named) and named[place] <= high):
+                found.append(f"{self._place.uri}/{name}")
+        return found
+
+    def delete(self, ids: Collection[str]) -> int:
+        """Take rows out by id; their number. They stay on disk until `purge`. Raises DeltaError."""
+        removed = removal.delete(self._place, self._kind, ids)
+        self.refresh()
+        return removed
+
+    def purge(self) -> None:
+        """Remove from the disk whatever this version does not hold: rows that were taken out, and what was left over.
+
+        Readers of an older version look again. Raises DeltaError.
+        """
+        removal.purge(self._place, self._kind)
+        self.refresh()
+
+    def maintain(self, *, every: int, keep_files_h: float, expire_before_s: float | None = None) -> bool:
+        """Compact the table, when `every` commits have come since the last time; True when it was done now.
+
+        Files that were replaced more than `keep_files_h` hours ago are removed, as is what processes that died left
+        over. With `expire_before_s`, rows of before that time are taken out first.
+        """
+        if not self._is_due(every):
+            return False
+        # Another process may just have done it.
+        self.refresh()
+        if not self._is_due(every):
+            return False
+        done = maintenance.maintain(self._place, self._kind, keep_files_h=keep_files_h, expire_before_s=expire_before_s)
+        self.refresh()
+        return done
+
+    def _is_due(self, every: int) -> bool:
+        return self.version - (self.position(MAINTAINED) or 0) >= every
+
+    def _rows(self) -> ds.Dataset:
+        known = self._known()
+        if known.dataset is None:
+            known.dataset = self._delta.to_pyarrow_dataset(filesystem=self._place.filesystem, schema=self._kind.schema)
+        return known.dataset
+
+    def _known(self) -> "_LookedUp":
+        if self._looked_up.version != self.version:
+            self._looked_up = _LookedUp(self.version)
+        return self._looked_up
 
 
-def read_files(
-    files: Sequence[str], schema: pa.Schema, columns: Sequence[str] | None, where: ds.Expression | None
-) -> pa.Table:
-    """Rows of data files, read with one thread."""
-    dataset = ds.dataset(list(files), schema=schema, format="parquet")
-    return dataset.to_table(columns=None if columns is None else list(columns), filter=where, use_threads=False)
+class _LookedUp:
+    """What was asked of one version: Delta reads its log anew for each position, and every file's statistics."""
 
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.dataset: ds.Dataset | None = None
+        self._positions: dict[str, int | None] = {}
 
-def _files(delta: DeltaTable) -> set[str]:
-    return set(pa.chunked_array(delta.get_add_actions()["path"]).to_pylist())
+    def position(self, log: str, delta: DeltaTable) -> int | None:
+        if log not in self._positions:
+            self._positions[log] = delta.transaction_version(log)
+        return self._positions[log]

@@ -1,45 +1,44 @@
-"""The incremental stage: what is new in the journal becomes interactions, and interactions become a snapshot.
+"""The incremental stage: what is new in the event log becomes interactions.
 
-    journal --ship--> turns --pair, admit--> interactions --draw--> snapshot
+    log --ship--> turns --index--> pending --pair, admit--> interactions        (feedback joins at admit)
 
 Each arrow is one commit that carries how far it read, so a job killed between any two goes on without repeating
-or skipping. Pairing looks at light columns; Ray Data reads the paired turns, checks and admits them in blocks.
+or skipping. Pairing looks at light columns; Ray Data reads the paired turns, checks and admits them in blocks. A round
+takes at most `curate.max_batch_turns` turns, whatever has piled up.
 One curator works on a root at a time; a second one is harmless, but loses its commits to the first.
 """
 
 import logging
+import math
+import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
+import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from sdpo_ray.config import Curate
-from sdpo_ray.curate.admission import Refusal, admit
-from sdpo_ray.curate.sampling import LightRow, count_trainable, draw
-from sdpo_ray.curate.sessionize import Keyed, Pair, Pairing, pair
-from sdpo_ray.curate.ship import EventLog, ship
-from sdpo_ray.curate.store import FILE, Table, read_files
-from sdpo_ray.errors import DataError
-from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.storage import Layout, is_ready, read_json, sealed_directory, write_json
-from sdpo_ray.tables import (
-    INTERACTION,
-    TURN,
-    interactions_from_arrow,
-    interactions_to_arrow,
-    turns_from_arrow,
-    write_interactions,
-)
+from sdpo_ray.config import Capture, Curate
+from sdpo_ray.curate.admission import Refusal
+from sdpo_ray.curate.blocks import REFUSAL, WORK, Work, admit_block
+from sdpo_ray.curate.erasures import Erasures
+from sdpo_ray.curate.limits import HOUR_S, Admitted, within_limits
+from sdpo_ray.curate.pending import horizon, index, related
+from sdpo_ray.curate.sessionize import Pair, pair
+from sdpo_ray.curate.ship import positions, ship
+from sdpo_ray.curate.store import Table
+from sdpo_ray.eventlog import EventLog
+from sdpo_ray.storage import Layout
+from sdpo_ray.tables import INTERACTION, feedback_from_arrow
 
-_TURNS = "turns"
-_KEYED = list(Keyed.__dataclass_fields__)
-_LIGHT = list(LightRow.__dataclass_fields__)
-_REFUSAL = "refusal"
-_OUTCOME = INTERACTION.append(pa.field(_REFUSAL, pa.string()))
-_PAIRS_A_BLOCK = 512
+_DECIDED, _SEEN, _FEEDBACK = "pending.decided", "pending.seen", "feedback.decided"
+"""Positions in `interactions`: `sessionize.Horizon`, and the batch of `feedback` whose comments are decided."""
+_ADMITTED = list(Admitted.__dataclass_fields__)
+_WORK_A_BLOCK = 1024
 _CPUS_A_BLOCK = 0.25
+_DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,155 +47,190 @@ class Progress:
 
     turns_shipped: int
     turns_total: int
+    feedback_shipped: int
     interactions_admitted: int
     interactions_total: int
+    undecided: int
+    """Turns whose own follow-up decision waits for the next advance."""
+    backlog_bytes: int
+    """What of the event log was not read yet when this advance began."""
     refused: Counter[str]
-    """Turns and pairs that came to nothing in this advance, by reason."""
+    """Turns, pairs and comments that came to nothing in this advance, by reason."""
 
 
 class Curator:
-    """The stage over one run's tables. Needs Ray only when there is something to pair."""
+    """The stage over one run's tables. Needs Ray only when there is something to admit."""
 
-    def __init__(self, layout: Layout, config: Curate, log: EventLog) -> None:
-        self._layout = layout
-        self._config = config
+    def __init__(self, layout: Layout, log: EventLog, *, curate: Curate, capture: Capture) -> None:
         self._log = log
-        self._turns = Table.turns(layout)
-        self._interactions = Table.interactions(layout)
+        self._curate = curate
+        self._capture = capture
+        self._erasures = Erasures(layout)
+        self.turns = Table.turns(layout)
+        self.feedback = Table.feedback(layout)
+        self.pending = Table.pending(layout)
+        self.interactions = Table.interactions(layout)
 
-    def advance(self) -> Progress:
-        """Ship, pair and admit everything that is new. Raises CorruptJournal."""
-        shipped = ship(self._log, self._turns)
-        admitted, refused = self._pair()
+    def advance(self, on_turns: Callable[[int], None] = lambda num_turns: None) -> Progress:
+        """Ship what is new, and decide what an earlier advance shipped. Raises CorruptLog, LostEvents."""
+        index(self.turns, self.pending, max_turns=self._curate.max_batch_turns)
+        self.feedback.refresh()
+        settled, settled_feedback = self.pending.batch, self.feedback.batch
+        backlog_bytes = self._log.backlog_bytes(positions(self._log, self.turns))
+        shipped = ship(
+            self._log,
+            self.turns,
+            self.feedback,
+            max_turns=self._curate.max_batch_turns,
+            max_bytes=self._curate.max_batch_mib << 20,
+            erased=self._erasures.reload().covers,
+            on_turns=on_turns,
+        )
+        index(self.turns, self.pending, max_turns=self._curate.max_batch_turns)
+        admitted, refused = self._decide(settled, settled_feedback)
         return Progress(
             turns_shipped=shipped.num_turns,
-            turns_total=self._turns.num_rows,
+            turns_total=self.turns.num_rows,
+            feedback_shipped=shipped.num_feedback,
             interactions_admitted=admitted,
-            interactions_total=self._interactions.num_rows,
+            interactions_total=self.interactions.num_rows,
+            undecided=self.pending.read(["turn_id"], after=self.interactions.position(_DECIDED) or 0).num_rows,
+            backlog_bytes=backlog_bytes,
             refused=shipped.refused + refused,
         )
 
-    def count_new(self, *, since: int, champion_version: int) -> int:
-        """Trainable interactions that came after version `since` of the table, `Snapshot.table_version`; 0 for all."""
-        self._interactions.refresh()
-        rows = _light_rows(self._interactions, since=since)
-        return count_trainable(rows, champion_version=champion_version, config=self._config)
+    def maintain(self) -> list[str]:
+        """Compact the tables that are due, and forget answers that waited too long; the names of the tables."""
+        due = [table for table in (self.turns, self.feedback, self.pending, self.interactions) if self._is_kept(table)]
+        return [table.name for table in due]
 
-    def draw(self, cycle: int, *, seed: int, champion_version: int) -> Snapshot:
-        """The snapshot of a cycle: drawn once, then read back. Raises DataError when nothing can be drawn."""
-        final = self._layout.snapshot(cycle)
-        if is_ready(final):
-            return replace(read_json(final / "snapshot.json", Snapshot), path=str(final))
-        self._interactions.refresh()
-        rows = _light_rows(self._interactions)
-        plan = draw(rows, champion_version=champion_version, seed=seed, config=self._config)
-        if not plan.interaction_ids:
-            raise DataError(f"nothing to draw: {plan.rule}")
-        drawn = _interactions(self._interactions, plan.interaction_ids)
-        with sealed_directory(final) as aside:
-            digest = write_interactions(aside, drawn)
-            snapshot = Snapshot(
-                snapshot_id=f"{final.name}-{digest[:12]}",
-                table_version=self._interactions.version,
-                seed=seed,
-                rule=plan.rule,
-                interaction_ids=plan.interaction_ids,
-                held_out_ids=plan.held_out_ids,
-                path=str(final),
-                digest=digest,
-                last_interaction_at_s=max(interaction.follow_up_at_s for interaction in drawn),
-            )
-            write_json(aside / "snapshot.json", snapshot)
-        return snapshot
+    def _is_kept(self, table: Table) -> bool:
+        return table.maintain(
+            every=self._curate.compact_every,
+            keep_files_h=self._curate.keep_files_h,
+            expire_before_s=self._waited_from_s() if table is self.pending else None,
+        )
 
-    def _pair(self) -> tuple[int, Counter[str]]:
-        """Decide all turns that came since the last commit; return how many interactions that gave, and refusals."""
+    def _waited_from_s(self) -> float:
+        """Turns that were finished before this time wait no longer; nobody who is undecided is among them."""
+        before_s = time.time() - self._curate.follow_up_days * _DAY_S
+        undecided = self.pending.read(["finished_at_s"], after=self.interactions.position(_DECIDED) or 0)
+        oldest_s = pc.min(undecided["finished_at_s"]).as_py()
+        return before_s if oldest_s is None else min(before_s, oldest_s)
+
+    def _decide(self, settled: int, settled_feedback: int) -> tuple[int, Counter[str]]:
+        """Rounds up to what was settled before the last shipping; interactions admitted, and refusals by reason."""
+        total, refused = 0, Counter[str]()
+        # What others bring meanwhile is left to the next advance: they may be faster than we are.
+        shipped = self.pending.batch
         while True:
-            self._interactions.refresh()
-            version = self._turns.version
-            since = self._interactions.position(_TURNS) or 0
-            if since >= version:
-                return 0, Counter()
-            pairing, files = self._decide(since)
-            rows, refused = self._admit(pairing.pairs, files)
-            if self._interactions.append(rows, {_TURNS: version}):
-                self._interactions.sync()
-                return rows.num_rows, pairing.unpaired + refused
+            self.interactions.refresh()
+            self.pending.refresh()
+            decided, seen, heard = (self.interactions.position(name) or 0 for name in (_DECIDED, _SEEN, _FEEDBACK))
+            newest = self.pending.batch
+            if decided >= settled and seen >= shipped and heard >= settled_feedback:
+                return total, refused
+            now = horizon(
+                self.pending, decided=decided, seen=seen, settled=settled, max_turns=self._curate.max_batch_turns
+            )
+            pairing = pair(related(self.pending, now, newest=newest), now)
+            comments, unknown = self._comments(heard, settled_feedback)
+            rows, not_admitted = self._admit([*map(_work, pairing.pairs), *comments])
+            positions = {_DECIDED: now.upto, _SEEN: newest, _FEEDBACK: max(heard, settled_feedback)}
+            # What these positions count must not be lost in a power cut that leaves them.
+            self.pending.sync()
+            if self.interactions.append(rows, positions) is not None:
+                self.interactions.sync()
+                total += rows.num_rows
+                refused += pairing.unpaired + not_admitted + Counter({Refusal.UNKNOWN_TURN.value: unknown})
 
-    def _decide(self, since: int) -> tuple[Pairing, dict[str, str]]:
-        """The pairing of what is new, and the data file of each turn that it looked at."""
-        new = self._turns.read([*_KEYED], since=since)
-        keys = pa.array(set(new["parent_key"].to_pylist() + new["continuation_key"].to_pylist()) - {""}, pa.string())
-        shares_key = ds.field("parent_key").isin(keys) | ds.field("continuation_key").isin(keys)
-        rows = self._turns.read([*_KEYED, FILE], where=shares_key)
-        turns = [Keyed(**row) for row in rows.select(_KEYED).to_pylist()]
-        files = dict(zip(rows["turn_id"].to_pylist(), rows[FILE].to_pylist(), strict=True))
-        return pair(turns, set(new["turn_id"].to_pylist())), files
+    def _comments(self, heard: int, upto: int) -> tuple[list[Work], int]:
+        """Comments of feedback that came since, and how many are on no turn of ours."""
+        given = [
+            each for each in feedback_from_arrow(self.feedback.read(after=heard, upto=upto)) if each.comment.strip()
+        ]
+        ids = pa.array({each.turn_id for each in given}, pa.string())
+        of_ids = ds.field("turn_id").isin(ids)
+        rows = self.turns.read(["turn_id", "batch"], where=of_ids).to_pylist() if len(ids) else []
+        batches = {row["turn_id"]: row["batch"] for row in rows}
+        known = [each for each in given if each.turn_id in batches]
+        work = [Work(answer=each.turn_id, answer_batch=batches[each.turn_id], feedback=each) for each in known]
+        return work, len(given) - len(known)
 
-    def _admit(self, pairs: Sequence[Pair], files: dict[str, str]) -> tuple[pa.Table, Counter[str]]:
-        """The interactions that pairs give, oldest follow-up first, and the refusals."""
-        if not pairs:
+    def _admit(self, work: Sequence[Work]) -> tuple[pa.Table, Counter[str]]:
+        """The interactions that `work` gives, oldest follow-up first, and the refusals."""
+        if not work:
             return INTERACTION.empty_table(), Counter()
         import ray
         import ray.data
 
         _quieten_ray_data()
-        pairs = sorted(pairs, key=lambda p: (files[p.answer], files[p.follow_up], p.answer))
-        blocks = [
-            _block(pairs[start : start + _PAIRS_A_BLOCK], files) for start in range(0, len(pairs), _PAIRS_A_BLOCK)
-        ]
+        now_s = time.time()
+        # Ray keeps as many idle workers as there are CPUs: more at once would start anew each time, in seconds.
+        workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        blocks = list(self._blocks(work, workers))
         outcomes = ray.data.from_arrow(blocks).map_batches(
-            _admit_block,
+            admit_block,
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=_CPUS_A_BLOCK,
-            fn_kwargs={"max_follow_up_chars": self._config.max_follow_up_chars},
+            compute=ray.data.TaskPoolStrategy(size=min(workers, len(blocks))),
+            fn_kwargs={"curate": self._curate, "capture": self._capture, "now_s": now_s},
         )
         rows = pa.concat_tables(ray.get(outcomes.to_arrow_refs()))
-        refused = Counter(reason for reason in rows[_REFUSAL].to_pylist() if reason is not None)
-        admitted = rows.filter(ds.field(_REFUSAL).is_null()).select(INTERACTION.names)
-        return admitted.sort_by([("follow_up_at_s", "ascending"), ("interaction_id", "ascending")]), refused
+        refused = Counter(reason for reason in rows[REFUSAL].to_pylist() if reason is not None)
+        admitted = rows.filter(ds.field(REFUSAL).is_null()).select(INTERACTION.names)
+        over = self._over_limits(admitted, now_s)
+        within = admitted.filter(pc.invert(pc.is_in(admitted["interaction_id"], pa.array(over, pa.string()))))
+        ordered = within.sort_by([("follow_up_at_s", "ascending"), ("interaction_id", "ascending")])
+        return ordered, refused + Counter(reason.value for reason in over.values())
+
+    def _blocks(self, work: Sequence[Work], workers: int) -> Iterable[pa.Table]:
+        """Work on neighbouring answers stands together, in few blocks: each decodes the files of its answers whole."""
+        ordered = sorted(work, key=lambda each: (each.answer_batch, each.follow_up_batch, each.answer))
+        size = max(_WORK_A_BLOCK, math.ceil(len(ordered) / workers))
+        for start in range(0, len(ordered), size):
+            block = ordered[start : start + size]
+            batches = {batch for each in block for batch in (each.answer_batch, each.follow_up_batch) if batch}
+            yield _block(block, self.turns.files(batches))
+
+    def _over_limits(self, new: pa.Table, now_s: float) -> dict[str, Refusal]:
+        if not new.num_rows:
+            return {}
+        oldest_s = pc.min(new["follow_up_at_s"]).as_py()
+        recent = ds.field("follow_up_at_s") > oldest_s - HOUR_S
+        before = self.interactions.read([*_ADMITTED], where=recent).to_pylist()
+        young = ds.field("follow_up_at_s") > now_s - self._curate.max_age_days * _DAY_S
+        same = ds.field("content").isin(new["content"].combine_chunks())
+        return within_limits(
+            [Admitted(**row) for row in new.select(_ADMITTED).to_pylist()],
+            before=[Admitted(**row) for row in before],
+            copies=Counter(self.interactions.read(["content"], where=young & same)["content"].to_pylist()),
+            config=self._curate,
+        )
 
 
-def _block(pairs: Sequence[Pair], files: dict[str, str]) -> pa.Table:
-    return pa.table(
-        {
-            "answer": [p.answer for p in pairs],
-            "follow_up": [p.follow_up for p in pairs],
-            "answer_file": [files[p.answer] for p in pairs],
-            "follow_up_file": [files[p.follow_up] for p in pairs],
-        }
+def _work(found: Pair) -> Work:
+    return Work(
+        answer=found.answer.turn_id,
+        answer_batch=found.answer.turn_batch,
+        follow_up=found.follow_up.turn_id,
+        follow_up_batch=found.follow_up.turn_batch,
     )
 
 
-def _admit_block(pairs: pa.Table, *, max_follow_up_chars: int) -> pa.Table:
-    """Rows of `_OUTCOME`, one a pair: an interaction, or a refusal and nothing else. Runs in a Ray task."""
-    answers, follow_ups = pairs["answer"].to_pylist(), pairs["follow_up"].to_pylist()
-    files = {*pairs["answer_file"].to_pylist(), *pairs["follow_up_file"].to_pylist()}
-    ids = pa.array({*answers, *follow_ups}, pa.string())
-    rows = read_files(sorted(files), TURN, TURN.names, ds.field("turn_id").isin(ids))
-    turns = {turn.turn_id: turn for turn in turns_from_arrow(rows)}
-    outcomes = [
-        admit(turns[answer], turns[follow_up], max_follow_up_chars=max_follow_up_chars)
-        for answer, follow_up in zip(answers, follow_ups, strict=True)
+def _block(work: Sequence[Work], files: Sequence[str]) -> pa.Table:
+    rows = [
+        {
+            "answer": each.answer,
+            "follow_up": each.follow_up,
+            "feedback": None if each.feedback is None else msgspec.to_builtins(each.feedback),
+            # Once a block is enough.
+            "files": files if number == 0 else [],
+        }
+        for number, each in enumerate(work)
     ]
-    admitted = [outcome for outcome in outcomes if isinstance(outcome, Interaction)]
-    refused = [{_REFUSAL: outcome.value} for outcome in outcomes if isinstance(outcome, Refusal)]
-    kept = interactions_to_arrow(admitted).append_column(_REFUSAL, pa.nulls(len(admitted), pa.string()))
-    return pa.concat_tables([kept, pa.Table.from_pylist(refused, schema=_OUTCOME)])
-
-
-def _light_rows(table: Table, *, since: int | None = None) -> list[LightRow]:
-    return [LightRow(**row) for row in table.read(_LIGHT, since=since).to_pylist()]
-
-
-def _interactions(table: Table, ids: Sequence[str]) -> list[Interaction]:
-    """Interactions in the order of `ids`. Raises DataError unless each is there once."""
-    rows = table.read(where=ds.field("interaction_id").isin(pa.array(ids, pa.string())))
-    found = {interaction.interaction_id: interaction for interaction in interactions_from_arrow(rows)}
-    if not len(ids) == rows.num_rows == len(found):
-        raise DataError(f"{len(ids)} interactions were drawn, the table has {rows.num_rows} rows of {len(found)}")
-    return [found[each] for each in ids]
+    return pa.Table.from_pylist(rows, schema=WORK)
 
 
 def _quieten_ray_data() -> None:

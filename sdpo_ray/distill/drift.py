@@ -66,8 +66,8 @@ def _each(
         context = rows(micro_batch, hindsight=False, device=device)
         with torch.no_grad():
             made = base(context, work(context)).cpu()
-        counts = [len(item.response_ids) - item.first_scored for item in micro_batch]
-        found |= {item.interaction_id: each for item, each in zip(micro_batch, made.split(counts), strict=True)}
+        parts = made.split([item.num_scored for item in micro_batch])
+        found |= {item.interaction_id: each for item, each in zip(micro_batch, parts, strict=True)}
     return found
 
 

@@ -6,9 +6,9 @@ loads. With an adapter they are the base's, the adapter added, in the base's pre
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -16,12 +16,13 @@ from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config.distill import Lora
 from sdpo_ray.distill import adapter
 from sdpo_ray.distill.gather import TEACHER
+from sdpo_ray.distill.job import CANDIDATE_FILE
 from sdpo_ray.distill.load import Dtype, load_policy
+from sdpo_ray.distill.relevance import RELEVANCE_FILE
 from sdpo_ray.errors import LearnerError
-from sdpo_ray.records import Candidate, Fingerprint
+from sdpo_ray.records import Candidate, Fingerprint, Relevance
 from sdpo_ray.storage import sealed_directory, write_json
 
-CANDIDATE_FILE = "candidate.json"
 _WEIGHTS = "model.safetensors"
 _COMPANIONS = (
     "config.json",
@@ -43,16 +44,16 @@ def export(
     base: Path,
     lora: Lora,
     teacher: dict[str, Tensor] | None,
+    relevance: Sequence[Relevance] = (),
 ) -> Candidate:
-    """Seal `candidate.path` with weights, tokenizer, adapter, teacher and `candidate.json`; add the fingerprint.
+    """Seal `candidate.path` with weights, tokenizer, adapter, teacher and the records; add the fingerprint.
 
     `trained` and `teacher` have the model's own names. Raises LearnerError where they do not fit the checkpoint.
     """
     from safetensors.torch import save_file
 
     with sealed_directory(Path(candidate.path)) as aside:
-        checkpoint = read_tensors(base)
-        weights = adapter.merged(checkpoint, trained, lora) if lora.rank else _renamed(checkpoint, trained, base)
+        weights = adapter.merged(read_tensors(base), trained, lora) if lora.rank else _renamed(trained, base)
         save_file(weights, aside / _WEIGHTS, metadata={"format": "pt"})
         if lora.rank:
             adapter.save(trained, aside / adapter.ADAPTER, base=base, lora=lora)
@@ -63,6 +64,8 @@ def export(
             for file in parent.glob(pattern):
                 shutil.copy2(file, aside / file.name)
         candidate = replace(candidate, fingerprint=fingerprint(aside))
+        if relevance:
+            write_json(aside / RELEVANCE_FILE, relevance)
         write_json(aside / CANDIDATE_FILE, candidate)
     return candidate
 
@@ -82,20 +85,26 @@ def fingerprint(path: Path, dtype: Dtype = "float32") -> Fingerprint:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint. Raises LearnerError where it has no safetensors."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in _files(path) for name, tensor in load_file(file).items()}
+
+
+def _renamed(trained: dict[str, Tensor], base: Path) -> dict[str, Tensor]:
+    """What learned, under the checkpoint's names, whose tensors are not read; tied ones as often as it has them."""
     from safetensors import safe_open
 
-    found: dict[str, Any] = {}
-    for file in sorted(path.glob("model*.safetensors")):
+    names: list[str] = []
+    for file in _files(base):
         with safe_open(file, "pt") as tensors:
-            found |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - it is no dict
-    if not found:
-        raise LearnerError(f"{path} has no model.safetensors")
-    return found
-
-
-def _renamed(checkpoint: dict[str, Tensor], trained: dict[str, Tensor], base: Path) -> dict[str, Tensor]:
-    """What learned, under the checkpoint's names; a name that is another's twin there is written once more."""
-    missing = [name for name in checkpoint if name not in trained]
-    if missing:
+            names.extend(tensors.keys())
+    if missing := [name for name in names if name not in trained]:
         raise LearnerError(f"{base} has a tensor {missing[0]} that the model does not learn")
-    return {name: trained[name] for name in checkpoint}
+    return {name: trained[name] for name in names}
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.glob("model*.safetensors"))
+    if not files:
+        raise LearnerError(f"{path} has no model.safetensors")
+    return files

@@ -14,7 +14,7 @@ from sdpo_ray.config import Distill
 from sdpo_ray.distill.contexts import Contexts, contexts, hindsight_block, shortened
 from sdpo_ray.distill.refusal import Altered, Unusable, content, staleness, unfit
 from sdpo_ray.errors import DataError
-from sdpo_ray.records import FinishReason, Interaction, Turn
+from sdpo_ray.records import FOREIGN, FinishReason, Interaction, Turn
 from sdpo_ray.telemetry import Counters
 
 
@@ -35,6 +35,10 @@ class Example:
     """Divides the logits in both contexts, as it did when y was sampled; 1 for a greedy answer."""
     weight: float
     """Of the sequence in its batch: 1, or less with the age of the policy that answered."""
+
+    @property
+    def num_scored(self) -> int:
+        return len(self.response_ids) - self.first_scored
 
 
 def examples(
@@ -103,7 +107,7 @@ def _example(
         response_ids=response_ids,
         first_scored=len(response_ids) if masked else min(context.ignore_first_k, len(response_ids)),
         sampler_logprobs=turn.response_logprobs if as_served and whole else (),
-        temperature=1.0 if greedy or turn.text_only else turn.sampling.temperature,
+        temperature=1.0 if greedy or turn.policy_version == FOREIGN else turn.sampling.temperature,
         weight=1.0 if half_life is None else 0.5 ** (staleness(turn, parent_version) / half_life),
     )
 

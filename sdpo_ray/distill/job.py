@@ -7,6 +7,9 @@ from pathlib import Path
 from sdpo_ray.config import Distill
 from sdpo_ray.records import Release, Snapshot
 
+CANDIDATE_FILE = "candidate.json"
+"""The record in a candidate's directory. Here, so that whoever only starts an update need not import torch."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:

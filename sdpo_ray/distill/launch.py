@@ -10,8 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.export import CANDIDATE_FILE
-from sdpo_ray.distill.job import Job, num_steps
+from sdpo_ray.distill.job import CANDIDATE_FILE, Job, num_steps
 from sdpo_ray.distill.worker import train
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.records import Candidate, Release, Snapshot

@@ -20,7 +20,7 @@ from sdpo_ray.distill.engine import deepspeed_config, deepspeed_engine, learning
 from sdpo_ray.distill.gather import go_on_teaching
 from sdpo_ray.distill.hindsight import Example
 from sdpo_ray.distill.load import checkpoint_activations, compute_dtype, load_packed
-from sdpo_ray.distill.packing import rows, shard
+from sdpo_ray.distill.packing import micro_batches, rows, shard
 from sdpo_ray.distill.scorer import Scorer, scores_of
 from sdpo_ray.distill.step import Policy, StepSums, run_step
 from sdpo_ray.distill.teacher import Teacher
@@ -102,11 +102,14 @@ class Learner:
 
     def scores(self, examples: Sequence[Example], *, hindsight: bool) -> list[list[float]]:
         """log p of each example's scored tokens under the present weights; every worker scores all of them."""
-        context = rows(tuple(examples), hindsight=hindsight, device=self.device)
-        with torch.no_grad():
-            logp_N = self.engine(context, scores_of(context, self._config.workers.logits_mib))
-        counts = [len(item.response_ids) - item.first_scored for item in examples]
-        return [part.tolist() for part in logp_N.split(counts)]
+        found: dict[str, list[float]] = {}
+        for micro_batch in micro_batches(examples, self._config.workers.max_tokens_per_micro_batch):
+            context = rows(micro_batch, hindsight=hindsight, device=self.device)
+            with torch.no_grad():
+                logp_N = self.engine(context, scores_of(context, self._config.workers.logits_mib))
+            parts = logp_N.split([item.num_scored for item in micro_batch])
+            found |= {item.interaction_id: part.tolist() for item, part in zip(micro_batch, parts, strict=True)}
+        return [found[item.interaction_id] for item in examples]
 
     def step(self, batch: Sequence[Example], base: Base) -> tuple[StepMetrics, StepSums]:
         """One optimizer step. Raises LearnerError on every worker."""

@@ -211,10 +211,7 @@ class _Worker:
     @property
     def _compares(self) -> bool:
         """Whole distributions are compared, so the teacher's hidden states are kept."""
-        signal = self._config.signal
-        return self._config.objective == "sdpo" and (
-            signal.estimator != "sampled_token" or signal.baseline == "token_kl"
-        )
+        return self._config.objective == "sdpo" and self._config.signal.compares_distributions
 
     def _lessons(self) -> int:
         """The teacher's hidden states of a step's answers; without hindsight too where it is another policy."""

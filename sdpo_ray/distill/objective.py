@@ -160,10 +160,11 @@ def token_weights(
     return torch.tensor(shares, dtype=torch.float32)
 
 
-def finite_rows(value_N: Tensor, row_N: Tensor, num_rows: int) -> Tensor:
-    """Which rows have finite values only, [B] of bool: the others must not enter a step."""
-    bad_B = torch.zeros(num_rows, dtype=torch.long, device=value_N.device)
-    return bad_B.index_add_(0, row_N, (~value_N.isfinite()).long()) == 0
+def finite_rows(value: Tensor, row_N: Tensor, num_rows: int) -> Tensor:
+    """Which rows have finite values only, [B] of bool: the others must not enter a step. Values are [N] or [N, D]."""
+    bad = ~value.isfinite()
+    bad_N = bad if bad.ndim == 1 else bad.any(-1)
+    return torch.zeros(num_rows, dtype=torch.long, device=value.device).index_add_(0, row_N, bad_N.long()) == 0
 
 
 def _kl(log_p_CK: Tensor, log_q_CK: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def rows(micro_batch: MicroBatch, *, hindsight: bool, device: torch.device | Non
     starts = [0]
     for text in texts:
         starts.append(starts[-1] + len(text))
-    counts = [len(item.response_ids) - item.first_scored for item in micro_batch]
+    counts = [item.num_scored for item in micro_batch]
     scored = [
         start + len(context) + t - 1
         for start, context, item in zip(starts, contexts, micro_batch, strict=False)

@@ -12,7 +12,9 @@ class Unusable(StrEnum):
     """Why an interaction is not learned from; in the order in which it is looked for."""
 
     TEXT_ONLY = "text_only"
-    """The answer is known as text alone, which `context.text_only` refuses."""
+    """The answer is of elsewhere and known as text alone, which `context.text_only` refuses."""
+    REDACTED = "redacted"
+    """Something was redacted in the turn, and `context.redacted` refuses such turns."""
     STALE = "stale"
     TRUNCATED = "truncated"
     """The answer ran into the token limit, and `context.truncated` drops such answers."""
@@ -44,7 +46,8 @@ def unfit(turn: Turn, config: Distill, parent_version: int) -> Unusable | None:
     limit = config.signal.max_staleness
     cut = turn.finish_reason is FinishReason.LENGTH
     checks = {
-        Unusable.TEXT_ONLY: turn.text_only and config.context.text_only == "refuse",
+        Unusable.TEXT_ONLY: turn.policy_version == FOREIGN and config.context.text_only == "refuse",
+        Unusable.REDACTED: bool(turn.redactions) and config.context.redacted == "refuse",
         Unusable.STALE: limit is not None and staleness(turn, parent_version) > limit,
         Unusable.TRUNCATED: cut and config.context.truncated == "drop",
         Unusable.EMPTY_RESPONSE: not (turn.response if turn.text_only else turn.response_ids),

@@ -3,7 +3,7 @@
 `generate` would mix in the defaults of the policy's `generation_config.json`; here nothing but the seed decides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sdpo_ray.chat import ChatFormat
@@ -21,9 +21,34 @@ def sample(
     max_tokens: int,
 ) -> Turn:
     """The turn in which `model`, of transformers, answers `messages`. Its log-probs are those it was sampled with."""
-    prompt_ids = chat.prompt_ids(messages)
-    response_ids, logprobs = _continue(model, prompt_ids, _end_ids(model, chat), seed, max_tokens)
-    stopped = response_ids[-1] in _end_ids(model, chat)
+    response_ids, logprobs = _continue(model, chat.prompt_ids(messages), _end_ids(model, chat), seed, max_tokens)
+    return turn_of(
+        chat,
+        messages,
+        response_ids,
+        logprobs,
+        end_ids=_end_ids(model, chat),
+        turn_id=turn_id,
+        policy_version=policy_version,
+        seed=seed,
+        max_tokens=max_tokens,
+    )
+
+
+def turn_of(
+    chat: ChatFormat,
+    messages: Sequence[Message],
+    response_ids: tuple[int, ...],
+    logprobs: tuple[float, ...],
+    *,
+    end_ids: Collection[int],
+    turn_id: str,
+    policy_version: int,
+    seed: int | None,
+    max_tokens: int,
+) -> Turn:
+    """The turn of an answer sampled at temperature 1 by whichever engine; one of `end_ids` stopped it, or none."""
+    stopped = response_ids[-1] in end_ids
     return Turn(
         turn_id=turn_id,
         tenant="",
@@ -32,7 +57,7 @@ def sample(
         consent=Consent.NONE,
         messages=tuple(messages),
         response=chat.text(response_ids[:-1] if stopped else response_ids),
-        prompt_ids=prompt_ids,
+        prompt_ids=chat.prompt_ids(messages),
         response_ids=response_ids,
         response_logprobs=logprobs,
         version_spans=(VersionSpan(policy_version=policy_version, start=0, end=len(response_ids)),),

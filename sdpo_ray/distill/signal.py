@@ -143,7 +143,13 @@ def _chosen(logits_TV: Any, token_ids: Sequence[int], temperature: float) -> lis
 
 def _unmasked(config: Distill) -> Distill:
     context = config.context.model_copy(
-        update={"truncated": "train", "ignore_first_k": 0, "text_only": "train", "max_response_tokens": None}
+        update={
+            "truncated": "train",
+            "ignore_first_k": 0,
+            "text_only": "train",
+            "redacted": "train",
+            "max_response_tokens": None,
+        }
     )
     return config.model_copy(update={"context": context, "objective": "sdpo"})
 

@@ -5,9 +5,9 @@ of sequences and tokens that count is known when the first gradient is made.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
@@ -23,25 +23,33 @@ from sdpo_ray.distill.watch import BaseView, Watch
 from sdpo_ray.errors import LearnerError
 
 
+def _plain_backward(loss: Tensor, last: bool) -> None:
+    loss.backward()
+
+
+def _one_worker(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What a step needs of the policy that learns."""
+    """What a step needs of the policy that learns; by default one worker's, its own teacher, without DeepSpeed."""
 
     run: Callable[[Rows, Work], Any]
     """A forward pass of the body, then the work."""
-    backward: Callable[[Tensor, bool], None]
-    """Add the gradient of this worker's part of the loss; the last one of a step is marked."""
-    teacher: Callable[[], AbstractContextManager[None]]
-    """While it is open, `run` uses the teacher's weights."""
-    total: Callable[[Tensor], Tensor]
-    """A tensor added up over workers."""
-    baselined: bool
-    """The teacher is not the student: its own score without hindsight is A's reference."""
-    own_head: bool
-    """The teacher has other output weights than the student."""
-    base_logprobs: dict[str, Tensor]
-    """log p_base(y_t | x) of the scored tokens, by interaction, where KL to the base is penalised."""
     device: torch.device
+    backward: Callable[[Tensor, bool], None] = _plain_backward
+    """Add the gradient of this worker's part of the loss; the last one of a step is marked."""
+    teacher: Callable[[], AbstractContextManager[None]] = nullcontext
+    """While it is open, `run` uses the teacher's weights."""
+    total: Callable[[Tensor], Tensor] = _one_worker
+    """A tensor added up over workers."""
+    baselined: bool = False
+    """The teacher is not the student: its own score without hindsight is A's reference."""
+    own_head: bool = False
+    """The teacher has other output weights than the student."""
+    base_logprobs: Mapping[str, Tensor] = field(default_factory=dict)
+    """log p_base(y_t | x) of the scored tokens, by interaction, where KL to the base is penalised."""
     base_view: BaseView | None = None
     """What KL to the base is watched by."""
 
@@ -74,7 +82,7 @@ def run_step(
     taught = teach(micro_batches, policy, config)
     kept = [item for micro_batch, _ in taught for item in micro_batch]
     num_dropped = sum(map(len, micro_batches)) - len(kept)
-    num_scored = sum(len(item.response_ids) - item.first_scored for item in kept)
+    num_scored = sum(item.num_scored for item in kept)
     sequences, tokens, dropped = (
         int(n) for n in policy.total(_double([len(kept), num_scored, num_dropped], policy.device)).tolist()
     )
@@ -123,16 +131,14 @@ def _teach(micro_batch: MicroBatch, policy: Policy, config: Distill) -> tuple[Mi
     if policy.baselined:
         plain = rows(micro_batch, hindsight=False, device=policy.device)
         reference, _ = policy.run(plain, _kept(plain, config))
-    finite_N = hindsight.isfinite() if hindsight.ndim == 1 else hindsight.isfinite().all(-1)
+    finite_B = finite_rows(hindsight, context.row_N, len(micro_batch))
     if reference is not None:
-        finite_N &= reference.isfinite() if reference.ndim == 1 else reference.isfinite().all(-1)
-    value_N = torch.where(finite_N, 0.0, torch.nan)
-    finite_B = finite_rows(value_N, context.row_N, len(micro_batch))
+        finite_B &= finite_rows(reference, context.row_N, len(micro_batch))
     stays_N = finite_B[context.row_N]
     lesson = Taught(
         hindsight=hindsight[stays_N],
         reference=None if reference is None else reference[stays_N],
-        weight_VD=weight_VD if policy.own_head and Student.needs_distribution(config) else None,
+        weight_VD=weight_VD if policy.own_head and config.signal.compares_distributions else None,
     )
     return tuple(compress(micro_batch, finite_B.tolist())), lesson
 
@@ -142,7 +148,7 @@ def _kept(context: Rows, config: Distill) -> Work:
     score = scores_of(context, config.workers.logits_mib)
 
     def work(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
-        kept = hidden_ND if Student.needs_distribution(config) else score(hidden_ND, weight_VD)
+        kept = hidden_ND if config.signal.compares_distributions else score(hidden_ND, weight_VD)
         # Detached, the head stays the teacher's when the student's weights are put back.
         return kept, weight_VD.detach()
 
@@ -158,7 +164,7 @@ def _terms(
     sequences: int,
     tokens: int,
 ) -> Terms:
-    counts = [len(item.response_ids) - item.first_scored for item in micro_batch]
+    counts = [item.num_scored for item in micro_batch]
     unknown_N = torch.full((sum(counts),), math.nan, dtype=torch.float32, device=policy.device)
     sampler = [
         logprob

@@ -59,11 +59,6 @@ class Student:
         self.ratio_N = torch.ones_like(self.logp_N)
         self._coefficient_N: Tensor | None = None
 
-    @staticmethod
-    def needs_distribution(config: Distill) -> bool:
-        """Whether the teacher's whole distribution is compared, not only its score of the sampled token."""
-        return config.signal.estimator != "sampled_token" or config.signal.baseline == "token_kl"
-
     def loss(self, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
         """This micro-batch's part of L, a scalar with gradient."""
         context, config = self._context, self._config

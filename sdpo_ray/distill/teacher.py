@@ -48,8 +48,7 @@ class Teacher:
 
     def keep(self) -> None:
         """Take what the model holds now, while `weights` is open, for the teacher's parameters."""
-        for tensor, shadow in zip(self._held, self.shadow, strict=True):
-            shadow.copy_(tensor)
+        self.load(self._held)
 
     def load(self, shadow: Sequence[Tensor]) -> None:
         """Go on from a teacher that was saved; each tensor has its parameter's shape."""

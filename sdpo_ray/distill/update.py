@@ -6,6 +6,7 @@ make. Knows nothing of Ray.
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,21 @@ from sdpo_ray.distill.job import Job, num_steps
 from sdpo_ray.distill.learner import Learner
 from sdpo_ray.distill.packing import batches
 from sdpo_ray.distill.refusal import Altered
+from sdpo_ray.distill.relevance import measure, pick
 from sdpo_ray.distill.signal import assemble
 from sdpo_ray.errors import DataError, LearnerError
-from sdpo_ray.records import Candidate, Fingerprint, Interaction, Refusal, Snapshot, StepMetrics, TokenSignal
+from sdpo_ray.records import (
+    Candidate,
+    Fingerprint,
+    Interaction,
+    Refusal,
+    Relevance,
+    Snapshot,
+    StepMetrics,
+    TokenSignal,
+)
 from sdpo_ray.storage import require_ready
-from sdpo_ray.tables import read_interactions
+from sdpo_ray.tables import read_erased, read_interactions
 from sdpo_ray.telemetry import Counters
 
 _NON_FINITE = "non_finite_advantage"
@@ -59,7 +70,7 @@ class Update:
         job, learner = self._job, self._learner
         checkpoints = job.scratch / "checkpoints"
         base = self._ask_base()
-        signals = self._signals()
+        signals, relevance = self._signals(), self._relevance()
         kept = checkpoint.load(checkpoints, learner, rank=self._rank, num_workers=self._num_workers)
         if kept is not None:
             self._steps = kept[0]
@@ -85,23 +96,26 @@ class Update:
                     rank=self._rank,
                     num_workers=self._num_workers,
                 )
-        self._export(signals)
+        self._export(signals, relevance)
 
     def _usable(self) -> list[Example]:
+        usable = self._examples_of(self._interactions, self._refused)
+        if not usable:
+            raise LearnerError(
+                f"no interaction of {self._job.snapshot.snapshot_id} can be learned from: {dict(self._refused.values)}"
+            )
+        return usable
+
+    def _examples_of(self, interactions: Iterable[Interaction], refused: Counters) -> list[Example]:
         job = self._job
-        usable = examples(
-            self._interactions,
+        return examples(
+            interactions,
             self._chat,
             config=job.config,
             max_model_len=job.max_model_len,
             parent_version=job.parent.policy_version,
-            refused=self._refused,
+            refused=refused,
         )
-        if not usable:
-            raise LearnerError(
-                f"no interaction of {job.snapshot.snapshot_id} can be learned from: {dict(self._refused.values)}"
-            )
-        return usable
 
     def _ask_base(self) -> Base:
         """What the base says; it is gone again afterwards. Every worker watches alike, and scores its share."""
@@ -135,7 +149,21 @@ class Update:
             if all(map(math.isfinite, [*before, *after]))
         )
 
-    def _export(self, signals: tuple[TokenSignal, ...]) -> None:
+    def _relevance(self) -> tuple[Relevance, ...]:
+        """What the parent's weights make of some follow-ups, and of strangers' in their place."""
+        config = self._job.config
+        if config.objective != "sdpo":
+            return ()
+        probes = pick(
+            self._interactions,
+            self._examples,
+            lambda interaction: next(iter(self._examples_of([interaction], Counters.empty())), None),
+            num_probes=config.signal.relevance_probes,
+            seed=self._job.seed,
+        )
+        return measure(probes, self._learner.scores)
+
+    def _export(self, signals: tuple[TokenSignal, ...], relevance: tuple[Relevance, ...]) -> None:
         job, learner = self._job, self._learner
         trained = whole(learner.trained, keep=self._rank == 0)
         teacher = (
@@ -160,6 +188,7 @@ class Update:
                 base=learner.base,
                 lora=job.config.lora,
                 teacher=teacher,
+                relevance=relevance,
             )
 
     def _counts(self) -> tuple[Refusal, ...]:
@@ -172,8 +201,11 @@ class Update:
 
 
 def _interactions(snapshot: Snapshot) -> list[Interaction]:
-    """What was drawn, in the order of training. Raises NotReady or DataError."""
-    interactions = read_interactions(require_ready(Path(snapshot.path)))
-    if tuple(interaction.interaction_id for interaction in interactions) != snapshot.interaction_ids:
+    """What was drawn and not erased since, in the order of training. Raises NotReady or DataError."""
+    directory = require_ready(Path(snapshot.path))
+    erased = {row.interaction_id for row in read_erased(directory)}
+    interactions = read_interactions(directory)
+    drawn = [interaction_id for interaction_id in snapshot.interaction_ids if interaction_id not in erased]
+    if [interaction.interaction_id for interaction in interactions] != drawn:
         raise DataError(f"{snapshot.path} does not hold the interactions of {snapshot.snapshot_id}")
     return interactions

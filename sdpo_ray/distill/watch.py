@@ -38,11 +38,10 @@ class Watch:
         self.kl = torch.zeros((), dtype=torch.float64, device=device)
         found, start = [], 0
         for item in micro_batch:
-            count = len(item.response_ids) - item.first_scored
             if item.interaction_id in view.hidden:
-                self._places.extend(range(start, start + count))
+                self._places.extend(range(start, start + item.num_scored))
                 found.append(view.hidden[item.interaction_id])
-            start += count
+            start += item.num_scored
         self._hidden_KD = torch.cat(found).to(device) if found else None
 
     @property

@@ -3,16 +3,22 @@
 Plain values and files; `promote.registry` writes them into MLflow.
 """
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from sdpo_ray.config import Run, to_json
+from sdpo_ray.config import Run, keys, to_json
 from sdpo_ray.promote.figures import score_intervals, training_curves
 from sdpo_ray.promote.heatmap import write_words
 from sdpo_ray.promote.page import write_html
-from sdpo_ray.records import Candidate, Decision, Report, Snapshot
+from sdpo_ray.records import Candidate, Decision, Relevance, Report, Snapshot
 from sdpo_ray.storage import write_json
+
+CANDIDATE_FILE = "candidate.json"
+SIGNALS = ("signal.html", "signal.png")
+"""What a few interactions taught a policy: user text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +35,8 @@ class Entry:
     candidate: Candidate
     report: Report
     decision: Decision
+    relevance: tuple[Relevance, ...] = ()
+    """Of some interactions of the snapshot; none where the update did not ask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,22 +62,32 @@ def parameters(entry: Entry) -> dict[str, str]:
         "snapshot_seed": snapshot.seed,
         "snapshot_digest": snapshot.digest,
         "table_version": snapshot.table_version,
+        "last_batch": snapshot.last_batch,
         "num_interactions": len(snapshot.interaction_ids),
     }
-    return {name: str(value) for name, value in of_cycle.items()} | dict(_flat(entry.run.model_dump(mode="json")))
+    run = entry.run.model_dump(mode="json")
+    return {name: str(value) for name, value in of_cycle.items()} | {name: str(_value(run, name)) for name in keys()}
 
 
 def points(entry: Entry) -> Iterator[Point]:
-    """Training's curves by optimizer step; refusals, and scores with their intervals, at step 0."""
+    """Training's curves by optimizer step; what is counted, and scores with their intervals, at step 0."""
     for metrics in entry.candidate.steps:
         numbers = asdict(metrics)
         step = numbers.pop("step")
         for name, value in numbers.items():
             yield Point(name=f"train.{name}", value=float(value), step=step)
-    for refusal in entry.candidate.refusals:
-        yield Point(name=f"refused.{refusal.reason}", value=float(refusal.n), step=0)
-    for alteration in entry.candidate.alterations:
-        yield Point(name=f"altered.{alteration.reason}", value=float(alteration.n), step=0)
+    for name, counts in (
+        ("not_drawn", entry.snapshot.not_drawn),
+        ("refused", entry.candidate.refusals),
+        ("altered", entry.candidate.alterations),
+    ):
+        for count in counts:
+            yield Point(name=f"{name}.{count.reason}", value=float(count.n), step=0)
+    if relevance := entry.relevance:
+        below = sum(each.signal <= each.floor for each in relevance) / len(relevance)
+        yield Point(name="relevance.n", value=float(len(relevance)), step=0)
+        yield Point(name="relevance.below_floor", value=below, step=0)
+        yield Point(name="relevance.median_weight", value=statistics.median(r.weight for r in relevance), step=0)
     for score in entry.report.scores:
         for suffix, value in (("", score.value), (".low", score.low), (".high", score.high), (".n", float(score.n))):
             yield Point(name=f"{score.name}{suffix}", value=value, step=0)
@@ -78,24 +96,32 @@ def points(entry: Entry) -> Iterator[Point]:
 def write_files(entry: Entry, directory: Path) -> None:
     """Write `run.json`, the four records, `training.png` and `scores.png` into `directory`.
 
-    Where the candidate shows what a few interactions taught it, there are `signal.html` and `signal.png` too.
+    Where the candidate shows what a few interactions taught it, there are `signal.html` and `signal.png` too, and
+    where follow-ups were held against strangers', `relevance.json`.
     """
     (directory / "run.json").write_text(to_json(entry.run))
     write_json(directory / "snapshot.json", entry.snapshot)
-    write_json(directory / "candidate.json", entry.candidate)
+    write_json(directory / CANDIDATE_FILE, entry.candidate)
     write_json(directory / "report.json", entry.report)
     write_json(directory / "decision.json", entry.decision)
+    if entry.relevance:
+        write_json(directory / "relevance.json", entry.relevance)
     training_curves(entry.candidate.steps, directory / "training.png")
     score_intervals(entry.report, directory / "scores.png")
-    if signals := entry.candidate.signals:
-        version = entry.candidate.parent_version
-        write_html(signals, directory / "signal.html", title=f"Cycle {entry.cycle}: what users taught v{version}")
-        write_words(signals, directory / "signal.png")
+    write_signals(entry.candidate, directory, cycle=entry.cycle)
 
 
-def _flat(values: dict[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, str(value)
+def write_signals(candidate: Candidate, directory: Path, *, cycle: int) -> None:
+    """Write the two files of `SIGNALS`; neither where the candidate shows nothing."""
+    if signals := candidate.signals:
+        html, png = (directory / name for name in SIGNALS)
+        write_html(signals, html, title=f"Cycle {cycle}: what users taught v{candidate.parent_version}")
+        write_words(signals, png)
+
+
+def _value(run: dict[str, Any], name: str) -> object:
+    """A key of a run file by its dotted name; a table that the user names the keys of is one value."""
+    found: Any = run
+    for part in name.split("."):
+        found = found[part]
+    return found

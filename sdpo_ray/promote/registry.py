@@ -9,13 +9,16 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from sdpo_ray.errors import DataError
+from sdpo_ray.promote import ledger
+from sdpo_ray.promote.forget import forget_in_file
 from sdpo_ray.promote.ledger import Entry, parameters, points, write_files
-from sdpo_ray.records import Release, Snapshot, Verdict
-from sdpo_ray.storage import Layout
+from sdpo_ray.records import Candidate, Release, Snapshot, Verdict
+from sdpo_ray.storage import Layout, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +26,8 @@ Review: TypeAlias = Literal["approved", "rejected"]
 CHAMPION = "champion"
 CANDIDATE = "candidate"
 _STATUS = {Verdict.PROMOTE: "passed", Verdict.HOLD: "held", Verdict.REJECT: "refused"}
-_BATCH = 500
-"""MLflow takes at most 1,000 metrics a call."""
+_METRICS, _PARAMETERS = 500, 100
+"""MLflow takes at most 1,000 metrics and 100 parameters a call."""
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 
 
@@ -96,6 +99,17 @@ class Registry:
         """Set a tag of a model version. Raises DataError for an unknown version."""
         self._client.set_model_version_tag(self._model, self._require(policy_version).version, key, value)
 
+    def forget(self, erased: Collection[str]) -> int:
+        """Draw artifacts again without these interactions, of deleted runs, too; how many runs showed one."""
+        from mlflow.entities import ViewType
+
+        num_runs, token = 0, None
+        while token is None or token:
+            page = self._client.search_runs([self._experiment], run_view_type=ViewType.ALL, page_token=token)
+            num_runs += sum(self._forget_in(run, erased) for run in page)
+            token = page.token or ""
+        return num_runs
+
     def _experiment_id(self, *, local: bool) -> str:
         from mlflow.exceptions import MlflowException
 
@@ -138,11 +152,12 @@ class Registry:
         # MLflow refuses to change a parameter: what a killed attempt wrote is what the cycle began with.
         known = run.data.params
         params = [Param(name, value) for name, value in parameters(entry).items() if name not in known]
-        self._client.log_batch(run_id, params=params)
+        for start in range(0, len(params), _PARAMETERS):
+            self._client.log_batch(run_id, params=params[start : start + _PARAMETERS])
         # A metric is its time too: with the run's own, a repetition writes the same points, not more of them.
         metrics = [Metric(point.name, point.value, run.info.start_time, point.step) for point in points(entry)]
-        for start in range(0, len(metrics), _BATCH):
-            self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+        for start in range(0, len(metrics), _METRICS):
+            self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS])
         self._client.log_inputs(run_id, [_dataset(entry.snapshot, self._layout)])
         with tempfile.TemporaryDirectory() as folder:
             write_files(entry, Path(folder))
@@ -181,24 +196,56 @@ class Registry:
         number = self._client.get_model_version(self._model, version).tags.get("policy_version", "")
         return int(number) if number.isdecimal() else None
 
+    def _forget_in(self, run: Any, erased: Collection[str]) -> bool:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=self.tracking_uri)
+        names = {each.path for each in artifacts.list_artifacts()}
+        if ledger.CANDIDATE_FILE not in names:
+            return False
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            record = folder / ledger.CANDIDATE_FILE
+            artifacts.download_artifacts(ledger.CANDIDATE_FILE, str(folder))
+            if not forget_in_file(record, erased):
+                return False
+            ledger.write_signals(read_json(record, Candidate), folder, cycle=int(run.data.tags.get("cycle", 0)))
+            for figure in ledger.SIGNALS:
+                if (folder / figure).exists():
+                    artifacts.log_artifact(str(folder / figure))
+                elif figure in names:
+                    artifacts.delete_artifacts(figure)
+            # Last, since a killed attempt is found again by what it says.
+            artifacts.log_artifact(str(record))
+        return True
+
 
 def _uri(path: str) -> str:
     return path if "://" in path else Path(path).resolve().as_uri()
 
 
 def _dataset(snapshot: Snapshot, layout: Layout) -> Any:
-    """The snapshot as MLflow's own kind of input, without the Spark that its Delta classes ask for."""
+    """The snapshot as an input that MLflow reads back as a `DeltaDatasetSource`, whose `load` alone asks for Spark."""
+    from mlflow.data.delta_dataset_source import DeltaDatasetSource
     from mlflow.entities import Dataset, DatasetInput
 
-    source = {"path": str(layout.interactions), "delta_table_version": snapshot.table_version}
-    profile = {"num_interactions": len(snapshot.interaction_ids), "rule": snapshot.rule}
+    source = DeltaDatasetSource(path=layout.table("interactions"), delta_table_version=snapshot.table_version)
+    profile = {
+        "num_interactions": len(snapshot.interaction_ids),
+        "num_held_out": len(snapshot.held_out_ids),
+        "not_drawn": {each.reason: each.n for each in snapshot.not_drawn},
+        "rule": snapshot.rule,
+        "seed": snapshot.seed,
+        "last_batch": snapshot.last_batch,
+        "digest": snapshot.digest,
+    }
     return DatasetInput(
         Dataset(
             name=snapshot.snapshot_id,
-            # MLflow keeps 36 characters of a digest; the whole one is the parameter `snapshot_digest`.
+            # MLflow keeps 36 characters of a digest.
             digest=snapshot.digest[:36],
             source_type="delta_table",
-            source=json.dumps(source),
+            source=source.to_json(),
             profile=json.dumps(profile),
         )
     )

@@ -1,26 +1,28 @@
-"""kill -9 at random moments: nothing acknowledged is lost, nothing is stored twice."""
+"""kill -9 of who writes the journal and of who reads it: nothing acknowledged is lost, nothing is read twice."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
-from sdpo_ray.capture.segments import SegmentLog, segments
-from sdpo_ray.curate.ship import ship
-from sdpo_ray.curate.store import Table
-from sdpo_ray.storage import Layout
+import pytest
 
-KILLS = 20
+from sdpo_ray.capture.journal import Journal
+from tests.faults.crash import REPOSITORY, fresh_seed
+from tests.faults.lanes import KILLS
+
+pytestmark = pytest.mark.timeout(60 + 5 * KILLS)
+SEGMENT_BYTES = 20_000
 WRITER = """
 import sys, threading, time
 from pathlib import Path
-from conversations import turn
 from sdpo_ray.capture.journal import Journal
-journal = Journal(Path(sys.argv[1]), segment_bytes=20_000)
+from sdpo_ray.records import Consent, Feedback, Thumb
+journal = Journal(Path(sys.argv[1]), segment_bytes=20_000, segment_s=0.05)
 acknowledged = open(sys.argv[2], "ab", buffering=0)
 slots = threading.Semaphore(16)
 def note(name, durable):
@@ -31,30 +33,36 @@ n = 0
 while True:
     slots.acquire()
     name = f"{sys.argv[3]}-{n}"
-    journal.append(turn(name)).add_done_callback(lambda durable, name=name: note(name, durable))
+    event = Feedback(feedback_id=name, turn_id="t", tenant="", user="", consent=Consent.TRAIN, thumb=Thumb.UP,
+                     comment="x" * (n * 37 % 3000), given_at_s=0.0)
+    journal.append(event).add_done_callback(lambda durable, name=name: note(name, durable))
     n += 1
     time.sleep(0.0005)
 """
-SHIPPER = """
-import sys
+READER = """
+import json, os, sys
 from pathlib import Path
-from sdpo_ray.capture.segments import SegmentLog
-from sdpo_ray.curate.ship import ship
-from sdpo_ray.curate.store import Table
-from sdpo_ray.storage import Layout
-layout = Layout(Path(sys.argv[1]))
-table, log = Table.turns(layout), SegmentLog(layout.journal)
+from sdpo_ray.capture.journal import Journal
+log, after = Journal(Path(sys.argv[1]), segment_bytes=1), {}
+stored = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT | os.O_APPEND)
+whole = os.read(stored, 1 << 30).rpartition(b"\\n")[0]
+os.ftruncate(stored, len(whole) + bool(whole))
+for line in whole.splitlines():
+    after |= json.loads(line)[0]
 print("ready", flush=True)
 while True:
-    ship(log, table)
+    batch = log.poll(after, max_events=50, max_bytes=100_000)
+    commit = [batch.positions, [each.feedback_id for each in batch.events]]
+    os.write(stored, json.dumps(commit).encode() + b"\\n")
+    after |= batch.positions
+    log.truncate(after)
 """
 
 
 def start(script: str, *args: object) -> subprocess.Popen[bytes]:
-    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, args)],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
     )
 
@@ -62,7 +70,7 @@ def start(script: str, *args: object) -> subprocess.Popen[bytes]:
 def kill(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGKILL)
     with process:
-        assert process.wait(timeout=10) == -signal.SIGKILL
+        assert process.wait(timeout=30) == -signal.SIGKILL
 
 
 def lines(path: Path) -> list[str]:
@@ -76,42 +84,75 @@ def wait_for(path: Path, count: int) -> None:
         time.sleep(0.005)
 
 
-def stored(layout: Layout) -> Counter[str]:
-    return Counter(Table.turns(layout).read(["turn_id"])["turn_id"].to_pylist())
+class Reader:
+    """Keeps positions and ids in memory, and checks the order within each partition."""
+
+    def __init__(self, directory: Path) -> None:
+        self.log = Journal(directory, segment_bytes=SEGMENT_BYTES)
+        self.after: dict[str, int] = {}
+        self.ids: list[str] = []
+
+    def read(self) -> None:
+        """To the end of every partition that was there before."""
+        waiting = set(self.log.partitions())
+        while waiting:
+            batch = self.log.poll(self.after, max_events=50, max_bytes=50_000)
+            self.after |= batch.positions
+            self.ids += [each.feedback_id for each in batch.events]
+            waiting -= batch.at_end
+            waiting &= set(self.log.partitions())
+        self.log.truncate(self.after)
+
+    def assert_each_once_and_in_order(self) -> None:
+        numbers: dict[str, list[int]] = {}
+        for each in self.ids:
+            writer, number = each.split("-")
+            numbers.setdefault(writer, []).append(int(number))
+        assert all(found == list(range(len(found))) for found in numbers.values())
 
 
-def test_a_writer_killed_at_random_loses_no_acknowledged_turn_and_none_is_stored_twice(tmp_path):
-    layout, acknowledged, when = Layout(tmp_path), tmp_path / "acknowledged", random.Random(11)
-    table, log = Table.turns(layout), SegmentLog(layout.journal)
+def test_a_writer_killed_at_random_loses_nothing_acknowledged_to_a_reader_that_looks_on(tmp_path):
+    acknowledged, when, reader = tmp_path / "acknowledged", random.Random(fresh_seed()), Reader(tmp_path / "journal")
     for attempt in range(KILLS):
-        writer = start(WRITER, layout.journal, acknowledged, attempt)
+        writer = start(WRITER, tmp_path / "journal", acknowledged, attempt)
         try:
             wait_for(acknowledged, len(lines(acknowledged)) + 1)
-            time.sleep(when.uniform(0, 0.1))
+            until = time.monotonic() + when.uniform(0, 0.15)
+            while time.monotonic() < until:
+                reader.read()
         finally:
             kill(writer)
-        ship(log, table)
-    assert set(lines(acknowledged)) <= stored(layout).keys()
-    assert set(stored(layout).values()) == {1}
-    assert len({name.split("-")[0] for name in stored(layout)}) == KILLS
-    assert [path for path in segments(layout.journal) if path.stat().st_size] == []
+        reader.read()
+        assert list((tmp_path / "journal").iterdir()) == []
+    assert len(lines(acknowledged)) > 10 * KILLS
+    assert set(lines(acknowledged)) <= set(reader.ids)
+    reader.assert_each_once_and_in_order()
+    assert len({each.split("-")[0] for each in reader.ids}) == KILLS
 
 
-def test_a_shipper_killed_at_random_while_turns_come_in_loses_none_and_stores_none_twice(tmp_path):
-    layout, acknowledged, when = Layout(tmp_path), tmp_path / "acknowledged", random.Random(12)
-    writer = start(WRITER, layout.journal, acknowledged, "w")
+def test_a_reader_killed_at_random_reads_each_event_once(tmp_path):
+    """What it read and how far it read are one line of a file, as they are one commit of a table."""
+    journal, stored, acknowledged = tmp_path / "journal", tmp_path / "stored", tmp_path / "acknowledged"
+    when = random.Random(fresh_seed())
+    writer = start(WRITER, journal, acknowledged, "w")
     try:
         for _ in range(KILLS):
-            shipper = start(SHIPPER, tmp_path)
+            reader = start(READER, journal, stored)
             try:
-                assert shipper.stdout is not None
-                assert shipper.stdout.readline() == b"ready\n"
-                time.sleep(when.uniform(0, 0.15))
+                assert reader.stdout is not None
+                assert reader.stdout.readline() == b"ready\n"
+                time.sleep(when.uniform(0, 0.1))
             finally:
-                kill(shipper)
+                kill(reader)
     finally:
         kill(writer)
-    ship(SegmentLog(layout.journal), Table.turns(layout))
-    assert len(lines(acknowledged)) > KILLS
-    assert set(lines(acknowledged)) <= stored(layout).keys()
-    assert set(stored(layout).values()) == {1}
+    rest = Reader(journal)
+    for line in lines(stored):
+        positions, ids = json.loads(line)
+        rest.after |= positions
+        rest.ids += ids
+    rest.read()
+    assert len(lines(acknowledged)) > 10 * KILLS
+    assert set(lines(acknowledged)) <= set(rest.ids)
+    rest.assert_each_once_and_in_order()
+    assert list(journal.iterdir()) == []

@@ -15,9 +15,13 @@ from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Distill
 from sdpo_ray.distill.export import fingerprint
 from sdpo_ray.distill.launch import distill
+from sdpo_ray.distill.load import load_policy
+from sdpo_ray.distill.relevance import read_relevance
+from sdpo_ray.distill.signal import token_signals
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.records import Candidate, Interaction, Refusal, Snapshot
 from sdpo_ray.storage import is_ready
+from sdpo_ray.telemetry import Counters
 from tests.builders import interaction, release, snapshot, tiny_policy, with_turn
 
 pytestmark = pytest.mark.integration
@@ -136,6 +140,35 @@ def test_the_candidate_is_whole_and_what_it_says_it_is(alone: Candidate, policy:
     assert alone.fingerprint.logprobs != fingerprint(policy).logprobs
     assert load_file(path / "model.safetensors").keys() == load_file(policy / "model.safetensors").keys()
     assert not list(path.parent.glob(".*")), "nothing of the run is left behind"
+
+
+def test_follow_ups_are_held_against_strangers_before_the_first_step(
+    alone: Candidate, policy: Path, interactions: list[Interaction]
+) -> None:
+    """Against transformers' own log-probs, one sequence at a time."""
+    model, chat = load_policy(policy), ChatFormat(policy)
+    by_id = {each.interaction_id: each for each in interactions}
+    texts = {each.follow_up for each in interactions} - {""}
+
+    def size(asked: Interaction, follow_up: str) -> float:
+        (found,) = token_signals(
+            model,
+            chat,
+            [replace(asked, follow_up=follow_up)],
+            config=_CONFIG,
+            max_model_len=512,
+            refused=Counters.empty(),
+        )
+        return sum(map(abs, found.advantages)) / len(found.advantages)
+
+    relevance = read_relevance(Path(alone.path))
+    assert {each.interaction_id for each in relevance} == by_id.keys(), "fewer than relevance_probes: all of them"
+    for each in relevance:
+        asked = by_id[each.interaction_id]
+        assert each.signal == pytest.approx(size(asked, asked.follow_up), abs=1e-4)
+        strangers = [size(asked, text) for text in sorted(texts - {asked.follow_up})]
+        assert min(abs(each.floor - size) for size in strangers) < 1e-4
+    assert {each.weight for each in relevance if not by_id[each.interaction_id].follow_up} == {0.0}
 
 
 def test_a_sealed_candidate_is_returned_without_training(alone: Candidate, policy: Path, drawn: Snapshot) -> None:

@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.stages import Wheel
-from sdpo_ray.capture.segments import SegmentLog
+from sdpo_ray.capture.log import open_log
 from sdpo_ray.config import load_run
 from sdpo_ray.curate.stream import Curator
 from sdpo_ray.cycle import Begun, Outcome
@@ -47,7 +47,8 @@ class Office:
 
     def wheel_with(self, *overrides: str) -> Wheel:
         run = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml", [*self.overrides, *overrides])
-        curator = Curator(self.served.layout, run.curate, SegmentLog(self.served.layout.journal))
+        log = open_log(self.served.layout, run.capture)
+        curator = Curator(self.served.layout, log, curate=run.curate, capture=run.capture)
         return Wheel(run, curator, self.registry, EventFile(self.served.layout.events))
 
     def candidate(self, version: int, verdict: Verdict) -> tuple[Begun, Candidate, Report, Decision]:

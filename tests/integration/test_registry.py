@@ -79,17 +79,43 @@ def test_a_cycle_is_one_run_with_everything_to_make_its_candidate_again(registry
     assert (run.data.metrics["retention"], run.data.metrics["retention.low"]) == (0.95, 0.9)
     curve = client.get_metric_history(run.info.run_id, "train.loss")
     assert [(point.step, point.value) for point in curve] == [(0, 1.0), (1, 0.5)]
-    (dataset,) = run.inputs.dataset_inputs
-    assert json.loads(dataset.dataset.source) == {
-        "path": str(Layout(root).interactions),
-        "delta_table_version": recorded.snapshot.table_version,
-    }
+    assert run.data.metrics["not_drawn.stale"] == 4
+    assert run.data.metrics["relevance.below_floor"] == 0.5
     decision = Path(client.download_artifacts(run.info.run_id, "decision.json", str(root)))
     assert read_json(decision, Decision) == recorded.decision
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert names == {
         "run.json", "snapshot.json", "candidate.json", "report.json", "decision.json", "training.png", "scores.png",
+        "relevance.json",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("tables", ["", "s3://bucket/prefix"])
+def test_the_snapshot_is_an_input_that_mlflow_knows_as_a_delta_table(client: Any, tmp_path: Path, tables: str):
+    import mlflow.data
+    from mlflow.data.delta_dataset_source import DeltaDatasetSource
+
+    layout = Layout(tmp_path, tables=tables)
+    books = Registry(layout, model_name="policy")
+    recorded = entry(1, root=tmp_path)
+    books.record_cycle(recorded)
+    own = type(client)(tracking_uri=books.tracking_uri, registry_uri=books.tracking_uri)
+    (run,) = runs_of(own, 1)
+    (found,) = [each.dataset for each in run.inputs.dataset_inputs]
+    source = mlflow.data.get_source(found)
+    assert isinstance(source, DeltaDatasetSource)
+    assert source.path == (f"{tables}/interactions" if tables else str(tmp_path / "tables" / "interactions"))
+    assert source.delta_table_version == recorded.snapshot.table_version == 7
+    assert (found.name, found.digest) == ("s1", recorded.snapshot.digest[:36])
+    assert json.loads(found.profile) == {
+        "num_interactions": 2,
+        "num_held_out": 0,
+        "not_drawn": {"stale": 4},
+        "rule": "two of two",
+        "seed": 10,
+        "last_batch": 6,
+        "digest": recorded.snapshot.digest,
+    }
 
 
 def test_a_candidate_is_a_model_version_where_it_lies(registry: Registry, client: Any, root: Path):

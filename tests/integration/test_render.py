@@ -114,7 +114,7 @@ def test_golden_18_the_engine_renders_the_prompt_that_is_learned_from(
     rendered: dict[str, list[int]], policy: Path, name: str
 ) -> None:
     chat = ChatFormat(policy)
-    asked = read_request(BODIES[name], {}, turn_id="t", key=b"k", default=Consent.TRAIN, now_s=0.0)
+    asked = read_request(BODIES[name], {}, turn_id="t", tenant="default", default=Consent.TRAIN, now_s=0.0)
     assert asked.messages
     learned = chat.prompt_ids(asked.messages, tools=asked.tools, template_kwargs=asked.template_kwargs)
     assert rendered[name] == list(learned)

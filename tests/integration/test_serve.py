@@ -89,7 +89,9 @@ def test_without_consent_a_turn_is_answered_and_not_stored(served: Served, clien
 def test_consent_and_conversation_are_on_the_turn(served: Served, client: OpenAI):
     _, headers, _ = ask(client, metadata={"consent": "train", "conversation_id": "c-7"})
     turn = served.turns()[headers["x-sdpo-turn-id"]]
-    assert (turn.consent, turn.conversation_id) == (Consent.TRAIN, "c-7")
+    assert turn.consent is Consent.TRAIN
+    assert turn.conversation_id == turn.keys.conversation
+    assert len(turn.conversation_id) == 32
 
 
 def test_each_of_several_choices_is_a_turn_of_its_own(served: Served, client: OpenAI):
@@ -213,6 +215,23 @@ def test_metrics_count_what_became_of_every_turn(served: Served, client: OpenAI)
     assert after["recorded"] - before["recorded"] == 1
     assert after["not_recorded.no_consent"] - before.get("not_recorded.no_consent", 0) == 1
     assert "sdpo_policy_version 0.0" in httpx.get(f"{served.url}/metrics").text
+
+
+def test_feedback_is_durable_when_it_is_acknowledged_and_redaction_is_counted(served: Served, client: OpenAI):
+    _, headers, _ = ask(client, [{"role": "user", "content": "I am jane@example.org."}], user="jane")
+    turn = served.turns()[headers["x-sdpo-turn-id"]]
+    assert "jane" not in turn.messages[0].content
+    assert turn.response_ids == ()
+    body = {"turn_id": turn.turn_id, "comment": "Call me Jane.", "user": "jane"}
+    reply = httpx.post(f"{served.url}/v1/feedback", json=body, timeout=60)
+    assert reply.json() | {"id": ""} == {"object": "feedback", "id": "", "turn_id": turn.turn_id, "stored": True}
+    feedback = served.feedback()[reply.headers["x-sdpo-feedback-id"]]
+    assert (feedback.turn_id, feedback.user, feedback.comment) == (turn.turn_id, turn.user, "Call me Jane.")
+    page = httpx.get(f"{served.url}/metrics").text
+    assert 'sdpo_feedback_total{outcome="recorded"} 1.0' in page
+    assert re.search(r'sdpo_redactions_total\{kind="email"\} [1-9]', page)
+    assert re.search(r"sdpo_log_bytes [1-9]", page)
+    assert "sdpo_log_alarm 0.0" in page
 
 
 @pytest.mark.parametrize("stream", [False, True])

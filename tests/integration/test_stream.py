@@ -1,224 +1,386 @@
+"""The whole stage on the real journal, Delta tables and Ray Data."""
+
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from conversations import chat, dialogue, turn
+from conversations import Town, changed, chat, dialogue, may_pair, towns, turn, undisputed
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
-from sdpo_ray.capture.journal import Journal
-from sdpo_ray.capture.segments import SegmentLog
-from sdpo_ray.config import Curate
-from sdpo_ray.curate.sampling import is_held_out
-from sdpo_ray.curate.sessionize import conversation
+from sdpo_ray.capture.log import open_log
+from sdpo_ray.config import Capture, Curate
+from sdpo_ray.curate.admission import Refusal
+from sdpo_ray.curate.sessionize import Unpaired
 from sdpo_ray.curate.store import Table
 from sdpo_ray.curate.stream import Curator, Progress
-from sdpo_ray.errors import DataError
-from sdpo_ray.records import Consent, Interaction, Turn
-from sdpo_ray.storage import Layout, is_ready
-from sdpo_ray.tables import interactions_from_arrow, read_interactions, rows_digest
+from sdpo_ray.records import Consent, Event, Feedback, Interaction, Redaction, Thumb
+from sdpo_ray.redaction import Redactor, redact_turn
+from sdpo_ray.storage import Layout
+from sdpo_ray.tables import feedback_from_arrow, interactions_from_arrow, turns_from_arrow
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture
-def layout(tmp_path) -> Layout:
+def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path / "a run")
 
 
-def curator(layout: Layout, **config) -> Curator:
-    return Curator(layout, Curate(**config), SegmentLog(layout.journal))
+def curator(layout: Layout, **config: object) -> Curator:
+    # The people of these tests lived in 1970.
+    curate = Curate(**{"max_age_days": 1e6, "max_per_user_hour": 0} | config)  # type: ignore[arg-type]
+    return Curator(layout, open_log(layout, Capture()), curate=curate, capture=Capture())
 
 
-def capture(layout: Layout, *turns: Turn) -> None:
-    journal = Journal(layout.journal, segment_bytes=1 << 20)
-    for durable in [journal.append(each) for each in turns]:
+def capture(layout: Layout, *events: Event) -> None:
+    """What one replica records in its life."""
+    journal = open_log(layout, Capture())
+    for durable in [journal.append(each) for each in events]:
         durable.result(timeout=10)
     journal.close()
+
+
+def settle(stage: Curator) -> tuple[int, Counter[str]]:
+    """Advance until nothing waits: interactions that were admitted, and refusals."""
+    total, refused = 0, Counter[str]()
+    while True:
+        progress = stage.advance()
+        total += progress.interactions_admitted
+        refused += progress.refused
+        if not progress.undecided:
+            break
+    last = stage.advance()
+    return total + last.interactions_admitted, refused + last.refused
 
 
 def stored(layout: Layout) -> dict[str, Interaction]:
     found = interactions_from_arrow(Table.interactions(layout).read())
     assert len({each.interaction_id for each in found}) == len(found)
+    assert len({each.follow_up_turn_id for each in found}) == len(found)
     return {each.interaction_id: each for each in found}
 
 
-def test_new_turns_become_interactions_and_what_comes_to_nothing_is_counted(layout):
+def given_on(turn_id: str, name: str = "f0", **changes: object) -> Feedback:
+    fields = {"tenant": "default", "user": "", "consent": Consent.TRAIN, "comment": "Shorter!", "given_at_s": 200.0}
+    return Feedback(feedback_id=name, turn_id=turn_id, **fields | changes)  # type: ignore[arg-type]
+
+
+def test_what_came_is_decided_in_the_next_advance_and_what_comes_to_nothing_is_counted(layout: Layout):
     ann, bob, eve = dialogue("ann", follow_ups=2), dialogue("bob"), dialogue("eve")
     secret = [replace(each, consent=Consent.NONE) for each in eve]
-    capture(layout, *ann, *bob, *secret, replace(bob[0], response="twice"))
-    progress = curator(layout).advance()
-    assert progress == Progress(
+    capture(layout, *ann, *bob, *secret, replace(bob[0], response="twice"), given_on("ann-2"))
+    stage = curator(layout)
+    shipped = stage.advance()
+    assert shipped.backlog_bytes > 0
+    assert replace(shipped, backlog_bytes=0) == Progress(
         turns_shipped=7,
         turns_total=7,
-        interactions_admitted=3,
-        interactions_total=3,
-        refused=Counter(duplicate_turn=1, no_consent=1),
+        feedback_shipped=1,
+        interactions_admitted=0,
+        interactions_total=0,
+        undecided=7,
+        backlog_bytes=0,
+        refused=Counter(duplicate_turn=1),
+    )
+    assert stage.advance() == Progress(
+        turns_shipped=0,
+        turns_total=7,
+        feedback_shipped=0,
+        interactions_admitted=4,
+        interactions_total=4,
+        undecided=0,
+        backlog_bytes=0,
+        refused=Counter(no_consent=1),
     )
     found = stored(layout)
-    assert found.keys() == {"ann-0", "ann-1", "bob-0"}
+    assert found.keys() == {"ann-0", "ann-1", "bob-0", "f0"}
     assert found["ann-1"] == Interaction(
         interaction_id="ann-1",
         turn=ann[1],
         follow_up="shorter, ann says for the 2. time",
         follow_up_turn_id="ann-2",
         follow_up_at_s=120.0,
-        conversation=conversation(ann[0]),
+        conversation=ann[0].keys.conversation,
+    )
+    assert found["f0"] == Interaction(
+        interaction_id="f0",
+        turn=ann[2],
+        follow_up="Shorter!",
+        follow_up_turn_id="f0",
+        follow_up_at_s=200.0,
+        conversation=ann[0].keys.conversation,
     )
 
 
-def test_an_answer_and_its_follow_up_are_paired_whichever_comes_first(layout):
+def test_an_answer_and_its_follow_up_are_paired_whichever_is_read_first(layout: Layout):
     (first, second), (third, fourth) = dialogue("ann"), dialogue("bob")
     stage = curator(layout)
     capture(layout, first, fourth)
-    assert stage.advance().interactions_total == 0
+    stage.advance()
     capture(layout, second, third)
-    assert stage.advance().interactions_admitted == 2
-    assert stage.advance() == Progress(
-        turns_shipped=0, turns_total=4, interactions_admitted=0, interactions_total=2, refused=Counter()
-    )
+    assert stage.advance().interactions_admitted == 1
+    assert stage.advance().interactions_admitted == 1
+    assert stage.advance().interactions_admitted == 0
     assert stored(layout).keys() == {"ann-0", "bob-0"}
 
 
-def test_a_second_reaction_in_other_words_leaves_the_first_one_standing(layout):
+def test_an_answer_from_a_log_that_was_away_is_paired_when_it_comes(layout: Layout):
     first, second = dialogue("ann")
     stage = curator(layout)
-    capture(layout, first, second)
-    stage.advance()
-    edited = (*second.messages[:-1], *chat("no, longer"))
-    capture(layout, replace(second, turn_id="edit", messages=edited), replace(second, turn_id="retry"))
-    assert stage.advance().refused == Counter(branch=1, duplicate_follow_up=1)
+    capture(layout, second)
+    assert settle(stage) == (0, Counter({Unpaired.UNKNOWN_ANSWER: 1}))
+    capture(layout, first)
+    assert settle(stage) == (1, Counter())
     assert stored(layout)["ann-0"].follow_up_turn_id == "ann-1"
 
 
-def test_town_life_in_micro_batches_gives_what_one_batch_gives(layout, tmp_path):
+def test_a_second_reaction_in_other_words_leaves_the_first_one_standing(layout: Layout):
+    first, second = dialogue("ann")
+    stage = curator(layout)
+    capture(layout, first, second)
+    settle(stage)
+    edited = changed(second, turn_id="edit", messages=(*second.messages[:-1], *chat("no, longer")))
+    capture(layout, edited, replace(second, turn_id="retry"))
+    assert settle(stage) == (0, Counter(branch=1, duplicate_follow_up=1))
+    assert stored(layout)["ann-0"].follow_up_turn_id == "ann-1"
+
+
+def test_anonymous_strangers_with_the_same_words_are_counted_and_not_learned_from(layout: Layout):
+    first, second = dialogue("ann")
+    stranger = replace(first, turn_id="stranger", started_at_s=105.0, finished_at_s=106.0)
+    capture(layout, first, stranger, second)
+    assert settle(curator(layout)) == (0, Counter(ambiguous=1))
+
+
+def test_town_life_in_micro_batches_gives_what_one_batch_gives(layout: Layout, tmp_path: Path):
     people = [dialogue(f"p{n}", follow_ups=3, user=f"u{n % 3}") for n in range(40)]
-    turns = [each for person in people for each in person]
-    random.Random(5).shuffle(turns)
+    turns = sorted((each for person in people for each in person), key=lambda each: (each.finished_at_s, each.turn_id))
     at_once = Layout(tmp_path / "at once")
     capture(at_once, *turns)
-    curator(at_once).advance()
-    stage = curator(layout)
+    settle(curator(at_once))
+    stage = curator(layout, max_batch_turns=25)
     for start in range(0, len(turns), 40):
-        capture(layout, *turns[start : start + 40])
+        part = turns[start : start + 40]
+        random.Random(5).shuffle(part)
+        capture(layout, *part[::2])
+        capture(layout, *part[1::2])
         stage.advance()
+    settle(stage)
     assert stored(layout) == stored(at_once)
     assert len(stored(layout)) == 120
 
 
-class Killed(BaseException):
-    pass
+def test_comments_become_interactions_and_thumbs_and_edits_stay_in_their_table(layout: Layout):
+    ann = turn("ann-0", user="k1.ann")
+    kept = [
+        given_on("ann-0", "comment", user="k1.ann"),
+        given_on("ann-0", "rotated", user="k2.ann", comment="In a sentence, please."),
+        given_on("ann-0", "thumb", user="k1.ann", comment="", thumb=Thumb.DOWN),
+        given_on("ann-0", "edit", user="k1.ann", comment="", edited="Paris, France."),
+    ]
+    refused = [
+        given_on("nowhere", "unknown"),
+        given_on("ann-0", "tenant", tenant="other"),
+        given_on("ann-0", "user", user="k1.bob"),
+        given_on("ann-0", "private", user="k1.ann", consent=Consent.NONE, comment="Not for you."),
+        given_on("ann-0", "leak", user="k1.ann", comment="I am ann@example.com"),
+    ]
+    stage = curator(layout)
+    # Before its turn, and twice.
+    capture(layout, *kept, *refused, kept[0])
+    assert stage.advance().feedback_shipped == 9
+    capture(layout, ann, kept[0])
+    reasons = (Refusal.UNKNOWN_TURN, Refusal.NO_CONSENT, Refusal.NOT_REDACTED)
+    assert settle(stage) == (2, Counter(dict.fromkeys(reasons, 1)) + Counter({Refusal.NOT_THEIRS: 2}))
+    found = stored(layout)
+    assert {name: each.follow_up for name, each in found.items()} == {
+        "comment": "Shorter!",
+        "rotated": "In a sentence, please.",
+    }
+    said = feedback_from_arrow(Table.feedback(layout).read())
+    assert {each.feedback_id for each in said} == {each.feedback_id for each in (*kept, *refused)}
+    labels = {each.feedback_id: (each.thumb, each.edited) for each in said}
+    assert (labels["thumb"], labels["edit"]) == ((Thumb.DOWN, ""), (None, "Paris, France."))
 
 
-@pytest.mark.parametrize("step", ["turns", "interactions", "sync"])
-def test_a_stage_killed_between_steps_goes_on_without_loss_or_repetition(layout, monkeypatch, step):
-    capture(layout, *dialogue("ann", follow_ups=3))
-    append, sync = Table.append, Table.sync
-
-    def die_at(table: Table, name: str) -> None:
-        if table._path.name == name:
-            raise Killed
-
-    def append_or_die(self: Table, *what) -> bool:
-        die_at(self, step)
-        return append(self, *what)
-
-    def sync_or_die(self: Table) -> None:
-        sync(self)
-        if step == "sync":
-            die_at(self, "interactions")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Table, "append", append_or_die)
-        patch.setattr(Table, "sync", sync_or_die)
-        with pytest.raises(Killed):
-            curator(layout).advance()
-    progress = curator(layout).advance()
-    assert (progress.turns_total, progress.interactions_total) == (4, 3)
-    assert stored(layout).keys() == {"ann-0", "ann-1", "ann-2"}
+def test_a_redacted_conversation_is_paired_by_the_words_before_and_kept_by_those_after(layout: Layout):
+    redactor = Redactor(Capture().redact)
+    first = turn("t0", "I am ann@example.com", response="Hello ann@example.com!")
+    second = turn("t1", "I am ann@example.com", "Hello ann@example.com!", "Bye, from ann@example.com", at_s=110.0)
+    capture(layout, redact_turn(first, redactor), redact_turn(second, redactor))
+    assert settle(curator(layout)) == (1, Counter())
+    (found,) = stored(layout).values()
+    assert "ann@example.com" not in repr(found)
+    assert found.turn.text_only
+    assert found.turn.redactions == (Redaction(kind="email", n=2),)
+    # The same, recorded under other rules than the run file has now.
+    capture(layout, *dialogue("bob", user="k1.b"), turn("u0", "I am eve@example.com"))
+    capture(layout, turn("u1", "I am eve@example.com", "Paris.", "no", at_s=110.0))
+    assert settle(curator(layout)) == (1, Counter({Refusal.NOT_REDACTED: 1}))
 
 
-def test_of_two_curators_that_pair_the_same_turns_one_commits(layout, monkeypatch):
-    capture(layout, *dialogue("ann", follow_ups=3))
-    append, overtaken = Table.append, []
-
-    def after_another(self: Table, *what) -> bool:
-        if self._path.name == "interactions" and not overtaken:
-            overtaken.append(True)
-            assert curator(layout).advance().interactions_admitted == 3
-        return append(self, *what)
-
-    monkeypatch.setattr(Table, "append", after_another)
-    assert curator(layout).advance().interactions_admitted == 0
-    assert len(stored(layout)) == 3
-
-
-def test_a_snapshot_is_drawn_once_and_read_back_after(layout):
-    capture(layout, *(each for n in range(30) for each in dialogue(f"p{n}", at_s=100.0 + n)))
-    stage = curator(layout, snapshot_size=10, held_out=0.3)
-    stage.advance()
-    snapshot = stage.draw(1, seed=7, champion_version=3)
-    drawn = read_interactions(layout.snapshot(1))
-    assert is_ready(layout.snapshot(1))
-    assert tuple(each.interaction_id for each in drawn) == snapshot.interaction_ids
-    assert len(set(snapshot.interaction_ids)) == 10
-    assert snapshot.digest == rows_digest(drawn)
-    assert snapshot.path == str(layout.snapshot(1))
-    assert snapshot.table_version == Table.interactions(layout).version
-    assert snapshot.last_interaction_at_s == max(each.follow_up_at_s for each in drawn)
-    assert not any(is_held_out(each.conversation, 0.3) for each in drawn)
-    held_out = [stored(layout)[each] for each in snapshot.held_out_ids]
-    assert held_out
-    assert all(is_held_out(each.conversation, 0.3) for each in held_out)
-    capture(layout, *dialogue("late", at_s=500.0))
-    stage.advance()
-    assert stage.draw(1, seed=8, champion_version=3) == snapshot
+def test_limits_hold_over_micro_batches(layout: Layout):
+    stage = curator(layout, max_per_user_hour=3, max_copies=1)
+    for n in range(3):
+        capture(layout, *dialogue(f"p{n}", follow_ups=2, user="k1.ann", at_s=100.0 + 100 * n))
+        settle(stage)
+    assert sorted(stored(layout)) == ["p0-0", "p0-1", "p1-0"]
+    # Another hour, another user; and the same words again.
+    capture(layout, *dialogue("p3", user="k1.ann", at_s=4000.0), *dialogue("p4", user="k1.bob"))
+    assert settle(stage)[0] == 2
+    again = [
+        changed(each, turn_id=f"again-{each.turn_id}", conversation_id="2") for each in dialogue("p4", user="k1.bob")
+    ]
+    capture(layout, *again)
+    assert settle(stage) == (0, Counter({Refusal.DUPLICATE: 1}))
 
 
-def test_the_same_table_and_seed_give_the_same_snapshot_anywhere(layout, tmp_path):
-    turns = [each for n in range(30) for each in dialogue(f"p{n}", at_s=100.0 + n)]
-    digests = set()
-    for root in (layout, Layout(tmp_path / "elsewhere")):
-        capture(root, *turns)
-        stage = curator(root, snapshot_size=10)
-        stage.advance()
-        digests.add(stage.draw(4, seed=7, champion_version=3).digest)
-        assert stage.draw(5, seed=8, champion_version=3).digest not in digests
-    assert len(digests) == 1
-
-
-def test_new_trainable_interactions_are_counted_since_the_last_draw(layout):
-    stage = curator(layout, held_out=0.0, max_age_versions=1)
-    assert stage.count_new(since=0, champion_version=3) == 0
-    capture(layout, *dialogue("ann", follow_ups=3))
-    stage.advance()
-    assert stage.count_new(since=0, champion_version=3) == 3
-    assert stage.count_new(since=0, champion_version=5) == 0
-    drawn = stage.draw(1, seed=0, champion_version=3)
-    assert stage.count_new(since=drawn.table_version, champion_version=3) == 0
-    capture(layout, *dialogue("bob"))
-    stage.advance()
-    assert stage.count_new(since=drawn.table_version, champion_version=3) == 1
-
-
-def test_a_draw_from_nothing_is_refused_and_leaves_nothing(layout):
-    with pytest.raises(DataError, match="nothing to draw: 0 of 0"):
-        curator(layout).draw(1, seed=0, champion_version=0)
-    assert not layout.snapshot(1).exists()
-
-
-def test_anonymous_strangers_with_the_same_words_are_counted_and_not_learned_from(layout):
-    first, second = dialogue("ann")
-    stranger = replace(first, turn_id="stranger", started_at_s=105.0, finished_at_s=106.0)
-    capture(layout, first, stranger, second)
-    progress = curator(layout).advance()
-    assert (progress.interactions_total, progress.refused) == (0, Counter(ambiguous=1))
-
-
-def test_a_lone_opening_needs_no_ray_and_is_settled(layout, monkeypatch):
+def test_a_lone_opening_needs_no_ray_and_is_decided(layout: Layout, monkeypatch: pytest.MonkeyPatch):
     import ray.data
 
     monkeypatch.setattr(ray.data, "from_arrow", None)
     capture(layout, turn("t0"))
     stage = curator(layout)
-    assert stage.advance().turns_shipped == 1
-    assert Table.interactions(layout).position("turns") == Table.turns(layout).version
+    assert settle(stage) == (0, Counter())
+    assert stage.advance().undecided == 0
+    assert Table.interactions(layout).position("pending.decided") == Table.pending(layout).batch
+
+
+def test_upkeep_between_advances_changes_nothing_and_forgets_answers_that_waited_too_long(layout: Layout):
+    stage = curator(layout, compact_every=2, keep_files_h=0, follow_up_days=1)
+    for n in range(3):
+        capture(layout, *dialogue(f"p{n}"))
+        stage.advance()
+        # The turns are old, but those that are not decided yet stay.
+        stage.maintain()
+    settle(stage)
+    assert stored(layout).keys() == {"p0-0", "p1-0", "p2-0"}
+    assert set(stage.maintain()) <= {"turns", "feedback", "pending", "interactions"}
+    capture(layout, turn("t0"))
+    settle(stage)
+    stage.maintain()
+    assert Table.pending(layout).num_rows == 0
+    assert Table.turns(layout).num_rows == 7
+
+
+class Killed(BaseException):
+    """Like a process that ends."""
+
+
+def dying(counter: Callable[[], int], fatal: int, after: bool) -> Callable[..., Callable[..., object]]:
+    """Wrap a function so that its `fatal`-th call, counted over all of them, is the last of its process."""
+
+    def wrap(function: Callable[..., object]) -> Callable[..., object]:
+        def mortal(*arguments: object, **named: object) -> object:
+            number = counter()
+            if number == fatal and not after:
+                raise Killed
+            result = function(*arguments, **named)
+            if number == fatal:
+                raise Killed
+            return result
+
+        return mortal
+
+    return wrap
+
+
+def advance_and_die(layout: Layout, at: int, *, after: bool) -> bool:
+    """One advance of a new process that dies at its `at`-th commit, sync or truncation; False where it had fewer."""
+    calls = iter(range(1000))
+    mortal = dying(lambda: next(calls), at, after)
+    with pytest.MonkeyPatch.context() as patch:
+        log = open_log(layout, Capture())
+        patch.setattr(Table, "append", mortal(Table.append))
+        patch.setattr(Table, "sync", mortal(Table.sync))
+        stage = curator(layout, max_copies=99)
+        patch.setattr(stage, "_log", log)
+        patch.setattr(log, "truncate", mortal(log.truncate))
+        try:
+            stage.advance()
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_stage_killed_at_every_step_goes_on_without_loss_or_repetition(layout: Layout, after: bool):
+    turns = dialogue("ann", follow_ups=3)
+    capture(layout, *turns[:2], given_on("ann-0"))
+    capture(layout, *turns[2:])
+    deaths = 0
+    for advance in range(3):
+        step = 0
+        while advance_and_die(layout, step, after=after):
+            step, deaths = step + 1, deaths + 1
+        if advance == 0:
+            capture(layout, *dialogue("bob"), given_on("bob-1", "f1", comment="Longer!"))
+    settle(curator(layout))
+    assert deaths >= 10
+    assert sorted(each.turn_id for each in turns_from_arrow(Table.turns(layout).read())) == [
+        *(f"ann-{n}" for n in range(4)),
+        "bob-0",
+        "bob-1",
+    ]
+    assert stored(layout).keys() == {"ann-0", "ann-1", "ann-2", "bob-0", "f0", "f1"}
+    assert not any(path.suffix == ".segment" for path in layout.journal.rglob("*"))
+
+
+def test_of_two_curators_that_decide_the_same_turns_one_commits(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    capture(layout, *dialogue("ann", follow_ups=3), given_on("ann-3"))
+    first = curator(layout)
+    first.advance()
+    append, overtaken = Table.append, []
+
+    def after_another(self: Table, *what: object) -> int | None:
+        if self.name == "interactions" and not overtaken:
+            overtaken.append(True)
+            assert settle(curator(layout))[0] == 4
+        return append(self, *what)  # type: ignore[arg-type,no-any-return]
+
+    monkeypatch.setattr(Table, "append", after_another)
+    assert settle(first) == (0, Counter())
+    assert len(stored(layout)) == 4
+
+
+@settings(
+    deadline=None,
+    max_examples=15,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(towns(max_turns=10, forgetful=True), st.data())
+def test_whatever_people_do_and_wherever_the_stage_dies_no_pair_is_wrong_and_none_is_lost_or_repeated(
+    tmp_path_factory: pytest.TempPathFactory, town: Town, data: st.DataObject
+):
+    layout = Layout(tmp_path_factory.mktemp("run"))
+    rest = list(town.turns)
+    while rest:
+        size = data.draw(st.integers(1, len(rest)), label="recorded")
+        cut = data.draw(st.integers(0, size), label="by the first replica")
+        capture(layout, *rest[:cut])
+        # Both hold the last one: a replica that was not acknowledged in time.
+        capture(layout, *rest[max(cut - 1, 0) : size])
+        rest = rest[size:]
+        advance_and_die(layout, data.draw(st.integers(0, 9), label="dies at"), after=data.draw(st.booleans()))
+    settle(curator(layout, max_copies=99))
+    by_id = {each.turn_id: each for each in (*town.turns, *town.forgotten)}
+    assert sorted(turns_from_arrow(Table.turns(layout).read()), key=lambda each: each.turn_id) == sorted(
+        town.turns, key=lambda each: each.turn_id
+    )
+    known = {each.turn_id for each in town.turns}
+    for each in stored(layout).values():
+        follow_up = by_id[each.follow_up_turn_id]
+        assert each.turn == by_id[each.interaction_id]
+        assert may_pair(each.turn, follow_up)
+        assert each.follow_up == follow_up.messages[-1].content
+        if (parent := town.parents.get(follow_up.turn_id)) in known:
+            assert parent == each.interaction_id
+    found = {(each.follow_up_turn_id, each.interaction_id) for each in stored(layout).values()}
+    assert undisputed(town.turns) <= found
+    positions = {name: Table.interactions(layout).position(name) or 0 for name in ("pending.decided", "pending.seen")}
+    assert set(positions.values()) == {Table.pending(layout).batch}

@@ -1,46 +1,59 @@
 from dataclasses import replace
 
 import pytest
-from conversations import chat, dialogue, turn
+from conversations import changed, chat, dialogue, turn
 
-from sdpo_ray.curate.admission import Refusal, admit
-from sdpo_ray.curate.sessionize import conversation
-from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Role, VersionSpan
+from sdpo_ray.config import Curate
+from sdpo_ray.curate.admission import Refusal, Rules, Said, admit, said_in_turn
+from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Redaction, Role, Turn, VersionSpan
 from tests.builders import tool_use
 
 ANSWER = turn("t1", "Capital of France?", response="It is  Paris.")
-FOLLOW_UP = turn("t2", "Capital of France?", "It is  Paris.", "shorter", at_s=110.0)
+SAID = Said(interaction_id="t1", text="shorter", said_in="t2", consent=Consent.TRAIN, at_s=110.0)
+DAY_S = 86_400.0
+AS_TEXT = {"prompt_ids": (), "response_ids": (), "response_logprobs": (), "version_spans": ()}
 
 
-def said(text: str):
-    return replace(FOLLOW_UP, messages=chat("Capital of France?", "It is  Paris.", text))
+def rules(*, now_s: float = 120.0, languages: tuple[str, ...] = (), found: str | None = "en", **config: int) -> Rules:
+    """Twenty characters are the longest follow-up, thirty the longest answer; "@" is what should have been redacted."""
+    lengths = {"max_follow_up_chars": 20, "max_response_chars": 30} | config
+    return Rules(
+        config=Curate(languages=languages, **lengths),
+        now_s=now_s,
+        leaks=lambda text: "@" in text,
+        detect=lambda text: found,
+    )
+
+
+def decided(answer: Turn = ANSWER, said: Said = SAID, by: Rules | None = None) -> Interaction | Refusal:
+    return admit(answer, said, by or rules())
 
 
 def test_a_sound_pair_becomes_an_interaction_word_for_word():
-    assert admit(ANSWER, said(" shorter\n"), max_follow_up_chars=10) == Interaction(
+    assert decided(said=replace(SAID, text=" shorter\n")) == Interaction(
         interaction_id="t1",
         turn=ANSWER,
         follow_up=" shorter\n",
         follow_up_turn_id="t2",
         follow_up_at_s=110.0,
-        conversation=conversation(ANSWER),
+        conversation=ANSWER.keys.conversation,
     )
 
 
-def test_the_reaction_s_own_answer_plays_no_part():
-    reaction = replace(FOLLOW_UP, finish_reason=FinishReason.ABORT, response_ids=(), response_logprobs=())
-    assert isinstance(admit(ANSWER, reaction, max_follow_up_chars=10), Interaction)
+def test_what_was_said_is_the_last_message_of_the_follow_up_and_its_own_answer_plays_no_part():
+    follow_up = turn("t2", "Capital of France?", "It is  Paris.", "shorter", at_s=110.0)
+    broken = replace(follow_up, finish_reason=FinishReason.ABORT, response_ids=(), response_logprobs=())
+    assert said_in_turn(ANSWER, follow_up) == said_in_turn(ANSWER, broken) == SAID
 
 
 @pytest.mark.parametrize(
-    ("reason", "answer", "follow_up"),
+    ("reason", "answer", "said"),
     [
-        (Refusal.NOT_A_FOLLOW_UP, ANSWER, replace(FOLLOW_UP, user="somebody")),
-        (Refusal.NOT_A_FOLLOW_UP, ANSWER, replace(FOLLOW_UP, started_at_s=100.5)),
-        (Refusal.NO_CONSENT, replace(ANSWER, consent=Consent.NONE), FOLLOW_UP),
-        (Refusal.NO_CONSENT, ANSWER, replace(FOLLOW_UP, consent=Consent.NONE)),
-        (Refusal.ABORTED, replace(ANSWER, finish_reason=FinishReason.ABORT), FOLLOW_UP),
-        (Refusal.EMPTY_RESPONSE, replace(ANSWER, response_ids=(), response_logprobs=()), FOLLOW_UP),
+        (Refusal.NO_CONSENT, replace(ANSWER, consent=Consent.NONE), SAID),
+        (Refusal.NO_CONSENT, ANSWER, replace(SAID, consent=Consent.NONE)),
+        (Refusal.ABORTED, replace(ANSWER, finish_reason=FinishReason.ABORT), SAID),
+        (Refusal.EMPTY_RESPONSE, replace(ANSWER, response_ids=(), response_logprobs=()), SAID),
+        (Refusal.RESPONSE_TOO_LONG, replace(ANSWER, response="x" * 31), SAID),
         (
             Refusal.MIXED_VERSIONS,
             replace(
@@ -50,54 +63,122 @@ def test_the_reaction_s_own_answer_plays_no_part():
                     VersionSpan(policy_version=4, start=1, end=2),
                 ),
             ),
-            FOLLOW_UP,
+            SAID,
         ),
-        (Refusal.NON_FINITE_LOGPROBS, replace(ANSWER, response_logprobs=(-1.0, float("nan"))), FOLLOW_UP),
-        (Refusal.NON_FINITE_LOGPROBS, replace(ANSWER, response_logprobs=(-float("inf"), -1.0)), FOLLOW_UP),
-        (Refusal.EMPTY_FOLLOW_UP, ANSWER, said(" \n\t\u2003")),
-        (Refusal.FOLLOW_UP_TOO_LONG, ANSWER, said("x" * 21)),
-        (Refusal.REPEATS_ANSWER, ANSWER, said("it is paris. ")),
+        (Refusal.NON_FINITE_LOGPROBS, replace(ANSWER, response_logprobs=(-1.0, float("nan"))), SAID),
+        (Refusal.NON_FINITE_LOGPROBS, replace(ANSWER, response_logprobs=(-float("inf"), -1.0)), SAID),
+        (Refusal.EMPTY_FOLLOW_UP, ANSWER, replace(SAID, text=" \n\t\u2003")),
+        (Refusal.FOLLOW_UP_TOO_LONG, ANSWER, replace(SAID, text="x" * 21)),
+        (Refusal.REPEATS_ANSWER, ANSWER, replace(SAID, text="it is paris. ")),
+        (Refusal.NOT_REDACTED, ANSWER, replace(SAID, text="ann@example")),
+        (Refusal.NOT_REDACTED, replace(ANSWER, response="ann@example"), SAID),
+        (Refusal.NOT_REDACTED, replace(ANSWER, messages=chat("ann@example", "so?", "Capital of France?")), SAID),
     ],
 )
-def test_what_is_unsound_is_refused_by_name(reason, answer, follow_up):
-    assert admit(answer, follow_up, max_follow_up_chars=20) is reason
+def test_what_is_unsound_is_refused_by_name(reason, answer, said):
+    assert decided(answer, said) is reason
+
+
+def test_the_first_reason_in_the_order_of_the_list_is_the_one_that_counts():
+    """Everything is wrong at first; each step puts one thing right."""
+    spans = (VersionSpan(policy_version=3, start=0, end=1), VersionSpan(policy_version=4, start=1, end=2))
+    long = "ann@example " * 3
+    answer = replace(
+        ANSWER,
+        consent=Consent.NONE,
+        finish_reason=FinishReason.ABORT,
+        response=long,
+        response_ids=(),
+        response_logprobs=(),
+        version_spans=spans,
+    )
+    said, by = replace(SAID, text="  "), rules(now_s=91 * DAY_S, languages=("de",), found=None, min_follow_up_chars=5)
+    steps: list[tuple[Refusal, dict[str, object], dict[str, object], Rules]] = [
+        (Refusal.NO_CONSENT, {"consent": Consent.TRAIN}, {}, by),
+        (Refusal.ABORTED, {"finish_reason": FinishReason.STOP}, {}, by),
+        (Refusal.EMPTY_RESPONSE, {"response_ids": (1,), "response_logprobs": (float("nan"),)}, {}, by),
+        (Refusal.RESPONSE_TOO_LONG, {"response": "ann@example"}, {}, by),
+        (Refusal.MIXED_VERSIONS, {"version_spans": spans[:1]}, {}, by),
+        (Refusal.NON_FINITE_LOGPROBS, {"response_logprobs": (-1.0,)}, {}, by),
+        (Refusal.EMPTY_FOLLOW_UP, {}, {"text": "no"}, by),
+        (Refusal.FOLLOW_UP_TOO_SHORT, {}, {"text": long}, by),
+        (Refusal.FOLLOW_UP_TOO_LONG, {}, {"text": "Ann@Example "}, by),
+        (Refusal.REPEATS_ANSWER, {}, {"text": "not ann@example"}, by),
+        (Refusal.TOO_OLD, {}, {"at_s": 2 * DAY_S}, by),
+        (Refusal.NOT_REDACTED, {"response": "Paris"}, {"text": "not Paris"}, by),
+        (Refusal.UNCLEAR_LANGUAGE, {}, {}, replace(by, detect=lambda text: "en")),
+        (Refusal.NOT_LANGUAGE, {}, {}, replace(by, detect=lambda text: "de")),
+    ]
+    for reason, better_answer, better_said, better_rules in steps:
+        assert decided(answer, said, by) is reason
+        answer, said, by = replace(answer, **better_answer), replace(said, **better_said), better_rules
+    assert isinstance(decided(answer, said, by), Interaction)
+    in_the_stage = {Refusal.NOT_A_FOLLOW_UP, Refusal.UNKNOWN_TURN, Refusal.NOT_THEIRS}
+    in_the_limits = {Refusal.DUPLICATE, Refusal.USER_FLOOD, Refusal.TENANT_FLOOD}
+    listed = [reason for reason in Refusal if reason not in in_the_stage | in_the_limits]
+    assert [reason for reason, *_ in steps] == listed
+
+
+def test_lengths_are_kept_up_to_the_limit():
+    assert isinstance(decided(said=replace(SAID, text="x" * 20)), Interaction)
+    assert isinstance(decided(replace(ANSWER, response="x" * 30)), Interaction)
+    short = rules(min_follow_up_chars=3)
+    assert isinstance(decided(said=replace(SAID, text="why"), by=short), Interaction)
+    assert decided(said=replace(SAID, text=" no "), by=short) is Refusal.FOLLOW_UP_TOO_SHORT
+
+
+def test_age_counts_from_the_reaction_to_the_second():
+    assert isinstance(decided(by=rules(now_s=110.0 + 90 * DAY_S)), Interaction)
+    assert decided(by=rules(now_s=110.5 + 90 * DAY_S)) is Refusal.TOO_OLD
+
+
+def test_the_language_is_read_from_question_answer_and_reaction_together():
+    asked: list[str] = []
+
+    def note(text: str) -> str:
+        asked.append(text)
+        return "en"
+
+    system = Message(role=Role.SYSTEM, content="Antworte kurz.")
+    answer = replace(ANSWER, messages=(system, *chat("Salut !", "Salut.", "Capital of France?")))
+    assert isinstance(decided(answer, by=replace(rules(languages=("en", "fr")), detect=note)), Interaction)
+    assert asked == ["Capital of France?\nIt is  Paris.\nshorter"]
+    assert isinstance(decided(answer, by=replace(rules(), detect=note)), Interaction)
+    assert len(asked) == 1
 
 
 def test_an_answer_that_ran_into_the_token_limit_is_left_to_the_learner():
-    assert isinstance(
-        admit(replace(ANSWER, finish_reason=FinishReason.LENGTH), FOLLOW_UP, max_follow_up_chars=20), Interaction
-    )
+    assert isinstance(decided(replace(ANSWER, finish_reason=FinishReason.LENGTH)), Interaction)
 
 
-def test_a_reaction_to_an_answer_that_read_a_tools_result_is_admitted_and_a_tools_result_is_no_reaction():
+def test_an_answer_that_read_a_tools_result_is_admitted():
     answer = replace(ANSWER, messages=(*chat("Capital of France?"), *tool_use(result="Paris")))
-    said = (*answer.messages, Message(role=Role.ASSISTANT, content=answer.response))
-    reaction = replace(FOLLOW_UP, messages=(*said, *chat("shorter")))
-    assert isinstance(admit(answer, reaction, max_follow_up_chars=20), Interaction)
-    forgot = replace(reaction, messages=(*said[:-2], replace(said[-2], content="Rome"), *reaction.messages[-2:]))
-    result = replace(reaction, messages=(*said, Message(role=Role.TOOL, content="shorter", tool_call_id="c2")))
-    for other in (forgot, result):
-        assert admit(answer, other, max_follow_up_chars=20) is Refusal.NOT_A_FOLLOW_UP
+    assert isinstance(decided(answer), Interaction)
 
 
 def test_an_answer_known_as_text_alone_is_empty_where_its_text_is():
-    unknown = {"prompt_ids": (), "response_ids": (), "response_logprobs": (), "version_spans": ()}
-    text = replace(ANSWER, **unknown)
-    assert isinstance(admit(text, FOLLOW_UP, max_follow_up_chars=20), Interaction)
-    silent = replace(text, response="")
-    said_nothing = replace(FOLLOW_UP, messages=chat("Capital of France?", "", "shorter"))
-    assert admit(silent, said_nothing, max_follow_up_chars=20) is Refusal.EMPTY_RESPONSE
+    text = replace(ANSWER, **AS_TEXT)
+    assert isinstance(decided(text), Interaction)
+    assert decided(replace(text, response="")) is Refusal.EMPTY_RESPONSE
+
+
+def test_an_answer_that_was_redacted_is_admitted_without_its_ids():
+    redacted = replace(ANSWER, **AS_TEXT | {"redactions": (Redaction(kind="email", n=1),)})
+    found = decided(replace(redacted, version_spans=ANSWER.version_spans))
+    assert isinstance(found, Interaction)
+    assert (found.turn.text_only, found.turn.policy_version) == (True, 3)
 
 
 def test_two_spans_of_one_version_are_one_version():
     spans = (VersionSpan(policy_version=3, start=0, end=1), VersionSpan(policy_version=3, start=1, end=2))
-    assert isinstance(admit(replace(ANSWER, version_spans=spans), FOLLOW_UP, max_follow_up_chars=20), Interaction)
+    assert isinstance(decided(replace(ANSWER, version_spans=spans)), Interaction)
 
 
-def test_a_follow_up_of_the_greatest_length_is_kept():
-    assert isinstance(admit(ANSWER, said("x" * 20), max_follow_up_chars=20), Interaction)
-
-
-def test_a_plain_dialogue_is_admitted():
-    first, second = dialogue("ann")
-    assert isinstance(admit(first, second, max_follow_up_chars=100), Interaction)
+def test_all_interactions_of_a_conversation_share_its_digest():
+    first, second, third = dialogue("ann", follow_ups=2)
+    by = rules(max_follow_up_chars=100)
+    found = [admit(first, said_in_turn(first, second), by), admit(second, said_in_turn(second, third), by)]
+    other = changed(first, user="u")
+    found.append(admit(other, said_in_turn(other, second), by))
+    one, two, stranger = (each.conversation for each in found if isinstance(each, Interaction))
+    assert one == two != stranger

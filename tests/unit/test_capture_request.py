@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from sdpo_ray.capture.consent import consent_of
-from sdpo_ray.capture.conversation import Asked, pseudonym, read_request
+from sdpo_ray.capture.consent import consent_of, default_consent
+from sdpo_ray.capture.conversation import Asked, read_request
 from sdpo_ray.capture.prompt import offered_tools, template_arguments, text_messages
+from sdpo_ray.config import Capture, Tenant
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import Consent, Message, Role, ToolCall
 
@@ -125,9 +126,10 @@ def test_template_arguments_are_sorted_by_name_and_keep_what_they_hold():
 def test_a_request_with_tools_says_so():
     tools = [{"type": "function", "function": {"name": "weather"}}]
     body = {"messages": TOOL_CHAT, "tools": tools, "chat_template_kwargs": {"enable_thinking": False}}
-    asked = read_request(body, {}, turn_id="t", key=b"k", default=TRAIN, now_s=1.0)
+    asked = read_request(body, {}, turn_id="t", tenant="acme", default=TRAIN, now_s=1.0)
     assert asked == Asked(
         turn_id="t",
+        tenant="acme",
         user="",
         conversation_id="",
         consent=TRAIN,
@@ -138,15 +140,26 @@ def test_a_request_with_tools_says_so():
     )
 
 
-def test_a_user_is_kept_under_a_pseudonym_that_needs_the_key():
-    assert pseudonym("alice", b"k1") == pseudonym("alice", b"k1")
-    assert len({pseudonym("alice", b"k1"), pseudonym("alice", b"k2"), pseudonym("bob", b"k1")}) == 3
-    assert "alice" not in pseudonym("alice", b"k1")
-    assert pseudonym(None, b"k1") == pseudonym("", b"k1") == ""
+def test_a_tenant_has_a_default_of_its_own_or_the_deployments():
+    capture = Capture(consent=TRAIN, tenants={"bank": Tenant(consent=NONE)})
+    assert [default_consent(capture, tenant) for tenant in ("bank", "acme", "")] == [NONE, TRAIN, TRAIN]
+    strict = Capture(consent=NONE, tenants={"acme": Tenant(consent=TRAIN)})
+    assert [default_consent(strict, tenant) for tenant in ("bank", "acme")] == [NONE, TRAIN]
+
+
+def test_who_speaks_is_what_the_client_said_and_nothing_of_it_prints():
+    body = {"messages": [{"role": "user", "content": "my secret"}], "user": "alice@example.org"}
+    asked = read_request(body, {}, turn_id="t", tenant="acme", default=TRAIN, now_s=1.0)
+    assert (asked.tenant, asked.user) == ("acme", "alice@example.org")
+    assert "alice" not in repr(asked)
+    assert "secret" not in f"{asked}"
+    for nobody in (None, "", 7, ["alice"]):
+        unnamed = read_request(body | {"user": nobody}, {}, turn_id="t", tenant="acme", default=TRAIN, now_s=1.0)
+        assert unnamed.user == ""
 
 
 def test_a_conversation_id_comes_from_header_or_metadata():
     body = {"messages": [{"role": "user", "content": "hi"}], "metadata": {"conversation_id": "m"}}
-    asked = read_request(body, {"x-sdpo-conversation-id": "h"}, turn_id="t", key=b"k", default=TRAIN, now_s=1.0)
+    asked = read_request(body, {"x-sdpo-conversation-id": "h"}, turn_id="t", tenant="acme", default=TRAIN, now_s=1.0)
     assert (asked.conversation_id, asked.turn_id, asked.started_at_s) == ("h", "t", 1.0)
-    assert read_request(body, {}, turn_id="t", key=b"k", default=TRAIN, now_s=1.0).conversation_id == "m"
+    assert read_request(body, {}, turn_id="t", tenant="acme", default=TRAIN, now_s=1.0).conversation_id == "m"

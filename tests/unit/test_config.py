@@ -1,6 +1,7 @@
 import pytest
 
 from sdpo_ray.config import keys, load_run, parse_run, to_json
+from sdpo_ray.config.data import Kafka
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.records import Consent
 
@@ -60,3 +61,18 @@ def test_every_key_is_listed_once():
     listed = list(keys())
     assert len(listed) == len(set(listed))
     assert {"root", "seed", "distill.learning_rate", "promote.require_review"} <= set(listed)
+
+
+def test_a_secret_of_kafka_is_named_in_the_run_file_and_read_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    def kafka(**options: str) -> Kafka:
+        return parse_run({"capture": {"kafka": {"options": options}}}).capture.kafka
+
+    with pytest.raises(ConfigError, match=r"sasl\.password is a secret: write env:NAME"):
+        kafka(**{"sasl.password": "hunter2"})
+    named = kafka(**{"sasl.password": "env:KAFKA_PASSWORD", "security.protocol": "SASL_SSL"})
+    monkeypatch.delenv("KAFKA_PASSWORD", raising=False)
+    with pytest.raises(ConfigError, match=r"sasl\.password is in KAFKA_PASSWORD, which is not set"):
+        assert named.resolved_options
+    monkeypatch.setenv("KAFKA_PASSWORD", "hunter2")
+    assert named.resolved_options == {"sasl.password": "hunter2", "security.protocol": "SASL_SSL"}
+    assert "hunter2" not in named.model_dump_json()

@@ -1,5 +1,6 @@
 """The wheel's order and its memory, with stages that only count."""
 
+from contextlib import contextmanager
 from dataclasses import fields
 
 import pytest
@@ -94,3 +95,28 @@ def test_the_next_cycle_is_the_first_without_an_outcome(tmp_path):
     (tmp_path / "0003").mkdir()
     (tmp_path / "0003" / "begun.json").write_text("{}")
     assert next_cycle(tmp_path) == 3
+
+
+@pytest.mark.parametrize("stage", [None, "distill"])
+def test_what_carries_users_text_is_done_undisturbed_and_the_release_is_not(tmp_path, stage):
+    calls: list[str] = []
+
+    @contextmanager
+    def undisturbed():
+        calls.append("begin")
+        try:
+            yield
+        finally:
+            calls.append("end")
+
+    def run() -> Outcome:
+        stages = counting(calls, die_in=stage)
+        return turn(BEGUN, stages, tmp_path / "c", EventFile(tmp_path / "events"), undisturbed=undisturbed())
+
+    if stage is None:
+        run()
+        assert calls == ["begin", "draw", "distill", "evaluate", "decide", "end", "release"]
+    else:
+        with pytest.raises(Killed):
+            run()
+        assert calls == ["begin", "draw", "distill", "end"]

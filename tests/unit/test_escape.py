@@ -90,7 +90,7 @@ def served_ids(policy: Path, escaped: dict[str, Any]) -> list[int]:
 
 
 def learned_ids(chat: ChatFormat, sent: dict[str, Any]) -> list[int]:
-    asked = read_request(sent, {}, turn_id="t", key=b"k", default=Consent.TRAIN, now_s=0.0)
+    asked = read_request(sent, {}, turn_id="t", tenant="default", default=Consent.TRAIN, now_s=0.0)
     return list(chat.prompt_ids(asked.messages, tools=asked.tools, template_kwargs=asked.template_kwargs))
 
 

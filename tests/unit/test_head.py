@@ -160,7 +160,7 @@ def test_golden_21_no_tensor_is_larger_than_the_logits_of_one_chunk(signal: dict
     config = learns(logits_mib=1, **signal)
     teacher_ND = hidden_ND.detach().flip(0)
     pupil = table(target_N, config, weight_N=torch.ones(num_tokens), row_N=torch.arange(num_tokens) // 4)
-    if pupil.needs_distribution(config):
+    if config.signal.compares_distributions:
         pupil._taught = type(pupil._taught)(hindsight=teacher_ND)
     with _Largest() as largest:
         pupil.loss(hidden_ND, weight_VD).backward()

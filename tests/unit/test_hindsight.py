@@ -2,7 +2,6 @@
 
 import json
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import PRESETS, Distill
 from sdpo_ray.distill.hindsight import Example, examples
-from sdpo_ray.records import FOREIGN, FinishReason, Interaction, Message, Role, Sampling, VersionSpan
+from sdpo_ray.records import FOREIGN, FinishReason, Interaction, Message, Redaction, Role, Sampling, VersionSpan
 from sdpo_ray.telemetry import Counters
 from tests.builders import TOOL_CHATML, as_text, dialogue, interaction, tiny_policy, tool_use, with_turn
 
@@ -352,12 +351,6 @@ def test_golden_17_an_answer_without_scored_tokens_gives_no_nan(tmp_path: Path, 
     assert rows(tuple(found), hindsight=True).target_N.tolist() == list(found[1].response_ids[k:])
     policy = Policy(
         run=Scorer(model),
-        backward=lambda loss, last: loss.backward(),
-        teacher=nullcontext,
-        total=lambda tensor: tensor,
-        baselined=False,
-        own_head=False,
-        base_logprobs={},
         device=torch.device("cpu"),
     )
     sums = run_step([tuple(found)], policy, config)
@@ -523,6 +516,35 @@ def test_text_alone_is_refused_or_rendered_here(chat: ChatFormat) -> None:
     assert one(chat, as_text(served), text_only="train") == expected
     cut = as_text(served, finish_reason=FinishReason.LENGTH)
     assert one(chat, cut, text_only="train", truncated="train").response_ids == expected.response_ids[:-1]
+
+
+def _redacted(served: Interaction, **changes: object) -> Interaction:
+    unknown = {"prompt_ids": (), "response_ids": (), "response_logprobs": ()}
+    return with_turn(served, **unknown, redactions=(Redaction(kind="email", n=1),), **changes)
+
+
+def test_a_redacted_turn_is_refused_whatever_becomes_of_answers_of_elsewhere(chat: ChatFormat) -> None:
+    redacted = _redacted(interaction(chat, prompt="Write to [email]."))
+    assert why_not(chat, redacted) == "redacted"
+    assert why_not(chat, redacted, text_only="train") == "redacted"
+    of_elsewhere = with_turn(redacted, version_spans=())
+    assert why_not(chat, of_elsewhere, redacted="train") == "text_only"
+    assert why_not(chat, of_elsewhere, text_only="train") == "redacted"
+    assert one(chat, of_elsewhere, redacted="train", text_only="train").temperature == 1.0
+
+
+def test_a_redacted_turn_is_rendered_from_its_text_at_the_temperature_and_age_it_has(chat: ChatFormat) -> None:
+    served = interaction(chat, prompt="Write to [email].", temperature=0.5)
+    expected = replace(one(chat, served), sampler_logprobs=())
+    assert one(chat, _redacted(served), redacted="train") == expected
+    assert (expected.temperature, expected.response_ids[-1]) == (0.5, chat.eos_id)
+    config = Distill.model_validate(
+        {"context": {"redacted": "train"}, "signal": {"max_staleness": 8, "staleness_half_life": 4}}
+    )
+    span = (VersionSpan(policy_version=4, start=0, end=6),)
+    assert one(chat, _redacted(served, version_spans=span), config=config, parent_version=12).weight == 0.25
+    assert why_not(chat, _redacted(served, version_spans=span), config=config, parent_version=13) == "stale"
+    assert why_not(chat, _redacted(served, response=""), redacted="train") == "empty_response"
 
 
 def test_refusals_are_counted_by_reason_and_the_rest_keeps_its_order(chat: ChatFormat) -> None:

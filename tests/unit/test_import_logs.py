@@ -1,6 +1,7 @@
 """The job: logs to a sealed snapshot, with a report of what was refused."""
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import typer
 from typer.testing import CliRunner
 
 from jobs import import_logs
+from jobs.commandline import LAPTOP
+from sdpo_ray.capture.log import open_log
+from sdpo_ray.config import Capture
 from sdpo_ray.curate.refused import ImportReport, Refused
 from sdpo_ray.curate.sampling import is_held_out
-from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.storage import is_ready, read_json, require_ready
+from sdpo_ray.records import Feedback, Interaction, Snapshot, Turn
+from sdpo_ray.storage import Layout, is_ready, read_json, require_ready
 from sdpo_ray.tables import read_interactions, rows_digest
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -219,3 +223,69 @@ def test_the_conversations_of_open_assistant_are_all_kept_but_for_one_long_answe
     for each in train:
         prompt = [message["content"] for message in by_words[each.turn.response, each.follow_up]]
         assert [message.content for message in each.turn.messages] == prompt[-5:]
+
+
+def written(tmp_path: Path, *files: Path, **settings: str) -> list[Turn | Feedback]:
+    """The events of a run that these logs were written into."""
+    root = tmp_path / "run"
+    overrides = [f"root={root}", *(f"{name}={value}" for name, value in settings.items())]
+    changes = [part for each in overrides for part in ("--set", each)]
+    status, output = run(*files, "--into", LAPTOP, "--language", "any", *changes)
+    assert status == 0, output
+    log = open_log(Layout(root), Capture())
+    return list(log.poll({}, max_events=10_000, max_bytes=1 << 30).events)
+
+
+def test_a_log_can_be_written_into_a_run_as_turns_and_what_was_said_of_them(tmp_path: Path):
+    events = written(tmp_path, triples(tmp_path / "log.jsonl", 30))
+    turns = {event.turn_id: event for event in events if isinstance(event, Turn)}
+    comments = [event for event in events if isinstance(event, Feedback)]
+    assert len(turns) == len(comments) == 30
+    said = sorted(
+        (turns[each.turn_id].messages[-1].content, turns[each.turn_id].response, each.comment) for each in comments
+    )
+    assert said == sorted((f"Question {i}?", f"Answer {i}", f"No, {i}.") for i in range(30))
+    assert all(turn.text_only and turn.keys.conversation and not turn.keys.continuation for turn in turns.values())
+
+
+def test_a_log_that_states_no_time_counts_as_said_now(tmp_path: Path):
+    before = time.time()
+    times = [
+        event.finished_at_s
+        for event in written(tmp_path, triples(tmp_path / "log.jsonl", 3))
+        if isinstance(event, Turn)
+    ]
+    assert all(before <= at_s <= time.time() for at_s in times)
+
+
+def test_what_is_written_into_a_run_twice_has_the_same_ids(tmp_path: Path):
+    log = triples(tmp_path / "log.jsonl", 5)
+    ids = Counter(getattr(event, "feedback_id", event.turn_id) for _ in range(2) for event in written(tmp_path, log))
+    # Read once after the first import, and twice after the second.
+    assert set(ids.values()) == {3}
+
+
+def test_a_log_is_redacted_and_its_users_are_pseudonyms_before_it_is_written_into_a_run(tmp_path: Path):
+    record = {
+        "user": "anna@example.org",
+        "prompt": "Mail bob@example.org",
+        "completion": "Done.",
+        "user_response": "Not bob@example.org, carl@example.org",
+    }
+    log = tmp_path / "log.jsonl"
+    log.write_text(json.dumps(record) + "\n")
+    turn, comment = written(tmp_path, log)
+    assert isinstance(turn, Turn)
+    assert isinstance(comment, Feedback)
+    assert (turn.messages[-1].content, comment.comment) == ("Mail [email]", "Not [email], [email]")
+    assert turn.user == comment.user != ""
+    on_disk = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert b"example.org" not in on_disk
+
+
+def test_either_a_snapshot_or_a_run_is_named(tmp_path: Path):
+    log = triples(tmp_path / "log.jsonl", 3)
+    for arguments in ([], ["--out", tmp_path / "s", "--into", LAPTOP], ["--out", tmp_path / "s", "--set", "seed=1"]):
+        status, output = run(log, *arguments)
+        assert status == 2
+        assert "--out" in output or "--into" in output

@@ -1,13 +1,13 @@
 """Which interaction a turn's id names, and which policy is asked about it."""
 
+from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from jobs.interactions import champion, find, newest, policy_of
 from sdpo_ray.config import Run, parse_run
-from sdpo_ray.curate.store import TURN_KEYS, Table
+from sdpo_ray.curate.store import Table
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.records import Fingerprint, Interaction, Release
 from sdpo_ray.storage import Layout, sealed_directory, write_json
@@ -37,14 +37,20 @@ def filled(run: Run) -> Layout:
     layout = Layout(run.directory)
     said = [interaction("a", at_s=5.0), interaction("b", at_s=7.0), interaction("c", at_s=6.0)]
     Table.interactions(layout).append(interactions_to_arrow(said), {})
-    rows = turns_to_arrow([each.turn for each in said] + [turn("last")])
-    for name in TURN_KEYS.names:
-        rows = rows.append_column(name, pa.array([name] * rows.num_rows, pa.string()))
-    Table.turns(layout).append(rows, {})
+    Table.turns(layout).append(turns_to_arrow([each.turn for each in said] + [turn("last")]), {})
     return layout
 
 
 def test_an_interaction_is_found_by_the_id_of_its_answered_turn(filled: Layout):
+    assert find(filled, "b") == interaction("b", at_s=7.0)
+
+
+def test_a_comment_is_found_by_its_own_id_and_by_the_turns_where_nobody_reacted_in_the_chat(filled: Layout):
+    on_last = replace(interaction("f1", at_s=9.0), turn=turn("last"), follow_up_turn_id="f1")
+    on_b = replace(interaction("f2", at_s=1.0), turn=turn("b"), follow_up_turn_id="f2")
+    Table.interactions(filled).append(interactions_to_arrow([on_last, on_b]), {})
+    assert find(filled, "f1") == find(filled, "last") == on_last
+    assert find(filled, "f2") == on_b
     assert find(filled, "b") == interaction("b", at_s=7.0)
 
 

@@ -51,12 +51,7 @@ class _School:
         """One step over every answer there is, each weighing what it is likely: nothing is left to chance."""
         policy = Policy(
             run=self._run,
-            backward=lambda loss, last: loss.backward(),
             teacher=self._teacher,
-            total=lambda tensor: tensor,
-            baselined=False,
-            own_head=False,
-            base_logprobs={},
             device=CPU,
         )
         likely = self.probabilities().tolist()

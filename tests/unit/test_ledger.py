@@ -1,9 +1,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from sdpo_ray.config import Run, parse_run
 from sdpo_ray.promote.ledger import parameters, points, write_files
-from sdpo_ray.records import Candidate, Decision, Report, Snapshot, TokenSignal
+from sdpo_ray.records import Candidate, Decision, Relevance, Report, Snapshot, TokenSignal
 from sdpo_ray.storage import read_json
 from tests.books import entry
 
@@ -16,7 +18,15 @@ def test_every_key_of_the_run_and_every_fact_of_the_cycle_is_a_parameter():
     assert of_cycle["distill.learning_rate"] == "0.5"
     assert (of_cycle["cycle"], of_cycle["policy_version"], of_cycle["parent_version"]) == ("4", "4", "3")
     assert (of_cycle["commit"], of_cycle["cycle_seed"], of_cycle["num_interactions"]) == ("c0ffee", "40", "2")
-    assert of_cycle["snapshot_digest"] == "ab" * 32
+    assert (of_cycle["snapshot_digest"], of_cycle["last_batch"]) == ("ab" * 32, "6")
+
+
+def test_a_table_whose_keys_the_user_names_is_one_parameter():
+    """MLflow takes few characters in a name, and no name may be anything that a tenant is called."""
+    mix = {"tenant_mix": {"a@b": 0.5, "c d": 0.25}}
+    of_cycle = parameters(replace(entry(4), run=parse_run({"curate": mix})))
+    assert of_cycle["curate.tenant_mix"] == "{'a@b': 0.5, 'c d': 0.25}"
+    assert not [name for name in of_cycle if "@" in name]
 
 
 def test_curves_scores_intervals_and_refusals_become_points():
@@ -27,7 +37,17 @@ def test_curves_scores_intervals_and_refusals_become_points():
     assert ("retention.n", 192.0, 0) in found
     assert ("refused.too_long", 3.0, 0) in found
     assert ("altered.history_cut", 2.0, 0) in found
-    assert len(found) == len(set(found)) == 2 * 11 + 2 + 2 * 4
+    assert ("not_drawn.stale", 4.0, 0) in found
+    # The weights are 0.3 / 0.4 and 0.1 / 0.2; the second signal is not above its floor.
+    assert ("relevance.n", 2.0, 0) in found
+    assert ("relevance.below_floor", 0.5, 0) in found
+    (median,) = [value for name, value, _ in found if name == "relevance.median_weight"]
+    assert median == pytest.approx((0.75 + 0.5) / 2)
+    assert len(found) == len(set(found)) == 2 * 11 + 3 + 3 + 2 * 4
+
+
+def test_a_cycle_whose_follow_ups_were_held_against_nothing_has_no_relevance():
+    assert not [point for point in points(replace(entry(4), relevance=())) if point.name.startswith("relevance")]
 
 
 def test_the_files_hold_the_records_and_two_pictures(tmp_path: Path):
@@ -40,6 +60,7 @@ def test_the_files_hold_the_records_and_two_pictures(tmp_path: Path):
         ("decision", recorded.decision, Decision),
     ):
         assert read_json(tmp_path / f"{name}.json", kind) == record
+    assert read_json(tmp_path / "relevance.json", tuple[Relevance, ...]) == recorded.relevance
     assert Run.model_validate_json((tmp_path / "run.json").read_bytes()) == recorded.run
     assert {path.name for path in tmp_path.glob("*.png")} == {"scores.png", "training.png"}
     assert all(path.read_bytes().startswith(PNG) for path in tmp_path.glob("*.png"))
@@ -73,7 +94,11 @@ def test_a_report_that_contradicts_itself_is_still_drawn(tmp_path: Path):
 def test_a_cycle_without_a_step_or_a_score_is_still_drawn(tmp_path: Path):
     recorded = entry(4)
     bare = replace(
-        recorded, candidate=replace(recorded.candidate, steps=()), report=replace(recorded.report, scores=())
+        recorded,
+        relevance=(),
+        candidate=replace(recorded.candidate, steps=()),
+        report=replace(recorded.report, scores=()),
     )
     write_files(bare, tmp_path)
     assert len(list(tmp_path.glob("*.png"))) == 2
+    assert not (tmp_path / "relevance.json").exists()

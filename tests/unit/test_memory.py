@@ -132,12 +132,9 @@ def test_the_peak_of_a_whole_step_is_what_was_said(policy: Path, changes: dict[s
     live = asked.teacher.kind == "live"
     step = Policy(
         run=Scorer(model),
-        backward=lambda loss, last: loss.backward(),
         teacher=teacher.weights,
-        total=lambda tensor: tensor,
         baselined=not live,
         own_head=not live and not asked.lora.rank,
-        base_logprobs={},
         device=torch.device("cpu"),
     )
     for parameter in trained:

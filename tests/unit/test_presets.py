@@ -27,6 +27,7 @@ PRODUCT: dict[str, Any] = {
     "context.truncated": "mask",
     "context.ignore_first_k": 0,
     "context.text_only": "refuse",
+    "context.redacted": "refuse",
     "context.max_copies": 4,
     "signal.estimator": "sampled_token",
     "signal.top_k": 20,

@@ -1,92 +1,257 @@
+"""What was asked and answered becomes a turn in the log, redacted and keyed, or is counted by the reason why not."""
+
 import asyncio
+import logging
+import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from sdpo_ray.capture.conversation import Asked
-from sdpo_ray.capture.recorder import Answered, Recorder
-from sdpo_ray.records import Consent, FinishReason, Message, Role, Sampling, Turn, VersionSpan
+import pytest
+
+import sdpo_ray.capture.recorder as module
+from sdpo_ray.capture.conversation import Asked, pairing_keys
+from sdpo_ray.capture.feedback import Given
+from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.capture.recorder import THREAD_CHARS, Answered, Recorder
+from sdpo_ray.records import Consent, Event, FinishReason, Message, Role, Sampling, Turn, VersionSpan
+from sdpo_ray.redaction import Redactor
+from tests.builders import dialogue
+from tests.recorded import KINDS, MemoryLog, recorder_of
 
 ASKED = Asked(
-    turn_id="t", user="", conversation_id="", consent=Consent.TRAIN,
-    messages=(Message(role=Role.USER, content="hi"),), started_at_s=1.0,
+    turn_id="t", tenant="acme", user="", conversation_id="", consent=Consent.TRAIN,
+    messages=dialogue("hi"), started_at_s=1.0,
 )  # fmt: skip
 
 
-def answered(*, choice: int = 0, logprobs: tuple[float, ...] = (-0.5, -0.25)) -> Answered:
+def answered(*, choice: int = 0, response: str = "ho", logprobs: tuple[float, ...] = (-0.5, -0.25)) -> Answered:
     return Answered(
-        choice=choice, response="ho", prompt_ids=(1, 2), response_ids=(3, 4), response_logprobs=logprobs,
+        choice=choice, response=response, prompt_ids=(1, 2), response_ids=(3, 4), response_logprobs=logprobs,
         version_spans=(VersionSpan(policy_version=2, start=0, end=2),), finish_reason=FinishReason.STOP,
         sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=8, seed=None),
     )  # fmt: skip
 
 
-class FakeJournal:
-    """A journal whose disk is full while `error` is set."""
-
-    def __init__(self) -> None:
-        self.turns: list[Turn] = []
-        self.error: OSError | None = None
-
-    def append(self, turn: Turn) -> "Future[None]":
-        future: Future[None] = Future()
-        if self.error is None:
-            self.turns.append(turn)
-            future.set_result(None)
-        else:
-            future.set_exception(self.error)
-        return future
+@pytest.fixture
+def log() -> MemoryLog:
+    return MemoryLog()
 
 
-def test_a_recorded_turn_is_what_was_asked_and_answered():
-    journal = FakeJournal()
-    recorder = Recorder(journal)
+@pytest.fixture
+def recorder(tmp_path: Path, log: MemoryLog) -> Recorder:
+    return recorder_of(tmp_path, log)
+
+
+def only(log: MemoryLog) -> Turn:
+    (turn,) = log.events
+    assert isinstance(turn, Turn)
+    return turn
+
+
+def test_a_recorded_turn_is_what_was_asked_and_answered(recorder: Recorder, log: MemoryLog) -> None:
     assert asyncio.run(recorder.record(ASKED, answered()))
-    (turn,) = journal.turns
+    turn = only(log)
     assert (turn.turn_id, turn.response_ids, turn.response_logprobs) == ("t", (3, 4), (-0.5, -0.25))
+    assert (turn.tenant, turn.user, turn.conversation_id) == ("acme", "", "")
     assert turn.policy_version == 2
     assert recorder.counters.values == {"recorded": 1}
+    assert recorder.redactions.values == {}
 
 
-def test_a_recorded_turn_has_the_tools_and_template_arguments_of_its_request():
-    journal = FakeJournal()
+def test_a_recorded_turn_has_the_tools_and_template_arguments_of_its_request(
+    recorder: Recorder, log: MemoryLog
+) -> None:
     asked = replace(ASKED, tools="[1]", template_kwargs="{}")
-    assert asyncio.run(Recorder(journal).record(asked, answered()))
-    assert (journal.turns[0].tools, journal.turns[0].template_kwargs) == ("[1]", "{}")
+    assert asyncio.run(recorder.record(asked, answered()))
+    assert (only(log).tools, only(log).template_kwargs) == ("[1]", "{}")
 
 
-def test_a_full_disk_costs_the_receipt_and_not_the_answer_until_there_is_room_again():
-    journal = FakeJournal()
-    recorder = Recorder(journal)
-    journal.error = OSError(28, "No space left on device")
+def test_user_and_conversation_are_kept_under_pseudonyms_and_the_keys_are_of_the_words(
+    recorder: Recorder, log: MemoryLog, tmp_path: Path
+) -> None:
+    said = dialogue("I am jane@example.org", "Hello jane@example.org", "Shorter")
+    asked = replace(ASKED, user="jane@example.org", conversation_id="mail-jane@example.org", messages=said)
+    assert asyncio.run(recorder.record(asked, answered(response="Hi, jane@example.org")))
+    turn, pseudonyms = only(log), Pseudonyms.load(tmp_path / "pseudonyms.json")
+    assert "jane" not in repr(turn)
+    assert turn.user == pseudonyms.of("jane@example.org")
+    assert turn.conversation_id == turn.keys.conversation
+    assert turn.keys == pairing_keys(
+        key=pseudonyms.pairing_key,
+        tenant="acme",
+        user="jane@example.org",
+        conversation_id="mail-jane@example.org",
+        messages=said,
+        response="Hi, jane@example.org",
+    )
+    assert (turn.prompt_ids, turn.response_ids, turn.response_logprobs) == ((), (), ())
+    assert recorder.redactions.values == {"email": 3}
+
+
+def test_a_follow_up_finds_its_answer_though_the_key_of_pseudonyms_was_rotated(tmp_path: Path, log: MemoryLog) -> None:
+    path = tmp_path / "pseudonyms.json"
+    recorder = Recorder(log, Redactor(KINDS), lambda: Pseudonyms.load(path), timeout_s=15)
+    asked = replace(ASKED, user="jane")
+    asyncio.run(recorder.record(asked, answered(response="ho")))
+    Pseudonyms.load(path).rotate()
+    asyncio.run(recorder.record(replace(asked, messages=dialogue("hi", "ho", "again")), answered()))
+    first, second = log.events
+    assert isinstance(first, Turn)
+    assert isinstance(second, Turn)
+    assert first.user != second.user
+    assert second.keys.parent == first.keys.continuation
+
+
+def test_a_full_disk_costs_the_receipt_and_not_the_answer_until_there_is_room_again(
+    recorder: Recorder, log: MemoryLog
+) -> None:
+    log.error = OSError(28, "No space left on device")
     assert not asyncio.run(recorder.record(ASKED, answered()))
     assert not recorder.healthy
-    journal.error = None
+    log.error = None
     assert asyncio.run(recorder.record(ASKED, answered()))
     assert recorder.healthy
     assert recorder.counters.values == {"not_recorded.OSError": 1, "recorded": 1}
 
 
-def test_a_turn_without_its_log_probs_is_refused_and_never_padded():
-    journal = FakeJournal()
-    recorder = Recorder(journal)
+def test_a_turn_without_its_log_probs_is_refused_and_never_padded(recorder: Recorder, log: MemoryLog) -> None:
     assert not asyncio.run(recorder.record(ASKED, answered(logprobs=(-0.5,))))
-    assert journal.turns == []
+    assert log.events == []
     assert recorder.counters.values == {"not_recorded.DataError": 1}
+    assert recorder.healthy
 
 
-def test_further_choices_have_ids_of_their_own():
-    journal = FakeJournal()
-    recorder = Recorder(journal)
+def test_text_that_cannot_be_written_is_refused_and_the_next_turn_is_not(recorder: Recorder, log: MemoryLog) -> None:
+    assert not asyncio.run(recorder.record(replace(ASKED, messages=dialogue("\ud800")), answered()))
+    assert recorder.counters.values == {"not_recorded.UnicodeEncodeError": 1}
+    assert recorder.healthy
+    assert asyncio.run(recorder.record(ASKED, answered()))
+
+
+def test_further_choices_have_ids_of_their_own(recorder: Recorder, log: MemoryLog) -> None:
     for choice in (0, 1):
         asyncio.run(recorder.record(ASKED, answered(choice=choice)))
-    assert [turn.turn_id for turn in journal.turns] == ["t", "t-1"]
+    assert [event.turn_id for event in log.events] == ["t", "t-1"]
 
 
-def test_what_will_not_be_recorded_is_counted_by_reason():
-    recorder = Recorder(FakeJournal())
-    refused = Asked(
-        turn_id="t", user="", conversation_id="", consent=Consent.NONE, messages=ASKED.messages, started_at_s=1.0
-    )
-    picture = Asked(turn_id="t", user="", conversation_id="", consent=Consent.TRAIN, messages=(), started_at_s=1.0)
+def test_what_will_not_be_recorded_is_counted_by_reason(recorder: Recorder) -> None:
+    refused, picture = replace(ASKED, consent=Consent.NONE), replace(ASKED, messages=())
     assert [recorder.wants(asked) for asked in (ASKED, refused, picture)] == [True, False, False]
     assert recorder.counters.values == {"not_recorded.no_consent": 1, "not_recorded.not_a_text_chat": 1}
+
+
+class BrokenRedactor(Redactor):
+    """Fails, and repeats in its error what it was given."""
+
+    def redact(self, text: str) -> Any:
+        raise ValueError(f"cannot redact {text}")
+
+
+GIVEN = Given(
+    turn_id="t", tenant="acme", user="", consent=Consent.TRAIN, comment="my secret", thumb=None, edited="",
+    given_at_s=1.0,
+)  # fmt: skip
+
+
+def test_what_cannot_be_redacted_is_not_recorded_and_appears_in_no_log_line(
+    tmp_path: Path, log: MemoryLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    pseudonyms = Pseudonyms.load(tmp_path / "pseudonyms.json")
+    recorder = Recorder(log, BrokenRedactor(KINDS), lambda: pseudonyms, timeout_s=15)
+    with caplog.at_level(logging.DEBUG):
+        assert not asyncio.run(recorder.record(replace(ASKED, messages=dialogue("my secret")), answered()))
+        assert asyncio.run(recorder.record_feedback(GIVEN)) is None
+    assert log.events == []
+    assert recorder.counters.values == recorder.feedback.values == {"not_recorded.redaction": 1}
+    assert recorder.healthy
+    assert "redaction failed with ValueError" in caplog.text
+    assert "secret" not in caplog.text
+    assert all(record.exc_info is None for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda asked: (replace(asked, messages=dialogue("my secret \ud800")), answered()),
+        lambda asked: (replace(asked, messages=(Message(role=Role.SYSTEM, content="my secret"),)), answered()),
+        lambda asked: (replace(asked, messages=dialogue("my secret")), answered(logprobs=())),
+    ],
+)
+def test_no_log_line_repeats_what_was_said(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture, spoil: Callable[[Asked], tuple[Asked, Answered]]
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        assert not asyncio.run(recorder.record(*spoil(ASKED)))
+    assert "not recorded" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_log_that_repeats_an_event_in_its_error_is_not_quoted(
+    recorder: Recorder, log: MemoryLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.error = RuntimeError("could not deliver: my secret")
+    assert not asyncio.run(recorder.record(ASKED, answered()))
+    assert recorder.counters.values == {"not_recorded.RuntimeError": 1}
+    assert not recorder.healthy
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(("longer", "elsewhere"), [(0, False), (1, True)])
+def test_a_long_turn_is_redacted_in_a_thread_of_its_own(
+    recorder: Recorder, log: MemoryLog, monkeypatch: pytest.MonkeyPatch, longer: int, elsewhere: bool
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def redact(turn: Turn, redactor: Redactor) -> Turn:
+        threads.append(threading.current_thread())
+        return turn
+
+    monkeypatch.setattr(module, "redact_turn", redact)
+    said = dialogue("x" * (THREAD_CHARS - len("ho") + longer))
+    assert asyncio.run(recorder.record(replace(ASKED, messages=said), answered()))
+    assert [thread is not threading.main_thread() for thread in threads] == [elsewhere]
+
+
+def test_who_hangs_up_while_a_turn_is_stored_leaves_it_stored_and_counted(tmp_path: Path) -> None:
+    class SlowLog(MemoryLog):
+        def append(self, event: Event) -> "Future[None]":
+            self.events.append(event)
+            self.durable: Future[None] = Future()
+            return self.durable
+
+    log = SlowLog()
+    recorder = recorder_of(tmp_path, log)
+
+    async def hang_up() -> None:
+        storing = asyncio.ensure_future(recorder.record(ASKED, answered()))
+        while not log.events:
+            await asyncio.sleep(0)
+        storing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await storing
+        log.durable.set_result(None)
+        while not recorder.counters.values:
+            await asyncio.sleep(0)
+
+    asyncio.run(hang_up())
+    assert recorder.counters.values == {"recorded": 1}
+
+
+def test_feedback_without_consent_is_not_recorded(recorder: Recorder, log: MemoryLog) -> None:
+    assert asyncio.run(recorder.record_feedback(replace(GIVEN, consent=Consent.NONE))) is None
+    assert log.events == []
+    assert recorder.feedback.values == {"not_recorded.no_consent": 1}
+
+
+def test_an_answer_does_not_wait_for_a_disk_that_hangs(tmp_path: Path) -> None:
+    class HungLog(MemoryLog):
+        def append(self, event: Event) -> "Future[None]":
+            return Future()
+
+    recorder = recorder_of(tmp_path, HungLog(), timeout_s=0.01)
+    assert not asyncio.run(recorder.record(ASKED, answered()))
+    assert recorder.counters.values == {"not_recorded.TimeoutError": 1}
+    assert not recorder.healthy

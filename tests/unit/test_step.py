@@ -17,7 +17,6 @@ from sdpo_ray.distill.hindsight import Example
 from sdpo_ray.distill.load import load_packed, load_policy
 from sdpo_ray.distill.packing import MicroBatch, Rows, micro_batches, rows, shard
 from sdpo_ray.distill.scorer import Scorer
-from sdpo_ray.distill.student import Student
 from sdpo_ray.errors import ConfigError, LearnerError
 from tests.builders import tiny_policy
 from tests.learning import CPU, SIGNALS, alone, batch, chosen, gradient, learns, made, policy, step
@@ -53,7 +52,7 @@ def _written_out(model: Any, item: Example, config: Distill, teacher: Any = None
         log_q_TV = alone(teacher or model, item, hindsight=True)
         if baselined:
             log_q_TV = (log_p_TV + log_q_TV - alone(teacher, item, hindsight=False)).detach()
-        if baselined and Student.needs_distribution(config):
+        if baselined and config.signal.compares_distributions:
             log_q_TV = log_q_TV.log_softmax(-1)
     if config.objective == "sft":
         return -chosen(log_p_TV, item).mean()

@@ -1,14 +1,13 @@
-"""What flows: one frozen record for every arrow of the design.
+"""What people said, what was answered, and what of it is learned from."""
 
-Each record says who makes it and who reads it. `msgspec` encodes and validates them, so a record read
-back from disk is exactly the record that was written. No dict crosses a module boundary.
-"""
-
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 from sdpo_ray.errors import DataError
 
+BASE_VERSION = 0
+"""The policy version that a run starts from."""
 FOREIGN = -1
 """The policy version of an answer that no policy of this run made."""
 
@@ -29,16 +28,15 @@ class Consent(StrEnum):
     """Answer, and store nothing."""
 
 
+class Thumb(StrEnum):
+    UP = "up"
+    DOWN = "down"
+
+
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
-
-
-class Verdict(StrEnum):
-    PROMOTE = "PROMOTE"
-    HOLD = "HOLD"
-    REJECT = "REJECT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +82,38 @@ class VersionSpan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Redaction:
+    """How many pieces of one kind were taken out of a record before it was first written."""
+
+    kind: str
+    """As in `redaction.Kind`."""
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairingKeys:
+    """Keyed digests (HMAC-SHA256, 32 hex digits) of what was said, in the words before any redaction.
+
+    Each covers tenant, user and conversation id, too, so people who never met share none of them unless they are
+    anonymous and used identical words. Made by `capture.conversation`; read by `curate.sessionize`.
+    """
+
+    prompt: str = ""
+    """Of everything that was asked: two requests in the same words share it."""
+    parent: str = ""
+    """The `continuation` of the answer that this turn follows; empty when it follows none."""
+    continuation: str = ""
+    """Of all messages with the answer behind them."""
+    conversation: str = ""
+    """Of the conversation id where the client sent one, else of the words up to the first user's message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One answered request. Made by `capture.recorder`; read by `curate`.
 
     Token ids and log-probs are the engine's own output, never made again from text. A turn without ids is known
-    as text alone: it was imported from a log of elsewhere.
+    as text alone: it was imported from a log of elsewhere, or something was redacted in it, which its ids would spell.
     """
 
     turn_id: str
@@ -96,7 +121,7 @@ class Turn:
     user: str
     """Pseudonym of the caller's `user` field; empty when the client named nobody."""
     conversation_id: str
-    """Empty unless the client sent one."""
+    """Pseudonym of the id the client sent; empty unless it sent one."""
     consent: Consent
     messages: tuple[Message, ...]
     """The prompt x, as the client sent it; ends with a user's message or a tool's."""
@@ -116,6 +141,9 @@ class Turn:
     started_at_s: float
     """Unix time at which the request arrived."""
     finished_at_s: float
+    keys: PairingKeys = PairingKeys()
+    """Empty on a turn that is nobody's to pair: one of a snapshot made from logs."""
+    redactions: tuple[Redaction, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.response_ids) != len(self.response_logprobs):
@@ -126,7 +154,9 @@ class Turn:
             raise DataError(f"{self.turn_id}: a turn answers a user's message or a tool's")
         if not any(message.role is Role.USER for message in self.messages):
             raise DataError(f"{self.turn_id}: no user said anything")
-        if bool(self.prompt_ids) != bool(self.version_spans):
+        if self.redactions and (self.prompt_ids or self.response_ids):
+            raise DataError(f"{self.turn_id}: its token ids would spell what was redacted")
+        if bool(self.prompt_ids) != bool(self.version_spans) and not self.redactions:
             raise DataError(f"{self.turn_id}: token ids and policy versions are known together or not at all")
         if self.response_ids and not self.prompt_ids:
             raise DataError(f"{self.turn_id}: response ids without prompt ids")
@@ -142,6 +172,38 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """What a user says of an answer outside the chat. Made by `capture.recorder`; read by `curate`.
+
+    A comment becomes the follow-up o of an interaction; a thumb is a label for evaluation; an edited answer is a
+    preferred completion. At least one of the three is there.
+    """
+
+    feedback_id: str
+    """Digest of everything else but the time, so that the same feedback sent again is the same event."""
+    turn_id: str
+    """The answer that is meant."""
+    tenant: str
+    user: str
+    """As on `Turn`."""
+    consent: Consent
+    comment: str = ""
+    thumb: Thumb | None = None
+    edited: str = ""
+    """The answer as the user would have had it."""
+    given_at_s: float
+    redactions: tuple[Redaction, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.comment.strip() or self.edited.strip() or self.thumb):
+            raise DataError(f"{self.feedback_id}: neither a comment, a thumb nor an edited answer")
+
+
+Event: TypeAlias = Turn | Feedback
+"""What the event log holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Interaction:
     """What was asked, what we answered, how the user reacted: the paper's (x, y, o).
 
@@ -149,14 +211,23 @@ class Interaction:
     """
 
     interaction_id: str
-    """The id of the answered turn: a turn has one follow-up or none."""
+    """Id of the answered turn, which has one follow-up or none; of the feedback where a comment is the follow-up."""
     turn: Turn
     follow_up: str
-    """The user's next message, verbatim."""
+    """The user's next message, or comment, verbatim."""
     follow_up_turn_id: str
+    """Id of the turn, or of the feedback, that brought it."""
     follow_up_at_s: float
     conversation: str
     """Digest that all turns of one conversation share: the unit of the held-out split."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """How many of something were left out, or not taken whole, and why."""
+
+    reason: str
+    n: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,132 +249,7 @@ class Snapshot:
     """sha256 of the rows."""
     last_interaction_at_s: float
     """Unix time of the newest follow-up in it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fingerprint:
-    """Log-probs that a policy's weights must reproduce on a fixed text.
-
-    `logprobs[i]` is log p(token_ids[i + 1] | token_ids[:i + 1]). Made by `distill.export`, away from
-    the serving engine; read by `serve.swap`, which refuses weights whose engine disagrees.
-    """
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepMetrics:
-    """One optimizer step of an update. Made by `distill.learner`; read by `promote.registry`."""
-
-    step: int
-    loss: float
-    mean_advantage: float
-    """Mean over scored tokens, nats."""
-    abs_advantage: float
-    gradient_norm: float
-    """Before clipping."""
-    num_sequences: int
-    num_tokens: int
-    """Scored tokens."""
-    sampler_gap: float
-    """Mean |log p(learner) - log p(sampler)| over response tokens, nats: off-policyness of the batch."""
-    learning_rate: float = 0.0
-    entropy: float = 0.0
-    """Mean -log p(y) over scored tokens, nats: the entropy, as the answers at hand sample it."""
-    kl_to_base: float = 0.0
-    """KL(policy || base) over the vocabulary, nats, mean over the watched tokens of the batch."""
-    tis_capped: float = 0.0
-    """Share of scored tokens whose importance weight was cut."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """How many interactions of a snapshot were not learned from, or not from all of them, and why."""
-
-    reason: str
-    n: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenSignal:
-    """What each token of one answer is moved by. Made by `distill.signal`; drawn by `promote.heatmap`."""
-
-    interaction_id: str
-    prompt: str
-    """The user's message that was answered."""
-    follow_up: str
-    tokens: tuple[str, ...]
-    """The answer, a string a token."""
-    advantages: tuple[float, ...]
-    """log p(y_t | x, o, y_<t) - log p(y_t | x, y_<t) of one policy, nats, neither bounded nor centred."""
-    logprobs: tuple[float, ...]
-    """log p(y_t | x, y_<t)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A proposed policy. Made by `distill`; read by `evaluate` and `promote`."""
-
-    policy_version: int
-    parent_version: int
-    path: str
-    """Directory that vLLM and transformers load."""
-    snapshot_id: str
-    fingerprint: Fingerprint
-    steps: tuple[StepMetrics, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
-    alterations: tuple[Refusal, ...] = ()
-    """Interactions learned from in part: a history cut, a follow-up shortened, an answer that is not scored."""
-    signals: tuple[TokenSignal, ...] = ()
-    """Of a few interactions, before the first step."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """One measured quantity with its interval."""
-
-    name: str
-    n: int
-    """Items that entered the estimate."""
-    value: float
-    low: float
-    high: float
-    """Two-sided interval at the suite's confidence."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What the benchmarks found. Made by `evaluate.suite`; read by `promote`."""
-
-    policy_version: int
-    base_version: int
-    champion_version: int
-    confidence: float
-    scores: tuple[Score, ...]
-
-    def score(self, name: str) -> Score | None:
-        return next((score for score in self.scores if score.name == name), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """A verdict with the numbers that led to it. Made by `promote.gate`; read by `promote.release`."""
-
-    policy_version: int
-    verdict: Verdict
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
-    """What should be served. Made by `promote.release`; read by `serve`.
-
-    The file `release.json` is the pointer that every replica follows, also one that starts late.
-    """
-
-    policy_version: int
-    path: str
-    previous_version: int | None
-    fingerprint: Fingerprint
-    released_at_s: float = field(default=0.0)
+    last_batch: int = 0
+    """The newest batch of the table that it could draw from; what is newer is new to the next draw."""
+    not_drawn: tuple[Refusal, ...] = ()
+    """How many interactions the draw had to leave out, by reason."""

@@ -1,0 +1,116 @@
+"""What a draw costs a row, however many there are: 100 thousand, one million, five million.
+
+    python benchmarks/sampling.py
+
+The rows are made up: light columns as the table `interactions` gives them, a hundredth of them of the same second as
+another, one user for twenty rows. All of the draw's rules are on. The sizes take turns in one process, so that whatever
+else the machine does meets all of them; medians. `benchmarks/capture.py` calls `measure` and `growth`.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from sdpo_ray.config import Curate
+from sdpo_ray.curate.sampling import LIGHT_COLUMNS, draw
+
+SIZES = (100_000, 1_000_000, 5_000_000)
+ROUNDS = 7
+_ROWS_A_TURN = 1_000_000
+"""A small table is drawn from several times in its turn."""
+_ROWS_A_BATCH = 1_000
+_ROWS_A_CHUNK = 50_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """One draw from `num_rows` rows."""
+
+    num_rows: int
+    ns_a_row: float
+
+
+def measure(
+    sizes: Sequence[int] = SIZES, *, rounds: int = ROUNDS, on_turn: Callable[[], None] = lambda: None
+) -> list[Cost]:
+    """Median cost of a draw by size; needs about 250 bytes of memory for each of the rows of all sizes."""
+    tables = [light(size) for size in sizes]
+    taken: list[list[float]] = [[] for _ in sizes]
+    for seed in range(rounds + 1):
+        for table, seconds in zip(tables, taken, strict=True):
+            found = _a_row(table, seed)
+            # The first round loads code and pages.
+            if seed:
+                seconds.append(found)
+            on_turn()
+    return [
+        Cost(num_rows=size, ns_a_row=1e9 * statistics.median(seconds))
+        for size, seconds in zip(sizes, taken, strict=True)
+    ]
+
+
+def growth(costs: Sequence[Cost]) -> float:
+    """How many times what a row costs in the smallest table it costs in the largest."""
+    ordered = sorted(costs, key=lambda cost: cost.num_rows)
+    return ordered[-1].ns_a_row / ordered[0].ns_a_row
+
+
+def light(num_rows: int, *, seed: int = 0) -> pa.Table:
+    """Light columns of `num_rows` interactions, in the order of their batches."""
+    dice = np.random.default_rng(seed)
+    times = np.sort(dice.uniform(0, num_rows, num_rows))
+    same = dice.random(num_rows) < 0.01
+    times[1:][same[1:]] = times[:-1][same[1:]]
+    columns = {
+        "interaction_id": pa.array([f"{number:032x}" for number in dice.permutation(num_rows)]),
+        "follow_up_at_s": times,
+        "policy_version": dice.integers(0, 12, num_rows, dtype=np.int32),
+        "split": dice.integers(0, 2**32, num_rows),
+        "tenant": pa.array(["acme", "globex", "initech", "hooli"]).take(pa.array(dice.integers(0, 4, num_rows))),
+        "user": pa.array([f"k1.{number:032x}" for number in dice.integers(0, num_rows // 20 + 1, num_rows)]),
+        "batch": np.arange(num_rows) // _ROWS_A_BATCH + 1,
+    }
+    whole = pa.table(columns).select(LIGHT_COLUMNS)
+    return pa.Table.from_batches(whole.to_batches(max_chunksize=_ROWS_A_CHUNK))
+
+
+def _a_row(table: pa.Table, seed: int) -> float:
+    """Seconds a row."""
+    config = Curate(tenant_mix={"acme": 0.5, "globex": 0.1}, replay_share=0.25, max_age_versions=8)
+    times = max(1, _ROWS_A_TURN // table.num_rows)
+    began = time.perf_counter()
+    for each in range(times):
+        plan = draw(
+            table,
+            champion_version=12,
+            seed=seed * times + each,
+            now_s=float(table.num_rows),
+            last_batch=table.num_rows // _ROWS_A_BATCH // 2,
+            config=config,
+        )
+    seconds = (time.perf_counter() - began) / times / table.num_rows
+    if len(plan.interaction_ids) != config.snapshot_size:
+        raise RuntimeError(f"only {len(plan.interaction_ids)} of {config.snapshot_size} were drawn")
+    return seconds
+
+
+def main() -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("drawing", total=len(SIZES) * (ROUNDS + 1))
+        costs = measure(on_turn=lambda: progress.advance(task))
+    table = Table("rows", "ns a row", "ms a draw", title=f"growth {growth(costs):.2f}", box=None)
+    for cost in costs:
+        table.add_row(f"{cost.num_rows:,}", f"{cost.ns_a_row:.1f}", f"{cost.ns_a_row * cost.num_rows / 1e6:.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

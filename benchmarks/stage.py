@@ -1,0 +1,160 @@
+"""The incremental stage alone: a real journal of 3 kB turns -> Delta tables -> admitted interactions, on Ray Data here.
+
+    python benchmarks/stage.py --turns 20000 --json stage.json
+
+Every conversation has two turns, so half of the turns are answers that somebody reacted to. Ray, its workers and the
+code are warm, as in a wheel that turns for weeks; the journal is written before the clock starts.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sdpo_ray.capture.conversation import pairing_keys
+from sdpo_ray.capture.log import open_log
+from sdpo_ray.config import Capture, Curate
+from sdpo_ray.curate.pending import index
+from sdpo_ray.curate.ship import ship
+from sdpo_ray.curate.stream import Curator
+from sdpo_ray.records import Consent, FinishReason, Message, Role, Sampling, Turn, VersionSpan
+from sdpo_ray.storage import Layout
+
+CHARS, TOKENS = 420, 64
+"""Of a question, an answer and a reaction each; ids and log-probs of each prompt and answer. About 3 kB in the log."""
+CURATE = Curate(max_per_user_hour=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Seconds for one backlog, and where they went."""
+
+    num_turns: int
+    num_interactions: int
+    ship_s: float
+    index_s: float
+    decide_s: float
+
+    @property
+    def rows_per_s(self) -> float:
+        """Turns."""
+        return self.num_turns / (self.ship_s + self.index_s + self.decide_s)
+
+
+def stage_rows_per_s(num_turns: int, *, rounds: int = 3) -> float:
+    """Turns a second from the journal to admitted interactions: the median of `rounds` empty runs."""
+    return statistics.median(each.rows_per_s for each in measure(num_turns, rounds))
+
+
+def measure(num_turns: int, rounds: int) -> list[Stage]:
+    """Starts Ray where it is not up."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False)
+    _once(2000)
+    return [_once(num_turns) for _ in range(rounds)]
+
+
+def _once(num_turns: int) -> Stage:
+    with tempfile.TemporaryDirectory() as directory:
+        layout = Layout(Path(directory))
+        _write(layout, num_turns)
+        log = open_log(layout, Capture())
+        curator = Curator(layout, log, curate=CURATE, capture=Capture())
+        began = time.perf_counter()
+        ship(
+            log,
+            curator.turns,
+            curator.feedback,
+            max_turns=CURATE.max_batch_turns,
+            max_bytes=CURATE.max_batch_mib << 20,
+            erased=lambda event: False,
+            on_turns=lambda num_turns: None,
+        )
+        shipped = time.perf_counter()
+        index(curator.turns, curator.pending)
+        indexed = time.perf_counter()
+        progress = curator.advance()
+        done = time.perf_counter()
+        assert (progress.turns_total, progress.interactions_total) == (num_turns, num_turns // 2)
+        return Stage(
+            num_turns=num_turns,
+            num_interactions=progress.interactions_total,
+            ship_s=shipped - began,
+            index_s=indexed - shipped,
+            decide_s=done - indexed,
+        )
+
+
+def _write(layout: Layout, num_turns: int) -> None:
+    log = open_log(layout, Capture())
+    for durable in [log.append(turn) for turn in _turns(num_turns)]:
+        durable.result()
+    log.close()
+
+
+def _turns(num_turns: int) -> Iterator[Turn]:
+    """Conversations of two turns; the first question of each is its own."""
+    rng = random.Random(7)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(2000)]
+    now_s = time.time() - 3600
+
+    def text() -> str:
+        return " ".join(rng.choices(words, k=CHARS // 6))[:CHARS]
+
+    for number in range(num_turns // 2):
+        question = Message(role=Role.USER, content=f"{number} {text()}")
+        first = _turn(f"{number:08d}-0", (question,), text(), rng, now_s)
+        said = Message(role=Role.ASSISTANT, content=first.response)
+        yield first
+        yield _turn(
+            f"{number:08d}-1", (question, said, Message(role=Role.USER, content=text())), text(), rng, now_s + 9
+        )
+
+
+def _turn(name: str, messages: tuple[Message, ...], response: str, rng: random.Random, at_s: float) -> Turn:
+    user = f"0badcafe.{int(name[:8]) % 1000:032x}"
+    said = {"tenant": "default", "user": user, "conversation_id": "", "messages": messages, "response": response}
+    return Turn(
+        turn_id=name,
+        consent=Consent.TRAIN,
+        prompt_ids=tuple(rng.choices(range(150_000), k=TOKENS)),
+        response_ids=tuple(rng.choices(range(150_000), k=TOKENS)),
+        response_logprobs=tuple(-rng.random() for _ in range(TOKENS)),
+        version_spans=(VersionSpan(policy_version=0, start=0, end=TOKENS),),
+        finish_reason=FinishReason.STOP,
+        sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=TOKENS, seed=None),
+        started_at_s=at_s,
+        finished_at_s=at_s + 1,
+        keys=pairing_keys(key=b"benchmark", **said),
+        **said,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    taken = measure(options.turns, options.rounds)
+    for each in taken:
+        print(
+            f"{each.num_turns} turns, {each.num_interactions} interactions: {each.rows_per_s:,.0f} turns/s"
+            f" (ship {each.ship_s:.2f} s, index {each.index_s:.2f} s, pair and admit {each.decide_s:.2f} s)"
+        )
+    rate = statistics.median(each.rows_per_s for each in taken)
+    print(f"stage_rows_per_s {rate:,.0f}")
+    if options.json:
+        rounds = [asdict(each) for each in taken]
+        options.json.write_text(json.dumps({"stage_rows_per_s": rate, "rounds": rounds}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What the books of a run say about where its policies come from; pure but for `read_books`.
+
+An update is said to have learned from an interaction when its snapshot held it; the learner may have refused it.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sdpo_ray.cycle import Begun, Outcome
+from sdpo_ray.promote.release import released_versions, served_release
+from sdpo_ray.records import Snapshot, Verdict
+from sdpo_ray.storage import Layout, read_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """One cycle that drew."""
+
+    cycle: int
+    policy_version: int
+    parent_version: int
+    snapshot: Snapshot
+    trained: bool
+    """Whether a candidate came of it."""
+    verdict: Verdict | None
+    """None while the cycle is under way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """A policy that learned from some interactions, or from one that did. Printed by jobs."""
+
+    policy_version: int
+    snapshot_id: str
+    num_interactions: int
+    """Of those asked about, that its own snapshot held; 0 where it only inherits."""
+    parent_version: int
+    verdict: Verdict | None
+    released: bool
+    """Was served at some time: a rollback can bring it back."""
+    served: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """What one run's files say."""
+
+    updates: tuple[Update, ...]
+    """Oldest first."""
+    released: frozenset[int]
+    served: int | None
+
+    def drew(self, interaction_ids: Collection[str]) -> list[Update]:
+        """The updates whose snapshots held one of these."""
+        wanted = set(interaction_ids)
+        return [update for update in self.updates if not wanted.isdisjoint(update.snapshot.interaction_ids)]
+
+    def learned(self, interaction_ids: Collection[str]) -> list[Learned]:
+        """Every policy that learned from one of these, and all that descend from it; oldest first."""
+        wanted, found = set(interaction_ids), dict[int, Learned]()
+        for update in self.updates:
+            held = len(wanted.intersection(update.snapshot.interaction_ids))
+            if update.trained and (held or update.parent_version in found):
+                found[update.policy_version] = Learned(
+                    policy_version=update.policy_version,
+                    snapshot_id=update.snapshot.snapshot_id,
+                    num_interactions=held,
+                    parent_version=update.parent_version,
+                    verdict=update.verdict,
+                    released=update.policy_version in self.released,
+                    served=update.policy_version == self.served,
+                )
+        return list(found.values())
+
+    def line(self, policy_version: int) -> list[Update]:
+        """The update that made a version, that of its parent, and so on back to the base."""
+        by_version = {update.policy_version: update for update in self.updates}
+        line = []
+        while (update := by_version.get(policy_version)) is not None:
+            line.append(update)
+            policy_version = update.parent_version
+        return line
+
+    def newest_release_without(self, learned: Collection[Learned]) -> int | None:
+        """The newest release that is none of these."""
+        return max(self.released - {each.policy_version for each in learned}, default=None)
+
+
+def read_books(layout: Layout) -> Books:
+    """The books as they are now. Raises DataError for a file that is not what its name says."""
+    updates = []
+    for path in sorted((layout.root / "cycles").glob("*/draw.json")):
+        begun, outcome = path.with_name("begun.json"), path.with_name("release.json")
+        started = read_json(begun, Begun)
+        updates.append(
+            Update(
+                cycle=started.cycle,
+                policy_version=started.policy_version,
+                parent_version=started.parent_version,
+                snapshot=read_json(path, Snapshot),
+                trained=path.with_name("distill.json").exists(),
+                verdict=read_json(outcome, Outcome).verdict if outcome.exists() else None,
+            )
+        )
+    served = served_release(layout)
+    return Books(
+        updates=tuple(updates),
+        released=released_versions(layout),
+        served=served.policy_version if served is not None else None,
+    )

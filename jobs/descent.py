@@ -1,0 +1,129 @@
+"""The three questions of lineage: what became of a user's or a turn's words, and what a policy comes from."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.books import Books, Learned, Update
+from sdpo_ray.curate.traces import Traces
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.records import BASE_VERSION, Verdict
+from sdpo_ray.storage import is_ready
+from sdpo_ray.tables import read_erased
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drew:
+    """A snapshot that held some of what is asked about."""
+
+    cycle: int
+    snapshot_id: str
+    num_interactions: int
+    policy_version: int
+    trained: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """What became of what somebody said. Printed by `jobs.lineage`."""
+
+    num_turns: int
+    num_feedback: int
+    num_interactions: int
+    """All three: in the tables now."""
+    drew: list[Drew]
+    learned: list[Learned]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserShare:
+    tenant: str
+    user: str
+    """Pseudonym; empty for all anonymous ones."""
+    num_interactions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ancestor:
+    """A policy on the way back to the base. Printed by `jobs.lineage`."""
+
+    policy_version: int
+    cycle: int
+    snapshot_id: str
+    """Empty for the base."""
+    num_interactions: int
+    """Drawn then."""
+    num_erased: int
+    """Of them, since."""
+    users: list[UserShare]
+    """Of the rows that are there, most first."""
+    verdict: Verdict | None
+    released: bool
+    served: bool
+
+
+def trace(books: Books, traces: Traces, interaction_ids: Collection[str]) -> Traced:
+    """What became of `traces`, whose interactions have, or had, these ids."""
+    wanted = set(interaction_ids)
+    return Traced(
+        num_turns=len(traces.turn_ids),
+        num_feedback=len(traces.feedback_ids),
+        num_interactions=len(traces.interaction_ids),
+        drew=[
+            Drew(
+                cycle=update.cycle,
+                snapshot_id=update.snapshot.snapshot_id,
+                num_interactions=len(wanted.intersection(update.snapshot.interaction_ids)),
+                policy_version=update.policy_version,
+                trained=update.trained,
+            )
+            for update in books.drew(wanted)
+        ],
+        learned=books.learned(wanted),
+    )
+
+
+def ancestors(
+    books: Books, policy_version: int, users_of: Callable[[Path], Mapping[tuple[str, str], int]]
+) -> list[Ancestor]:
+    """A version, its parent, and so on back to the base; `users_of` counts the rows of a snapshot.
+
+    Raises ConfigError for a version that no cycle made.
+    """
+    line = books.line(policy_version)
+    if not line and policy_version != BASE_VERSION:
+        known = ", ".join(f"v{update.policy_version}" for update in books.updates) or "none yet"
+        raise ConfigError(f"no cycle of this run made v{policy_version}; there are: {known}")
+    return [*(_ancestor(books, update, users_of) for update in line), _base(books)]
+
+
+def _ancestor(books: Books, update: Update, users_of: Callable[[Path], Mapping[tuple[str, str], int]]) -> Ancestor:
+    snapshot = update.snapshot
+    path = Path(snapshot.path)
+    held = users_of(path) if is_ready(path) else {}
+    by_size = sorted(held.items(), key=lambda each: (-each[1], each[0]))
+    return Ancestor(
+        policy_version=update.policy_version,
+        cycle=update.cycle,
+        snapshot_id=snapshot.snapshot_id,
+        num_interactions=len(snapshot.interaction_ids),
+        num_erased=len({row.interaction_id for row in read_erased(path)}),
+        users=[UserShare(tenant=tenant, user=user, num_interactions=n) for (tenant, user), n in by_size],
+        verdict=update.verdict,
+        released=update.policy_version in books.released,
+        served=update.policy_version == books.served,
+    )
+
+
+def _base(books: Books) -> Ancestor:
+    return Ancestor(
+        policy_version=BASE_VERSION,
+        cycle=0,
+        snapshot_id="",
+        num_interactions=0,
+        num_erased=0,
+        users=[],
+        verdict=None,
+        released=BASE_VERSION in books.released,
+        served=books.served == BASE_VERSION,
+    )

@@ -1,0 +1,178 @@
+"""Everything that an erasure does, in an order in which whoever is killed finds the rest when it begins again.
+
+What is derived goes first and the turns that it was found by go last. The event log is emptied before, while the wheel
+may go on; the rest is done in a turn of its own.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from jobs.books import Learned, read_books
+from jobs.emptying import Emptying
+from jobs.explain import page_of
+from jobs.whose import Whose
+from sdpo_ray.config import Run
+from sdpo_ray.curate.erasures import Erasure, Erasures
+from sdpo_ray.curate.pinned import rewrite, rows_of, snapshots_under
+from sdpo_ray.curate.traces import Tables, Traces, count, remove
+from sdpo_ray.curate.turnstile import undisturbed
+from sdpo_ray.promote.forget import forget_in_file
+from sdpo_ray.records import Event
+from sdpo_ray.storage import Layout
+from sdpo_ray.telemetry import EventFile
+
+_MLFLOW_DATABASE, _MLFLOW_ARTIFACTS = "mlflow.db", "mlartifacts"
+
+
+@dataclass(slots=True, kw_only=True)
+class Erased:
+    """What was removed, or would be. Printed by `jobs.erase`; names nobody."""
+
+    dry_run: bool
+    erasure_id: str = ""
+    """As in `erasures.json` and the snapshots' `erased.json`."""
+    rows: dict[str, int] = field(default_factory=dict)
+    """By table."""
+    events_in_log: int | None = None
+    """Still in the event log; None on Kafka, which may keep what it was sent until its retention ends."""
+    snapshots: dict[str, int] = field(default_factory=dict)
+    """Interactions taken out, by directory."""
+    records: list[str] = field(default_factory=list)
+    """Candidates' records that showed what they said."""
+    mlflow_runs: int = 0
+    """Runs whose artifacts did; not looked at in a dry run."""
+    leftovers: list[str] = field(default_factory=list)
+    """Of work that was broken off, and pages of `jobs/explain.py`."""
+    alike: int = 0
+    """Turns that may be theirs or of somebody who used the same words: they stay."""
+    learned: list[Learned] = field(default_factory=list)
+    newest_release_without: int | None = None
+
+
+class Forgetting:
+    """One erasure of one run. `say` hears what it is at."""
+
+    def __init__(self, run: Run, whose: Whose, say: Callable[[str], None]) -> None:
+        self._run = run
+        self._whose = whose
+        self._say = say
+        self._layout = Layout(run.directory, run.tables)
+        self._tables = Tables.of(self._layout)
+        self._log = Emptying(run, self._layout, self._tables, say)
+        self._erasures = Erasures(self._layout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._log.close()
+
+    def preview(self) -> Erased:
+        """What `go` would remove. Changes nothing."""
+        traces = self._traces()
+        found = Erased(dry_run=True, rows=count(self._tables, traces), alike=traces.alike)
+        found.events_in_log = self._log.count(self._is_theirs(traces))
+        found.snapshots = {str(path): len(ids) for path, ids in self._held(traces)}
+        self._add_lineage(found, self._whose.learned_from(self._layout, traces))
+        return found
+
+    def go(self) -> Erased:
+        """Forget them.
+
+        Raises NotReady where a replica holds on to what they said, CorruptLog, LostEvents, DataError for a broken file.
+        """
+        interrupted = self._erasures.unfinished
+        erasure = self._erasures.add(self._whose.users, upto_s=time.time())
+        self._say("emptying the event log")
+        if self._whose.turn_ids:
+            # Where a turn is still in the log, nothing is known of its conversation.
+            self._log.ship()
+            erasure = self._remember(erasure, self._traces())
+        found = Erased(dry_run=False, erasure_id=erasure.erasure_id, events_in_log=self._log.empty())
+        with undisturbed(self._layout, lambda: self._say("waiting until the round or cycle under way is done")):
+            traces = self._traces()
+            erasure = self._remember(erasure, traces)
+            found.alike = traces.alike
+            gone = self._forget(found, traces)
+            self._say("deleting rows")
+            found.rows = remove(self._tables, traces)
+            if any(found.rows.values()) or interrupted:
+                self._say("removing the files that held them")
+                self._tables.purge()
+            self._erasures.finish([erasure, *self._whose.erasures(self._layout)])
+        EventFile(self._layout.events).write(
+            "erased", 0, erasure=erasure.erasure_id, snapshots=len(found.snapshots), **found.rows
+        )
+        self._add_lineage(found, gone)
+        return found
+
+    def _traces(self) -> Traces:
+        """Also of turns that an erasure of theirs remembers which was broken off."""
+        broken_off = [each for each in self._whose.erasures(self._layout) if not each.done]
+        if not broken_off:
+            return self._whose.traces(self._tables)
+        self._tables.refresh()
+        stored = self._tables.turns.read(["turn_id"])["turn_id"].to_pylist()
+        return self._whose.traces(self._tables, also=self._erasures.reload().among(stored, broken_off))
+
+    def _remember(self, erasure: Erasure, traces: Traces) -> Erasure:
+        return self._erasures.extend(erasure, turns=traces.turn_ids, conversations=traces.conversations)
+
+    def _is_theirs(self, traces: Traces) -> Callable[[Event], bool]:
+        users = set(self._whose.users)
+        return lambda event: (event.tenant, event.user) in users or event.turn_id in traces.turn_ids
+
+    def _held(self, traces: Traces) -> Iterator[tuple[Path, list[str]]]:
+        for path in snapshots_under(self._layout.root):
+            if ids := rows_of(path, self._whose.users, traces.said):
+                yield path, ids
+
+    def _forget(self, found: Erased, traces: Traces) -> frozenset[str]:
+        """Clear everything that shows what they said, apart from the tables; the ids of their interactions."""
+        for path, ids in self._held(traces):
+            self._say(f"rewriting {path}")
+            rewrite(path, ids, erasure_id=found.erasure_id)
+            found.snapshots[str(path)] = len(ids)
+        gone = self._whose.learned_from(self._layout, traces)
+        self._say("reading the candidates' records")
+        root = self._layout.root
+        for path in [*_broken_off(root), *self._begun(gone), *(page_of(each) for each in gone)]:
+            if path.exists():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                found.leftovers.append(str(path))
+        found.records = [str(path) for path in _records(root) if forget_in_file(path, gone)]
+        if self._run.promote.tracking_uri or (root / _MLFLOW_DATABASE).exists():
+            self._say("asking MLflow")
+            from sdpo_ray.promote.registry import Registry
+
+            promote = self._run.promote
+            registry = Registry(self._layout, model_name=promote.model_name, tracking_uri=promote.tracking_uri)
+            found.mlflow_runs = registry.forget(gone)
+        return gone
+
+    def _begun(self, gone: Collection[str]) -> list[Path]:
+        """What an update that was broken off has learned of them so far: it begins anew."""
+        drew = read_books(self._layout).drew(gone)
+        candidates = [self._layout.candidate(update.policy_version) for update in drew]
+        return [path.with_name(f".{path.name}.train") for path in candidates]
+
+    def _add_lineage(self, found: Erased, gone: Collection[str]) -> None:
+        books = read_books(self._layout)
+        found.learned = books.learned(gone)
+        found.newest_release_without = books.newest_release_without(found.learned)
+
+
+def _records(root: Path) -> list[Path]:
+    """Records of candidates; MLflow's copies are its own to change."""
+    found = [*sorted(root.rglob("candidate.json")), *sorted(root.glob("cycles/*/distill.json"))]
+    return [path for path in found if not path.is_relative_to(root / _MLFLOW_ARTIFACTS)]
+
+
+def _broken_off(root: Path) -> list[Path]:
+    """What a draw, an update or a record left half-written, which nobody goes on with."""
+    patterns = ("snapshots/.*.partial", "candidates/.*.partial", "candidates/*/.*.json.*", "cycles/*/.*.json.*")
+    return [path for pattern in patterns for path in sorted(root.glob(pattern))]

@@ -1,0 +1,164 @@
+"""What of a run's tables, or of a snapshot, is exported: some rows at a time, never the whole of it in memory."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import and_
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from sdpo_ray.curate.admission import Refusal
+from sdpo_ray.curate.comments import said_in_comment
+from sdpo_ray.curate.exporters import What, interaction_rows, label_rows, preference_rows
+from sdpo_ray.curate.store import Table
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.records import Consent, Feedback, Turn
+from sdpo_ray.storage import Layout
+from sdpo_ray.tables import SNAPSHOT_FILE, feedback_from_arrow, interactions_from_arrow, turns_from_arrow
+
+UNEDITED = "unedited"
+"""The edited answer is the answer."""
+_ROWS_AT_ONCE = 2_000
+_FEEDBACK_AT_ONCE = 20_000
+"""Feedback may be on turns anywhere in their table, which is read once for so many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which rows; None for any."""
+
+    since_s: float | None = None
+    """Unix time of the follow-up, or the feedback."""
+    until_s: float | None = None
+    """Rows of this time and later are left out."""
+    tenant: str | None = None
+    version: int | None = None
+    """Of the policy that answered."""
+
+    def rows(self, time_column: str) -> ds.Expression | None:
+        """All but the version, as a filter of rows."""
+        parts = [
+            *([ds.field(time_column) >= self.since_s] if self.since_s is not None else []),
+            *([ds.field(time_column) < self.until_s] if self.until_s is not None else []),
+            *([ds.field("tenant") == self.tenant] if self.tenant is not None else []),
+        ]
+        return _all(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selected:
+    """What `selection` found. Read by `jobs.export`."""
+
+    num_rows: int
+    """Before anything is left out."""
+    tables: Iterator[pa.Table]
+    """Some rows at a time."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Rows that cannot be exported, by reason; whole when `tables` is at its end."""
+
+
+def from_snapshot(directory: Path, selection: Selection) -> Selected:
+    """The interactions of a snapshot, in the order of training."""
+    rows = ds.dataset(directory / SNAPSHOT_FILE)
+    where = _of_version(selection)
+    batches = rows.to_batches(filter=where, batch_size=_ROWS_AT_ONCE, use_threads=False)
+    return Selected(
+        num_rows=rows.count_rows(filter=where),
+        tables=(interaction_rows(interactions_from_arrow(pa.Table.from_batches([batch]))) for batch in batches),
+    )
+
+
+def from_table(layout: Layout, selection: Selection) -> Selected:
+    """The interactions of the table, in the order in which they were admitted."""
+    _require(layout, "interactions")
+    table, where = Table.interactions(layout), _of_version(selection)
+    counts = _by_batch(table, where)
+
+    def tables() -> Iterator[pa.Table]:
+        for after, upto in _spans(counts, _ROWS_AT_ONCE):
+            rows = table.read(where=where, after=after, upto=upto)
+            ordered = rows.sort_by([("follow_up_at_s", "ascending"), ("interaction_id", "ascending")])
+            yield interaction_rows(interactions_from_arrow(ordered))
+
+    return Selected(num_rows=sum(counts.values()), tables=tables())
+
+
+def from_feedback(layout: Layout, selection: Selection, what: What) -> Selected:
+    """Preferences or labels, in the order in which the feedback came."""
+    _require(layout, "feedback")
+    table, turns = Table.feedback(layout), Table.turns(layout)
+    has = ds.field("edited") != "" if what is What.PREFERENCES else ds.field("thumb").is_valid()
+    where = _all([each for each in (has, selection.rows("given_at_s")) if each is not None])
+    make: Callable[[Sequence[tuple[Feedback, Turn]]], pa.Table] = (
+        preference_rows if what is What.PREFERENCES else label_rows
+    )
+    counts = _by_batch(table, where)
+    left_out: Counter[str] = Counter()
+
+    def tables() -> Iterator[pa.Table]:
+        for after, upto in _spans(counts, _FEEDBACK_AT_ONCE):
+            rows = table.read(where=where, after=after, upto=upto)
+            ordered = rows.sort_by([("given_at_s", "ascending"), ("feedback_id", "ascending")])
+            yield make(_with_turns(feedback_from_arrow(ordered), turns, selection, what, left_out))
+
+    return Selected(num_rows=sum(counts.values()), tables=tables(), left_out=left_out)
+
+
+def _with_turns(
+    given: Sequence[Feedback], turns: Table, selection: Selection, what: What, left_out: Counter[str]
+) -> list[tuple[Feedback, Turn]]:
+    ids = pa.array({each.turn_id for each in given}, pa.string())
+    found = {turn.turn_id: turn for turn in turns_from_arrow(turns.read(where=ds.field("turn_id").isin(ids)))}
+    kept = []
+    for feedback in given:
+        turn = found.get(feedback.turn_id)
+        reason = _unfit(turn, feedback, what)
+        if reason is not None:
+            left_out[reason] += 1
+        elif turn is not None and selection.version in (None, turn.policy_version):
+            kept.append((feedback, turn))
+    return kept
+
+
+def _unfit(turn: Turn | None, feedback: Feedback, what: What) -> str | None:
+    if isinstance(said := said_in_comment(turn, feedback), Refusal):
+        return said.value
+    if turn is None or not turn.consent is feedback.consent is Consent.TRAIN:
+        return Refusal.NO_CONSENT.value
+    return UNEDITED if what is What.PREFERENCES and feedback.edited == turn.response else None
+
+
+def _of_version(selection: Selection) -> ds.Expression | None:
+    version = [] if selection.version is None else [ds.field("policy_version") == selection.version]
+    return _all([each for each in (selection.rows("follow_up_at_s"), *version) if each is not None])
+
+
+def _all(parts: Sequence[ds.Expression]) -> ds.Expression | None:
+    return reduce(and_, parts) if parts else None
+
+
+def _by_batch(table: Table, where: ds.Expression | None) -> dict[int, int]:
+    """How many rows each batch has, oldest batch first."""
+    counted = pc.value_counts(table.read(["batch"], where=where, upto=table.batch)["batch"])
+    return dict(sorted((each["values"], each["counts"]) for each in counted.to_pylist()))
+
+
+def _spans(counts: dict[int, int], at_once: int) -> Iterator[tuple[int, int]]:
+    """Neighbouring batches with about `at_once` rows together, as (after, upto)."""
+    after, num_rows = 0, 0
+    for batch, n in counts.items():
+        num_rows += n
+        if num_rows >= at_once or batch == max(counts):
+            yield after, batch
+            after, num_rows = batch, 0
+
+
+def _require(layout: Layout, name: str) -> None:
+    from deltalake import DeltaTable
+
+    if not DeltaTable.is_deltatable(layout.table(name)):
+        raise ConfigError(f"there is no table {name} under {layout.table(name)}: name another run with --run or --set")

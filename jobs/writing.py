@@ -1,0 +1,62 @@
+"""One file of rows, Parquet or JSON Lines by its name: written aside, then renamed."""
+
+import gzip
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdpo_ray.curate.exporters import SCHEMAS, What, json_lines
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.storage import fsync_directory
+
+Write = Callable[[pa.Table], None]
+
+
+@contextmanager
+def writing(out: Path, what: What) -> Iterator[Write]:
+    """Give what writes rows into `out`, which is there, whole, when the block ends well, and else is not.
+
+    Raises ConfigError where `out` exists, before or after, and for names that tell no format.
+    """
+    form = next((end for end in (".parquet", ".jsonl", ".jsonl.gz") if out.name.endswith(end)), None)
+    if form is None:
+        raise ConfigError(f"{out.name} tells no format: name it .parquet, .jsonl or .jsonl.gz")
+    _refuse_to_overwrite(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with ExitStack() as stack:
+            file = stack.enter_context(aside.open("wb"))
+            yield _parquet(file, what, stack) if form == ".parquet" else _lines(file, form, stack)
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        _refuse_to_overwrite(out)
+        aside.rename(out)
+        fsync_directory(out.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _refuse_to_overwrite(out: Path) -> None:
+    if out.exists():
+        raise ConfigError(f"{out} exists: name a new file")
+
+
+def _parquet(file: IO[bytes], what: What, stack: ExitStack) -> Write:
+    writer = stack.enter_context(pq.ParquetWriter(file, SCHEMAS[what], compression="zstd"))
+    return writer.write_table  # type: ignore[no-any-return]
+
+
+def _lines(file: IO[bytes], form: str, stack: ExitStack) -> Write:
+    # Without a time in it, the same rows give the same file.
+    lines = stack.enter_context(gzip.GzipFile(fileobj=file, mode="wb", mtime=0)) if form.endswith(".gz") else file
+
+    def write(rows: pa.Table) -> None:
+        lines.writelines(json_lines(rows))
+
+    return write

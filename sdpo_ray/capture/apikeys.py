@@ -1,0 +1,79 @@
+"""Which tenant calls: keys of the API, of which only digests are kept.
+
+A key is 256 random bits, so plain SHA-256 is as good as a slow hash: there is no dictionary to try.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from sdpo_ray.capture.private import write_private
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.storage import changing, read_json
+
+DEFAULT_TENANT = "default"
+"""Everybody's, where a run has no keys of the API."""
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """What is kept of a key. Made by `jobs.keys`; read by `serve.auth`."""
+
+    key_id: str
+    tenant: str
+    sha256: str
+    made_at_s: float
+
+
+class ApiKeys:
+    """The keys of one run, as they were when they were read. Made by `load`, `add` and `revoke`."""
+
+    def __init__(self, path: Path, keys: tuple[ApiKey, ...] | None) -> None:
+        self._path = path
+        self._by_digest = {key.sha256: key for key in keys or ()}
+        self.keys = keys or ()
+        self.asked_for = keys is not None
+        """Whether a request needs a key at all: a run without the file asks for none, one with an empty file does."""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the keys, if there is such a file. Raises DataError for a file that is none of ours."""
+        try:
+            return cls(path, read_json(path, tuple[ApiKey, ...]))
+        except FileNotFoundError:
+            return cls(path, None)
+
+    def tenant_of(self, key: str) -> str | None:
+        """The tenant that `key` names; None for a key that nobody has."""
+        digest = _digest(key)
+        found = self._by_digest.get(digest)
+        return found.tenant if found is not None and hmac.compare_digest(found.sha256, digest) else None
+
+    def add(self, tenant: str) -> tuple[str, Self]:
+        """A new key for `tenant`, in words that are kept nowhere, and what is in the file now. Raises ConfigError."""
+        if not _TENANT.fullmatch(tenant):
+            raise ConfigError(f"{tenant!r} cannot name a tenant: letters, digits, '.', '_' and '-', at most 64")
+        key = f"sdpo-{secrets.token_urlsafe(32)}"
+        made = ApiKey(key_id=secrets.token_hex(4), tenant=tenant, sha256=_digest(key), made_at_s=time.time())
+        with changing(self._path):
+            write_private(self._path, (*type(self).load(self._path).keys, made))
+        return key, type(self).load(self._path)
+
+    def revoke(self, key_id: str) -> Self:
+        """Forget one key. Raises ConfigError when there is none of this id."""
+        with changing(self._path):
+            there = type(self).load(self._path).keys
+            if all(key.key_id != key_id for key in there):
+                raise ConfigError(f"there is no key {key_id}; known: {', '.join(k.key_id for k in there) or 'none'}")
+            write_private(self._path, tuple(key for key in there if key.key_id != key_id))
+        return type(self).load(self._path)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()

@@ -1,0 +1,21 @@
+"""Which event log a run file asks for."""
+
+from sdpo_ray.capture.journal import Journal
+from sdpo_ray.config.data import Capture
+from sdpo_ray.eventlog import EventLog
+from sdpo_ray.storage import Layout
+
+
+def open_log(layout: Layout, config: Capture, *, name: str = "replica") -> EventLog:
+    """Kafka where brokers are named, else the journal under the root. `name` tells people who wrote what."""
+    if config.kafka.brokers:
+        from sdpo_ray.capture.kafka import KafkaLog
+
+        return KafkaLog(config.kafka, name=name)
+    return Journal(
+        layout.journal,
+        segment_bytes=config.journal.segment_mib << 20,
+        segment_s=config.journal.segment_s,
+        max_bytes=config.journal.max_mib << 20,
+        name=name,
+    )

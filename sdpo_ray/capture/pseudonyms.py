@@ -1,0 +1,109 @@
+"""Who spoke, under a name that only the holder of the keys can make again.
+
+A pseudonym is HMAC-SHA256 (RFC 2104) of the caller's `user` field. Keys can be rotated: rows that exist keep their
+pseudonym, and whoever looks for a user looks under every key. The key of pairing never changes, so that a
+conversation goes on over a rotation.
+"""
+
+import hashlib
+import hmac
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from sdpo_ray.capture.private import write_private
+from sdpo_ray.storage import changing, read_json
+
+LEGACY = "pseudonym.key"
+"""File of the single key of an earlier version, beside the file of keys."""
+_LEGACY_ID = "legacy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PseudonymKey:
+    key_id: str
+    """Stands before its pseudonyms, so that those of two keys are told apart."""
+    key: str
+    """Hexadecimal."""
+    made_at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Keys:
+    """The file."""
+
+    pairing_key: str
+    keys: tuple[PseudonymKey, ...]
+    """Newest first."""
+
+
+class Pseudonyms:
+    """The keys of one run, as they were when they were read. Made by `load` and `rotate`."""
+
+    def __init__(self, path: Path, content: _Keys) -> None:
+        self._path = path
+        self._content = content
+        self.pairing_key = bytes.fromhex(content.pairing_key)
+        """Of the digests in `records.PairingKeys`, and of the ids of feedback."""
+
+    def __repr__(self) -> str:
+        return f"Pseudonyms({[key.key_id for key in self._content.keys]})"
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """Newest first."""
+        return tuple(key.key_id for key in self._content.keys)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the keys, or make them where there are none yet. Raises DataError for a file that is none of ours."""
+        try:
+            return cls(path, read_json(path, _Keys))
+        except FileNotFoundError:
+            pass
+        with changing(path):
+            if not path.exists():
+                first = _legacy_key(path.with_name(LEGACY)) or _new_key()
+                write_private(path, _Keys(pairing_key=secrets.token_hex(32), keys=(first,)))
+        return cls(path, read_json(path, _Keys))
+
+    def of(self, user: str) -> str:
+        """`<key id>.<32 hex digits>` under the newest key; empty for nobody."""
+        return _pseudonym(self._content.keys[0], user) if user else ""
+
+    def all_of(self, user: str) -> tuple[str, ...]:
+        """Every pseudonym that `user` ever had, newest key first: what erasure looks for.
+
+        An earlier version wrote its pseudonyms without the id of a key: they come last.
+        """
+        keys = self._content.keys if user else ()
+        bare = tuple(_digest(key, user) for key in keys if key.key_id == _LEGACY_ID)
+        return (*(_pseudonym(key, user) for key in keys), *bare)
+
+    def rotate(self) -> Self:
+        """Put a new key before those in the file, and return what is in it now."""
+        with changing(self._path):
+            there = read_json(self._path, _Keys)
+            write_private(self._path, _Keys(pairing_key=there.pairing_key, keys=(_new_key(), *there.keys)))
+        return type(self).load(self._path)
+
+
+def _pseudonym(key: PseudonymKey, user: str) -> str:
+    return f"{key.key_id}.{_digest(key, user)}"
+
+
+def _digest(key: PseudonymKey, user: str) -> str:
+    # A lone surrogate is a name like any other here.
+    return hmac.new(bytes.fromhex(key.key), user.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()[:32]
+
+
+def _new_key() -> PseudonymKey:
+    return PseudonymKey(key_id=secrets.token_hex(4), key=secrets.token_hex(32), made_at_s=time.time())
+
+
+def _legacy_key(path: Path) -> PseudonymKey | None:
+    if not path.exists():
+        return None
+    return PseudonymKey(key_id=_LEGACY_ID, key=path.read_bytes().hex(), made_at_s=path.stat().st_mtime)

@@ -1,0 +1,120 @@
+"""What the journals in one directory hold, whoever writes them: the reading half of the event log.
+
+A partition is what one process wrote in its life, a stream of segments; so the table that keeps the positions keeps
+one for each process and not for each segment. A position is the number of a segment and an offset in it.
+"""
+
+import fcntl
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from sdpo_ray.capture.events import decode
+from sdpo_ray.capture.segments import SUFFIX, frames, written_bytes
+from sdpo_ray.errors import CorruptLog
+from sdpo_ray.eventlog import Batch
+from sdpo_ray.records import Event
+
+_OFFSET_BITS = 36
+"""Room in a position for a segment of 64 GiB; 27 bits are left for its number."""
+
+
+class SegmentReader:
+    """Reads and truncates the segments in `directory`. Any number of processes may at once."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._polls = 0
+
+    def partitions(self) -> list[str]:
+        """Streams by the age of their writer."""
+        return list(self._streams())
+
+    def poll(self, after: Mapping[str, int], *, max_events: int, max_bytes: int) -> Batch:
+        """One event of each stream in turn, until the limits; what is gone was read by another, and is at its end."""
+        streams = self._streams()
+        at_end = set(after.keys() - streams.keys())
+        events: list[Event] = []
+        positions: dict[str, int] = {}
+        num_bytes, full = 0, False
+        # Where not all get their turn, others are first in the next poll.
+        self._polls += 1
+        turns = deque((name, self._frames(name, streams[name], after.get(name, 0))) for name in streams)
+        turns.rotate(-self._polls)
+        while turns:
+            name, found = turns.popleft()
+            payload, position = next(found, (None, 0))
+            if payload is None:
+                at_end.add(name)
+                continue
+            full = full or (bool(events) and (len(events) >= max_events or num_bytes + len(payload) > max_bytes))
+            if not full:
+                events.append(_decoded(payload, name, position))
+                positions[name] = position
+                num_bytes += len(payload)
+                turns.append((name, found))
+        return Batch(events=tuple(events), positions=positions, at_end=frozenset(at_end))
+
+    def truncate(self, upto: Mapping[str, int]) -> None:
+        """Remove every segment that holds nothing behind its position and that no living process writes."""
+        for name, sequences in self._streams().items():
+            for sequence, offset in _behind(sequences, upto.get(name, 0)):
+                _remove_read(self._path(name, sequence), offset)
+
+    def backlog_bytes(self, after: Mapping[str, int]) -> int:
+        """To the block of the file system; room that is allocated and not written does not count."""
+        return sum(
+            written_bytes(self._path(name, sequence), offset)
+            for name, sequences in self._streams().items()
+            for sequence, offset in _behind(sequences, after.get(name, 0))
+            if offset is not None
+        )
+
+    def _frames(self, name: str, sequences: Sequence[int], after: int) -> Iterator[tuple[bytes, int]]:
+        for sequence, offset in _behind(sequences, after):
+            if offset is not None:
+                for payload, end in frames(self._path(name, sequence), offset):
+                    yield payload, sequence << _OFFSET_BITS | end
+
+    def _streams(self) -> dict[str, list[int]]:
+        """The numbers of each stream's segments. One that has a successor here is sealed."""
+        streams: dict[str, list[int]] = {}
+        for path in sorted(self._directory.glob(f"*{SUFFIX}")):
+            name, _, sequence = path.stem.rpartition(".")
+            if name and sequence.isdigit():
+                streams.setdefault(name, []).append(int(sequence))
+        return streams
+
+    def _path(self, name: str, sequence: int) -> Path:
+        return self._directory / f"{name}.{sequence:08d}{SUFFIX}"
+
+
+def _behind(sequences: Sequence[int], position: int) -> Iterator[tuple[int, int | None]]:
+    """Each segment with the offset to read it from; None where all of it lies before the position."""
+    read, offset = position >> _OFFSET_BITS, position & ((1 << _OFFSET_BITS) - 1)
+    for sequence in sequences:
+        yield sequence, None if sequence < read else offset if sequence == read else 0
+
+
+def _decoded(payload: bytes, name: str, position: int) -> Event:
+    try:
+        return decode(payload)
+    except CorruptLog as error:
+        raise CorruptLog(f"{name}: the frame before position {position} is {error}") from error
+
+
+def _remove_read(path: Path, offset: int | None) -> None:
+    try:
+        # Writable, since NFS grants a lock that excludes others on no other file.
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if offset is None or next(frames(path, offset), None) is None:
+            path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(fd)

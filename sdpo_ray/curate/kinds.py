@@ -1,0 +1,40 @@
+"""The four tables: what a row of each is, and how it is told from another."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from sdpo_ray.tables import FEEDBACK, INTERACTION, PENDING, TURN
+
+BATCH = "batch"
+"""Column of every table: the number of the commit that brought the row. Compaction and erasure keep it."""
+SCHEMA_VERSION = 2
+"""Of the schemas below. One that changes needs a step in `curate.migrations`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What one table holds."""
+
+    name: str
+    rows: pa.Schema
+    """What is appended: the schema without `batch`."""
+    id_column: str
+    time_column: str
+    """The one column beside `batch` that Delta's log has statistics of: those of others would hold user text."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the table; what has statistics comes first, since deltalake 1.6.6 gives none of what follows a struct."""
+        first = [pa.field(BATCH, pa.int64()), self.rows.field(self.time_column)]
+        return pa.schema([*first, *(field for field in self.rows if field.name != self.time_column)])
+
+    def numbered(self, rows: pa.Table, batch: int) -> pa.Table:
+        """`rows` as the batch `batch` of the table. Raises ArrowInvalid, KeyError for rows of another table."""
+        return rows.append_column(BATCH, pa.repeat(batch, rows.num_rows)).select(self.schema.names).cast(self.schema)
+
+
+TURNS = Kind(name="turns", rows=TURN, id_column="turn_id", time_column="finished_at_s")
+FEEDBACKS = Kind(name="feedback", rows=FEEDBACK, id_column="feedback_id", time_column="given_at_s")
+PENDINGS = Kind(name="pending", rows=PENDING, id_column="turn_id", time_column="finished_at_s")
+INTERACTIONS = Kind(name="interactions", rows=INTERACTION, id_column="interaction_id", time_column="follow_up_at_s")

@@ -1,0 +1,86 @@
+"""The snapshot of one update: drawn from the table `interactions`, its rows written out, hashed and sealed."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from sdpo_ray.config import Curate
+from sdpo_ray.curate.sampling import COUNTED_COLUMNS, LIGHT_COLUMNS, count_trainable, draw
+from sdpo_ray.curate.store import Table
+from sdpo_ray.errors import DataError
+from sdpo_ray.records import Interaction, Snapshot
+from sdpo_ray.storage import is_ready, read_json, sealed_directory, write_json
+from sdpo_ray.tables import interactions_from_arrow, write_interactions
+
+_RECORD = "snapshot.json"
+
+
+def count_new(table: Table, *, after: int, champion_version: int, now_s: float, config: Curate) -> int:
+    """Trainable interactions that came behind batch `after`, which is `Snapshot.last_batch`, or 0 for all."""
+    table.refresh()
+    rows = table.read([*COUNTED_COLUMNS], after=after, upto=table.batch)
+    return count_trainable(rows, champion_version=champion_version, now_s=now_s, config=config)
+
+
+def draw_snapshot(
+    table: Table, final: Path, *, champion_version: int, seed: int, now_s: float, last_batch: int, config: Curate
+) -> Snapshot:
+    """The snapshot at `final`: drawn once from what the table holds now, then read back.
+
+    `now_s` is Unix time, `last_batch` that of the draw before, 0 where there was none. Raises DataError when nothing
+    can be drawn.
+    """
+    if is_ready(final):
+        return replace(read_json(final / _RECORD, Snapshot), path=str(final))
+    while True:
+        table.refresh()
+        batch, version = table.batch, table.version
+        rows = table.read([*LIGHT_COLUMNS], upto=batch)
+        plan = draw(
+            rows, champion_version=champion_version, seed=seed, now_s=now_s, last_batch=last_batch, config=config
+        )
+        if not plan.interaction_ids:
+            raise DataError(f"nothing to draw: {plan.rule}")
+        drawn = _interactions(table, plan.interaction_ids, rows)
+        if len(drawn) == len(plan.interaction_ids):
+            break
+        if table.version == version:
+            raise DataError(f"{len(plan.interaction_ids)} interactions were drawn, the table has {len(drawn)} of them")
+        # Some were erased meanwhile: there is another table to draw from.
+    with sealed_directory(final) as aside:
+        digest = write_interactions(aside, drawn)
+        snapshot = Snapshot(
+            snapshot_id=f"{final.name}-{digest[:12]}",
+            table_version=version,
+            seed=seed,
+            rule=plan.rule,
+            interaction_ids=plan.interaction_ids,
+            held_out_ids=plan.held_out_ids,
+            path=str(final),
+            digest=digest,
+            last_interaction_at_s=max(interaction.follow_up_at_s for interaction in drawn),
+            last_batch=batch,
+            not_drawn=plan.not_drawn,
+        )
+        write_json(aside / _RECORD, snapshot)
+    return snapshot
+
+
+def _interactions(table: Table, ids: Sequence[str], light: pa.Table) -> list[Interaction]:
+    """Those of `ids` that the table has, in their order, read from the batches that hold them.
+
+    Raises DataError where one is there twice.
+    """
+    names = pa.array(ids, pa.string())
+    batches = pc.unique(light["batch"].filter(pc.is_in(light["interaction_id"], value_set=names)))
+    first, last = pc.min_max(batches).as_py().values()
+    where = ds.field("batch").isin(batches) & ds.field("interaction_id").isin(names)
+    rows = table.read(where=where, after=first - 1, upto=last)
+    found = {interaction.interaction_id: interaction for interaction in interactions_from_arrow(rows)}
+    if rows.num_rows > len(found):
+        raise DataError(f"{rows.num_rows} rows of {table.name} have {len(found)} ids")
+    return [found[each] for each in ids if each in found]

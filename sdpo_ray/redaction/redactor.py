@@ -1,0 +1,141 @@
+"""A text without what its recognisers find in it."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.redaction.accounts import cards, ibans
+from sdpo_ray.redaction.addresses import emails, ips
+from sdpo_ray.redaction.credentials import secrets
+from sdpo_ray.redaction.phones import Phones
+from sdpo_ray.redaction.presidio import Presidio
+
+Recogniser = Callable[[str], Iterable[tuple[int, int]]]
+"""Where in a text something of one kind is: [start, end), in any order."""
+
+
+class Kind(StrEnum):
+    """What is looked for; a recogniser of Presidio is named by its entity in small letters beside these."""
+
+    EMAIL = "email"
+    PHONE = "phone"
+    CARD = "card"
+    IBAN = "iban"
+    IP = "ip"
+    SECRET = "secret"
+
+
+_MAX_PASSES = 4
+
+
+class Redactor:
+    """Replaces what is found by its kind in brackets.
+
+    What comes out depends on the text alone, and a second pass over it finds nothing: what is left between two
+    brackets is searched by itself until nothing is found in it. Raises ConfigError for a kind, a region or an entity
+    that there is not, and where `presidio` is asked for and not installed.
+    """
+
+    def __init__(
+        self, kinds: Sequence[str], *, phone_regions: Sequence[str] = (), presidio: Sequence[str] = ()
+    ) -> None:
+        if unknown := sorted(set(kinds) - set(Kind)):
+            raise ConfigError(f"capture.redact: {', '.join(unknown)}: there are {', '.join(Kind)}")
+        self._recognisers = {kind: _recogniser(kind, phone_regions) for kind in dict.fromkeys(map(Kind, kinds))}
+        self._presidio = Presidio(presidio) if presidio else None
+        self._kinds = (*map(str, self._recognisers), *(self._presidio.kinds if self._presidio else ()))
+        labels = "|".join(map(re.escape, {*Kind, *self._kinds}))
+        self._labels = re.compile(rf"(\[(?:{labels})\])")
+
+    def redact(self, text: str) -> tuple[str, Counter[str]]:
+        """`text` without what was found, and how much of each kind that was."""
+        counts: Counter[str] = Counter()
+        pieces = self._labels.split(text)
+        pieces[::2] = [self._piece(piece, counts, _MAX_PASSES) for piece in pieces[::2]]
+        return ("".join(pieces), counts) if counts else (text, counts)
+
+    def redact_json(self, text: str) -> tuple[str, Counter[str]]:
+        """A JSON text with keys, strings and numbers redacted; a number in which something is found becomes a string.
+
+        A value is read with the key it belongs to, which may say what it is. Everything else stays as it is written.
+        What is no JSON is redacted as text.
+        """
+        try:
+            json.loads(text, parse_int=len, parse_float=len)
+        except (ValueError, RecursionError):
+            return self.redact(text)
+        counts: Counter[str] = Counter()
+        key = ""
+
+        def redacted(token: re.Match[str]) -> str:
+            nonlocal key
+            string, colon, number = token.groups()
+            value = number or json.loads(string)
+            if colon:
+                key = value
+            clean, found = self._value("" if colon else key, value)
+            counts.update(found)
+            return json.dumps(clean) + (colon or "") if found else token[0]
+
+        return _JSON_TOKEN.sub(redacted, text), counts
+
+    def _value(self, key: str, value: str) -> tuple[str, Counter[str]]:
+        label = f"{key}: "
+        clean, found = self.redact(label + value)
+        return (clean.removeprefix(label), found) if key and clean.startswith(label) else self.redact(value)
+
+    def _piece(self, text: str, counts: Counter[str], passes: int) -> str:
+        found = self._found(text)
+        if not found:
+            return text
+        if not passes:
+            # Only a text made for it goes on yielding something at the edges of what was taken out.
+            (_, _, kind) = found[0]
+            counts[kind] += 1
+            return f"[{kind}]"
+        pieces, done = [], 0
+        for start, end, kind in found:
+            pieces += [self._piece(text[done:start], counts, passes - 1), f"[{kind}]"]
+            counts[kind] += 1
+            done = end
+        return "".join((*pieces, self._piece(text[done:], counts, passes - 1)))
+
+    def _found(self, text: str) -> list[tuple[int, int, str]]:
+        """In the order of the text; of those that overlap the longest, then the kind that was named first."""
+        spans = [
+            (start, end, kind.value)
+            for kind, recogniser in self._recognisers.items()
+            for start, end in recogniser(text)
+        ]
+        spans += self._presidio(text) if self._presidio else ()
+        spans.sort(key=lambda span: (span[0] - span[1], self._kinds.index(span[2]), span))
+        taken = bytearray(len(text) if len(spans) > 1 else 0)
+        chosen = []
+        for start, end, kind in spans:
+            if not any(taken[start:end]):
+                taken[start:end] = b"\1" * len(taken[start:end])
+                chosen.append((start, end, kind))
+        return sorted(chosen)
+
+
+_JSON_TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")([ \t\n\r]*:)?|(-?[0-9][0-9.eE+-]*)')
+"""The strings and numbers of a valid JSON text (RFC 8259)."""
+
+
+def _recogniser(kind: Kind, phone_regions: Sequence[str]) -> Recogniser:
+    match kind:
+        case Kind.EMAIL:
+            return emails
+        case Kind.PHONE:
+            return Phones(phone_regions)
+        case Kind.CARD:
+            return cards
+        case Kind.IBAN:
+            return ibans
+        case Kind.IP:
+            return ips
+        case Kind.SECRET:
+            return secrets

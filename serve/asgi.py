@@ -1,0 +1,82 @@
+"""What pure ASGI leaves to do by hand: read a body, hand it on, refuse, add headers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
+
+from sdpo_ray.errors import DataError
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_BODY_BYTES = 4 << 20
+
+
+def refuse(status: int, text: str, kind: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error in OpenAI's shape."""
+    error = {"message": text, "type": kind, "param": None, "code": status}
+    return JSONResponse({"error": error}, status_code=status, headers=headers)
+
+
+async def read_body(receive: Receive) -> bytes | None:
+    """The request's body; None when the client left first. Raises DataError over the limit."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise DataError(f"the request is larger than {MAX_BODY_BYTES} bytes")
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+async def run_on(body: bytes, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run the app on a body already read. A cancelled request reaches it as a disconnect.
+
+    Ray Serve reports a lost client by cancelling us, while vLLM's handler runs in a task of its own and
+    only listens for `http.disconnect`; without this it would generate to the end for nobody.
+    """
+    gone = asyncio.Event()
+    bodies = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        if bodies:
+            return bodies.pop()
+        either = (asyncio.ensure_future(receive()), asyncio.ensure_future(gone.wait()))
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return either[0].result() if either[0].done() else {"type": "http.disconnect"}
+        finally:
+            for waiting in either:
+                waiting.cancel()
+            await asyncio.gather(*either, return_exceptions=True)
+
+    headers = MutableHeaders(raw=list(scope["headers"]))
+    headers["content-length"] = str(len(body))
+    task = asyncio.ensure_future(app({**scope, "headers": headers.raw}, replay, send))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        gone.set()
+        await asyncio.wait({task}, timeout=5)
+        task.cancel()
+        raise
+
+
+def with_headers(send: Send, headers: Callable[[], dict[str, str]]) -> Send:
+    """`send` that adds headers to a response's head."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(raw=message["headers"]).update(headers())
+        await send(message)
+
+    return sending

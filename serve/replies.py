@@ -1,0 +1,55 @@
+"""A chat's reply on its way out, with what it promises and what it takes back.
+
+`x-sdpo-policy-version` is on every response and `x-sdpo-turn-id` where a turn is on disk. A stream names its turn up
+front and ends only after the fsync; when storing fails after all, the comment line `: x-sdpo-turn-id not stored`
+takes the promise back before `[DONE]`.
+"""
+
+from starlette.datastructures import MutableHeaders
+
+from sdpo_ray.headers import POLICY_VERSION, TURN_ID
+from serve.asgi import Message, Send
+from serve.door import Door
+from serve.exchange import Exchange
+
+NOT_STORED = f": {TURN_ID} not stored\n\n".encode()
+
+
+class Reply:
+    """Holds the response's head until its first body, when the policy version is known."""
+
+    def __init__(self, send: Send, exchange: Exchange, door: Door) -> None:
+        self._send = send
+        self._exchange = exchange
+        self._door = door
+        self._head: Message | None = None
+        self._promised = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._head = message
+            return
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._add_headers(head)
+            await self._send(head)
+        elif self._promised and _is_done(message) and not self._exchange.receipt:
+            await self._send({"type": "http.response.body", "body": NOT_STORED, "more_body": True})
+        await self._send(message)
+
+    def _add_headers(self, head: Message) -> None:
+        headers = MutableHeaders(raw=head["headers"])
+        headers.update(self._door.served())
+        if head["status"] != 200:
+            return
+        if self._exchange.policy_version is not None:
+            headers[POLICY_VERSION] = str(self._exchange.policy_version)
+        streamed = headers.get("content-type", "").startswith("text/event-stream")
+        recorder = self._door.recorder
+        self._promised = streamed and self._exchange.recorded and recorder is not None and recorder.healthy
+        if self._exchange.receipt or self._promised:
+            headers[TURN_ID] = self._exchange.asked.turn_id
+
+
+def _is_done(message: Message) -> bool:
+    return bytes(message.get("body", b"")).startswith(b"data: [DONE]")

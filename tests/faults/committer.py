@@ -1,0 +1,35 @@
+"""A committer that needs no Ray: event log -> `turns`, `feedback` -> `pending`, and what keeps those tables small."""
+
+import sys
+from pathlib import Path
+
+from sdpo_ray.capture.journal import Journal
+from sdpo_ray.curate.pending import index
+from sdpo_ray.curate.ship import ship
+from sdpo_ray.curate.store import Table
+from sdpo_ray.storage import Layout
+from tests.faults.crash import CURATE, SEGMENT_BYTES, ready
+
+
+def main(root: Path) -> None:
+    layout = Layout(root)
+    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES)
+    turns, feedback, pending = Table.turns(layout), Table.feedback(layout), Table.pending(layout)
+    ready(root)
+    while True:
+        ship(
+            log,
+            turns,
+            feedback,
+            max_turns=CURATE.max_batch_turns,
+            max_bytes=CURATE.max_batch_mib << 20,
+            erased=lambda event: False,
+            on_turns=lambda num_turns: None,
+        )
+        index(turns, pending)
+        for table in (turns, feedback, pending):
+            table.maintain(every=CURATE.compact_every, keep_files_h=CURATE.keep_files_h)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

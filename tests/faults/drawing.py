@@ -1,0 +1,64 @@
+"""A job on a Ray cluster: it advances the whole stage and, where it is to draw, draws snapshots one after another."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from sdpo_ray.capture.journal import Journal
+from sdpo_ray.config import Capture
+from sdpo_ray.curate.snapshot import count_new, draw_snapshot
+from sdpo_ray.curate.stream import Curator
+from sdpo_ray.records import Snapshot
+from sdpo_ray.storage import Layout, is_ready, read_json
+from tests.faults.crash import CURATE, SEGMENT_BYTES, ready
+
+MIN_NEW = 40
+
+
+def draw(curator: Curator, layout: Layout) -> None:
+    cycle, since = 1, 0
+    while is_ready(layout.snapshot(cycle)):
+        since = read_json(layout.snapshot(cycle) / "snapshot.json", Snapshot).last_batch
+        cycle += 1
+    table, now_s = curator.interactions, time.time()
+    if count_new(table, after=since, champion_version=0, now_s=now_s, config=CURATE) >= MIN_NEW:
+        draw_snapshot(
+            table,
+            layout.snapshot(cycle),
+            champion_version=0,
+            seed=cycle,
+            now_s=now_s,
+            last_batch=since,
+            config=CURATE,
+        )
+
+
+def main(root: Path, what: str) -> None:
+    import ray
+
+    layout = Layout(root)
+    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES)
+    curator = Curator(layout, log, curate=CURATE, capture=Capture())
+    append = curator.interactions.append
+
+    def noted(rows: pa.Table, positions: Mapping[str, int]) -> int | None:
+        batch = append(rows, positions)
+        # Before this, Ray was on its way up.
+        ready(root)
+        return batch
+
+    curator.interactions.append = noted  # type: ignore[method-assign]
+    while True:
+        curator.advance()
+        curator.maintain()
+        if what == "draw":
+            draw(curator, layout)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,118 @@
+"""People who talk to a replica, and what they know of it: which answer each of their messages reacts to.
+
+What somebody says follows from their number, so people go on where they were when their replica is killed. A request
+that got no reply is sent again, word for word.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from sdpo_ray.records import Message, Role
+
+FOLLOW_UPS = 2
+_COUNTRIES = ("France", "Peru", "Kenya")
+_LETTERS = str.maketrans("0123456789", "ghijklmnop")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """One line of a replica's notes: what it is about to record, or what it told its people."""
+
+    what: Literal["ask", "receipt", "no_receipt", "comment", "comment_receipt"]
+    turn_id: str
+    person: int = 0
+    step: int = 0
+    follows: str = ""
+    """The turn whose answer the person read and reacts to."""
+    answer: str = ""
+
+
+class Notes:
+    """Notes of one replica, in the order of their making, through all its lives."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        # Whatever a killed writer left of a line ends here.
+        os.write(self._fd, b"\n")
+
+    def write(self, note: Note, *, durable: bool = False) -> None:
+        os.write(self._fd, msgspec.json.encode(note) + b"\n")
+        if durable:
+            os.fdatasync(self._fd)
+
+
+def read_notes(path: Path) -> list[Note]:
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [msgspec.json.decode(line, type=Note) for line in lines if line.endswith(b"}")]
+
+
+@dataclass(slots=True)
+class Person:
+    """One conversation of one person. Of each three, one gives a name, one a conversation id; one of nine neither."""
+
+    replica: str
+    number: int
+    read: list[tuple[str, str]] = field(default_factory=list)
+    """Turn and answer, of those that got an answer."""
+
+    @property
+    def is_stranger(self) -> bool:
+        """Says nothing of themselves, in everybody's words, and is answered in the same."""
+        return self.number % 9 == 8
+
+    @property
+    def user(self) -> str:
+        return f"{self.replica}-{self.number}" if self.number % 3 == 0 else ""
+
+    @property
+    def conversation_id(self) -> str:
+        return f"{self.replica}-{self.number}" if self.number % 3 == 1 else ""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What they send next: everything that was said, and their next message."""
+        said = []
+        for step in range(len(self.read) + 1):
+            said.append(Message(role=Role.USER, content=self._words(step)))
+            if step < len(self.read):
+                said.append(Message(role=Role.ASSISTANT, content=self.read[step][1]))
+        return tuple(said)
+
+    def answer(self, turn_id: str) -> str:
+        """An answer of their own, in letters, which nothing takes for an account number."""
+        return "It is." if self.is_stranger else f"One of {turn_id.translate(_LETTERS)}."
+
+    def _words(self, step: int) -> str:
+        if step:
+            return f"Shorter, I said {step} times."
+        named = self.number % 3 < 2 or self.is_stranger
+        whose = "" if named else f", asks {self.replica.translate(_LETTERS)} {self.number}"
+        mail = f" Write to person{self.number}@example.org." if self.number % 5 == 0 else ""
+        return f"What is the capital of {_COUNTRIES[self.number % 3]}{whose}?{mail}"
+
+
+def people(replica: str, notes: list[Note], *, seats: int, seat: int) -> Iterator[Person]:
+    """Those of a seat who have not finished, one after the other, without end."""
+    read: dict[int, dict[int, tuple[str, str]]] = defaultdict(dict)
+    asked = {note.turn_id: note for note in notes if note.what == "ask"}
+    missed: set[int] = set()
+    for note in notes:
+        if note.what in ("receipt", "no_receipt"):
+            ask = asked[note.turn_id]
+            read[ask.person][ask.step] = (ask.turn_id, ask.answer)
+            if note.what == "no_receipt":
+                missed.add(ask.person)
+    number = seat
+    while True:
+        done = [answer for _, answer in sorted(read[number].items())]
+        person = Person(replica=replica, number=number, read=done)
+        # A stranger's answer that is not stored cannot be told from another's that is: nobody promised to.
+        if len(done) <= FOLLOW_UPS and not (person.is_stranger and number in missed):
+            yield person
+        number += seats

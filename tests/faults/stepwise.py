@@ -1,0 +1,48 @@
+"""A committer that takes one step for each line it is given, and says on a line of its own what became of it."""
+
+import sys
+from pathlib import Path
+
+import msgspec
+from deltalake.exceptions import DeltaError
+
+from sdpo_ray.capture.journal import Journal
+from sdpo_ray.curate.pending import index
+from sdpo_ray.curate.ship import ship
+from sdpo_ray.curate.store import Table
+from sdpo_ray.storage import Layout
+from tests.faults.crash import SEGMENT_BYTES
+
+
+def main(root: Path, tables: str) -> None:
+    layout = Layout(root, tables)
+    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES)
+    turns, feedback, pending = Table.turns(layout), Table.feedback(layout), Table.pending(layout)
+    for step in sys.stdin:
+        said: dict[str, object] = {}
+        try:
+            match step.strip():
+                case "ship":
+                    shipped = ship(
+                        log,
+                        turns,
+                        feedback,
+                        max_turns=1000,
+                        max_bytes=64 << 20,
+                        erased=lambda event: False,
+                        on_turns=lambda num_turns: None,
+                    )
+                    index(turns, pending)
+                    said["done"] = shipped.num_turns
+                case "stored":
+                    said["done"] = turns.read(["turn_id"])["turn_id"].to_pylist()
+                case "purge":
+                    turns.purge()
+                    said["done"] = turns.files()
+        except (OSError, DeltaError) as error:
+            said["error"] = f"{type(error).__name__}: {error}"
+        print(msgspec.json.encode(said).decode(), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,233 @@
+"""After an erasure no byte of the user is on disk: every file of a run is read, as it is and as what it says."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from confluent_kafka import Producer
+from conversations import dialogue, turn
+
+from jobs.forgetting import Forgetting
+from jobs.whose import whose
+from sdpo_ray.capture.journal import Journal
+from sdpo_ray.capture.log import open_log
+from sdpo_ray.config import Run, load_run, parse_run
+from sdpo_ray.curate.snapshot import draw_snapshot
+from sdpo_ray.curate.store import Table
+from sdpo_ray.curate.stream import Curator
+from sdpo_ray.curate.traces import Tables
+from sdpo_ray.promote.registry import Registry
+from sdpo_ray.records import Candidate, Interaction, Verdict
+from sdpo_ray.storage import Layout, read_json, sealed_directory, write_json
+from sdpo_ray.tables import interactions_to_arrow, read_interactions, turns_to_arrow
+from tests.books import entry
+from tests.remains import books, hits, pseudonym, signal
+from tests.serving import Served
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+REPOSITORY = Path(__file__).parent.parent.parent
+LAPTOP = REPOSITORY / "jobs" / "recipes" / "laptop.toml"
+VICTIM = "mallory@victims.example.org"
+SECRET = "xylophonic"
+CYCLE = 77
+"""One that no other test of this session has: they share a root."""
+
+
+def say(served: Served, user: str, *texts: str, metadata: dict[str, str] | None = None) -> tuple[str, str]:
+    """The answer to a chat, and its turn's id."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[index % 2], "content": text} for index, text in enumerate(texts)]
+    body: dict[str, Any] = {"model": "policy", "messages": messages, "user": user, "max_tokens": 8}
+    reply = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60)
+    reply.raise_for_status()
+    return reply.json()["choices"][0]["message"]["content"], reply.headers["x-sdpo-turn-id"]
+
+
+def talk(served: Served, user: str, word: str) -> str:
+    """A question, the answer, the reaction to it, and a comment; the question's turn."""
+    question = f"What is the {word} capital of France? I am {user}"
+    answer, asked = say(served, user, question)
+    say(served, user, question, answer, f"shorter, says {word}")
+    comment = {"turn_id": asked, "comment": f"too {word} for me", "user": user}
+    httpx.post(f"{served.url}/v1/feedback", json=comment, timeout=60).raise_for_status()
+    return asked
+
+
+def finish_cycle(served: Served, run: Run, curator: Curator) -> None:
+    """A cycle's records on disk and in MLflow, with signals of everything it drew; nothing was trained."""
+    layout = served.layout
+    drawn = draw_snapshot(
+        curator.interactions,
+        layout.snapshot(CYCLE),
+        champion_version=0,
+        seed=1,
+        now_s=time.time(),
+        last_batch=0,
+        config=replace_held_out(run),
+    )
+    signals = tuple(map(signal, read_interactions(layout.snapshot(CYCLE))))
+    made = entry(CYCLE, root=layout.root)
+    candidate = replace(made.candidate, parent_version=0, snapshot_id=drawn.snapshot_id, signals=signals)
+    with sealed_directory(layout.candidate(CYCLE)) as aside:
+        write_json(aside / "candidate.json", candidate)
+    books(layout, CYCLE, drawn, parent=0, verdict=Verdict.HOLD)
+    write_json(layout.cycle(CYCLE) / "distill.json", candidate)
+    registry = Registry(layout, model_name=run.promote.model_name)
+    for cycle in (CYCLE, CYCLE + 1):
+        registry.record_cycle(replace(made, cycle=cycle, run=run, snapshot=drawn, candidate=candidate))
+    # Whoever deletes a run in MLflow's page leaves its artifacts where they are.
+    registry._client.delete_run(registry._find_run(CYCLE + 1).info.run_id)
+
+
+def replace_held_out(run: Run) -> Any:
+    return run.curate.model_copy(update={"held_out": 0.0, "max_user_share": 1.0})
+
+
+def test_nothing_of_somebody_who_talked_to_a_real_run_is_left(served: Served, ray_cluster: str):
+    layout = served.layout
+    run = load_run(LAPTOP, served.overrides)
+    bystanders = talk(served, "bystander", "bystanding")
+    victims = talk(served, VICTIM, SECRET)
+    curator = Curator(layout, open_log(layout, run.capture), curate=run.curate, capture=run.capture)
+    curator.advance()
+    curator.advance()
+    assert victims in curator.interactions.read(["interaction_id"])["interaction_id"].to_pylist()
+    finish_cycle(served, run, curator)
+    say(served, VICTIM, f"This is in the log alone: {SECRET}")
+    words = (SECRET, VICTIM, "mallory", pseudonym(layout, VICTIM))
+    before = hits(layout.root, words)
+    for place in ("journal", "tables/turns", "tables/interactions", "tables/feedback", "snapshots", "candidates"):
+        assert any(name.startswith(place) for name in before), place
+    assert any(name.endswith("signal.html") for name in before)
+    assert any(name.startswith("cycles") for name in before)
+
+    overrides = [argument for each in served.overrides for argument in ("--set", each)]
+    argv = [sys.executable, "jobs/erase.py", "--run", str(LAPTOP), *overrides, "--user", VICTIM, "--yes"]
+    done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    erased = json.loads(done.stdout)
+    assert erased["rows"] == {"interactions": 2, "feedback": 1, "pending": 2, "turns": 2}
+    assert (erased["mlflow_runs"], len(erased["records"])) == (2, 2)
+    assert [each["policy_version"] for each in erased["learned"]] == [CYCLE]
+
+    assert hits(layout.root, words) == {}
+    assert logs_that_hold(words) == []
+    assert any("bystanding" in words for words in hits(layout.root, ["bystanding"]).values())
+    curator.interactions.refresh()
+    left = curator.interactions.read(["interaction_id"])["interaction_id"].to_pylist()
+    assert bystanders in left
+    shown = read_json(layout.cycle(CYCLE) / "distill.json", Candidate).signals
+    assert {each.interaction_id for each in shown} <= set(left)
+    assert shown
+    pages = [path for path in layout.root.glob("mlartifacts/**/signal.html") if "bystanding" in path.read_text()]
+    assert len(pages) == 2
+    assert all(read_json(page.with_name("candidate.json"), Candidate).signals == shown for page in pages)
+
+
+def logs_that_hold(words: tuple[str, ...]) -> list[str]:
+    """Files of this session's Ray, logs included, that hold one of the words."""
+    import ray
+
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    files = [path for path in session.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in files)
+    return [str(path) for path in files if any(word.encode() in path.read_bytes() for word in words)]
+
+
+PEOPLE = 100
+CONVERSATIONS = 134
+"""Of each person: two turns, and the interaction that they make."""
+
+
+def crowd(layout: Layout) -> str:
+    """Rows of many people in ten batches; the pseudonym of the victim, who is one of them."""
+    tables = Tables.of(layout)
+    names = {number: pseudonym(layout, VICTIM if number == 7 else f"person-{number}") for number in range(PEOPLE)}
+    made = 0
+    for batch in range(10):
+        turns, interactions = [], []
+        for index in range(batch, CONVERSATIONS, 10):
+            for number, name in names.items():
+                who = f"{SECRET} {VICTIM}" if number == 7 else f"person {number}"
+                first = turn(f"t{number}-{index}-0", f"question {index} of {who}", user=name, at_s=100.0 + made)
+                said = (*first.messages, *first.messages)
+                second = replace(first, turn_id=f"t{number}-{index}-1", messages=said, started_at_s=105.0 + made)
+                turns += [first, second]
+                interactions.append(
+                    Interaction(
+                        interaction_id=first.turn_id,
+                        turn=first,
+                        follow_up=f"shorter, says {who}",
+                        follow_up_turn_id=second.turn_id,
+                        follow_up_at_s=second.started_at_s,
+                        conversation=first.keys.conversation,
+                    )
+                )
+        tables.turns.append(turns_to_arrow(turns), {"p0": batch + 1})
+        tables.interactions.append(interactions_to_arrow(interactions), {"pending.decided": batch + 1})
+        made += len(turns)
+    return names[7]
+
+
+def rows(table: Table, name: str, victim: str | None = None) -> pa.Table:
+    """All rows in the order of their ids; without the victim's where one is named."""
+    table.refresh()
+    everything = table.read([*table_columns(table), "batch"]).sort_by(name)
+    return everything if victim is None else everything.filter(pc.not_equal(everything["user"], victim))
+
+
+def table_columns(table: Table) -> list[str]:
+    return table.read().schema.names
+
+
+def test_of_forty_thousand_rows_the_victims_go_and_the_wheel_goes_on(tmp_path, ray_cluster):
+    layout = Layout(tmp_path / "run")
+    victim = crowd(layout)
+    tables = Tables.of(layout)
+    assert tables.turns.num_rows + tables.interactions.num_rows >= 40_000
+    kept = rows(tables.turns, "turn_id", victim), rows(tables.interactions, "interaction_id", victim)
+    words = (SECRET, VICTIM, "mallory", victim)
+    assert len(hits(layout.root, words)) >= 20
+    run = parse_run({"root": str(layout.root)})
+    with Forgetting(run, whose(layout, tenant="default", user=VICTIM, turn_ids=()), lambda said: None) as erasure:
+        erased = erasure.go()
+    assert (erased.rows["turns"], erased.rows["interactions"]) == (2 * CONVERSATIONS, CONVERSATIONS)
+    assert hits(layout.root, words) == {}
+    assert rows(tables.turns, "turn_id").equals(kept[0])
+    assert rows(tables.interactions, "interaction_id").equals(kept[1])
+    assert (tables.turns.position("p0"), tables.interactions.position("pending.decided")) == (10, 10)
+
+    journal = Journal(layout.journal, segment_bytes=1 << 20)
+    for durable in [journal.append(each) for each in dialogue("later", at_s=time.time())]:
+        durable.result(timeout=10)
+    journal.close()
+    curator = Curator(layout, open_log(layout, run.capture), curate=run.curate, capture=run.capture)
+    curator.advance()
+    curator.advance()
+    assert "later-0" in curator.interactions.read(["interaction_id"])["interaction_id"].to_pylist()
+
+
+def test_on_kafka_what_an_erased_user_left_never_enters_the_tables(tmp_path):
+    host = Producer({"bootstrap.servers": "mock", "test.mock.num.brokers": 1, "log_level": 0})
+    brokers = ",".join(f"{each.host}:{each.port}" for each in host.list_topics(timeout=10).brokers.values())
+    kafka = {"brokers": brokers, "options": {"log_level": "0"}}
+    run = parse_run({"root": str(tmp_path), "capture": {"kafka": kafka}})
+    layout = Layout(run.directory)
+    log = open_log(layout, run.capture)
+    said = [turn("theirs", user=pseudonym(layout, VICTIM)), turn("other", user=pseudonym(layout, "ann"))]
+    for durable in [log.append(each) for each in said]:
+        durable.result(timeout=30)
+    log.close()
+    with Forgetting(run, whose(layout, tenant="default", user=VICTIM, turn_ids=()), lambda said: None) as erasure:
+        erased = erasure.go()
+    # The mock knows no DeleteRecords, so the topic still holds it.
+    assert erased.events_in_log is None
+    assert Table.turns(layout).read(["turn_id"])["turn_id"].to_pylist() == ["other"]

@@ -1,0 +1,147 @@
+"""An engine that gives the answers of a recording, and a log that keeps its events in memory."""
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import httpx
+from starlette.responses import JSONResponse, StreamingResponse
+
+from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.capture.recorder import Answered, Recorder
+from sdpo_ray.chat import ControlTokens
+from sdpo_ray.config import Capture
+from sdpo_ray.eventlog import Batch, EventLog
+from sdpo_ray.headers import POLICY_VERSION
+from sdpo_ray.records import Event, FinishReason, Sampling, VersionSpan
+from sdpo_ray.redaction import Redactor
+from serve.auth import Entrance, UsersEntrance
+from serve.door import Door
+from serve.exchange import EXCHANGE
+from serve.routes import Middleware
+
+KINDS = Capture().redact
+
+
+class MemoryLog:
+    """An event log that fails with `error` while one is set."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.error: Exception | None = None
+
+    def append(self, event: Event) -> "Future[None]":
+        future: Future[None] = Future()
+        if self.error is None:
+            self.events.append(event)
+            future.set_result(None)
+        else:
+            future.set_exception(self.error)
+        return future
+
+    def partitions(self) -> list[str]:
+        return ["memory"]
+
+    def poll(self, after: Mapping[str, int], *, max_events: int, max_bytes: int) -> Batch:
+        new = tuple(self.events[after.get("memory", 0) :])
+        return Batch(events=new, positions={"memory": len(self.events)}, at_end=frozenset({"memory"}))
+
+    def truncate(self, upto: Mapping[str, int]) -> None:
+        pass
+
+    def backlog_bytes(self, after: Mapping[str, int]) -> int:
+        return 1000 * len(self.events)
+
+    def close(self) -> None:
+        pass
+
+
+def recorder_of(folder: Path, log: EventLog, *, timeout_s: float = 15) -> Recorder:
+    """A recorder with the product's redaction, and keys in `folder`."""
+    pseudonyms = Pseudonyms.load(folder / "pseudonyms.json")
+    return Recorder(log, Redactor(KINDS), lambda: pseudonyms, timeout_s=timeout_s)
+
+
+class RecordedEngine:
+    """In vLLM's place: `answer` says what was answered to a request, and it is recorded as the engine's is."""
+
+    def __init__(self, recorder: Recorder | None, answer: Callable[[Mapping[str, Any]], str]) -> None:
+        self._recorder = recorder
+        self._answer = answer
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "GET":
+            await JSONResponse({})(scope, receive, send)
+            return
+        body = json.loads((await receive())["body"])
+        text = self._answer(body)
+        exchange = EXCHANGE.get()
+        assert exchange is not None
+        exchange.policy_version = 0
+
+        async def record() -> None:
+            if exchange.recorded and self._recorder is not None:
+                exchange.receipt = await self._recorder.record(exchange.asked, _answered(text))
+
+        if not body.get("stream"):
+            await record()
+            message = {"role": "assistant", "content": text}
+            await JSONResponse({"choices": [{"index": 0, "message": message}]})(scope, receive, send)
+            return
+
+        async def pieces() -> Any:
+            for start in range(0, len(text), 40):
+                yield _event({"choices": [{"index": 0, "delta": {"content": text[start : start + 40]}}]})
+            await record()
+            yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+            yield "data: [DONE]\n\n"
+
+        await StreamingResponse(pieces(), media_type="text/event-stream")(scope, receive, send)
+
+
+def client_of(
+    recorder: Recorder | None,
+    answer: Callable[[Mapping[str, Any]], str],
+    *,
+    capture: Capture = Capture(),  # noqa: B008
+    entrance: Entrance | None = None,
+) -> httpx.AsyncClient:
+    """A client of the real middleware over a recorded engine."""
+    door = Door(
+        recorder=recorder,
+        capture=capture,
+        control=ControlTokens(["<|im_end|>"]),
+        entrance=entrance or UsersEntrance(Path("there is no such file")),
+        served=lambda: {POLICY_VERSION: "0"},
+    )
+    transport = httpx.ASGITransport(app=Middleware(RecordedEngine(recorder, answer), door))
+    return httpx.AsyncClient(transport=transport, base_url="http://recorded")
+
+
+def text_of(reply: httpx.Response) -> str:
+    """What a plain or streamed reply says."""
+    if not reply.headers["content-type"].startswith("text/event-stream"):
+        return str(reply.json()["choices"][0]["message"]["content"])
+    events = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: {")]
+    return "".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in events)
+
+
+def _event(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk)}\n\n"
+
+
+def _answered(text: str) -> Answered:
+    """With a token a byte, each as likely as the other."""
+    ids = tuple(text.encode())
+    return Answered(
+        choice=0,
+        response=text,
+        prompt_ids=(1, 2),
+        response_ids=ids,
+        response_logprobs=(-5.5,) * len(ids),
+        version_spans=(VersionSpan(policy_version=0, start=0, end=len(ids)),),
+        finish_reason=FinishReason.STOP,
+        sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=512, seed=None),
+    )

@@ -1,0 +1,137 @@
+"""What people leave in a run, made by hand; and every byte that is left of somebody."""
+
+import gzip
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from conversations import changed, dialogue
+
+from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.curate.pending import index
+from sdpo_ray.curate.traces import Tables
+from sdpo_ray.cycle import Begun, Outcome
+from sdpo_ray.records import Candidate, Interaction, Snapshot, TokenSignal, Turn, Verdict
+from sdpo_ray.storage import Layout, sealed_directory, write_json
+from sdpo_ray.tables import feedback_to_arrow, interactions_to_arrow, turns_to_arrow
+from tests import builders
+from tests.books import entry
+
+
+def pseudonym(layout: Layout, user: str) -> str:
+    return Pseudonyms.load(layout.pseudonym_keys).of(user)
+
+
+def interactions_of(turns: Sequence[Turn]) -> list[Interaction]:
+    """One conversation's turns as interactions; the last one waits for its follow-up."""
+    return [
+        Interaction(
+            interaction_id=answer.turn_id,
+            turn=answer,
+            follow_up=follow_up.messages[-1].content,
+            follow_up_turn_id=follow_up.turn_id,
+            follow_up_at_s=follow_up.started_at_s,
+            conversation=answer.keys.conversation,
+        )
+        for answer, follow_up in pairwise(turns)
+    ]
+
+
+def people(layout: Layout, users: Iterable[str], *, follow_ups: int = 2) -> dict[str, list[Turn]]:
+    """A conversation of each; their names are in what they say, and not in the turns' ids, which outlive it."""
+    said = {}
+    for user in users:
+        turns = dialogue(user, follow_ups=follow_ups, user=pseudonym(layout, user))
+        said[user] = [changed(each, turn_id=f"{user[0]}-{number}") for number, each in enumerate(turns)]
+    return said
+
+
+def store(layout: Layout, turns: Sequence[Turn], interactions: Sequence[Interaction], feedback: Sequence = ()) -> None:
+    """Into the tables, as if they had been shipped from the partition `p0` and curated."""
+    tables = Tables.of(layout)
+    tables.turns.append(turns_to_arrow(turns), {"p0": len(turns)})
+    if feedback:
+        tables.feedback.append(feedback_to_arrow(feedback), {})
+    tables.turns.refresh()
+    index(tables.turns, tables.pending)
+    tables.interactions.append(interactions_to_arrow(interactions), {"pending.decided": tables.turns.batch})
+
+
+def signal(interaction: Interaction) -> TokenSignal:
+    words = tuple(interaction.turn.response.split())
+    return TokenSignal(
+        interaction_id=interaction.interaction_id,
+        prompt=interaction.turn.messages[-1].content,
+        follow_up=interaction.follow_up,
+        tokens=words,
+        advantages=(0.5,) * len(words),
+        logprobs=(-0.5,) * len(words),
+    )
+
+
+def finished_cycle(
+    layout: Layout,
+    cycle: int,
+    drawn: Sequence[Interaction],
+    *,
+    parent: int,
+    verdict: Verdict = Verdict.PROMOTE,
+    served: bool = True,
+) -> Candidate:
+    """A cycle that drew these interactions, and shows what the first four taught."""
+    version = cycle
+    path = layout.snapshot(cycle)
+    made = builders.snapshot(path, drawn, name=f"c{cycle:04d}")
+    write_json(path / "snapshot.json", made)
+    recorded = replace(
+        entry(cycle).candidate,
+        parent_version=parent,
+        path=str(layout.candidate(version)),
+        snapshot_id=made.snapshot_id,
+        signals=tuple(map(signal, drawn[:4])),
+    )
+    with sealed_directory(layout.candidate(version)) as aside:
+        write_json(aside / "candidate.json", recorded)
+    books(layout, cycle, made, parent=parent, verdict=verdict)
+    write_json(layout.cycle(cycle) / "distill.json", recorded)
+    if verdict is Verdict.PROMOTE:
+        release = builders.release(layout.candidate(version), policy_version=version)
+        write_json(layout.release(version), release)
+        if served:
+            write_json(layout.release_pointer, release)
+    return recorded
+
+
+def books(layout: Layout, cycle: int, drawn: Snapshot, *, parent: int, verdict: Verdict) -> None:
+    directory = layout.cycle(cycle)
+    write_json(directory / "begun.json", Begun(cycle=cycle, policy_version=cycle, parent_version=parent, seed=cycle))
+    write_json(directory / "draw.json", drawn)
+    outcome = Outcome(cycle=cycle, policy_version=cycle, verdict=verdict, reasons=(), champion_version=cycle)
+    write_json(directory / "release.json", outcome)
+
+
+def hits(root: Path, words: Collection[str]) -> dict[str, list[str]]:
+    """The files under `root` that hold one of the words, in their bytes or in what these bytes say."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and (held := [word for word in words if any(word.encode() in said for said in _said(path))]):
+            found[str(path.relative_to(root))] = held
+    return found
+
+
+def _said(path: Path) -> Iterator[bytes]:
+    raw = path.read_bytes()
+    yield raw
+    if raw[:4] == b"PAR1":
+        # Values are compressed on disk, and so may be the statistics of a checkpoint.
+        yield repr(pq.read_table(path).to_pydict()).encode()
+        yield repr(pq.ParquetFile(path).metadata.to_dict()).encode()
+    elif raw[:2] == b"\x1f\x8b":
+        yield gzip.decompress(raw)
+    elif raw[:15] == b"SQLite format 3":
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+            yield "\n".join(database.iterdump()).encode()
+        database.close()

@@ -1,0 +1,150 @@
+"""What the books say of where policies come from, on cycles made by hand."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.books import Books, Update, read_books
+from jobs.descent import ancestors, trace
+from sdpo_ray.curate.traces import Traces
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.records import Verdict
+from sdpo_ray.storage import Layout, write_json
+from tests import builders
+from tests.books import entry
+from tests.remains import finished_cycle, interactions_of, people, pseudonym, store
+
+REPOSITORY = Path(__file__).parent.parent.parent
+NOTHING = Traces(
+    turn_ids=frozenset(), feedback_ids=frozenset(), interaction_ids=frozenset(), conversations=frozenset(), alike=0
+)
+
+
+def update(cycle: int, parent: int, *drawn: str, trained: bool = True) -> Update:
+    return Update(
+        cycle=cycle,
+        policy_version=cycle,
+        parent_version=parent,
+        snapshot=replace(entry(cycle).snapshot, interaction_ids=drawn),
+        trained=trained,
+        verdict=Verdict.PROMOTE,
+    )
+
+
+FORKED = Books(
+    updates=(
+        update(1, 0, "a", "b"),
+        update(2, 1, "c"),
+        update(3, 0, "d", "b"),
+        update(4, 1, "a", trained=False),
+        update(5, 2, "a"),
+        update(6, 0, "e"),
+    ),
+    released=frozenset({0, 1, 2, 6}),
+    served=2,
+)
+
+
+def test_a_policy_learned_from_what_it_drew_or_inherited():
+    found = FORKED.learned({"a"})
+    assert [(each.policy_version, each.num_interactions) for each in found] == [(1, 1), (2, 0), (5, 1)]
+    assert [(each.released, each.served) for each in found] == [(True, False), (True, True), (False, False)]
+    assert FORKED.learned({"nothing"}) == []
+    assert [each.policy_version for each in FORKED.learned({"b", "d"})] == [1, 2, 3, 5]
+    assert FORKED.learned({"b", "d"})[2].num_interactions == 2
+
+
+def test_a_cycle_that_drew_and_made_no_policy_is_told_apart():
+    assert [(each.cycle, each.trained) for each in FORKED.drew({"a"})] == [(1, True), (4, False), (5, True)]
+
+
+def test_the_newest_release_that_never_met_somebody_is_the_way_back():
+    assert FORKED.newest_release_without(FORKED.learned({"a"})) == 6
+    assert FORKED.newest_release_without(FORKED.learned({"e", "a"})) == 0
+    assert replace(FORKED, released=frozenset({1})).newest_release_without(FORKED.learned({"a"})) is None
+
+
+def test_a_release_is_followed_to_the_base_with_what_each_of_its_parents_drew():
+    line = ancestors(FORKED, 5, lambda path: Counter())
+    assert [each.policy_version for each in line] == [5, 2, 1, 0]
+    assert [each.num_interactions for each in line] == [1, 1, 2, 0]
+    assert line[-1].snapshot_id == ""
+    assert [each.policy_version for each in ancestors(FORKED, 0, lambda path: Counter())] == [0]
+    with pytest.raises(ConfigError, match="no cycle of this run made v9; there are: v1, v2"):
+        ancestors(FORKED, 9, lambda path: Counter())
+
+
+def test_what_became_of_somebody_counts_each_snapshots_share():
+    found = trace(FORKED, NOTHING, {"a", "b"})
+    assert [(each.cycle, each.num_interactions, each.trained) for each in found.drew] == [
+        (1, 2, True),
+        (3, 1, True),
+        (4, 1, False),
+        (5, 1, True),
+    ]
+    assert [each.policy_version for each in found.learned] == [1, 2, 3, 5]
+
+
+def test_the_books_of_a_run_that_has_none_are_empty(tmp_path):
+    assert read_books(Layout(tmp_path)) == Books(updates=(), released=frozenset(), served=None)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """Ann's interactions made v1; hers and Bob's v2, which is rejected; v1 is served."""
+    layout = Layout(tmp_path)
+    said = people(layout, ("ann", "bob"))
+    ann, bob = (interactions_of(said[name]) for name in ("ann", "bob"))
+    store(layout, [each for turns in said.values() for each in turns], [*ann, *bob])
+    write_json(layout.release(0), builders.release(tmp_path / "base"))
+    finished_cycle(layout, 1, ann, parent=0)
+    finished_cycle(layout, 2, [bob[0], *ann], parent=1, verdict=Verdict.REJECT)
+    return layout
+
+
+def job(layout: Layout, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    argv = [sys.executable, "jobs/lineage.py", "--set", f"root={layout.root}", *arguments]
+    return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def answer(layout: Layout, *arguments: str) -> dict | list:
+    done = job(layout, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_job_answers_by_user_by_turn_and_by_release(layout):
+    by_user = answer(layout, "--user", "bob")
+    assert (by_user["num_turns"], by_user["num_interactions"]) == (3, 2)
+    assert [(each["cycle"], each["num_interactions"]) for each in by_user["drew"]] == [(2, 1)]
+    assert [(each["policy_version"], each["released"]) for each in by_user["learned"]] == [(2, False)]
+    by_turn = answer(layout, "--turn", "a-1")
+    # Its answer with the reaction to it, and the answer that it reacts to.
+    assert (by_turn["num_turns"], by_turn["num_interactions"]) == (1, 2)
+    assert [each["policy_version"] for each in by_turn["learned"]] == [1, 2]
+    line = answer(layout, "--release", "v2")
+    assert [(each["policy_version"], each["verdict"]) for each in line] == [(2, "REJECT"), (1, "PROMOTE"), (0, None)]
+    shares = [(each["user"], each["num_interactions"]) for each in line[0]["users"]]
+    assert shares == [(pseudonym(layout, "ann"), 2), (pseudonym(layout, "bob"), 1)]
+    assert [each["served"] for each in line] == [False, True, False]
+
+
+def test_the_job_draws_trees_for_people(layout):
+    shown = job(layout, "--user", "ann").stdout
+    assert "3 turns, 0 feedback, 2 interactions in the tables" in shown
+    assert "v1 of v0: PROMOTE, served" in shown
+    shown = job(layout, "--release", "1").stdout
+    assert "v1: cycle 1 learned from c0001, 2 interactions of 1 users" in shown
+    assert "v0: what everything starts from" in shown
+
+
+def test_the_job_wants_one_question(layout):
+    for arguments in ((), ("--user", "ann", "--turn", "a-1"), ("--release", "newest")):
+        refused = job(layout, *arguments)
+        assert refused.returncode == 2
+        assert "Traceback" not in refused.stderr

@@ -1,0 +1,54 @@
+import threading
+import time
+
+import pytest
+
+from sdpo_ray.curate.turnstile import undisturbed
+from sdpo_ray.storage import Layout
+
+
+def test_one_at_a_time_has_the_turn_and_the_other_is_told_that_it_waits(tmp_path):
+    layout, waits, order = Layout(tmp_path / "new"), threading.Event(), []
+
+    def other() -> None:
+        with undisturbed(layout, waits.set):
+            order.append("other")
+
+    with undisturbed(layout):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert waits.wait(timeout=10)
+        order.append("first")
+    thread.join(timeout=10)
+    assert order == ["first", "other"]
+
+
+def test_who_waits_is_next_before_one_who_asks_again_at_once(tmp_path):
+    layout, waits, stop, turns, got = Layout(tmp_path), threading.Event(), threading.Event(), [], []
+
+    def greedy() -> None:
+        while not stop.is_set():
+            with undisturbed(layout):
+                turns.append(len(got))
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=greedy)
+    thread.start()
+    while not turns:
+        time.sleep(0.001)
+    for _ in range(5):
+        before = len(turns)
+        with undisturbed(layout, waits.set):
+            got.append(len(turns) - before)
+    stop.set()
+    thread.join(timeout=10)
+    assert waits.is_set()
+    assert max(got) <= 2
+
+
+def test_an_error_inside_gives_the_turn_back(tmp_path):
+    layout = Layout(tmp_path)
+    with pytest.raises(ZeroDivisionError), undisturbed(layout):
+        raise ZeroDivisionError
+    with undisturbed(layout, on_wait=lambda: pytest.fail("somebody still has it")):
+        pass
