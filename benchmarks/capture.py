@@ -1,250 +1,61 @@
-"""Turns that one replica makes durable, against what the disk can do: python benchmarks/capture.py --json capture.json
+"""The data plane's rates: durable turns against the disk, the stage from log to interactions, the draw's growth.
 
-Ours is the journal under an event loop that has 64 turns of 3 kB in flight, as a replica does: encoded, framed, synced,
-acknowledged. Two others take turns with it, many times, since a disk's rate changes from one second to the next:
+    PYTHONPATH=. python benchmarks/capture.py --json capture.json
 
-disk            a loop that writes and syncs as many bytes in the very groups that ours formed, into files allocated in
-                advance like ours; nothing is encoded, framed, waited for or acknowledged
-bare commit     the least that serves 64 such clients: bytes in a queue, one write, one sync, their futures
-
-The figures are medians over the rounds.
+Three parts, one after the other: `benchmarks/journal.py` (64 turns of 3 kB in flight, each round beside the disk's own
+rate), `benchmarks/stage.py` and `benchmarks/sampling.py` (100 thousand, a million and five million rows).
 """
 
 import argparse
-import asyncio
 import json
-import os
-import queue
-import random
-import statistics
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from sdpo_ray.capture.events import encode
-from sdpo_ray.capture.journal import Journal
-from sdpo_ray.capture.wakeups import settled
-from sdpo_ray.records import Consent, FinishReason, Message, Role, Sampling, Turn, VersionSpan
-
-SEGMENT_BYTES = 16 << 20
-IN_FLIGHT = 64
-WORDS = ("plain", "answers", "about", "the", "weather", "in", "Paris", "and", "what", "people", "say", "of", "it")
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """Of ours, and of the two others."""
-
-    turns_per_s: float
-    disk_turns_per_s: float
-    bare_turns_per_s: float
-    group: float
-    """Turns that shared a sync, mean."""
-    p50_ms: float
-    p99_ms: float
-    """From the append to the acknowledgement."""
-
-
-def turns(number: int) -> list[Turn]:
-    """Of about 3 kB each as they stand in the log."""
-    chance = random.Random(1)
-
-    def text(words: int) -> str:
-        return " ".join(chance.choices(WORDS, k=words))
-
-    def ids(number: int) -> tuple[int, ...]:
-        return tuple(chance.randrange(150_000) for _ in range(number))
-
-    return [
-        Turn(
-            turn_id=f"chatcmpl-{n:032x}",
-            tenant="default",
-            user=f"k1.{chance.getrandbits(128):032x}",
-            conversation_id="",
-            consent=Consent.TRAIN,
-            messages=(
-                Message(role=Role.USER, content=text(30)),
-                Message(role=Role.ASSISTANT, content=text(60)),
-                Message(role=Role.USER, content=text(10)),
-            ),
-            response=text(80),
-            prompt_ids=ids(140),
-            response_ids=ids(80),
-            response_logprobs=tuple(-chance.random() for _ in range(80)),
-            version_spans=(VersionSpan(policy_version=1, start=0, end=80),),
-            finish_reason=FinishReason.STOP,
-            sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=512, seed=None),
-            started_at_s=1.7e9,
-            finished_at_s=1.7e9 + 2,
-        )
-        for n in range(number)
-    ]
-
-
-class Groups:
-    """What the journal writes in one go, noted on the way to its writer."""
-
-    def __init__(self, journal: Journal) -> None:
-        self.sizes: list[tuple[int, int]] = []
-        self._write = journal._writer.write
-        journal._writer.write = self._noted  # type: ignore[method-assign]
-
-    def _noted(self, payloads: Sequence[bytes]) -> None:
-        self.sizes.append((len(payloads), sum(map(len, payloads))))
-        self._write(payloads)
-
-
-class Bare:
-    """A group commit without anything else: no format, no segments, no bound, nothing that could be read again."""
-
-    def __init__(self, path: Path) -> None:
-        self._queue: queue.SimpleQueue[tuple[bytes, Future[None]] | None] = queue.SimpleQueue()
-        self._path = path
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def append(self, payload: bytes) -> "Future[None]":
-        durable: Future[None] = Future()
-        self._queue.put((payload, durable))
-        return durable
-
-    def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        with Files(self._path) as files:
-            while (first := self._queue.get()) is not None:
-                group = [first]
-                with suppress(queue.Empty):
-                    while (each := self._queue.get_nowait()) is not None:
-                        group.append(each)
-                files.write(b"".join([payload for payload, _ in group]))
-                for _, durable in group:
-                    durable.set_result(None)
-                if each is None:
-                    return
-
-
-class Files:
-    """Bytes one after the other, synced each time, in files allocated in advance."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._paths: list[Path] = []
-        self._descriptor, self._end = -1, SEGMENT_BYTES
-
-    def write(self, data: bytes | memoryview) -> None:
-        if self._end + len(data) > SEGMENT_BYTES:
-            self._close()
-            self._paths.append(self._directory / f"{len(self._paths)}.bare")
-            self._descriptor, self._end = os.open(self._paths[-1], os.O_WRONLY | os.O_CREAT | os.O_EXCL), 0
-            os.posix_fallocate(self._descriptor, 0, SEGMENT_BYTES)
-        os.pwrite(self._descriptor, data, self._end)
-        os.fdatasync(self._descriptor)
-        self._end += len(data)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-        for path in self._paths:
-            path.unlink()
-
-    def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-
-
-async def clients(append: Callable[[int], "Future[None]"], seconds: float) -> tuple[float, list[float]]:
-    """Turns a second, and how long each waited, in ms. `append` takes the number of a turn."""
-    waited: list[float] = []
-    began = time.perf_counter()
-
-    async def client(first: int) -> None:
-        number = first
-        while (asked := time.perf_counter()) < began + seconds:
-            await settled(append(number))
-            waited.append((time.perf_counter() - asked) * 1e3)
-            number += IN_FLIGHT
-
-    await asyncio.gather(*(client(first) for first in range(IN_FLIGHT)))
-    return len(waited) / (time.perf_counter() - began), waited
-
-
-def one_round(
-    journal: Journal, groups: Groups, bare: Bare, files: Files, said: Sequence[Turn], seconds: float
-) -> Round:
-    payloads = [encode(each) for each in said]
-    groups.sizes.clear()
-    rate, waited = asyncio.run(clients(lambda number: journal.append(said[number % len(said)]), seconds))
-    number = sum(each for each, _ in groups.sizes)
-    waited.sort()
-
-    data = memoryview(os.urandom(max(size for _, size in groups.sizes)))
-    began = time.perf_counter()
-    for _, size in groups.sizes:
-        files.write(data[:size])
-    disk_s = time.perf_counter() - began
-
-    bare_rate, _ = asyncio.run(clients(lambda number: bare.append(payloads[number % len(payloads)]), seconds))
-    return Round(
-        turns_per_s=rate,
-        disk_turns_per_s=number / disk_s,
-        bare_turns_per_s=bare_rate,
-        group=number / len(groups.sizes),
-        p50_ms=waited[len(waited) // 2],
-        p99_ms=waited[len(waited) * 99 // 100],
-    )
-
-
-def journal_figures(directory: Path, *, rounds: int, seconds: float) -> dict[str, float]:
-    """Of one journal that goes on through all rounds; the first round is not counted."""
-    said = turns(1000)
-    for name in ("bare", "disk"):
-        (directory / name).mkdir()
-    journal, bare = Journal(directory / "journal", segment_bytes=SEGMENT_BYTES), Bare(directory / "bare")
-    groups = Groups(journal)
-    with Files(directory / "disk") as files:
-        done = [one_round(journal, groups, bare, files, said, seconds) for _ in range(rounds + 1)][1:]
-    journal.close()
-    bare.close()
-    return {
-        "turns_per_s": statistics.median(each.turns_per_s for each in done),
-        "of_disk_rate": statistics.median(each.turns_per_s / each.disk_turns_per_s for each in done),
-        "of_bare_commit": statistics.median(each.turns_per_s / each.bare_turns_per_s for each in done),
-        "p50_ms": statistics.median(each.p50_ms for each in done),
-        "p99_ms": statistics.median(each.p99_ms for each in done),
-        "disk_turns_per_s": statistics.median(each.disk_turns_per_s for each in done),
-        "bare_turns_per_s": statistics.median(each.bare_turns_per_s for each in done),
-        "turns_per_group": statistics.median(each.group for each in done),
-        "turn_bytes": statistics.mean(len(encode(each)) for each in said),
-    }
+from journal import journal_figures
+from report import machine
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from sampling import ROUNDS, SIZES, growth
+from sampling import measure as measure_sampling
+from stage import measure as measure_stage
+from stage import rows_per_s
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="of the journal and of the bare disk, in turns")
     parser.add_argument("--seconds", type=float, default=0.5, help="that each round of the journal takes")
-    parser.add_argument(
-        "--disk", type=Path, help="directory on the disk to measure; the default one for temporary files"
-    )
+    parser.add_argument("--turns", type=int, default=20_000, help="that the stage curates in each of its three rounds")
+    parser.add_argument("--disk", type=Path, help="directory on the disk to measure; default: that of temporary files")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=arguments.disk) as directory:
-        figures |= journal_figures(Path(directory), rounds=arguments.rounds, seconds=arguments.seconds)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("journal", total=arguments.rounds + 1)
+        with tempfile.TemporaryDirectory(dir=arguments.disk) as directory:
+            figures: dict[str, Any] = journal_figures(
+                Path(directory),
+                rounds=arguments.rounds,
+                seconds=arguments.seconds,
+                on_round=lambda: progress.advance(task),
+            )
+        drawing = progress.add_task("draw", total=len(SIZES) * (ROUNDS + 1))
+        costs = measure_sampling(on_turn=lambda: progress.advance(drawing))
+        curating = progress.add_task("stage", total=3)
+        stages = measure_stage(arguments.turns, 3, on_round=lambda: progress.advance(curating))
+    figures["stage_rows_per_s"] = rows_per_s(stages)
+    figures["sampling_growth"] = growth(costs)
+    figures |= {f"sampling_ns_a_row_{cost.num_rows}": cost.ns_a_row for cost in costs}
+    figures |= {
+        f"stage_{name}": min(getattr(each, name) for each in stages) for name in ("ship_s", "index_s", "decide_s")
+    }
+    table = Table("", "", box=None, show_header=False)
     for name, value in figures.items():
-        print(f"{name:>18} {value:12.3f}")
+        table.add_row(name, f"{value:,.3f}")
+    Console().print(table)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+        arguments.json.write_text(json.dumps(figures | {"machine": machine("cpu")}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """What a draw costs a row, however many there are: 100 thousand, one million, five million.
 
-    python benchmarks/sampling.py
-
 The rows are made up: light columns as the table `interactions` gives them, a hundredth of them of the same second as
 another, one user for twenty rows. All of the draw's rules are on. The sizes take turns in one process, so that whatever
 else the machine does meets all of them; medians. `benchmarks/capture.py` calls `measure` and `growth`.
@@ -95,22 +93,4 @@ def _a_row(table: pa.Table, seed: int) -> float:
     seconds = (time.perf_counter() - began) / times / table.num_rows
     if len(plan.interaction_ids) != config.snapshot_size:
         raise RuntimeError(f"only {len(plan.interaction_ids)} of {config.snapshot_size} were drawn")
-    return seconds
-
-
-def main() -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-    from rich.table import Table
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("drawing", total=len(SIZES) * (ROUNDS + 1))
-        costs = measure(on_turn=lambda: progress.advance(task))
-    table = Table("rows", "ns a row", "ms a draw", title=f"growth {growth(costs):.2f}", box=None)
-    for cost in costs:
-        table.add_row(f"{cost.num_rows:,}", f"{cost.ns_a_row:.1f}", f"{cost.ns_a_row * cost.num_rows / 1e6:.1f}")
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    main()
+    return float(seconds)

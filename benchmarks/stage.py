@@ -1,19 +1,16 @@
 """The incremental stage alone: a real journal of 3 kB turns -> Delta tables -> admitted interactions, on Ray Data here.
 
-    python benchmarks/stage.py --turns 20000 --json stage.json
-
 Every conversation has two turns, so half of the turns are answers that somebody reacted to. Ray, its workers and the
 code are warm, as in a wheel that turns for weeks; the journal is written before the clock starts.
+`benchmarks/capture.py` runs it.
 """
 
-import argparse
-import json
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_ray.capture.conversation import pairing_keys
@@ -46,19 +43,23 @@ class Stage:
         return self.num_turns / (self.ship_s + self.index_s + self.decide_s)
 
 
-def stage_rows_per_s(num_turns: int, *, rounds: int = 3) -> float:
-    """Turns a second from the journal to admitted interactions: the median of `rounds` empty runs."""
-    return statistics.median(each.rows_per_s for each in measure(num_turns, rounds))
-
-
-def measure(num_turns: int, rounds: int) -> list[Stage]:
-    """Starts Ray where it is not up."""
+def measure(num_turns: int, rounds: int, on_round: Callable[[], None] = lambda: None) -> list[Stage]:
+    """Each round on a run of its own, from an empty table. Starts Ray where it is not up."""
     import ray
 
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False)
     _once(2000)
-    return [_once(num_turns) for _ in range(rounds)]
+    done = []
+    for _ in range(rounds):
+        done.append(_once(num_turns))
+        on_round()
+    return done
+
+
+def rows_per_s(stages: Sequence[Stage]) -> float:
+    """Turns a second from the journal to admitted interactions: the median."""
+    return statistics.median(each.rows_per_s for each in stages)
 
 
 def _once(num_turns: int) -> Stage:
@@ -120,7 +121,10 @@ def _turns(num_turns: int) -> Iterator[Turn]:
 
 def _turn(name: str, messages: tuple[Message, ...], response: str, rng: random.Random, at_s: float) -> Turn:
     user = f"0badcafe.{int(name[:8]) % 1000:032x}"
-    said = {"tenant": "default", "user": user, "conversation_id": "", "messages": messages, "response": response}
+    tenant = "default"
+    keys = pairing_keys(
+        key=b"benchmark", tenant=tenant, user=user, conversation_id="", messages=messages, response=response
+    )
     return Turn(
         turn_id=name,
         consent=Consent.TRAIN,
@@ -132,29 +136,10 @@ def _turn(name: str, messages: tuple[Message, ...], response: str, rng: random.R
         sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=TOKENS, seed=None),
         started_at_s=at_s,
         finished_at_s=at_s + 1,
-        keys=pairing_keys(key=b"benchmark", **said),
-        **said,
+        keys=keys,
+        tenant=tenant,
+        user=user,
+        conversation_id="",
+        messages=messages,
+        response=response,
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    options = parser.parse_args()
-    taken = measure(options.turns, options.rounds)
-    for each in taken:
-        print(
-            f"{each.num_turns} turns, {each.num_interactions} interactions: {each.rows_per_s:,.0f} turns/s"
-            f" (ship {each.ship_s:.2f} s, index {each.index_s:.2f} s, pair and admit {each.decide_s:.2f} s)"
-        )
-    rate = statistics.median(each.rows_per_s for each in taken)
-    print(f"stage_rows_per_s {rate:,.0f}")
-    if options.json:
-        rounds = [asdict(each) for each in taken]
-        options.json.write_text(json.dumps({"stage_rows_per_s": rate, "rounds": rounds}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ from sdpo_ray.curate.bulk import collector_paused
 from sdpo_ray.curate.store import Table
 from sdpo_ray.errors import LostEvents
 from sdpo_ray.eventlog import EventLog
-from sdpo_ray.records import Event, Feedback, Turn
+from sdpo_ray.records import FOREIGN, Event, Feedback, Turn
 from sdpo_ray.tables import feedback_to_arrow, turns_to_arrow
 
 DUPLICATE_TURN = "duplicate_turn"
@@ -72,7 +72,7 @@ def ship(
                 kept = [event for event in batch.events if not erased(event)]
                 num_feedback += _append_feedback([each for each in kept if isinstance(each, Feedback)], feedback)
                 came = [each for each in kept if isinstance(each, Turn)]
-                fresh = _first_of_each(came, turns, "turn_id")
+                fresh = _first_of_each(came, turns, "turn_id", _when(came))
                 if turns.append(turns_to_arrow(fresh), batch.positions) is None:
                     continue
                 num_turns += len(fresh)
@@ -105,10 +105,22 @@ def _append_feedback(given: Sequence[Feedback], table: Table) -> int:
     return 0
 
 
-def _first_of_each(events: Sequence[_Kind], table: Table, name: str) -> list[_Kind]:
+def _when(turns: Sequence[Turn]) -> ds.Expression | None:
+    """Where a copy of one of these turns may lie: a turn delivered twice was finished once, so few files are opened.
+
+    None for turns of elsewhere: a log that states no time is read at another time when it is imported again.
+    """
+    if not turns or any(turn.policy_version == FOREIGN for turn in turns):
+        return None
+    times_s = [turn.finished_at_s for turn in turns]
+    return (ds.field("finished_at_s") >= min(times_s)) & (ds.field("finished_at_s") <= max(times_s))
+
+
+def _first_of_each(events: Sequence[_Kind], table: Table, name: str, when: ds.Expression | None = None) -> list[_Kind]:
     ids = [getattr(event, name) for event in events]
-    stored = table.read([name], where=ds.field(name).isin(pa.array(ids, pa.string())))[name].to_pylist() if ids else []
-    seen = set(stored)
+    same = ds.field(name).isin(pa.array(ids, pa.string()))
+    where = same if when is None else same & when
+    seen = set(table.read([name], where=where)[name].to_pylist()) if ids else set()
     fresh = []
     for event, each in zip(events, ids, strict=True):
         if each not in seen:

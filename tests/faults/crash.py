@@ -16,7 +16,7 @@ SEGMENT_BYTES = 64 << 10
 MAX_BYTES = 512 << 10
 """Of the journal: so little that it is full at times."""
 CURATE = Curate(
-    max_batch_turns=400,
+    max_batch_turns=1000,
     max_batch_mib=1,
     # Everybody says the same things, as fast as they can.
     max_per_user_hour=0,
