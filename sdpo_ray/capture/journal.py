@@ -8,7 +8,6 @@ import queue
 import threading
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
 
 from sdpo_ray.capture.events import encode
 from sdpo_ray.capture.reader import SegmentReader
@@ -20,9 +19,15 @@ _MAX_BATCH_BYTES = 8 << 20
 _MAX_WAITING_BYTES = 64 << 20
 
 
-class _Append(NamedTuple):
-    payload: bytes
-    durable: "Future[None]"
+class _Group:
+    """Events that share a sync, and a future: one each would cost more than to write them."""
+
+    def __init__(self) -> None:
+        self.payloads: list[bytes] = []
+        self.size = 0
+        self.durable: Future[None] = Future()
+        # From here on it cannot be cancelled: a client that hangs up must not kill the writer.
+        self.durable.set_running_or_notify_cancel()
 
 
 class Journal(SegmentReader):
@@ -45,8 +50,10 @@ class Journal(SegmentReader):
             directory, segment_bytes=segment_bytes, segment_s=segment_s, max_bytes=max_bytes, name=name
         )
         self._batch_bytes = min(_MAX_BATCH_BYTES, segment_bytes)
-        self._queue: queue.SimpleQueue[_Append | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._group: _Group | None = None
+        """The one that takes more; what is in the queue before it is full."""
         self._waiting_bytes = 0
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -56,21 +63,25 @@ class Journal(SegmentReader):
 
         A disk that does not answer holds up the futures, never the caller.
         """
-        append = _Append(encode(event), Future())
-        # From here on it cannot be cancelled: a client that hangs up must not kill the writer.
-        append.durable.set_running_or_notify_cancel()
+        payload = encode(event)
         with self._lock:
             if self._closed:
                 raise ValueError("the journal is closed")
             if self._waiting_bytes > _MAX_WAITING_BYTES:
-                append.durable.set_exception(LogFull(f"{self._waiting_bytes >> 20} MiB wait for the disk"))
-                return append.durable
+                refused: Future[None] = Future()
+                refused.set_exception(LogFull(f"{self._waiting_bytes >> 20} MiB wait for the disk"))
+                return refused
+            group = self._group
+            if group is None or group.size >= self._batch_bytes:
+                group = self._group = _Group()
+                self._queue.put(group)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
                 self._thread.start()
-            self._waiting_bytes += len(append.payload)
-            self._queue.put(append)
-        return append.durable
+            group.payloads.append(payload)
+            group.size += len(payload)
+            self._waiting_bytes += len(payload)
+        return group.durable
 
     def close(self) -> None:
         """Write and acknowledge what is queued, seal the segment, stop the thread."""
@@ -82,41 +93,26 @@ class Journal(SegmentReader):
             self._thread.join()
 
     def _run(self) -> None:
-        last = False
-        while not last:
+        while True:
             try:
-                first = self._queue.get(timeout=self._writer.left_s)
+                group = self._queue.get(timeout=self._writer.left_s)
             except queue.Empty:
                 self._writer.seal()
                 continue
-            batch, last = self._take(first)
-            if batch:
-                self._write(batch)
+            if group is None:
+                break
+            with self._lock:
+                if self._group is group:
+                    self._group = None
+            self._write(group)
         self._writer.seal()
 
-    def _take(self, first: _Append | None) -> tuple[list[_Append], bool]:
-        """`first` and what waits behind it, and whether the end of the queue was among it."""
-        batch: list[_Append] = []
-        size, append = 0, first
-        while append is not None:
-            batch.append(append)
-            size += len(append.payload)
-            if size >= self._batch_bytes:
-                return batch, False
-            try:
-                append = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, False
-        return batch, True
-
-    def _write(self, batch: list[_Append]) -> None:
+    def _write(self, group: _Group) -> None:
         try:
-            self._writer.write([append.payload for append in batch])
+            self._writer.write(group.payloads)
         except (OSError, MemoryError) as error:
-            for append in batch:
-                append.durable.set_exception(error)
+            group.durable.set_exception(error)
         else:
-            for append in batch:
-                append.durable.set_result(None)
+            group.durable.set_result(None)
         with self._lock:
-            self._waiting_bytes -= sum(len(append.payload) for append in batch)
+            self._waiting_bytes -= group.size

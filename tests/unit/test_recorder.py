@@ -255,3 +255,14 @@ def test_an_answer_does_not_wait_for_a_disk_that_hangs(tmp_path: Path) -> None:
     assert not asyncio.run(recorder.record(ASKED, answered()))
     assert recorder.counters.values == {"not_recorded.TimeoutError": 1}
     assert not recorder.healthy
+
+
+def test_a_log_that_fails_every_turn_is_logged_once_and_counted_each_time(
+    recorder: Recorder, log: MemoryLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    for error in (OSError(28, "full"), None, OSError(28, "full")):
+        log.error = error
+        for _ in range(3):
+            assert asyncio.run(recorder.record(ASKED, answered())) is (error is None)
+    assert recorder.counters.values == {"recorded": 3, "not_recorded.OSError": 6}
+    assert caplog.text.count("not recorded") == 2

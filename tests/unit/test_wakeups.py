@@ -54,6 +54,21 @@ def test_what_is_done_at_once_wakes_the_loop_once(monkeypatch):
     assert asyncio.run(main()) == 1
 
 
+def test_many_wait_for_one_and_who_hangs_up_disturbs_no_other():
+    (shared,) = futures(1)
+
+    async def main() -> list[int]:
+        waiting = [asyncio.create_task(settled(shared)) for _ in range(8)]
+        await asyncio.sleep(0)
+        waiting[3].cancel()
+        await asyncio.sleep(0)
+        threading.Thread(target=lambda: shared.set_result(5)).start()
+        told = await asyncio.gather(*(each for each in waiting if each is not waiting[3]))
+        return [*told, await settled(shared)]
+
+    assert asyncio.run(main()) == [5] * 8
+
+
 def test_what_was_done_before_needs_no_waiting():
     (done,) = futures(1)
     done.set_result(7)
