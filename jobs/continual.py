@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
+from jobs.shipping import shipping
 from sdpo_ray.config import Run
 from sdpo_ray.curate.turnstile import undisturbed
 from sdpo_ray.cycle import Begun, begin, next_cycle, turn
@@ -76,7 +77,8 @@ def one_turn(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", event
         parent = wheel.champion().policy_version
         return Begun(cycle=cycle, policy_version=cycle, parent_version=parent, seed=run.seed * 1_000_003 + cycle)
 
-    outcome = turn(begin(directory, make), wheel.stages, directory, events, undisturbed=undisturbed(layout))
+    with shipping(run, layout):
+        outcome = turn(begin(directory, make), wheel.stages, directory, events, undisturbed=undisturbed(layout))
     events.write(
         "outcome",
         cycle,

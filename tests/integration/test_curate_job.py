@@ -1,0 +1,63 @@
+"""`jobs/curate.py` as a person runs it, and logs of elsewhere that go the same way."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conversations import dialogue, turn
+
+from sdpo_ray.capture.log import open_log
+from sdpo_ray.config import Capture
+from sdpo_ray.curate.store import Table
+from sdpo_ray.records import Event
+from sdpo_ray.storage import Layout
+from sdpo_ray.tables import interactions_from_arrow
+
+pytestmark = pytest.mark.integration
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+def job(name: str, address: str, *arguments: object) -> str:
+    """What a job of this repository prints on its standard output."""
+    done = subprocess.run(
+        [sys.executable, f"jobs/{name}.py", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | {"RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def record(layout: Layout, events: list[Event]) -> None:
+    log = open_log(layout, Capture())
+    for durable in [log.append(each) for each in events]:
+        durable.result(timeout=10)
+    log.close()
+
+
+def test_one_call_settles_what_was_said_and_what_was_imported(ray_cluster: str, tmp_path: Path):
+    layout = Layout(tmp_path / "run")
+    settings = ["--set", f"root={layout.root}", "--set", "curate.max_age_days=1e6"]
+    record(layout, [*dialogue("ann", follow_ups=2), turn("late", "hello", "nobody said this", "again")])
+    logged = tmp_path / "log.jsonl"
+    logged.write_text(json.dumps({"prompt": "2+2?", "completion": "5", "user_response": "No, 4."}) + "\n")
+    job("import_logs", ray_cluster, logged, "--into", "jobs/recipes/laptop.toml", "--language", "any", *settings)
+
+    told = json.loads(job("curate", ray_cluster, *settings).splitlines()[-1])
+    assert (told["turns_shipped"], told["feedback_shipped"], told["interactions_admitted"]) == (5, 1, 3)
+    assert (told["undecided"], told["refused"]) == (0, {"unknown_answer": 1})
+    found = interactions_from_arrow(Table.interactions(layout).read())
+    assert Counter(each.follow_up for each in found) == {
+        "shorter, ann says for the 1. time": 1,
+        "shorter, ann says for the 2. time": 1,
+        "No, 4.": 1,
+    }
+
+    again = json.loads(job("curate", ray_cluster, *settings).splitlines()[-1])
+    assert (again["turns_shipped"], again["interactions_admitted"], again["interactions_total"]) == (0, 0, 3)

@@ -1,0 +1,31 @@
+"""The wheel says when the event log piles up, and when it is worked off; each once."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.continual import Alarm
+from sdpo_ray.config import Run, parse_run
+from sdpo_ray.telemetry import EventFile, read_events
+
+
+@pytest.fixture
+def run() -> Run:
+    return parse_run({"capture": {"journal": {"alarm_mib": 2}}})
+
+
+def test_a_backlog_above_the_limit_is_said_once_and_its_end_once(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    alarm = Alarm(run, EventFile(tmp_path / "events.jsonl"))
+    for mib in (1, 2, 3, 9, 2, 1):
+        alarm.look(mib << 20, 7)
+    events = read_events(tmp_path / "events.jsonl")
+    assert [(each.name, each.cycle, each.facts["mib"], each.facts["raised"]) for each in events] == [
+        ("backlog", 7, 3, 1),
+        ("backlog", 7, 2, 0),
+    ]
+    assert capsys.readouterr().err.splitlines() == [
+        "the event log is above 2 MiB: 3 MiB",
+        "the event log is back under 2 MiB: 2 MiB",
+    ]

@@ -1,0 +1,68 @@
+"""Turns go on into the tables while a cycle is under way."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conversations import turn
+
+from jobs.commandline import LAPTOP
+from jobs.shipping import shipping
+from sdpo_ray.capture.log import open_log
+from sdpo_ray.config import Run, load_run
+from sdpo_ray.curate.store import Table
+from sdpo_ray.storage import Layout
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return load_run(LAPTOP, [f"root={tmp_path / 'run'}"])
+
+
+def wait_for(found: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_is_said_while_a_cycle_goes_on_leaves_the_journal_for_the_table(run: Run):
+    layout = Layout(run.directory)
+    replica, table = open_log(layout, run.capture), Table.turns(layout)
+
+    def num_stored() -> int:
+        table.refresh()
+        return table.num_rows
+
+    with shipping(run, layout, every_s=0.01):
+        for number in (1, 2):
+            replica.append(turn(f"t{number}", f"question {number}")).result()
+            wait_for(lambda number=number: num_stored() == number)
+    replica.append(turn("t3", "after the cycle")).result()
+    assert num_stored() == 2
+    replica.close()
+
+
+def test_what_goes_wrong_is_said_once_and_does_not_end_the_cycle(run: Run, capsys: pytest.CaptureFixture[str]):
+    layout = Layout(run.directory)
+    replica = open_log(layout, run.capture)
+    for number in (1, 2):
+        replica.append(turn(f"t{number}", f"question {number}")).result()
+    replica.close()
+    (segment,) = layout.journal.glob("*")
+    content = bytearray(segment.read_bytes())
+    content[100] ^= 1
+    segment.write_bytes(content)
+    said = ""
+
+    def is_said() -> bool:
+        nonlocal said
+        said += capsys.readouterr().err
+        return "is not stored" in said
+
+    with shipping(run, layout, every_s=0.01):
+        wait_for(is_said)
+        time.sleep(0.2)
+    said += capsys.readouterr().err
+    assert said.count("the event log is not stored while the cycle goes on") == 1
