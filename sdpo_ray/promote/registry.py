@@ -28,7 +28,11 @@ CANDIDATE = "candidate"
 _STATUS = {Verdict.PROMOTE: "passed", Verdict.HOLD: "held", Verdict.REJECT: "refused"}
 _METRICS, _PARAMETERS = 500, 100
 """MLflow takes at most 1,000 metrics and 100 parameters a call."""
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
 
 
 class Registry:
