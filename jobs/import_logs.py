@@ -104,12 +104,15 @@ def _record(files: list[Path], form: "Format | None", limits: "Limits", run: "Ru
     from jobs.recording import record
     from sdpo_ray.curate.logreader import LogReader
 
-    reader, n = LogReader(limits), 0
+    reader, n, numbers = LogReader(limits), 0, 0
     with _bars() as progress:
         for path in files:
-            n += record(reader.read(path, form, _bar(progress, path)), run)
+            recorded, refused = record(reader.read(path, form, _bar(progress, path)), run)
+            n, numbers = n + recorded, numbers + refused
     for reason, count in sorted(reader.refused.items()):
         typer.echo(f"refused: {reason}: {count}")
+    if numbers:
+        typer.echo(f"refused: too_many_digits: {numbers}")
     typer.echo(f"{n} interactions of {reader.num_records} records are in the event log of {run.directory}")
     typer.echo("the wheel takes them from there, or now: python jobs/curate.py")
 

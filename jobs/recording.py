@@ -14,6 +14,7 @@ from sdpo_ray.capture.conversation import keyed_digest
 from sdpo_ray.capture.log import open_log
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Run
+from sdpo_ray.errors import TooManyDigits
 from sdpo_ray.records import Feedback, Interaction, PairingKeys, Turn
 from sdpo_ray.redaction import Redactor, redact_feedback, redact_turn
 from sdpo_ray.storage import Layout
@@ -23,8 +24,8 @@ _FIRST_KNOWN_S = 1e8
 """Earlier times are the numbers that stand for unknown ones (`curate.fields.times_of`)."""
 
 
-def record(interactions: Iterable[Interaction], run: Run) -> int:
-    """Write them and wait until they are durable; how many they were.
+def record(interactions: Iterable[Interaction], run: Run) -> tuple[int, int]:
+    """Write them and wait until they are durable; how many they were, and how many are tables of numbers.
 
     What was said at an unknown time counts as said now. Raises OSError where the log takes no more.
     """
@@ -33,12 +34,16 @@ def record(interactions: Iterable[Interaction], run: Run) -> int:
     redactor = Redactor(run.capture.redact, phone_regions=run.capture.phone_regions, presidio=run.capture.presidio)
     log = open_log(layout, run.capture, name="import")
     in_flight: deque[Future[None]] = deque()
-    num_recorded = 0
+    num_recorded = num_refused = 0
     try:
         for interaction in interactions:
             turn, feedback = _events(interaction, pseudonyms, time.time())
-            in_flight.append(log.append(redact_turn(turn, redactor)))
-            in_flight.append(log.append(redact_feedback(feedback, redactor)))
+            try:
+                turn, feedback = redact_turn(turn, redactor), redact_feedback(feedback, redactor)
+            except TooManyDigits:
+                num_refused += 1
+                continue
+            in_flight += [log.append(turn), log.append(feedback)]
             num_recorded += 1
             while len(in_flight) > _IN_FLIGHT:
                 in_flight.popleft().result()
@@ -46,7 +51,7 @@ def record(interactions: Iterable[Interaction], run: Run) -> int:
             durable.result()
     finally:
         log.close()
-    return num_recorded
+    return num_recorded, num_refused
 
 
 def _events(interaction: Interaction, pseudonyms: Pseudonyms, now_s: float) -> tuple[Turn, Feedback]:

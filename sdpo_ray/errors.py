@@ -4,7 +4,8 @@
     ├── ConfigError      (ValueError)    a run file, flag or environment the user can correct
     ├── DataError        (ValueError)    a record that contradicts itself; refused, never padded
     │   ├── CorruptLog                   bytes of the event log that were acknowledged do not check out
-    │   └── LostEvents                   the event log no longer holds what was not read yet
+    │   ├── LostEvents                   the event log no longer holds what was not read yet
+    │   └── TooManyDigits                a record is a table of numbers, and takes too long to redact
     ├── LogFull          (OSError)       the event log has no room for more; turns are answered and not recorded
     ├── NotReady         (RuntimeError)  a hand-over directory without its READY marker
     ├── SwapError        (RuntimeError)  new weights could not be served; the old ones still are
@@ -29,6 +30,10 @@ class DataError(SdpoError, ValueError):
 
 class CorruptLog(DataError):
     """An acknowledged record of the event log fails its checksum, or is no event."""
+
+
+class TooManyDigits(DataError):
+    """A record is a table of numbers: looking for phone numbers in it would hold up everybody else."""
 
 
 class LostEvents(DataError):

@@ -16,7 +16,7 @@ from sdpo_ray.capture.conversation import Asked, pairing_keys
 from sdpo_ray.capture.feedback import Given
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.wakeups import settled
-from sdpo_ray.errors import DataError
+from sdpo_ray.errors import DataError, TooManyDigits
 from sdpo_ray.eventlog import EventLog
 from sdpo_ray.records import Consent, Event, Feedback, FinishReason, Sampling, Turn, VersionSpan
 from sdpo_ray.redaction import Redactor, redact_feedback, redact_turn
@@ -171,6 +171,8 @@ class Recorder:
     def _redacted(self, redact: Callable[[_Record, Redactor], _Record], record: _Record) -> _Record:
         try:
             return redact(record, self._redactor)
+        except TooManyDigits:
+            raise
         except Exception as error:
             raise _NotRedacted(f"redaction failed with {type(error).__name__}") from None
 

@@ -1,18 +1,24 @@
 """Turns and feedback without what a redactor finds in them."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
+from sdpo_ray.errors import TooManyDigits
 from sdpo_ray.records import Feedback, Message, Redaction, Turn
 from sdpo_ray.redaction.redactor import Redactor
+
+MAX_DIGITS = 50_000
+"""Of one record: about two seconds for phone numbers alone, where prose of that length takes milliseconds."""
+_DIGIT = re.compile(r"\d")
 
 
 def redact_turn(turn: Turn, redactor: Redactor) -> Turn:
     """`turn` as it may be written: the same object where nothing is found in it.
 
     Else its token ids and log-probs are gone, which would spell what was found, and `redactions` says how much of
-    what. Who answered, how it was sampled and with what it pairs stay.
+    what. Who answered, how it was sampled and with what it pairs stay. Raises TooManyDigits.
     """
     tally = _Tally(redactor)
     redacted = {
@@ -28,7 +34,7 @@ def redact_turn(turn: Turn, redactor: Redactor) -> Turn:
 
 
 def redact_feedback(feedback: Feedback, redactor: Redactor) -> Feedback:
-    """`feedback` as it may be written: the same object where nothing is found in it."""
+    """`feedback` as it may be written: the same object where nothing is found in it. Raises TooManyDigits."""
     tally = _Tally(redactor)
     comment, edited = tally.content(feedback.comment), tally.content(feedback.edited)
     if not tally.counts:
@@ -41,17 +47,25 @@ class _Tally:
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
+        self._num_digits = 0
         self.counts: Counter[str] = Counter()
 
     def text(self, text: str) -> str:
+        self._look_at(text)
         redacted, found = self._redactor.redact(text)
         self.counts.update(found)
         return redacted
 
     def json(self, text: str) -> str:
+        self._look_at(text)
         redacted, found = self._redactor.redact_json(text)
         self.counts.update(found)
         return redacted
+
+    def _look_at(self, text: str) -> None:
+        self._num_digits += len(_DIGIT.findall(text))
+        if self._num_digits > MAX_DIGITS:
+            raise TooManyDigits(f"more than {MAX_DIGITS} digits")
 
     def content(self, text: str) -> str:
         """Answers of tools, and of models that were told to, are JSON, whose escapes may hide what is to be found."""

@@ -289,3 +289,17 @@ def test_either_a_snapshot_or_a_run_is_named(tmp_path: Path):
         status, output = run(log, *arguments)
         assert status == 2
         assert "--out" in output or "--into" in output
+
+
+def test_a_table_of_numbers_is_refused_by_name_and_the_rest_is_written(tmp_path: Path):
+    rows = [
+        {"prompt": prompt, "completion": "Done.", "user_response": "No."}
+        for prompt in ("2+2?", "4711 " * 15_000, "3+3?")
+    ]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = ["--set", f"root={tmp_path / 'run'}", "--language", "any"]
+    status, output = run(log, "--into", LAPTOP, *changes)
+    assert status == 0
+    assert "refused: too_many_digits: 1" in output
+    assert "2 interactions of 3 records are in the event log" in output.replace("\n", " ")

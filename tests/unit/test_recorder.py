@@ -18,6 +18,7 @@ from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.recorder import THREAD_CHARS, Answered, Recorder
 from sdpo_ray.records import Consent, Event, FinishReason, Message, Role, Sampling, Turn, VersionSpan
 from sdpo_ray.redaction import Redactor
+from sdpo_ray.redaction.turns import MAX_DIGITS
 from tests.builders import dialogue
 from tests.recorded import KINDS, MemoryLog, recorder_of
 
@@ -266,3 +267,10 @@ def test_a_log_that_fails_every_turn_is_logged_once_and_counted_each_time(
             assert asyncio.run(recorder.record(ASKED, answered())) is (error is None)
     assert recorder.counters.values == {"recorded": 3, "not_recorded.OSError": 6}
     assert caplog.text.count("not recorded") == 2
+
+
+def test_a_table_of_numbers_is_not_recorded_and_counted_by_name(recorder: Recorder, log: MemoryLog) -> None:
+    table = dialogue("3.14 " * MAX_DIGITS)
+    assert not asyncio.run(recorder.record(replace(ASKED, messages=table), answered()))
+    assert (log.events, recorder.counters.values) == ([], {"not_recorded.TooManyDigits": 1})
+    assert recorder.healthy

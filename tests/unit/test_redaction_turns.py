@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from sdpo_ray.capture.feedback import MAX_COMMENT_CHARS, MAX_EDITED_CHARS
+from sdpo_ray.errors import TooManyDigits
 from sdpo_ray.records import (
     Consent,
     Feedback,
@@ -19,6 +21,7 @@ from sdpo_ray.records import (
     VersionSpan,
 )
 from sdpo_ray.redaction import Kind, Redactor, redact_feedback, redact_turn
+from sdpo_ray.redaction.turns import MAX_DIGITS
 
 REDACTOR = Redactor(tuple(Kind), phone_regions=("US", "GB", "DE"))
 VICTIM = "jane@example.com"
@@ -133,3 +136,17 @@ def test_feedback_is_redacted_where_something_is_found() -> None:
         redactions=(Redaction(kind="email", n=1), Redaction(kind="phone", n=1)),
     )
     assert redact_feedback(written, REDACTOR) is written
+
+
+def test_a_table_of_numbers_is_refused_whichever_of_its_texts_they_are_in() -> None:
+    half = Message(role=Role.USER, content="12.5, " * (MAX_DIGITS // 5))
+    assert redact_turn(turn(messages=(half,), response="7" * 9), REDACTOR).response == "7" * 9
+    for texts in ({"messages": (half, half)}, {"messages": (half,), "response": half.content}):
+        with pytest.raises(TooManyDigits, match="more than 50000 digits"):
+            redact_turn(turn(**texts), Redactor(("email",)))
+    with pytest.raises(TooManyDigits):
+        redact_feedback(feedback(edited="1" * (MAX_DIGITS + 1)), REDACTOR)
+
+
+def test_whatever_feedback_is_taken_over_http_is_no_table_of_numbers() -> None:
+    assert MAX_COMMENT_CHARS + MAX_EDITED_CHARS <= MAX_DIGITS
