@@ -38,7 +38,7 @@ class Emptying:
             self._tables.feedback,
             max_turns=curate.max_batch_turns,
             max_bytes=curate.max_batch_mib << 20,
-            erased=self._erasures.reload().covers,
+            erased=self._erasures.covers,
             on_turns=lambda num_turns: None,
         )
 

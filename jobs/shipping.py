@@ -47,7 +47,7 @@ def _ship(run: Run, layout: Layout, done: threading.Event, every_s: float) -> No
                 feedback,
                 max_turns=run.curate.max_batch_turns,
                 max_bytes=run.curate.max_batch_mib << 20,
-                erased=erasures.reload().covers,
+                erased=erasures.covers,
                 on_turns=lambda num_turns: None,
             )
             failing = False

@@ -43,12 +43,19 @@ class Erasures:
         self._path = layout.erasures
         self._content = _File(salt="", erasures=())
         self._upto_s: dict[str, float] = {}
+        self._seen: tuple[int, int, int] | None = None
         self.reload()
 
     def reload(self) -> Self:
-        """Read again what other processes added."""
-        if self._path.exists():
+        """Read again what other processes added, at the price of one `stat` where they added nothing."""
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return self
+        stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
+        if stamp != self._seen:
             self._take(read_json(self._path, _File))
+            self._seen = stamp
         return self
 
     def add(
@@ -85,7 +92,11 @@ class Erasures:
             self._write([replace(each, done=each.done or each.erasure_id in done) for each in self._content.erasures])
 
     def covers(self, event: Event) -> bool:
-        """Whether an event is of somebody or something that was erased after it was asked or given."""
+        """Whether an event is of somebody or something that was erased after it was asked or given.
+
+        As of now: an erasure that another process remembered before this event was read counts for it.
+        """
+        self.reload()
         if not self._upto_s:
             return False
         at_s = event.started_at_s if isinstance(event, Turn) else event.given_at_s

@@ -48,8 +48,8 @@ def ship(
 ) -> Shipped:
     """Bring the tables up to where every partition ended at some moment of this call, then truncate the log.
 
-    `erased` tells what an erased user left in the log; `on_turns` hears how many turns were stored. Raises CorruptLog,
-    LostEvents.
+    `erased` tells, once an event is read, whether somebody who is erased left it in the log; `on_turns` hears how many
+    turns were stored. Raises CorruptLog, LostEvents.
     """
     waiting = set(log.partitions())
     num_turns = num_feedback = 0

@@ -83,7 +83,7 @@ class Curator:
             self.feedback,
             max_turns=self._curate.max_batch_turns,
             max_bytes=self._curate.max_batch_mib << 20,
-            erased=self._erasures.reload().covers,
+            erased=self._erasures.covers,
             on_turns=on_turns,
         )
         index(self.turns, self.pending, max_turns=self._curate.max_batch_turns)
