@@ -76,7 +76,6 @@ def _once(num_turns: int) -> Stage:
             max_turns=CURATE.max_batch_turns,
             max_bytes=CURATE.max_batch_mib << 20,
             erased=lambda event: False,
-            on_turns=lambda num_turns: None,
         )
         shipped = time.perf_counter()
         index(curator.turns, curator.pending)

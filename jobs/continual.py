@@ -11,7 +11,6 @@ import fcntl
 import itertools
 import os
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.background import repeatedly
 from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from jobs.shipping import shipping
 from sdpo_ray.config import Run
@@ -61,7 +61,9 @@ def continual(run: Run, turns: int) -> None:
         wheel = Wheel(run, curator, registry, events)
         wheel.champion()
         registry.register_base(read_json(layout.release(BASE_VERSION), Release))
-        with following(wheel, run.promote.poll_s):
+        complaint = f"the registry does not answer; asking on every {run.promote.poll_s:g} s"
+        # In the background, so that a person's rollback never waits for a stage.
+        with repeatedly(wheel.follow, name="alias", every_s=run.promote.poll_s, complaint=complaint):
             for _ in range(turns) if turns else itertools.count():
                 one_turn(run, layout, wheel, curator, events)
 
@@ -144,32 +146,6 @@ class Alarm:
             self._events.write("backlog", cycle, mib=backlog_mib, alarm_mib=self._limit_mib, raised=int(raised))
             words = "is above" if raised else "is back under"
             typer.echo(f"the event log {words} {self._limit_mib} MiB: {backlog_mib} MiB", err=True)
-
-
-@contextlib.contextmanager
-def following(wheel: "Wheel", poll_s: float) -> Iterator[None]:
-    """Follow the alias `champion` in the background, so that a person's rollback never waits for a stage."""
-    done = threading.Event()
-
-    def follow() -> None:
-        away = False
-        while not done.wait(poll_s):
-            try:
-                wheel.follow()
-                away = False
-            except Exception as error:
-                # The registry may be away for a while; the wheel itself fails loudly when it needs it.
-                if not away:
-                    typer.echo(f"the registry does not answer; asking on every {poll_s:g} s: {error}", err=True)
-                away = True
-
-    thread = threading.Thread(target=follow, name="alias", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 @contextlib.contextmanager

@@ -39,7 +39,6 @@ class Emptying:
             max_turns=curate.max_batch_turns,
             max_bytes=curate.max_batch_mib << 20,
             erased=self._erasures.covers,
-            on_turns=lambda num_turns: None,
         )
 
     def empty(self) -> int | None:

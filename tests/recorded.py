@@ -10,17 +10,18 @@ import httpx
 from starlette.responses import JSONResponse, StreamingResponse
 
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.capture.recorder import Answered, Recorder
+from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.chat import ControlTokens
 from sdpo_ray.config import Capture
 from sdpo_ray.eventlog import Batch, EventLog
 from sdpo_ray.headers import POLICY_VERSION
-from sdpo_ray.records import Event, FinishReason, Sampling, VersionSpan
+from sdpo_ray.records import Event
 from sdpo_ray.redaction import Redactor
 from serve.auth import Entrance, UsersEntrance
 from serve.door import Door
 from serve.exchange import EXCHANGE
 from serve.routes import Middleware
+from tests.answers import answered
 
 KINDS = Capture().redact
 
@@ -83,7 +84,7 @@ class RecordedEngine:
 
         async def record() -> None:
             if exchange.recorded and self._recorder is not None:
-                exchange.receipt = await self._recorder.record(exchange.asked, _answered(text))
+                exchange.receipt = await self._recorder.record(exchange.asked, answered(text))
 
         if not body.get("stream"):
             await record()
@@ -130,18 +131,3 @@ def text_of(reply: httpx.Response) -> str:
 
 def _event(chunk: dict[str, Any]) -> str:
     return f"data: {json.dumps(chunk)}\n\n"
-
-
-def _answered(text: str) -> Answered:
-    """With a token a byte, each as likely as the other."""
-    ids = tuple(text.encode())
-    return Answered(
-        choice=0,
-        response=text,
-        prompt_ids=(1, 2),
-        response_ids=ids,
-        response_logprobs=(-5.5,) * len(ids),
-        version_spans=(VersionSpan(policy_version=0, start=0, end=len(ids)),),
-        finish_reason=FinishReason.STOP,
-        sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=512, seed=None),
-    )

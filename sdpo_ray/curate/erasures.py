@@ -5,7 +5,6 @@ names nobody; who holds the keys and the name can ask whether it is there. It is
 of its own may hold the user's turns for as long as that.
 """
 
-import fcntl
 import hashlib
 import os
 import uuid
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from sdpo_ray.records import Event, Turn
-from sdpo_ray.storage import Layout, read_json, write_json
+from sdpo_ray.storage import Layout, changing, read_json, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,16 +142,11 @@ class Erasures:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """While it lasts, no other process changes the file, which is read first."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path.with_name(f".{self._path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with changing(self._path):
             self.reload()
             if not self._content.salt:
                 self._content = _File(salt=os.urandom(16).hex(), erasures=())
             yield
-        finally:
-            os.close(descriptor)
 
     def _replace(self, erasure: Erasure) -> None:
         known = self._content.erasures

@@ -44,7 +44,7 @@ def ship(
     max_turns: int,
     max_bytes: int,
     erased: Callable[[Event], bool],
-    on_turns: Callable[[int], None],
+    on_turns: Callable[[int], None] = lambda num_turns: None,
 ) -> Shipped:
     """Bring the tables up to where every partition ended at some moment of this call, then truncate the log.
 

@@ -195,17 +195,18 @@ class Table:
         Files that were replaced more than `keep_files_h` hours ago are removed, as is what processes that died left
         over. With `expire_before_s`, rows of before that time are taken out first.
         """
-        if not self._is_due(every):
+        if not self.is_due(every):
             return False
         # Another process may just have done it.
         self.refresh()
-        if not self._is_due(every):
+        if not self.is_due(every):
             return False
         done = maintenance.maintain(self._place, self._kind, keep_files_h=keep_files_h, expire_before_s=expire_before_s)
         self.refresh()
         return done
 
-    def _is_due(self, every: int) -> bool:
+    def is_due(self, every: int) -> bool:
+        """Whether `every` commits have come since the last maintenance."""
         return self.version - (self.position(MAINTAINED) or 0) >= every
 
     def _rows(self) -> ds.Dataset:

@@ -101,8 +101,8 @@ class Curator:
 
     def maintain(self) -> list[str]:
         """Compact the tables that are due, and forget answers that waited too long; the names of the tables."""
-        due = [table for table in (self.turns, self.feedback, self.pending, self.interactions) if self._is_kept(table)]
-        return [table.name for table in due]
+        tables, every = (self.turns, self.feedback, self.pending, self.interactions), self._curate.compact_every
+        return [table.name for table in tables if table.is_due(every) and self._is_kept(table)]
 
     def _is_kept(self, table: Table) -> bool:
         return table.maintain(

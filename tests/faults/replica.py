@@ -10,11 +10,12 @@ from sdpo_ray.capture.conversation import Asked
 from sdpo_ray.capture.feedback import Given
 from sdpo_ray.capture.journal import Journal
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.capture.recorder import Answered, Recorder
+from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.config import Capture
-from sdpo_ray.records import Consent, FinishReason, Sampling, VersionSpan
+from sdpo_ray.records import Consent
 from sdpo_ray.redaction import Redactor
 from sdpo_ray.storage import Layout
+from tests.answers import answered
 from tests.faults.crash import MAX_BYTES, SEGMENT_BYTES, ready
 from tests.faults.people import FOLLOW_UPS, Note, Notes, Person, people, read_notes
 
@@ -72,20 +73,6 @@ async def comment(turn_id: str, person: Person, recorder: Recorder, notes: Notes
     for _ in range(2):
         if await recorder.record_feedback(given) is not None:
             notes.write(Note(what="comment_receipt", turn_id=turn_id), durable=True)
-
-
-def answered(text: str) -> Answered:
-    ids = tuple(text.encode())
-    return Answered(
-        choice=0,
-        response=text,
-        prompt_ids=(1, 2),
-        response_ids=ids,
-        response_logprobs=(-5.5,) * len(ids),
-        version_spans=(VersionSpan(policy_version=0, start=0, end=len(ids)),),
-        finish_reason=FinishReason.STOP,
-        sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=512, seed=None),
-    )
 
 
 async def main(root: Path, replica: str) -> None:

@@ -1,0 +1,19 @@
+"""What an engine would have said, for recorders without one."""
+
+from sdpo_ray.capture.recorder import Answered
+from sdpo_ray.records import FinishReason, Sampling, VersionSpan
+
+
+def answered(text: str) -> Answered:
+    """With a token a byte, each as likely as the other."""
+    ids = tuple(text.encode())
+    return Answered(
+        choice=0,
+        response=text,
+        prompt_ids=(1, 2),
+        response_ids=ids,
+        response_logprobs=(-5.5,) * len(ids),
+        version_spans=(VersionSpan(policy_version=0, start=0, end=len(ids)),),
+        finish_reason=FinishReason.STOP,
+        sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=512, seed=None),
+    )
