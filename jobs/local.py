@@ -17,6 +17,7 @@ from typing import Self
 
 import psutil
 
+from jobs.haproxy import own_haproxy
 from sdpo_ray.errors import ConfigError
 
 ENVIRONMENT = {
@@ -53,6 +54,7 @@ class LocalCluster:
         self._num_cpus = num_cpus
         self._log = log
         self._folder = Path(tempfile.mkdtemp(prefix="sdpo-ray-"))
+        self._haproxy = own_haproxy(self._folder)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
         self.dashboard = f"http://127.0.0.1:{free_port()}"
@@ -62,10 +64,16 @@ class LocalCluster:
         return f"127.0.0.1:{self.port}"
 
     @property
+    def pid(self) -> int:
+        """The process that all others of the cluster descend from."""
+        assert self._process is not None, "the cluster is not started"
+        return self._process.pid
+
+    @property
     def environment(self) -> dict[str, str]:
         """Environment for whatever is to talk to this cluster."""
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        return {**kept, **ENVIRONMENT, "RAY_ADDRESS": self.address}
+        return {**kept, **ENVIRONMENT, **self._haproxy, "RAY_ADDRESS": self.address}
 
     def __enter__(self) -> Self:
         environment = self.environment

@@ -53,6 +53,25 @@ class Layout:
         return self.root / "exam.key"
 
     @property
+    def trial_pointer(self) -> Path:
+        """The `Trial` of a candidate among users; there is no such file while there is none."""
+        return self.root / "trial.json"
+
+    @property
+    def trial_key(self) -> Path:
+        """Bearer key between the users' replicas and the canary's, mode 0600."""
+        return self.root / "trial.key"
+
+    @property
+    def personal(self) -> Path:
+        """Pointers of personal policies, and the directories of their adapters."""
+        return self.root / "personal"
+
+    def personal_pointer(self, owner: str) -> Path:
+        """The `PersonalPolicy` of one owner."""
+        return self.personal / f"{owner}.json"
+
+    @property
     def pseudonym_keys(self) -> Path:
         """Keys of the users' pseudonyms and of pairing, mode 0600."""
         return self.root / "pseudonyms.json"

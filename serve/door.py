@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.chat import ControlTokens
 from sdpo_ray.config import Capture
-from serve.auth import Entrance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +16,5 @@ class Door:
     """None on the examination engine, which records nobody."""
     capture: Capture
     control: ControlTokens
-    entrance: Entrance
     served: Callable[[], dict[str, str]]
     """Headers that tell what is served now."""

@@ -61,8 +61,8 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
         choices: dict[int, _Choice] = defaultdict(_Choice)
         answers: list[Answered] = []
         async for output in outputs:
-            if exchange.policy_version is None:
-                exchange.policy_version = self.policy_version
+            if exchange.visit.policy_version is None:
+                exchange.visit.policy_version = self.policy_version
             for completion in output.outputs:
                 choice = choices[completion.index]
                 choice.text += completion.text
@@ -71,8 +71,9 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
                     choice.logprobs += _sampled_logprobs(completion)
                 if completion.finish_reason is not None:
                     answers.append(_answered(output, completion, choice, params))
-            if output.finished and exchange.recorded and self.recorder is not None:
-                stored = [await self.recorder.record(exchange.asked, answer) for answer in answers]
+            asked = exchange.asked
+            if output.finished and exchange.recorded and asked is not None and self.recorder is not None:
+                stored = [await self.recorder.record(asked, answer) for answer in answers]
                 exchange.receipt = all(stored)
             yield output
 

@@ -4,7 +4,6 @@ A replica starts on what the pointer names, and swaps in place when the pointer 
 replica needs nobody to tell it. MLflow is not asked.
 """
 
-import argparse
 import asyncio
 import logging
 import os
@@ -19,10 +18,11 @@ from sdpo_ray.headers import POLICY_VERSION, STALL_S, SWAP_ERROR
 from sdpo_ray.records import Fingerprint, Release
 from sdpo_ray.storage import Layout, read_json, write_json
 from serve import preload
+from serve.arguments import api_arguments, engine_arguments
 
 logger = logging.getLogger("ray.serve")
 
-Audience = Literal["users", "examiner"]
+Audience = Literal["users", "examiner", "canary"]
 FOLLOW_S = 0.2
 ENGINE_ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -55,12 +55,12 @@ class Policy:
         self._audience = audience
         self._pointer = self._layout.release_pointer if audience == "users" else self._layout.exam_pointer
         release = read_json(self._pointer, Release) if self._pointer.exists() else None
-        arguments = _engine_arguments(self._run, release.path if release else str(self._run.base))
+        arguments = engine_arguments(self._run, release.path if release else str(self._run.base))
         config = arguments.create_engine_config()
         self._engine = RecordingLLM.from_vllm_config(config)
         self._engine.gate = Gate()
         self._engine.recorder = self._recorder() if audience == "users" else None
-        self._namespace = _namespace(arguments)
+        self._namespace = api_arguments(self._run, arguments)
         self._format = ChatFormat(arguments.model)
         await self._engine.label(release.policy_version if release else 0)
         release = release or await self._first_release(arguments.model)
@@ -79,6 +79,7 @@ class Policy:
 
         from serve.auth import ExaminersEntrance, UsersEntrance, private_key
         from serve.door import Door
+        from serve.front import Front
         from serve.routes import Middleware
 
         tasks = await self._engine.get_supported_tasks()
@@ -89,12 +90,12 @@ class Policy:
             recorder=self._engine.recorder,
             capture=self._run.capture,
             control=self._format.control,
-            entrance=UsersEntrance(self._layout.api_keys) if key is None else ExaminersEntrance(key),
             served=self._served,
         )
         # vLLM's handler of a dead engine looks for its own HTTP server here; ours is Ray Serve's.
         app.state.server = SimpleNamespace()
-        return Middleware(app, door)
+        entrance = UsersEntrance(self._layout.api_keys) if key is None else ExaminersEntrance(key)
+        return Front(Middleware(app, door), entrance)
 
     async def check_health(self) -> None:
         """Ray Serve restarts the replica when this raises."""
@@ -161,28 +162,3 @@ class Policy:
         redactor = Redactor(config.redact, phone_regions=config.phone_regions, presidio=config.presidio)
         pseudonyms = Followed(self._layout.pseudonym_keys, Pseudonyms.load)
         return Recorder(open_log(self._layout, config), redactor, pseudonyms.now, timeout_s=config.receipt_timeout_s)
-
-
-def _engine_arguments(run: Run, model: str) -> Any:
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    return AsyncEngineArgs(
-        model=model,
-        served_model_name=[run.serve.served_name],
-        dtype=run.policy.dtype,
-        max_model_len=run.policy.max_model_len,
-        enforce_eager=not run.serve.num_gpus,
-        distributed_executor_backend="uni",
-        kv_cache_memory_bytes=run.serve.kv_cache_mib << 20,
-        max_num_seqs=run.serve.max_num_seqs,
-        max_num_queued_reqs=run.serve.max_queued,
-        worker_extension_cls="serve.weights.SwapExtension",
-        # Log-probs after temperature and top-p are those of the policy that sampled.
-        logprobs_mode="processed_logprobs",
-    )
-
-
-def _namespace(arguments: Any) -> argparse.Namespace:
-    from vllm.entrypoints.launchers.cli_args import FrontendArgs
-
-    return argparse.Namespace(**(vars(FrontendArgs()) | vars(arguments)))

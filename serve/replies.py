@@ -42,12 +42,13 @@ class Reply:
         headers.update(self._door.served())
         if head["status"] != 200:
             return
-        if self._exchange.policy_version is not None:
-            headers[POLICY_VERSION] = str(self._exchange.policy_version)
+        version = self._exchange.visit.policy_version
+        if version is not None:
+            headers[POLICY_VERSION] = str(version)
         streamed = headers.get("content-type", "").startswith("text/event-stream")
         recorder = self._door.recorder
         self._promised = streamed and self._exchange.recorded and recorder is not None and recorder.healthy
-        if self._exchange.receipt or self._promised:
+        if self._exchange.asked is not None and (self._exchange.receipt or self._promised):
             headers[TURN_ID] = self._exchange.asked.turn_id
 
 

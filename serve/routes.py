@@ -1,6 +1,6 @@
 """What stands between Ray Serve and vLLM's own OpenAI app: one ASGI middleware.
 
-It lets callers in, reads the chat request for the recorder, keeps control tokens out of user text, and takes feedback.
+It reads the chat request for the recorder, keeps control tokens out of user text, and takes feedback.
 """
 
 import json
@@ -15,7 +15,7 @@ from sdpo_ray.errors import DataError
 from serve.asgi import ASGIApp, Receive, Scope, Send, read_body, refuse, run_on, with_headers
 from serve.door import Door
 from serve.escape import escape
-from serve.exchange import EXCHANGE, Exchange
+from serve.exchange import EXCHANGE, Exchange, Visit, visit_of
 from serve.feedback import reply_to_feedback
 from serve.replies import Reply
 
@@ -45,17 +45,12 @@ class Middleware:
         if scope["method"] != method:
             await refuse(405, f"{path} takes {method}", "invalid_request_error")(scope, receive, send)
             return
-        tenant = self._door.entrance.tenant(path, Headers(scope=scope))
-        if tenant is None:
-            asked = {"www-authenticate": "Bearer"}
-            text = "this endpoint asks for a bearer key that it knows"
-            await refuse(401, text, "authentication_error", asked)(scope, receive, send)
-        elif path in (CHAT, FEEDBACK):
-            await self._with_body(path, tenant, scope, receive, send)
+        if path in (CHAT, FEEDBACK):
+            await self._with_body(visit_of(scope), scope, receive, send)
         else:
             await self._app(scope, receive, with_headers(send, self._door.served))
 
-    async def _with_body(self, path: str, tenant: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _with_body(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read_body(receive)
         except DataError as error:
@@ -63,16 +58,16 @@ class Middleware:
             return
         if body is None:
             return
-        if path == CHAT:
-            await self._chat(body, tenant, scope, receive, send)
+        if visit.path == CHAT:
+            await self._chat(body, visit, scope, receive, send)
         elif self._door.recorder is not None:
             headers, recorder, capture = Headers(scope=scope), self._door.recorder, self._door.capture
-            reply = await reply_to_feedback(body, headers, tenant=tenant, recorder=recorder, capture=capture)
+            reply = await reply_to_feedback(body, headers, tenant=visit.tenant, recorder=recorder, capture=capture)
             await reply(scope, receive, with_headers(send, self._door.served))
 
-    async def _chat(self, body: bytes, tenant: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _chat(self, body: bytes, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            exchange, body = self._prepare(body, tenant, Headers(scope=scope))
+            exchange, body = self._prepare(body, visit, Headers(scope=scope))
         except DataError as error:
             await refuse(400, str(error), "invalid_request_error")(scope, receive, send)
             return
@@ -82,7 +77,7 @@ class Middleware:
         finally:
             EXCHANGE.reset(token)
 
-    def _prepare(self, body: bytes, tenant: str, headers: Headers) -> tuple[Exchange, bytes]:
+    def _prepare(self, body: bytes, visit: Visit, headers: Headers) -> tuple[Exchange, bytes]:
         """The exchange of a request and the body vLLM sees. Raises DataError for what is no JSON object."""
         try:
             request = json.loads(body)
@@ -95,12 +90,12 @@ class Middleware:
                 request,
                 headers,
                 turn_id=f"turn-{uuid4().hex}",
-                tenant=tenant,
-                default=default_consent(self._door.capture, tenant),
+                tenant=visit.tenant,
+                default=default_consent(self._door.capture, visit.tenant),
                 now_s=time.time(),
             )
             escaped = json.dumps(escape(request, self._door.control)).encode()
         except RecursionError as error:
             raise DataError(f"the body is nested too deeply: {error}") from error
         recorder = self._door.recorder
-        return Exchange(asked=asked, recorded=recorder is not None and recorder.wants(asked)), escaped
+        return Exchange(visit=visit, asked=asked, recorded=recorder is not None and recorder.wants(asked)), escaped

@@ -20,6 +20,7 @@ from sdpo_ray.redaction import Redactor
 from serve.auth import Entrance, UsersEntrance
 from serve.door import Door
 from serve.exchange import EXCHANGE
+from serve.front import Front
 from serve.routes import Middleware
 from tests.answers import answered
 
@@ -80,10 +81,10 @@ class RecordedEngine:
         text = self._answer(body)
         exchange = EXCHANGE.get()
         assert exchange is not None
-        exchange.policy_version = 0
+        exchange.visit.policy_version = 0
 
         async def record() -> None:
-            if exchange.recorded and self._recorder is not None:
+            if exchange.recorded and exchange.asked is not None and self._recorder is not None:
                 exchange.receipt = await self._recorder.record(exchange.asked, answered(text))
 
         if not body.get("stream"):
@@ -114,10 +115,10 @@ def client_of(
         recorder=recorder,
         capture=capture,
         control=ControlTokens(["<|im_end|>"]),
-        entrance=entrance or UsersEntrance(Path("there is no such file")),
         served=lambda: {POLICY_VERSION: "0"},
     )
-    transport = httpx.ASGITransport(app=Middleware(RecordedEngine(recorder, answer), door))
+    entrance = entrance or UsersEntrance(Path("there is no such file"))
+    transport = httpx.ASGITransport(app=Front(Middleware(RecordedEngine(recorder, answer), door), entrance))
     return httpx.AsyncClient(transport=transport, base_url="http://recorded")
 
 

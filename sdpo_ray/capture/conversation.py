@@ -89,6 +89,11 @@ def keyed_digest(key: bytes, *fields: str) -> str:
     return _hex(_digest(key, *fields))
 
 
+def owner_digest(key: bytes, *, tenant: str, user: str) -> str:
+    """Whose a personal policy is: a user of a tenant, or with an empty `user` the whole tenant."""
+    return keyed_digest(key, "owner", tenant, user)
+
+
 def _digest(key: bytes, *fields: str) -> hmac.HMAC:
     digest = hmac.new(key, digestmod=hashlib.sha256)
     _add(digest, (field.encode() for field in fields))

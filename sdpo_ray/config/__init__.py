@@ -11,13 +11,13 @@ from sdpo_ray.config.run import (
     Policy,
     Promote,
     Run,
-    Serve,
     Simulate,
     keys,
     load_run,
     parse_run,
     to_json,
 )
+from sdpo_ray.config.serving import Limits, Personal, Serve, TrialRules
 
 __all__ = [
     "PRESETS",
@@ -25,12 +25,15 @@ __all__ = [
     "Curate",
     "Distill",
     "Evaluate",
+    "Limits",
+    "Personal",
     "Policy",
     "Promote",
     "Run",
     "Serve",
     "Simulate",
     "Tenant",
+    "TrialRules",
     "keys",
     "load_run",
     "parse_run",

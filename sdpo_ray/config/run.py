@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from sdpo_ray.config.data import Capture, Curate
 from sdpo_ray.config.distill import Distill
 from sdpo_ray.config.section import Section
+from sdpo_ray.config.serving import Personal, Serve, TrialRules
 from sdpo_ray.errors import ConfigError
 
 
@@ -29,29 +30,6 @@ class Policy(Section):
     """What the engine computes in."""
     max_model_len: int = Field(default=512, ge=16)
     """Longest prompt plus response, in tokens."""
-
-
-class Serve(Section):
-    """Ray Serve and the vLLM engine."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
-    served_name: str = "policy"
-    """The model name clients ask for."""
-    num_replicas: int = Field(default=1, ge=1)
-    num_cpus: float = Field(default=0.5, gt=0)
-    """Ray's logical CPUs a replica."""
-    num_gpus: float = Field(default=0, ge=0)
-    """GPUs a replica; 0 serves on the CPU."""
-    kv_cache_mib: int = Field(default=64, ge=8)
-    max_num_seqs: int = Field(default=64, ge=1)
-    max_queued: int = Field(default=256, ge=1)
-    """Requests waiting for the engine before it answers 503."""
-
-    @property
-    def url(self) -> str:
-        """Where the users' application answers, without a path."""
-        return f"http://{self.host}:{self.port}"
 
 
 class Evaluate(Section):
@@ -88,6 +66,7 @@ class Promote(Section):
     """Seconds between two looks at the registry."""
     confirm_timeout_s: float = Field(default=120.0, gt=0)
     """Longest wait until every replica answers with a released version."""
+    trial: TrialRules = TrialRules()
 
 
 class Simulate(Section):
@@ -119,7 +98,14 @@ class Run(Section):
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
     promote: Promote = Promote()
+    personal: Personal = Personal()
     simulate: Simulate = Simulate()
+
+    @model_validator(mode="after")
+    def _bases(self) -> "Run":
+        if self.serve.swap == "adapter" and not self.distill.lora.rank:
+            raise ValueError("serve.swap 'adapter' serves adapters, and distill.lora.rank = 0 makes none")
+        return self
 
     @field_validator("root")
     @classmethod

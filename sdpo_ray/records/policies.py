@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from sdpo_ray.records.turns import Refusal
 
@@ -150,3 +151,43 @@ class Release:
     previous_version: int | None
     fingerprint: Fingerprint
     released_at_s: float = field(default=0.0)
+    adapter: str = ""
+    """Directory of the LoRA adapter that makes this policy of the run's base; empty where the weights are whole. Read
+    where `serve.swap` is `adapter`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A candidate among users, before it is promoted. Made by `promote.trial`; read by `serve.trial`.
+
+    The file `trial.json` holds it; without the file nobody meets a candidate.
+    """
+
+    candidate: Release
+    champion_version: int
+    mode: Literal["shadow", "canary"]
+    share: float
+    """Of conversations."""
+    started_at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersonalPolicy:
+    """A LoRA adapter over one shared policy, for one user or one tenant. Made by jobs; read by `serve.personal`.
+
+    The file `personal/<owner>.json` points at it. Where the shared policy has moved on, it is stale and not served.
+    """
+
+    owner: str
+    """Keyed digest of tenant and user: `capture.conversation.owner_digest`."""
+    version: int
+    """Counts this owner's personal policies from 1."""
+    name: str
+    """What the engine knows it by; never used again for other weights."""
+    adapter: str
+    """Directory in peft's format."""
+    base_version: int
+    """Of the shared policy beneath it."""
+    fingerprint: Fingerprint
+    """Of the shared policy with the adapter."""
+    released_at_s: float

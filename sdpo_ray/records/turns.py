@@ -70,6 +70,12 @@ class Sampling:
     """0 means no limit."""
     max_tokens: int
     seed: int | None
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    constrained: bool = False
+    """Whether tokens were forbidden, forced or favoured: by a grammar, a JSON schema, a list of words, a bias."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +143,12 @@ class Turn:
     """Natural log of the probability with which each response token was sampled, one per id."""
     version_spans: tuple[VersionSpan, ...]
     finish_reason: FinishReason
+    """ABORT where the client hung up or the time was over: the response is what had been made by then."""
     sampling: Sampling
+    response_calls: tuple[ToolCall, ...] = ()
+    """Calls of tools that the client was shown in the response; `response` is the text they were written in."""
+    adapter: str = ""
+    """Name of the personal policy that answered; empty where it was the shared one of `version_spans`."""
     started_at_s: float
     """Unix time at which the request arrived."""
     finished_at_s: float
