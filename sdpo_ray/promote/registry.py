@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -33,6 +34,20 @@ _QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """One model version, as a person sees it. Made by `Registry.versions`; read by jobs."""
+
+    policy_version: int
+    status: str
+    """base, passed, held, refused, champion or retired."""
+    decision: str
+    """The gate's verdict; empty for the base."""
+    review: str
+    """What a person wrote into the tag."""
+    reasons: str
 
 
 class Registry:
@@ -91,6 +106,22 @@ class Registry:
             if other.version != version.version:
                 self._client.set_model_version_tag(self._model, other.version, "status", "retired")
         self._client.set_model_version_tag(self._model, version.version, "status", "champion")
+
+    def versions(self) -> tuple[Registered, ...]:
+        """Every policy version, the oldest first."""
+        found, token = [], None
+        while token is None or token:
+            page = self._client.search_model_versions(f"name = '{self._model}'", page_token=token)
+            found += [each.tags for each in page if each.tags.get("policy_version", "").isdecimal()]
+            token = page.token or ""
+        registered = (
+            Registered(
+                policy_version=int(tags["policy_version"]),
+                **{name: tags.get(name, "") for name in ("status", "decision", "review", "reasons")},
+            )
+            for tags in found
+        )
+        return tuple(sorted(registered, key=lambda each: each.policy_version))
 
     def review(self, policy_version: int) -> Review | None:
         """What a person wrote into the tag `review`, in any case; None for nothing, or for other words."""

@@ -11,7 +11,10 @@ import pytest
 from sdpo_ray.config import keys, load_run
 
 REPOSITORY = Path(__file__).parent.parent.parent
-JOBS = ["continual", "curate", "distill", "erase", "explain", "export", "lineage", "rollback", "simulate"]
+JOBS = [
+    *("backup", "continual", "curate", "distill", "erase", "explain", "export", "lineage", "review", "rollback"),
+    "simulate",
+]
 OTHERS = ["demo", "import_logs", "keys"]
 HEAVY = ("ray", "torch", "vllm", "mlflow", "transformers", "deepspeed", "pyarrow")
 PROBE = """

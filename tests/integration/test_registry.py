@@ -240,3 +240,15 @@ def test_a_registry_opened_again_knows_everything(registry: Registry, root: Path
     registry.set_champion(cycle)
     again = Registry(Layout(root), model_name="policy")
     assert (again.champion_version(), again.candidate_version()) == (cycle, cycle)
+
+
+def test_a_person_sees_every_version_with_its_verdict_and_their_own_word(root: Path):
+    fresh = Registry(Layout(root / "seen"), model_name="policy")
+    fresh.register_base(base(root))
+    fresh.record_cycle(entry(1, root=root))
+    fresh.tag(1, "review", "approved")
+    first, second = fresh.versions()
+    assert (first.policy_version, first.status, first.decision, first.review) == (0, "champion", "", "")
+    assert (second.policy_version, second.review) == (1, "approved")
+    decision = entry(1, root=root).decision
+    assert (second.decision, second.reasons) == (decision.verdict.value, "; ".join(decision.reasons))
