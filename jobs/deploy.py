@@ -1,14 +1,23 @@
-"""Deploy serve/config.yaml for one run: declaratively, through Ray's REST API, as `serve deploy` does."""
+"""Deploy the applications of a run, declaratively, through Ray's REST API, as `serve deploy` does.
+
+    python jobs/deploy.py --run jobs/recipes/laptop.toml
+    python jobs/deploy.py --run my.toml --print > serve.yaml      # for `serve deploy`, or KubeRay
+
+Run it again after a change of the run file: what did not change goes on serving.
+"""
 
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 
+from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.config import Run
 from sdpo_ray.errors import ConfigError
 
@@ -29,17 +38,28 @@ def deploy(
 
     Waits until all of them run. Raises ConfigError with Ray Serve's words when they do not.
     """
-    config = yaml.safe_load(CONFIG.read_text())
-    config["http_options"] |= {"host": run.serve.host, "port": run.serve.port}
-    config["applications"] = [each for each in config["applications"] if not only or each["name"] in only]
-    for application in config["applications"]:
-        application["args"] |= {"run_file": str(run_file), "overrides": overrides}
+    config = serve_config(run, run_file, overrides, only=only)
     url = f"{dashboard}/api/serve/applications/"
     headers = {"content-type": "application/json"}
     request = urllib.request.Request(url, json.dumps(config).encode(), headers, method="PUT")
-    urllib.request.urlopen(request, timeout=60).close()
+    try:
+        urllib.request.urlopen(request, timeout=60).close()
+    except urllib.error.HTTPError as error:
+        raise ConfigError(f"Ray Serve refused it: {error.read().decode(errors='replace')[-1500:]}") from None
+    except urllib.error.URLError as error:
+        raise ConfigError(f"no Ray cluster answers at {dashboard}: `ray start --head` starts one ({error})") from None
     if wait:
         _wait(url, num_applications=len(config["applications"]))
+
+
+def serve_config(run: Run, run_file: Path, overrides: list[str], *, only: Collection[str] = ()) -> dict[str, Any]:
+    """What `serve deploy` reads: serve/config.yaml with this run's file, address and overrides."""
+    config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+    config["http_options"] |= {"host": run.serve.host, "port": run.serve.port}
+    config["applications"] = [each for each in config["applications"] if not only or each["name"] in only]
+    for application in config["applications"]:
+        application["args"] |= {"run_file": str(run_file), "overrides": list(overrides)}
+    return config
 
 
 def _wait(url: str, num_applications: int) -> None:
@@ -56,3 +76,29 @@ def _wait(url: str, num_applications: int) -> None:
         time.sleep(0.3)
     words = "; ".join(f"{name}: {a['status']} {a['message'][-1500:]}" for name, a in applications.items())
     raise ConfigError(f"Ray Serve could not deploy: {words}")
+
+
+def main(
+    run: RunFile = LAPTOP,
+    overrides: Overrides = None,
+    print_config: PrintConfig = False,
+    address: Annotated[
+        str,
+        typer.Option(envvar=["RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"], help="Ray's dashboard."),
+    ] = "http://127.0.0.1:8265",
+    print_: Annotated[bool, typer.Option("--print", help="Print the Serve config file, and deploy nothing.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait until everything runs.")] = True,
+) -> None:
+    """Serve the policy of a run on the Ray cluster that is up: users' application, and the engine that examines."""
+    resolved = read_run(run, overrides, print_config)
+    run_file = run.absolute()
+    if print_:
+        typer.echo(yaml.safe_dump(serve_config(resolved, run_file, overrides or []), sort_keys=False))
+        return
+    with plain_errors():
+        deploy(address.rstrip("/"), resolved, run_file, overrides or [], wait=wait)
+    typer.echo(f"{resolved.serve.url} serves {resolved.serve.served_name}" if wait else "asked for")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sdpo_ray.config import keys, load_run
 
 REPOSITORY = Path(__file__).parent.parent.parent
 JOBS = [
-    *("backup", "continual", "curate", "distill", "erase", "explain", "export", "lineage", "review", "rollback"),
-    "simulate",
+    *("backup", "continual", "curate", "deploy", "distill", "erase", "explain", "export", "lineage", "review"),
+    *("rollback", "simulate"),
 ]
 OTHERS = ["demo", "import_logs", "keys"]
 HEAVY = ("ray", "torch", "vllm", "mlflow", "transformers", "deepspeed", "pyarrow")
@@ -78,3 +79,13 @@ def test_the_keys_of_a_run_file_are_these():
     """Adding a key means adding it here, in view of the reviewer: every knob needs a reader."""
     listed = (Path(__file__).parent / "config_keys.txt").read_text().split()
     assert sorted(keys()) == listed
+
+
+def test_the_deployment_of_a_run_can_be_read_before_it_is_made():
+    out = run_job("deploy", "--print", "--set", "serve.port=8123")
+    config = yaml.safe_load(out.partition("exit 0")[0])
+    assert config["http_options"]["port"] == 8123
+    arguments = {each["name"]: each["args"] for each in config["applications"]}
+    assert arguments["policy"]["overrides"] == ["serve.port=8123"]
+    assert load_run(arguments["policy"]["run_file"]).serve.port == 8000
+    assert arguments["examiner"]["audience"] == "examiner"
