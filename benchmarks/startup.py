@@ -23,7 +23,7 @@ from pathlib import Path
 from jobs.deploy import deploy
 from jobs.local import LocalCluster, free_port, stop_tree
 from sdpo_ray.config import load_run
-from serve.policy import CPU_ENV
+from serve.placement import CPU_ENV
 
 REPOSITORY = Path(__file__).parent.parent
 RECIPE = REPOSITORY / "jobs" / "recipes" / "laptop.toml"

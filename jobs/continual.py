@@ -60,6 +60,7 @@ def continual(run: Run, turns: int) -> None:
         curator = Curator(layout, log, curate=run.curate, capture=run.capture)
         wheel = Wheel(run, curator, registry, events)
         wheel.champion()
+        wheel.trials.end_others(next_cycle(layout.root / "cycles"))
         registry.register_base(read_json(layout.release(BASE_VERSION), Release))
         complaint = f"the registry does not answer; asking on every {run.promote.poll_s:g} s"
         # In the background, so that a person's rollback never waits for a stage.

@@ -21,7 +21,7 @@ from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, p
 from sdpo_ray.config import Run
 from sdpo_ray.errors import ConfigError
 
-CONFIG = Path(__file__).parent.parent / "serve" / "config.yaml"
+SERVE = Path(__file__).parent.parent / "serve"
 TIMEOUT_S = 240
 
 
@@ -53,8 +53,12 @@ def deploy(
 
 
 def serve_config(run: Run, run_file: Path, overrides: list[str], *, only: Collection[str] = ()) -> dict[str, Any]:
-    """What `serve deploy` reads: serve/config.yaml with this run's file, address and overrides."""
-    config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+    """What `serve deploy` reads: serve/config.yaml with this run's file, address and overrides.
+
+    A run that puts candidates on trial has an application more: serve/canary.yaml.
+    """
+    file = SERVE / ("config.yaml" if run.promote.trial.mode == "off" else "canary.yaml")
+    config: dict[str, Any] = yaml.safe_load(file.read_text())
     config["http_options"] |= {"host": run.serve.host, "port": run.serve.port}
     config["applications"] = [each for each in config["applications"] if not only or each["name"] in only]
     for application in config["applications"]:

@@ -1,12 +1,13 @@
 """The three questions of lineage: what became of a user's or a turn's words, and what a policy comes from."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.books import Books, Learned, Update
 from sdpo_ray.curate.traces import Traces
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.promote import personal
 from sdpo_ray.records import BASE_VERSION, Verdict
 from sdpo_ray.storage import is_ready
 from sdpo_ray.tables import read_erased
@@ -33,6 +34,8 @@ class Traced:
     """All three: in the tables now."""
     drew: list[Drew]
     learned: list[Learned]
+    personal: list[personal.Drew]
+    """Personal policies, and attempts at one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +65,8 @@ class Ancestor:
     served: bool
 
 
-def trace(books: Books, traces: Traces, interaction_ids: Collection[str]) -> Traced:
-    """What became of `traces`, whose interactions have, or had, these ids."""
+def trace(books: Books, traces: Traces, interaction_ids: Collection[str], drew: Sequence[personal.Drew] = ()) -> Traced:
+    """What became of `traces`, whose interactions have, or had, these ids; `drew` is of personal policies."""
     wanted = set(interaction_ids)
     return Traced(
         num_turns=len(traces.turn_ids),
@@ -80,6 +83,7 @@ def trace(books: Books, traces: Traces, interaction_ids: Collection[str]) -> Tra
             for update in books.drew(wanted)
         ],
         learned=books.learned(wanted),
+        personal=list(drew),
     )
 
 

@@ -6,9 +6,6 @@ It runs on the Ray cluster that is there, else on one that it starts and stops. 
 would need, and needs neither Ray nor the weights. Broken off, it goes on where it was when it is started again.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,10 +63,11 @@ def _train(run: Run, snapshot: Snapshot, parent: Release, out: Path) -> Candidat
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+    from jobs.connecting import connected
     from sdpo_ray.distill.launch import distill
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with _ray(run), Progress(*columns, console=Console(stderr=True)) as progress:
+    with connected(run), Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("optimizer steps", total=None)
         return distill(
             snapshot=snapshot,
@@ -82,32 +80,6 @@ def _train(run: Run, snapshot: Snapshot, parent: Release, out: Path) -> Candidat
             base=run.base,
             on_step=lambda step, num_steps: progress.update(task, completed=step, total=num_steps),
         )
-
-
-@contextmanager
-def _ray(run: Run) -> Iterator[None]:
-    """Connected to the cluster that is there, else to one on this machine for as long as the block runs."""
-    import ray
-
-    from jobs.local import ENVIRONMENT
-
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        ray.init(address="auto", log_to_driver=False)
-    except ConnectionError as error:
-        if "RAY_ADDRESS" in os.environ:
-            raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}") from None
-        typer.echo("no Ray cluster is running: starting one on this machine until the update is done", err=True)
-        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-        # Each worker asks for one logical CPU, and there must be one for all of them at once.
-        num_cpus = max(os.cpu_count() or 1, run.distill.workers.num_workers + 1)
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _snapshot(directory: Path) -> Snapshot:

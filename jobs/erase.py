@@ -82,13 +82,15 @@ def _print(erased: "Erased", console: "Console") -> None:
         table.add_row(f"interactions of {directory}", str(n))
     for words, n in (
         ("records of candidates, written again", len(erased.records)),
-        ("MLflow runs, drawn again", erased.mlflow_runs),
+        ("MLflow runs, drawn again or deleted", erased.mlflow_runs),
+        ("personal policies, and their adapters", len(erased.personal)),
         ("leftovers and pages", len(erased.leftovers)),
     ):
         if n:
             table.add_row(words, str(n))
     console.print(table)
-    if not any((*erased.rows.values(), erased.snapshots, erased.records, erased.mlflow_runs, erased.learned)):
+    derived = (erased.snapshots, erased.records, erased.mlflow_runs, erased.personal, erased.learned)
+    if not any((*erased.rows.values(), *derived)):
         console.print("Nothing of theirs was found. Is the name spelt as the client sent it, and the tenant right?")
     if erased.alike:
         console.print(f"{erased.alike} turns may be theirs, or of others in the same words: they stay.")

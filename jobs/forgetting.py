@@ -15,14 +15,17 @@ from jobs.books import Learned, read_books
 from jobs.emptying import Emptying
 from jobs.explain import page_of
 from jobs.whose import Whose
+from sdpo_ray.capture.conversation import owner_digest
+from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Run
 from sdpo_ray.curate.erasures import Erasure, Erasures
 from sdpo_ray.curate.pinned import rewrite, rows_of, snapshots_under
 from sdpo_ray.curate.traces import Tables, Traces, count, remove
 from sdpo_ray.curate.turnstile import undisturbed
+from sdpo_ray.promote import personal
 from sdpo_ray.promote.forget import forget_in_file
 from sdpo_ray.records import Event
-from sdpo_ray.storage import Layout
+from sdpo_ray.storage import Layout, changing
 from sdpo_ray.telemetry import EventFile
 
 _MLFLOW_DATABASE, _MLFLOW_ARTIFACTS = "mlflow.db", "mlartifacts"
@@ -44,7 +47,9 @@ class Erased:
     records: list[str] = field(default_factory=list)
     """Candidates' records that showed what they said."""
     mlflow_runs: int = 0
-    """Runs whose artifacts did; not looked at in a dry run."""
+    """Runs whose artifacts did, and those of personal policies; not looked at in a dry run."""
+    personal: list[str] = field(default_factory=list)
+    """Owners whose personal policy was theirs, or had learned from them; a tenant's is learned again without them."""
     leftovers: list[str] = field(default_factory=list)
     """Of work that was broken off, and pages of `jobs/explain.py`."""
     alike: int = 0
@@ -77,7 +82,9 @@ class Forgetting:
         found = Erased(dry_run=True, rows=count(self._tables, traces), alike=traces.alike)
         found.events_in_log = self._log.count(self._is_theirs(traces))
         found.snapshots = {str(path): len(ids) for path, ids in self._held(traces)}
-        self._add_lineage(found, self._whose.learned_from(self._layout, traces))
+        gone = self._whose.learned_from(self._layout, traces)
+        found.personal = self._personal(gone)
+        self._add_lineage(found, gone)
         return found
 
     def go(self) -> Erased:
@@ -93,7 +100,9 @@ class Forgetting:
             self._log.ship()
             erasure = self._remember(erasure, self._traces())
         found = Erased(dry_run=False, erasure_id=erasure.erasure_id, events_in_log=self._log.empty())
-        with undisturbed(self._layout, lambda: self._say("waiting until the round or cycle under way is done")):
+        waiting = "waiting until the round or cycle under way is done"
+        # Personal policies are drawn and published without the wheel's turn.
+        with undisturbed(self._layout, lambda: self._say(waiting)), changing(self._layout.personal):
             traces = self._traces()
             erasure = self._remember(erasure, traces)
             found.alike = traces.alike
@@ -133,6 +142,11 @@ class Forgetting:
 
     def _forget(self, found: Erased, traces: Traces) -> frozenset[str]:
         """Clear everything that shows what they said, apart from the tables; the ids of their interactions."""
+        # First, since they are found by what their snapshots say.
+        found.personal = self._personal(self._whose.learned_from(self._layout, traces))
+        for owner in found.personal:
+            self._say("removing personal policies")
+            personal.remove(self._layout, owner)
         for path, ids in self._held(traces):
             self._say(f"rewriting {path}")
             rewrite(path, ids, erasure_id=found.erasure_id)
@@ -140,19 +154,32 @@ class Forgetting:
         gone = self._whose.learned_from(self._layout, traces)
         self._say("reading the candidates' records")
         root = self._layout.root
-        for path in [*_broken_off(root), *self._begun(gone), *(page_of(each) for each in gone)]:
+        for path in [*_broken_off(self._layout), *self._begun(gone), *(page_of(each) for each in gone)]:
             if path.exists():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 found.leftovers.append(str(path))
         found.records = [str(path) for path in _records(root) if forget_in_file(path, gone)]
         if self._run.promote.tracking_uri or (root / _MLFLOW_DATABASE).exists():
             self._say("asking MLflow")
+            from sdpo_ray.promote.personal_runs import PersonalRuns
             from sdpo_ray.promote.registry import Registry
 
             promote = self._run.promote
             registry = Registry(self._layout, model_name=promote.model_name, tracking_uri=promote.tracking_uri)
             found.mlflow_runs = registry.forget(gone)
+            runs = PersonalRuns(registry, model_name=promote.model_name)
+            found.mlflow_runs += runs.forget({*found.personal, *self._owners()})
         return gone
+
+    def _owners(self) -> set[str]:
+        """Those whose personal policies would be theirs."""
+        key = Pseudonyms.load(self._layout.pseudonym_keys).pairing_key
+        return {owner_digest(key, tenant=tenant, pseudonym=name) for tenant, name in self._whose.users}
+
+    def _personal(self, gone: Collection[str]) -> list[str]:
+        """Owners of what is theirs, and of what has learned from them."""
+        known = set(personal.known_owners(self._layout))
+        return sorted((self._owners() & known) | {each.owner for each in personal.drew(self._layout, gone)})
 
     def _begun(self, gone: Collection[str]) -> list[Path]:
         """What an update that was broken off has learned of them so far: it begins anew."""
@@ -172,7 +199,8 @@ def _records(root: Path) -> list[Path]:
     return [path for path in found if not path.is_relative_to(root / _MLFLOW_ARTIFACTS)]
 
 
-def _broken_off(root: Path) -> list[Path]:
+def _broken_off(layout: Layout) -> list[Path]:
     """What a draw, an update or a record left half-written, which nobody goes on with."""
     patterns = ("snapshots/.*.partial", "candidates/.*.partial", "candidates/*/.*.json.*", "cycles/*/.*.json.*")
-    return [path for pattern in patterns for path in sorted(root.glob(pattern))]
+    of_wheel = [path for pattern in patterns for path in sorted(layout.root.glob(pattern))]
+    return [*of_wheel, *personal.left_behind(layout)]

@@ -13,6 +13,7 @@ from jobs.commandline import LAPTOP, Overrides, RunFile, plain_errors
 from sdpo_ray.config import load_run
 from sdpo_ray.storage import Layout
 
+_OWN = "{}, 0 for any; [serve.limits] of the run where it is not given."
 app = typer.Typer(
     help="The keys of a run: those of pseudonyms, and those that tenants call with.",
     add_completion=False,
@@ -38,6 +39,9 @@ def rotate(run: RunFile = LAPTOP, overrides: Overrides = None) -> None:
 @app.command()
 def add(
     tenant: Annotated[str, typer.Option(help="Whose requests they are that come with this key.")],
+    requests_per_minute: Annotated[int | None, typer.Option(min=0, help=_OWN.format("Requests a minute"))] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=0, help=_OWN.format("Tokens a minute"))] = None,
+    concurrent: Annotated[int | None, typer.Option(min=0, help=_OWN.format("Requests at once"))] = None,
     run: RunFile = LAPTOP,
     overrides: Overrides = None,
 ) -> None:
@@ -49,7 +53,12 @@ def add(
 
     with plain_errors():
         before = ApiKeys.load(_layout(run, overrides).api_keys)
-        key, now = before.add(tenant)
+        key, now = before.add(
+            tenant,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            concurrent=concurrent,
+        )
     typer.echo(key)
     typer.echo(f"key {now.keys[-1].key_id} of {tenant}; it is not shown again", err=True)
     if not before.asked_for:
@@ -58,7 +67,7 @@ def add(
 
 @app.command("list")
 def list_keys(run: RunFile = LAPTOP, overrides: Overrides = None) -> None:
-    """List the keys of the API by id, tenant and day; the keys themselves are kept nowhere."""
+    """List the keys of the API by id, tenant, day and limits of their own; the keys themselves are kept nowhere."""
     from sdpo_ray.capture.apikeys import ApiKeys
 
     with plain_errors():
@@ -66,7 +75,13 @@ def list_keys(run: RunFile = LAPTOP, overrides: Overrides = None) -> None:
     if not known.asked_for:
         typer.echo("no keys: everybody may call, as tenant default")
     for key in known.keys:
-        typer.echo(f"{key.key_id}  {key.tenant}  {datetime.fromtimestamp(key.made_at_s, UTC):%Y-%m-%d}")
+        own = {
+            "requests/min": key.requests_per_minute,
+            "tokens/min": key.tokens_per_minute,
+            "at once": key.concurrent,
+        }
+        limits = "".join(f"  {'any' if n == 0 else n} {what}" for what, n in own.items() if n is not None)
+        typer.echo(f"{key.key_id}  {key.tenant}  {datetime.fromtimestamp(key.made_at_s, UTC):%Y-%m-%d}{limits}")
 
 
 @app.command()

@@ -52,6 +52,7 @@ def _trace(run: Run, tenant: str, user: str | None, turn: str | None) -> "Traced
     from jobs.descent import trace
     from jobs.whose import whose
     from sdpo_ray.curate.traces import Tables, traces_of
+    from sdpo_ray.promote.personal import drew
     from sdpo_ray.storage import Layout
 
     layout = Layout(run.directory, run.tables)
@@ -59,7 +60,7 @@ def _trace(run: Run, tenant: str, user: str | None, turn: str | None) -> "Traced
     # A turn alone, without its conversation.
     traces = traces_of(Tables.of(layout), named.users, also=named.turn_ids)
     ids = named.learned_from(layout, traces) if turn is None else traces.said | traces.interaction_ids
-    return trace(read_books(layout), traces, ids)
+    return trace(read_books(layout), traces, ids, drew(layout, ids))
 
 
 def _line(run: Run, release: str) -> "list[Ancestor]":
@@ -88,6 +89,9 @@ def _trace_tree(found: "Traced") -> "Tree":
         for each in found.learned:
             standing = ", served" if each.served else ", released" if each.released else ""
             policies.add(f"v{each.policy_version} of v{each.parent_version}: {each.verdict or 'under way'}{standing}")
+    for own in found.personal:
+        name = f"personal policy {own.owner[:12]} v{own.version}"
+        tree.add(f"{name}: {own.snapshot_id} drew {own.num_interactions}{', served' if own.served else ''}")
     return tree
 
 

@@ -1,4 +1,7 @@
-"""Serve an earlier release again: move the alias `champion`, then the pointer, then wait for the replicas."""
+"""Serve an earlier release again: move the alias `champion`, then the pointer, then wait for the replicas.
+
+A trial that is on is over with it: whoever rolls back wants everybody to meet what they know.
+"""
 
 from typing import Annotated
 
@@ -18,12 +21,14 @@ def main(
     resolved = read_run(run, overrides, print_config)
     from sdpo_ray.promote.registry import Registry
     from sdpo_ray.promote.release import confirm, release_to_restore, rollback
+    from sdpo_ray.promote.trial import end
 
     layout = Layout(resolved.directory, resolved.tables)
     with plain_errors():
         wanted = release_to_restore(layout, to).policy_version
         registry = Registry(layout, model_name=resolved.promote.model_name, tracking_uri=resolved.promote.tracking_uri)
         registry.set_champion(wanted)
+        end(layout)
         release = rollback(layout, wanted)
         seconds = confirm(
             resolved.serve.url,

@@ -48,6 +48,10 @@ class Screen:
             elif event.name == "gathered":
                 self._done, self._total = int(facts["new"] or 0), int(facts["needed"] or 1)
                 self._interactions, self._turns = int(facts["interactions"] or 0), int(facts["turns"] or 0)
+            elif event.name == "trial":
+                heard = f"{facts['complaints']} of {facts['reactions']} complain"
+                self._stage = f"cycle {event.cycle}: {facts['mode']}, {heard}"
+                self._done, self._total = int(facts["judged"] or 0), int(facts["needed"] or 1)
             elif event.name == "outcome":
                 self.served = int(facts["champion"] or 0)
 

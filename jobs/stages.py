@@ -1,13 +1,13 @@
 """The stages of the wheel, wired for one run: what `sdpo_ray.cycle` calls, with every real part behind it."""
 
-import asyncio
-import random
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
+from jobs.examining import Examination
 from jobs.provenance import code_commit
+from jobs.trials import Trials
 from sdpo_ray.config import Run
 from sdpo_ray.curate.snapshot import draw_snapshot
 from sdpo_ray.curate.stream import Curator
@@ -15,7 +15,7 @@ from sdpo_ray.cycle import Begun, Outcome, Stages
 from sdpo_ray.distill.launch import distill
 from sdpo_ray.distill.relevance import read_relevance
 from sdpo_ray.errors import ReleaseError, SwapError
-from sdpo_ray.evaluate.endpoint import Answers, generate, load_answers, save_answers
+from sdpo_ray.evaluate.endpoint import Answers
 from sdpo_ray.evaluate.suite import examine
 from sdpo_ray.promote import gate
 from sdpo_ray.promote.follow import Move, follow_alias
@@ -24,7 +24,7 @@ from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.release import confirm, point_at, rollback, served_release
 from sdpo_ray.records import BASE_VERSION, Candidate, Decision, Release, Report, Snapshot, Verdict
 from sdpo_ray.simulate.users import judge, persona_of
-from sdpo_ray.simulate.world import is_right, sample_prompt
+from sdpo_ray.simulate.world import is_right
 from sdpo_ray.storage import Layout, read_json, write_json
 from sdpo_ray.telemetry import Counters, EventFile
 
@@ -41,7 +41,9 @@ class Wheel:
         self._registry = registry
         self._events = events
         self._url = run.serve.url
+        self._examination = Examination(run, self._layout)
         self._persona = persona_of(run.simulate.persona)
+        self.trials = Trials(run, curator, registry, events, self.champion)
         self._moving = threading.Lock()
         """Held by whoever moves alias and pointer: the release stage, or the thread that follows people."""
 
@@ -128,40 +130,20 @@ class Wheel:
         return report
 
     def _answers(self, cycle: int, policy: Candidate | Release) -> Answers:
-        """A policy's answers to the examination, from the engine that would serve it; asked for once."""
-        prompts = examination(self._run.evaluate.num_prompts)
-        path = self._layout.evaluation(policy.policy_version) / "answers.json"
-        if path.exists():
-            answers = load_answers(path)
-            if [answer.prompt for answer in answers] == prompts:
-                return answers
+        """A policy's answers to the examination; asked for once."""
         examined = Release(
             policy_version=policy.policy_version,
             path=policy.path,
             previous_version=None,
             fingerprint=policy.fingerprint,
-            released_at_s=time.time(),
+            digests=policy.digests,
         )
-        write_json(self._layout.exam_pointer, examined)
-        confirm(f"{self._url}/examiner", policy.policy_version, timeout_s=self._run.promote.confirm_timeout_s)
-        settings = self._run.evaluate
-        answers = asyncio.run(
-            generate(
-                f"{self._url}/examiner/v1",
-                self._layout.exam_key.read_text(),
-                self._run.serve.served_name,
-                prompts,
-                policy_version=policy.policy_version,
-                max_tokens=settings.max_tokens,
-                temperature=settings.temperature,
-                # The same for every policy: pairs differ by their policies, not by their dice.
-                seed=self._run.seed,
-                concurrency=settings.concurrency,
-                on_progress=lambda done: self._progress(cycle, "evaluate", done, len(prompts)),
-            )
+        total = self._run.evaluate.num_prompts
+        return self._examination.answers(
+            examined,
+            self._layout.evaluation(policy.policy_version) / "answers.json",
+            lambda done: self._progress(cycle, "evaluate", done, total),
         )
-        save_answers(path, answers)
-        return answers
 
     def _decide(self, begun: Begun, candidate: Candidate, report: Report) -> Decision:
         decision = gate.decide(report, self._run.promote)
@@ -185,7 +167,10 @@ class Wheel:
         if verdict is Verdict.PROMOTE and self._run.promote.require_review:
             verdict, reasons = self._reviewed(begun.cycle, decision)
         if verdict is Verdict.PROMOTE:
+            verdict, reasons = self.trials.judge(begun.cycle, candidate, report, reasons)
+        if verdict is Verdict.PROMOTE:
             verdict, reasons = self._promote(candidate, report, reasons)
+        self.trials.end()
         if verdict is not decision.verdict:
             self._registry.tag(candidate.policy_version, "status", "refused" if verdict is Verdict.REJECT else "held")
             self._registry.tag(candidate.policy_version, "outcome", f"{verdict}: {'; '.join(reasons)}")
@@ -241,12 +226,3 @@ def last_batch(layout: Layout, cycle: int) -> int:
     """The newest batch of the table `interactions` that the cycle before could draw from; 0 for the first cycle."""
     path = layout.cycle(cycle - 1) / "draw.json"
     return read_json(path, Snapshot).last_batch if path.exists() else 0
-
-
-def examination(num_prompts: int) -> list[str]:
-    """Distinct held-out prompts, the same ones in every run."""
-    rng = random.Random("examination")
-    prompts: dict[str, None] = {}
-    while len(prompts) < num_prompts:
-        prompts[sample_prompt(rng, "held_out").prompt] = None
-    return list(prompts)

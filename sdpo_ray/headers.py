@@ -2,6 +2,8 @@
 
 CONSENT = "x-sdpo-consent"
 CONVERSATION_ID = "x-sdpo-conversation-id"
+TENANT = "x-sdpo-tenant"
+"""Whose chat it is: believed of another of our applications, with its key, and of nobody else."""
 
 TURN_ID = "x-sdpo-turn-id"
 """The receipt: this turn is on disk; a stream names it up front."""

@@ -62,6 +62,10 @@ class Layout:
         """Bearer key between the users' replicas and the canary's, mode 0600."""
         return self.root / "trial.key"
 
+    def trial_answers(self, policy_version: int) -> Path:
+        """Directory of what copies of chats showed of a candidate in shadow: numbers, a file a replica."""
+        return self.root / "trials" / f"v{policy_version:04d}"
+
     @property
     def personal(self) -> Path:
         """Pointers of personal policies, and the directories of their adapters."""
@@ -70,6 +74,10 @@ class Layout:
     def personal_pointer(self, owner: str) -> Path:
         """The `PersonalPolicy` of one owner."""
         return self.personal / f"{owner}.json"
+
+    def personal_version(self, owner: str, version: int) -> Path:
+        """One attempt at a personal policy: what it learned from, what became of it, and its adapter."""
+        return self.personal / owner / f"v{version:04d}"
 
     @property
     def pseudonym_keys(self) -> Path:

@@ -38,6 +38,11 @@ _SAMPLING = pa.struct(
         pa.field("top_k", pa.int64()),
         pa.field("max_tokens", pa.int64()),
         pa.field("seed", pa.int64()),
+        *(
+            pa.field(name, pa.float64())
+            for name in ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+        ),
+        pa.field("constrained", pa.bool_()),
     ]
 )
 _KEYS = pa.struct([pa.field(name, pa.string()) for name in ("prompt", "parent", "continuation", "conversation")])
@@ -60,6 +65,8 @@ TURN = pa.schema(
         pa.field("version_spans", pa.list_(_SPAN)),
         pa.field("finish_reason", pa.string()),
         pa.field("sampling", _SAMPLING),
+        pa.field("response_calls", pa.list_(_TOOL_CALL)),
+        pa.field("adapter", pa.string()),
         pa.field("started_at_s", pa.float64()),
         pa.field("finished_at_s", pa.float64()),
         pa.field("keys", _KEYS),

@@ -1,16 +1,22 @@
 """`serve.app:build`: the Ray Serve application of one run file, for `serve deploy` and KubeRay."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
 from sdpo_ray.config import load_run
-from serve.policy import CPU_ENV, ENGINE_ENV, Policy
+from sdpo_ray.storage import Layout
+from serve.exposure import require_keys
+from serve.placement import actor, replicas
+from serve.policy import Policy
 
 MAX_ONGOING_REQUESTS = 1000
 """Far above what vLLM admits: vLLM's own queue limit answers 503, Ray Serve's would hide it."""
+
+END_S = 15.0
+"""For the journal, the traces and the engine to end, after the last request of a replica that is stopped."""
 
 
 class Arguments(BaseModel):
@@ -21,24 +27,23 @@ class Arguments(BaseModel):
     run_file: str
     overrides: list[str] = []
     """`section.key=value`, as for the jobs."""
-    audience: Literal["users", "examiner"] = "users"
+    audience: Literal["users", "examiner", "canary"] = "users"
 
 
 def build(args: Arguments) -> Application:
-    """One deployment of the policy for users, or of the engine that examines candidates."""
+    """One deployment of the policy for users, or of the engine that examines candidates. Raises ConfigError."""
     run = load_run(args.run_file, args.overrides)
-    gpu = run.serve.num_gpus > 0
-    options: dict[str, Any] = {
-        "num_cpus": run.serve.num_cpus,
-        "num_gpus": run.serve.num_gpus,
-        "runtime_env": {"env_vars": ENGINE_ENV if gpu else ENGINE_ENV | CPU_ENV},
-    }
+    if args.audience == "users":
+        require_keys(run.serve.host, Layout(run.directory).api_keys)
     deployment = serve.deployment(serve.ingress()(Policy)).options(
         name="policy",
-        num_replicas=run.serve.num_replicas if args.audience == "users" else 1,
+        **replicas(run.serve, users=args.audience == "users"),
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        ray_actor_options=options,
+        ray_actor_options=actor(run.serve),
         health_check_period_s=2,
-        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_timeout_s=run.serve.drain_s + END_S,
+        graceful_shutdown_wait_loop_s=0.5,
+        # `serve.accesslog` has lines of its own, which say more.
+        logging_config={"encoding": "JSON", "enable_access_log": False},
     )
     return deployment.bind(run=run.model_dump(mode="json"), audience=args.audience)

@@ -1,13 +1,18 @@
 """What one run file asks of vLLM: the engine's arguments, and those of its API server."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from sdpo_ray.config import Run
+from sdpo_ray.errors import ConfigError
+from serve.adapter_files import engine_options
+from serve.placement import executor
 
 
 def engine_arguments(run: Run, model: str) -> Any:
     """vLLM's `AsyncEngineArgs` for the policy at `model`."""
+    from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     return AsyncEngineArgs(
@@ -16,18 +21,30 @@ def engine_arguments(run: Run, model: str) -> Any:
         dtype=run.policy.dtype,
         max_model_len=run.policy.max_model_len,
         enforce_eager=not run.serve.num_gpus,
-        distributed_executor_backend="uni",
+        tensor_parallel_size=run.serve.tensor_parallel,
+        distributed_executor_backend=executor(run.serve),
         kv_cache_memory_bytes=run.serve.kv_cache_mib << 20,
         max_num_seqs=run.serve.max_num_seqs,
         max_num_queued_reqs=run.serve.max_queued,
         worker_extension_cls="serve.weights.SwapExtension",
         # Log-probs after temperature and top-p are those of the policy that sampled.
         logprobs_mode="processed_logprobs",
+        # Left to itself, vLLM takes for good what fits the first constrained request, most often xgrammar, which a
+        # pattern of 17 characters stops for hours. llguidance has limits: see `serve.schemas`.
+        structured_outputs_config=StructuredOutputsConfig(backend="guidance"),
+        otlp_traces_endpoint=run.serve.otlp_endpoint or None,
+        **engine_options(run, Path(model)),
     )
 
 
 def api_arguments(run: Run, engine: Any) -> argparse.Namespace:
-    """The arguments of vLLM's own API server around that engine."""
+    """The arguments of vLLM's own API server around that engine. Raises ConfigError."""
     from vllm.entrypoints.launchers.cli_args import FrontendArgs
+    from vllm.tool_parsers import ToolParserManager
 
-    return argparse.Namespace(**(vars(FrontendArgs()) | vars(engine)))
+    parser = run.serve.tool_parser
+    known = ToolParserManager.list_registered()
+    if parser not in ("none", *known):
+        raise ConfigError(f"serve.tool_parser: vLLM has no {parser!r}; it has none, {', '.join(sorted(known))}")
+    calls = {} if parser == "none" else {"enable_auto_tool_choice": True, "tool_call_parser": parser}
+    return argparse.Namespace(**(vars(FrontendArgs(**calls)) | vars(engine)))

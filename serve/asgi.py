@@ -7,33 +7,29 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 
-from sdpo_ray.errors import DataError
-
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-MAX_BODY_BYTES = 4 << 20
 
-
-def refuse(status: int, text: str, kind: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error in OpenAI's shape."""
-    error = {"message": text, "type": kind, "param": None, "code": status}
+def refuse(
+    status: int, text: str, kind: str, headers: Mapping[str, str] | None = None, *, code: str | None = None
+) -> JSONResponse:
+    """An error in OpenAI's shape; `code` is the status where there is no word for it, as vLLM has it."""
+    error = {"message": text, "type": kind, "param": None, "code": code or status}
     return JSONResponse({"error": error}, status_code=status, headers=headers)
 
 
 async def read_body(receive: Receive) -> bytes | None:
-    """The request's body; None when the client left first. Raises DataError over the limit."""
+    """The request's body; None when the client left first. `serve.intake` has seen to it that it is not too large."""
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise DataError(f"the request is larger than {MAX_BODY_BYTES} bytes")
         if not message.get("more_body", False):
             return bytes(body)
 

@@ -2,10 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.chat import ControlTokens
 from sdpo_ray.config import Capture
+from serve.asgi import Receive, Scope, Send
+from serve.exchange import Exchange
+from serve.models import ServedModel
+
+
+class Splitter(Protocol):
+    """Hands some chats to another engine: `serve.trial` while a candidate is on trial."""
+
+    async def take(self, exchange: Exchange, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Whether it answered; when it did not, not one byte is out. `body` is what the client sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,3 +29,8 @@ class Door:
     control: ControlTokens
     served: Callable[[], dict[str, str]]
     """Headers that tell what is served now."""
+    model: ServedModel
+    calls_tools: bool = True
+    """False where `serve.tool_parser` is none: requests that leave the choice get text alone."""
+    trial: Splitter | None = None
+    """None where no candidate can be on trial."""

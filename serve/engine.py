@@ -1,35 +1,45 @@
-"""vLLM's async engine, with two additions: requests pass a gate, and finished answers are recorded.
+"""vLLM's async engine, with two additions: requests pass a gate, and answers are recorded.
 
-Token ids, sampling log-probs, finish reason and policy version are read from the engine's own output. The
-last output of a recorded answer is handed on only after its turn is on disk.
+The last output of a recorded answer is handed on only after its turn is on disk. An answer that nobody waits for any
+more, because the client hung up or the time was over, is taken out of the engine and recorded as far as it came.
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack
+from contextvars import ContextVar
+from functools import partial
+from time import time_ns
 from typing import Any
 from uuid import uuid4
 
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TokensPrompt
-from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from sdpo_ray.capture.recorder import Answered, Recorder
-from sdpo_ray.records import FinishReason, Sampling, VersionSpan
-from serve.exchange import EXCHANGE, Exchange
+from sdpo_ray.errors import DataError
+from sdpo_ray.records import FileDigest
+from serve.adapters import Admission
+from serve.answering import Answering
+from serve.exchange import EXCHANGE, Adapter
+from serve.logprobs import RECORDED_ALONE
+from serve.staging import within
 from serve.swap import Gate
+from serve.toolcalls import ToolCallReader
+from serve.toolgrammar import constraint_of
 
+logger = logging.getLogger(__name__)
 _FINGERPRINT = "fingerprint-"
-_DRAIN_POLL_S = 0.005
-
-
-@dataclass(slots=True)
-class _Choice:
-    text: str = ""
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+_DRAIN_POLL_S = 0.002
+_STAGE_POLL_S = 0.01
+_ADDING: ContextVar[Answering | None] = ContextVar("adding", default=None)
+"""The answer whose request is on its way into the engine: set before `generate` begins, read by `add_request`."""
 
 
 class RecordingLLM(AsyncLLM):  # type: ignore[misc]
@@ -37,49 +47,114 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
 
     gate: Gate
     recorder: Recorder | None
+    tool_calls: ToolCallReader
+    adapters: Admission | None = None
+    """Says which adapter answers a request; None where only the engine's own weights do."""
+    on_load: Callable[[], None] | None = None
+    """Called when other weights are in place, before any request meets them."""
     policy_version: int
 
     async def add_request(self, request_id: str, *args: Any, **kwargs: Any) -> Any:
         if request_id.startswith(_FINGERPRINT):
             return await super().add_request(request_id, *args, **kwargs)
-        async with self.gate.entering():
-            return await super().add_request(request_id, *args, **kwargs)
+        answering = _ADDING.get()
+        exchange = answering.exchange if answering is not None else None
+        began_ns = time_ns()
+        async with AsyncExitStack() as entering:
+            await entering.enter_async_context(self.gate.entering(begun=exchange is not None and exchange.admitted))
+            if exchange is not None:
+                exchange.visit.passed("gate", began_ns)
+            if self.adapters is not None:
+                adapter = await entering.enter_async_context(self.adapters.answering(exchange))
+                kwargs["lora_request"] = _lora(adapter)
+            if exchange is not None:
+                exchange.admitted = True
+            queue = await super().add_request(request_id, *args, **kwargs)
+        if answering is not None:
+            answering.queue = queue
+        return queue
 
     def generate(self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any) -> Any:
         # The context is read at the call: vLLM runs the generator's body in another task.
         exchange = EXCHANGE.get()
-        if exchange is None:
-            return super().generate(prompt, sampling_params, request_id, **kwargs)
-        if exchange.recorded and sampling_params.logprobs is None:
-            sampling_params.logprobs = 0
+        _force_calls(sampling_params)
         outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
-        return self._observed(exchange, sampling_params, outputs)
+        if exchange is None:
+            return outputs
+        alone = exchange.recorded and sampling_params.num_logprobs is None
+        if alone:
+            sampling_params.logprobs = 0
+        use = exchange.tool_use
+        calls_of = None if use is None else partial(self.tool_calls.calls, use)
+        return self._observed(Answering(exchange, sampling_params, calls_of), outputs, alone)
 
     async def _observed(
-        self, exchange: Exchange, params: SamplingParams, outputs: AsyncGenerator[RequestOutput, None]
+        self, answering: Answering, outputs: AsyncGenerator[RequestOutput, None], alone: bool
     ) -> AsyncGenerator[RequestOutput, None]:
-        choices: dict[int, _Choice] = defaultdict(_Choice)
-        answers: list[Answered] = []
-        async for output in outputs:
-            if exchange.visit.policy_version is None:
-                exchange.visit.policy_version = self.policy_version
-            for completion in output.outputs:
-                choice = choices[completion.index]
-                choice.text += completion.text
-                choice.ids += completion.token_ids
-                if exchange.recorded:
-                    choice.logprobs += _sampled_logprobs(completion)
-                if completion.finish_reason is not None:
-                    answers.append(_answered(output, completion, choice, params))
-            asked = exchange.asked
-            if output.finished and exchange.recorded and asked is not None and self.recorder is not None:
-                stored = [await self.recorder.record(asked, answer) for answer in answers]
-                exchange.receipt = all(stored)
-            yield output
+        exchange = answering.exchange
+        began_ns = time_ns()
+        _ADDING.set(answering)
+        RECORDED_ALONE.set(alone)
+        try:
+            async for output in outputs:
+                if exchange.visit.policy_version is None:
+                    exchange.visit.policy_version = self.policy_version
+                answering.see(output)
+                if output.finished:
+                    exchange.visit.passed("engine", began_ns)
+                if output.finished and exchange.recorded:
+                    exchange.receipt = await self._record(answering)
+                yield output
+        except (asyncio.CancelledError, GeneratorExit):
+            # The engine drops the request before anything else waits, and puts out what it still had of it.
+            await outputs.aclose()
+            answering.break_off()
+            if exchange.recorded and not answering.settled:
+                self._record_broken_off(answering)
+            raise
 
-    async def stage(self, path: str) -> None:
-        """Read the weights at `path` in every worker, without touching the model."""
-        await self.collective_rpc("stage_weights", args=(path,))
+    async def _record(self, answering: Answering) -> bool:
+        """Store the turns of a request that has ended; whether all are durable."""
+        answers, asked = self._answers(answering), answering.exchange.asked
+        if not answers or asked is None or self.recorder is None:
+            return False
+        began_ns = time_ns()
+        try:
+            return await self.recorder.record(asked, *answers)
+        finally:
+            answering.exchange.visit.passed("journal", began_ns)
+
+    def _record_broken_off(self, answering: Answering) -> None:
+        """Store the turns of a request that nobody waits for any more, in the background."""
+        answers, asked = self._answers(answering), answering.exchange.asked
+        if answers is None or asked is None or self.recorder is None:
+            return
+        if answers:
+            self.recorder.record_later(asked, *answers)
+        else:
+            self.recorder.counters.add("not_recorded.abort_without_output")
+
+    def _answers(self, answering: Answering) -> list[Answered] | None:
+        """What is to be recorded; None, and counted, where vLLM's tool parser cannot read it."""
+        answering.settled = True
+        try:
+            return answering.answers()
+        except DataError as error:
+            logger.warning("not recorded: %s", error)
+            if self.recorder is not None:
+                self.recorder.counters.add("not_recorded.tool_parser")
+            return None
+
+    async def prepare_swaps(self) -> None:
+        """Call it once, before anything below."""
+        await self.collective_rpc("prepare_swaps")
+
+    async def stage(self, path: str, digests: Sequence[FileDigest]) -> None:
+        """Read the weights at `path` in every worker, while the model goes on."""
+        expected = [(each.name, each.sha256) for each in within(digests)]
+        await self.collective_rpc("stage_weights", args=(path, expected))
+        while not all(await self.collective_rpc("weights_staged")):
+            await asyncio.sleep(_STAGE_POLL_S)
 
     async def drained(self) -> None:
         """Return when the engine has finished every request; call it with the gate held."""
@@ -87,9 +162,13 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
             await asyncio.sleep(_DRAIN_POLL_S)
 
     async def load(self, policy_version: int) -> None:
-        """Put the staged weights into the model. The pause clears the prefix cache, which holds the old ones."""
-        await self.pause_generation(mode="wait", clear_cache=True)
+        """Put the staged weights into the drained engine, and clear the prefix cache, which holds the old ones."""
+        # What `pause_generation` does, without the 20 ms that it then sleeps.
+        await self.renderer.clear_mm_cache_async()
+        await self.engine_core.pause_scheduler_async(mode="wait", clear_cache=True)
         await self.collective_rpc("load_staged")
+        if self.on_load is not None:
+            self.on_load()
         await self.label(policy_version)
         await self.resume_generation()
 
@@ -98,13 +177,25 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
         await self.update_weight_version(str(policy_version))
         self.policy_version = policy_version
 
-    async def logprobs(self, token_ids: tuple[int, ...]) -> tuple[float, ...]:
-        """log p(token_ids[i + 1] | token_ids[:i + 1]) under the loaded weights, past the gate."""
+    async def add_adapter(self, adapter: Adapter) -> None:
+        """Let the engine read an adapter. Raises what vLLM has against it."""
+        await self.add_lora(_lora(adapter))
+
+    async def remove_adapter(self, adapter: Adapter) -> None:
+        await self.remove_lora(adapter.number)
+
+    def adapters_in_use(self) -> set[str]:
+        """Names of the adapters that unfinished requests were given."""
+        return {state.lora_name for state in self.output_processor.request_states.values() if state.lora_name}
+
+    async def logprobs(self, token_ids: tuple[int, ...], adapter: Adapter | None = None) -> tuple[float, ...]:
+        """log p(token_ids[i + 1] | token_ids[:i + 1]) under the loaded weights and the adapter, past the gate."""
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0)
         prompt = TokensPrompt(prompt_token_ids=list(token_ids))
         (rendered,) = self.renderer.render_cmpl([prompt], self.renderer.default_cmpl_tok_params)
         final = None
-        async for output in super().generate(rendered, params, _FINGERPRINT + uuid4().hex):
+        request_id = _FINGERPRINT + uuid4().hex
+        async for output in super().generate(rendered, params, request_id, lora_request=_lora(adapter)):
             final = output
         positions = (final.prompt_logprobs if final is not None else None) or []
         return tuple(
@@ -114,28 +205,18 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
         )
 
 
-def _sampled_logprobs(completion: CompletionOutput) -> list[float]:
-    logprobs = completion.logprobs or []
-    return [float(position[token].logprob) for position, token in zip(logprobs, completion.token_ids, strict=True)]
+def _lora(adapter: Adapter | None) -> LoRARequest | None:
+    if adapter is None:
+        return None
+    return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.number, lora_path=adapter.path)
 
 
-def _answered(output: RequestOutput, completion: CompletionOutput, choice: _Choice, params: SamplingParams) -> Answered:
-    spans = completion.weight_versions or []
-    return Answered(
-        choice=completion.index,
-        response=choice.text,
-        prompt_ids=tuple(output.prompt_token_ids or ()),
-        response_ids=tuple(choice.ids),
-        response_logprobs=tuple(choice.logprobs),
-        version_spans=tuple(
-            VersionSpan(policy_version=int(span.version), start=span.start, end=span.end) for span in spans
-        ),
-        finish_reason=FinishReason(completion.finish_reason or FinishReason.ABORT),
-        sampling=Sampling(
-            temperature=params.temperature,
-            top_p=params.top_p,
-            top_k=max(params.top_k, 0),
-            max_tokens=params.max_tokens or 0,
-            seed=params.seed,
-        ),
-    )
+def _force_calls(params: SamplingParams) -> None:
+    """Put calls that an answer must hold into words of the engine's compiler. Raises VLLMValidationError."""
+    forced = params.structured_outputs
+    if forced is None or forced.structural_tag is None:
+        return
+    try:
+        params.structured_outputs = StructuredOutputsParams(**constraint_of(forced.structural_tag))
+    except DataError as error:
+        raise VLLMValidationError(f"tool_choice: {error}", parameter="tool_choice") from error

@@ -1,4 +1,4 @@
-"""A chat request in which no text of the client's can become a control token, whatever the template prints of it."""
+"""A request in which no text of the client's can become a control token, whatever a chat template prints of it."""
 
 import json
 from typing import Any
@@ -23,3 +23,14 @@ def escape(request: dict[str, Any], control: ControlTokens) -> dict[str, Any]:
             if isinstance(function, dict) and isinstance(function.get("arguments"), str):
                 function["arguments"] = json.dumps(control.escape_json(call_arguments(function["arguments"])))
     return {name: control.escape_json(value) if name in _PRINTED else value for name, value in request.items()}
+
+
+def escape_completion(request: dict[str, Any], control: ControlTokens) -> dict[str, Any]:
+    """A completion's request with control strings broken in its text, as in a chat; takes `request` over.
+
+    Whoever wants control tokens in a prompt sends token ids, which are left alone. With `echo` the prompt comes back
+    as it was read. Raises RecursionError for what is nested too deeply.
+    """
+    return {
+        name: control.escape_json(value) if name in ("prompt", "suffix") else value for name, value in request.items()
+    }

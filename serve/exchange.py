@@ -1,13 +1,25 @@
 """One HTTP request on its way through: what the layers of an answer tell each other about it."""
 
+from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import time_ns
+from typing import Any
 
 from sdpo_ray.capture.apikeys import DEFAULT_TENANT
 from sdpo_ray.capture.conversation import Asked
 from serve.asgi import Scope
 
 _VISIT = "sdpo_ray.visit"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of a visit's time, in nanoseconds since 1970. Made by `serve.engine`; read by `serve.passage`."""
+
+    name: str
+    began_ns: int
+    ended_ns: int
 
 
 @dataclass(slots=True)
@@ -26,6 +38,22 @@ class Visit:
     """Set when the engine's first output arrives."""
     adapter: str = ""
     """The personal policy that answers; empty for the shared one."""
+    stages: list[Stage] = field(default_factory=list)
+    """What it waited for and where: `gate`, `engine`, `journal`; several of each where several answers were asked."""
+
+    def passed(self, name: str, began_ns: int) -> None:
+        """Note a stage that ends now."""
+        self.stages.append(Stage(name, began_ns, time_ns()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter as the engine knows it. Made by `serve.adapters`."""
+
+    name: str
+    number: int
+    """Positive, and never used again."""
+    path: str
 
 
 @dataclass(slots=True)
@@ -39,6 +67,14 @@ class Exchange:
     """Whether its turn is to be recorded."""
     receipt: bool = False
     """True once every turn of it is on disk."""
+    tool_use: Mapping[str, Any] | None = None
+    """What the request says of tools, where its answer may call them."""
+    release_version: int | None = None
+    """Of the release whose adapter answers; None where it is the engine's own weights, which it names itself."""
+    admitted: bool = False
+    """Whether some of it is in the engine already: the rest goes in beside it, and is answered by the same policy."""
+    adapter: Adapter | None = None
+    """What answers it besides the engine's own weights, from the moment it is admitted."""
 
 
 EXCHANGE: ContextVar[Exchange | None] = ContextVar("exchange", default=None)

@@ -1,30 +1,45 @@
 """What became of the turns, and what is served, on the same `/metrics` page as vLLM's own numbers."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sdpo_ray.capture.recorder import Recorder
-from sdpo_ray.errors import SdpoError
-from serve.swap import Swapper
+from sdpo_ray.errors import SdpoError, SwapError
+from sdpo_ray.telemetry import Counters
+from serve.follow import Swapping
+
+_SWAP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class PolicyMetrics(Collector):
     """Reads the recorder's counters and the swapper's state whenever somebody asks.
 
     `alarm_bytes`: size of the journal above which somebody should look; None where the log is elsewhere, in Kafka,
-    which has a page of its own.
+    which has a page of its own. `journal` is its directory. `more` are counters of other parts, by a metric's name.
     """
 
     def __init__(
-        self, recorder: Recorder, swapper: Swapper, refused: Callable[[], bool], alarm_bytes: int | None
+        self,
+        recorder: Recorder,
+        swapper: Swapping,
+        refused: Callable[[], bool],
+        alarm_bytes: int | None,
+        *,
+        journal: Path | None = None,
+        more: Mapping[str, Counters] | None = None,
     ) -> None:
         self._recorder = recorder
         self._alarm_bytes = alarm_bytes
         self._swapper = swapper
         self._refused = refused
+        self._journal_path = journal
+        self._more = more or {}
 
     def collect(self) -> Iterator[Metric]:
         recorder = self._recorder
@@ -32,6 +47,7 @@ class PolicyMetrics(Collector):
             ("sdpo_turns", "Turns by what became of them.", "outcome", recorder.counters),
             ("sdpo_feedback", "Feedback by what became of it.", "outcome", recorder.feedback),
             ("sdpo_redactions", "Pieces taken out of what is recorded.", "kind", recorder.redactions),
+            *((name, f"What `{name}` counts.", "outcome", counters) for name, counters in self._more.items()),
         ):
             counted = CounterMetricFamily(name, text, labels=[label])
             for value, n in counters.values.copy().items():
@@ -39,6 +55,11 @@ class PolicyMetrics(Collector):
             yield counted
         yield from self._journal()
         version = self._swapper.serving.policy_version
+        yield GaugeMetricFamily(
+            "sdpo_log_healthy",
+            "0 while turns cannot be stored; answers go out without receipts.",
+            value=recorder.healthy,
+        )
         yield GaugeMetricFamily("sdpo_policy_version", "Policy version that answers now.", value=version)
         yield GaugeMetricFamily(
             "sdpo_swap_stall_seconds", "How long the last swap held new requests.", value=self._swapper.stall_s
@@ -56,8 +77,50 @@ class PolicyMetrics(Collector):
         yield GaugeMetricFamily("sdpo_log_bytes", "What the journal holds.", value=size)
         alarm = size > self._alarm_bytes
         yield GaugeMetricFamily("sdpo_log_alarm", "1 while the journal holds too much.", value=alarm)
+        if self._journal_path is not None:
+            yield GaugeMetricFamily(
+                "sdpo_log_oldest_seconds",
+                "Since the last write to the oldest part of the journal that is still there.",
+                value=_oldest_s(self._journal_path),
+            )
 
 
-def publish(recorder: Recorder, swapper: Swapper, refused: Callable[[], bool], alarm_bytes: int | None) -> None:
+class SwapMetrics:
+    """How long swaps took, reading the weights included, and how they ended."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._swaps = Counter("sdpo_swaps", "Swaps by how they ended.", ["outcome"], registry=registry)
+        self._seconds = Histogram("sdpo_swap_seconds", "Whole swaps.", registry=registry, buckets=_SWAP_BUCKETS)
+
+    @contextmanager
+    def swap(self) -> Iterator[None]:
+        """Around one swap: `served`, or `refused` when it raises SwapError."""
+        began = time.perf_counter()
+        try:
+            yield
+        except SwapError:
+            self._swaps.labels("refused").inc()
+            raise
+        self._swaps.labels("served").inc()
+        self._seconds.observe(time.perf_counter() - began)
+
+
+def publish(
+    recorder: Recorder,
+    swapper: Swapping,
+    refused: Callable[[], bool],
+    alarm_bytes: int | None,
+    *,
+    journal: Path | None = None,
+    more: Mapping[str, Counters] | None = None,
+) -> None:
     """Add them to the page of this process."""
-    REGISTRY.register(PolicyMetrics(recorder, swapper, refused, alarm_bytes))
+    REGISTRY.register(PolicyMetrics(recorder, swapper, refused, alarm_bytes, journal=journal, more=more))
+
+
+def _oldest_s(journal: Path) -> float:
+    """0 for an empty journal, or one that is not there. Raises OSError."""
+    if not journal.is_dir():
+        return 0.0
+    written = [segment.stat().st_mtime for segment in journal.glob("*.log")]
+    return max(0.0, time.time() - min(written)) if written else 0.0

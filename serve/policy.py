@@ -1,41 +1,38 @@
 """The deployment that owns one vLLM engine and follows one release pointer.
 
-A replica starts on what the pointer names, and swaps in place when the pointer changes: a late or restarted
-replica needs nobody to tell it. MLflow is not asked.
+A replica starts on what the pointer names, and swaps when the pointer changes: a late or restarted replica needs
+nobody to tell it. MLflow is not asked.
 """
 
 import asyncio
 import logging
-import os
 import time
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
+from ray import get_runtime_context
+from ray.serve import get_replica_context
+
+from sdpo_ray.capture.private import Followed
+from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config import Run
-from sdpo_ray.errors import DataError, SwapError
+from sdpo_ray.errors import SwapError
 from sdpo_ray.headers import POLICY_VERSION, STALL_S, SWAP_ERROR
-from sdpo_ray.records import Fingerprint, Release
-from sdpo_ray.storage import Layout, read_json, write_json
-from serve import preload
+from sdpo_ray.records import BASE_VERSION, Fingerprint, Release
+from sdpo_ray.storage import Layout, write_json
+from sdpo_ray.telemetry import Counters
+from serve import preload, staging
 from serve.arguments import api_arguments, engine_arguments
+from serve.auth import CanaryEntrance, Entrance, ExaminersEntrance, UsersEntrance, private_key
+from serve.follow import Audience, Follower, Pointer, Swapping, first_whole, start
+from serve.health import without_paths
+from serve.personal import PersonalPolicies
+from serve.rolling import Balance, Rolling
+from serve.trial import Splitter
 
 logger = logging.getLogger("ray.serve")
-
-Audience = Literal["users", "examiner", "canary"]
-FOLLOW_S = 0.2
-ENGINE_ENV = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-CPU_ENV = {
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TORCH_COMPILE_DISABLE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}
 
 
 class Policy:
@@ -45,57 +42,111 @@ class Policy:
     async def __init__(self, run: dict[str, Any], audience: Audience) -> None:  # type: ignore[misc]
         self._run = Run.model_validate(run)
         head_start = preload.start() if self._run.serve.num_gpus == 0 else None
+        if audience == "users":
+            from serve.exposure import bound_host, require_keys
+
+            require_keys(await bound_host(), Layout(self._run.directory).api_keys)
         from serve.engine import RecordingLLM
-        from serve.metrics import publish
-        from serve.swap import Gate, Swapper
+        from serve.logprobs import install
+        from serve.metrics import SwapMetrics, publish
+        from serve.operation import Operation
+        from serve.swap import Gate
+        from serve.toolcalls import ToolCallReader
 
         if head_start is not None:
             preload.use(head_start)
         self._layout = Layout(self._run.directory, self._run.tables)
         self._audience = audience
-        self._pointer = self._layout.release_pointer if audience == "users" else self._layout.exam_pointer
-        release = read_json(self._pointer, Release) if self._pointer.exists() else None
-        arguments = engine_arguments(self._run, release.path if release else str(self._run.base))
+        if audience == "examiner":
+            # It examines whole weights, which are the same policy as the adapter over its base.
+            whole = self._run.serve.model_copy(update={"swap": "in_place", "adapters": 0})
+            self._run = self._run.model_copy(update={"serve": whole})
+        self._pointer = Pointer(self._layout, audience)
+        known = self._pointer.to_start_on()
+        loaded = first_whole(known) if self._run.serve.swap == "in_place" else None
+        arguments = engine_arguments(self._run, loaded.path if loaded else str(self._run.base))
         config = arguments.create_engine_config()
+        install()
         self._engine = RecordingLLM.from_vllm_config(config)
+        await self._engine.collective_rpc("rank_nothing")
         self._engine.gate = Gate()
-        self._engine.recorder = self._recorder() if audience == "users" else None
+        self._engine.recorder = self._recorder() if audience != "examiner" else None
         self._namespace = api_arguments(self._run, arguments)
+        self._engine.tool_calls = ToolCallReader(
+            self._run.serve.tool_parser, self._engine.get_tokenizer(), self._engine.model_config
+        )
         self._format = ChatFormat(arguments.model)
-        await self._engine.label(release.policy_version if release else 0)
-        release = release or await self._first_release(arguments.model)
-        self._swapper = Swapper(self._engine, self._engine.gate, release, dtype=self._run.policy.dtype)
-        await self._swapper.verify(release)
-        self._swap_error: str | None = None
+        await self._engine.prepare_swaps()
+        await self._engine.label(loaded.policy_version if loaded else BASE_VERSION)
+        if not known:
+            known = [loaded := await self._first_release(arguments.model)]
+        self._personal: PersonalPolicies | None = None
+        self._swapper = self._make_swapper(loaded or known[-1], Path(arguments.model))
+        await start(self._swapper, known, loaded=loaded)
+        self._following = Follower(self._pointer, self._swapper, SwapMetrics().swap)
+        self._trial = Splitter(self._run, self._layout) if audience == "users" else None
+        here = get_replica_context()
+        self._operation = Operation(self._run.serve, application=here.app_name, replica=here.replica_tag)
         if self._engine.recorder is not None:
             capture = self._run.capture
             alarm_bytes = None if capture.kafka.brokers else capture.journal.alarm_mib << 20
-            publish(self._engine.recorder, self._swapper, lambda: self._swap_error is not None, alarm_bytes)
-        self._follower = asyncio.ensure_future(self._follow())
+            publish(
+                self._engine.recorder,
+                self._swapper,
+                lambda: self._following.refused is not None,
+                alarm_bytes,
+                journal=None if alarm_bytes is None else self._layout.journal,
+                more=self._operation.counters | self._personal_counters() | self._trial_counters(),
+            )
+        self._follower = asyncio.ensure_future(self._following.follow())
 
     async def __serve_build_asgi_app__(self) -> Any:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
 
-        from serve.auth import ExaminersEntrance, UsersEntrance, private_key
         from serve.door import Door
         from serve.front import Front
+        from serve.health import Health, draining
+        from serve.models import ServedModel
         from serve.routes import Middleware
 
         tasks = await self._engine.get_supported_tasks()
         app = build_app(self._namespace, tasks, self._engine.model_config)
         await init_app_state(self._engine, app.state, self._namespace, tasks)
-        key = private_key(self._layout.exam_key) if self._audience == "examiner" else None
         door = Door(
             recorder=self._engine.recorder,
             capture=self._run.capture,
             control=self._format.control,
             served=self._served,
+            model=ServedModel(
+                name=self._run.serve.served_name, max_model_len=self._run.policy.max_model_len, since_s=int(time.time())
+            ),
+            calls_tools=self._run.serve.tool_parser != "none",
+            trial=self._trial,
         )
         # vLLM's handler of a dead engine looks for its own HTTP server here; ours is Ray Serve's.
         app.state.server = SimpleNamespace()
-        entrance = UsersEntrance(self._layout.api_keys) if key is None else ExaminersEntrance(key)
-        return Front(Middleware(app, door), entrance)
+        health = Health(
+            check=self.check_health,
+            served=self._served,
+            recorder=self._engine.recorder,
+            queue=lambda: {
+                "requests": self._operation.traffic.under_way,
+                "in_engine": self._engine.get_num_unfinished_requests(),
+            },
+            draining=draining,
+        )
+        return Front(Middleware(app, door), self._entrance(), self._operation, health)
+
+    def __del__(self) -> None:
+        """Ray Serve calls this once the last request of a replica that is stopped is over."""
+        operation, engine = getattr(self, "_operation", None), getattr(self, "_engine", None)
+        if operation is not None:
+            operation.close()
+        if engine is not None:
+            if engine.recorder is not None:
+                engine.recorder.close()
+            engine.shutdown()
 
     async def check_health(self) -> None:
         """Ray Serve restarts the replica when this raises."""
@@ -110,51 +161,71 @@ class Policy:
         token_ids = self._format.text_ids(FINGERPRINT_TEXT)
         logprobs = await self._engine.logprobs(token_ids)
         release = Release(
-            policy_version=0,
+            policy_version=BASE_VERSION,
             path=path,
             previous_version=None,
             fingerprint=Fingerprint(token_ids=token_ids, logprobs=logprobs),
             released_at_s=time.time(),
         )
-        write_json(self._layout.release(0), release)
-        write_json(self._pointer, release)
+        write_json(self._layout.release(BASE_VERSION), release)
+        # Another replica may have been first, and may have been told of a release since.
+        if not self._pointer.path.exists():
+            write_json(self._pointer.path, release)
         return release
 
-    async def _follow(self) -> None:
-        """Serve what the pointer names, within `FOLLOW_S` of its change; a refused release is tried once."""
-        seen = 0
-        while True:
-            await asyncio.sleep(FOLLOW_S)
-            changed = os.stat(self._pointer).st_mtime_ns
-            if changed == seen:
-                continue
-            seen = changed
-            try:
-                release = read_json(self._pointer, Release)
-            except DataError as error:
-                self._swap_error = str(error)
-                continue
-            try:
-                if release != self._swapper.serving:
-                    await self._swapper.to(release)
-                self._swap_error = None
-            except SwapError as error:
-                self._swap_error = f"v{release.policy_version}: {error}"
-                logger.error("release refused: %s", error)
+    def _make_swapper(self, serving: Release, model: Path) -> Swapping:
+        """How releases reach this engine; and who in it has a policy of their own."""
+        from serve.adapter_swap import AdapterSwapper
+        from serve.adapters import AdapterBook
+        from serve.swap import Swapper
+
+        config, dtype = self._run.serve, self._run.policy.dtype
+        book = AdapterBook(
+            self._engine, staging.headers(model), slots=config.adapters, max_rank=config.max_lora_rank, dtype=dtype
+        )
+        if config.swap == "adapter":
+            swapper = AdapterSwapper(self._engine, book, serving, base=model, dtype=dtype)
+            self._engine.adapters = swapper
+            return swapper
+        here = get_replica_context().replica_id.unique_id
+        balance = Balance.here(here, get_runtime_context().get_node_id())
+        rolling = Rolling(self._layout.root / f".rolling-{self._audience}.lock", balance)
+        in_place = Swapper(self._engine, self._engine.gate, serving, dtype=dtype, turn=rolling.turn)
+        if config.adapters:
+            pseudonyms = Followed(self._layout.pseudonym_keys, Pseudonyms.load)
+            self._personal = PersonalPolicies(
+                self._layout, pseudonyms.now, book, lambda: in_place.serving.policy_version
+            )
+            self._engine.adapters, self._engine.on_load = self._personal, book.forget
+        return in_place
+
+    def _trial_counters(self) -> dict[str, Counters]:
+        return {} if self._trial is None else {"sdpo_trial_chats": self._trial.counters}
+
+    def _entrance(self) -> Entrance:
+        match self._audience:
+            case "users":
+                return UsersEntrance(self._layout.api_keys, self._run.serve.limits)
+            case "examiner":
+                return ExaminersEntrance(private_key(self._layout.exam_key))
+            case "canary":
+                return CanaryEntrance(private_key(self._layout.trial_key))
+
+    def _personal_counters(self) -> dict[str, Counters]:
+        return {} if self._personal is None else {"sdpo_personal": self._personal.counters}
 
     def _served(self) -> dict[str, str]:
         headers = {
             POLICY_VERSION: str(self._swapper.serving.policy_version),
             STALL_S: f"{self._swapper.stall_s:.3f}",
         }
-        if self._swap_error is not None:
-            headers[SWAP_ERROR] = self._swap_error.encode("ascii", "replace").decode().replace("\n", " ")
+        if self._following.refused is not None:
+            words = without_paths(self._following.refused)
+            headers[SWAP_ERROR] = words.encode("ascii", "replace").decode().replace("\n", " ")
         return headers
 
     def _recorder(self) -> Any:
         from sdpo_ray.capture.log import open_log
-        from sdpo_ray.capture.private import Followed
-        from sdpo_ray.capture.pseudonyms import Pseudonyms
         from sdpo_ray.capture.recorder import Recorder
         from sdpo_ray.redaction import Redactor
 

@@ -1,11 +1,16 @@
 """Runs inside vLLM's worker: read new weights first, put them into the model second.
 
-vLLM's `reload_weights` leaves layers empty when a file turns out torn half-way, so every tensor is staged and
-checked against the model's own files before the model is touched.
+vLLM's `reload_weights` leaves layers empty when a file turns out torn half-way, so everything is read and checked
+before the model is touched. Reading has a thread of its own: the engine goes on making tokens meanwhile.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from sdpo_ray.records import FileDigest
+from serve import staging
 
 
 class SwapExtension:
@@ -14,45 +19,49 @@ class SwapExtension:
     device: Any
     model_runner: Any
     reload_weights: Any
-    _staged: list[tuple[str, Any]]
+    _known: dict[str, staging.Tensor]
+    _staged: "Future[dict[str, Any]]"
 
-    def stage_weights(self, path: str) -> int:
-        """Read all safetensors of `path` into memory. Returns their number; raises on a missing or torn file."""
-        from safetensors import safe_open
+    def prepare_swaps(self) -> None:
+        """Remember the architecture, which the engine's own files need not be there to tell later."""
+        self._known = staging.headers(Path(self.model_runner.model_config.model))
+        if self.device.type == "cpu" and self.model_runner.lora_config is not None:
+            from serve.cpu_lora import use_exact_products
 
-        files = sorted(Path(path).glob("*.safetensors"))
-        if not files:
-            raise FileNotFoundError(f"{path} holds no safetensors file")
-        staged = []
-        for file in files:
-            with safe_open(file, framework="pt") as tensors:
-                staged += [(name, tensors.get_tensor(name)) for name in tensors.keys()]  # noqa: SIM118
-        self._check_shapes(dict(staged))
-        self._staged = staged
-        return len(staged)
+            use_exact_products(self.model_runner.lora_manager)
+
+    def rank_nothing(self) -> None:
+        """Sample without ranks that nobody reads."""
+        from serve.sampler import LeanSampler
+
+        sampler = self.model_runner.sampler
+        self.model_runner.sampler = LeanSampler(sampler.logprobs_mode, sampler.use_fp64_gumbel)
+
+    def stage_weights(self, path: str, digests: Sequence[tuple[str, str]]) -> None:
+        """Begin to read `path` into memory. `digests` are names of files with their sha256."""
+        expected = [FileDigest(name=name, sha256=sha256) for name, sha256 in digests]
+        reader = ThreadPoolExecutor(1, thread_name_prefix="stage")
+        self._staged = reader.submit(self._read, Path(path), expected)
+        reader.shutdown(wait=False)
+
+    def weights_staged(self) -> bool:
+        """Whether reading is done. Raises what was wrong with the files."""
+        if not self._staged.done():
+            return False
+        self._staged.result()
+        return True
 
     def load_staged(self) -> None:
         """Put the staged tensors into the model, in place."""
-        staged, self._staged = self._staged, []
-        self.reload_weights(weights_iterator=iter(staged))
+        staged = self._staged.result()
+        del self._staged
+        self.reload_weights(weights_iterator=iter(staged.items()))
         if self.device.type == "cpu":
             self._prepack_tied_heads()
 
-    def _check_shapes(self, staged: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture while the model is still whole."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in staged.items()}
-        known = getattr(self, "_shapes", None)
-        if known is None:
-            from safetensors import safe_open
-
-            known = {}
-            for file in sorted(Path(self.model_runner.model_config.model).glob("*.safetensors")):
-                with safe_open(file, framework="pt") as tensors:
-                    known |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-            self._shapes = known
-        if shapes != known:
-            odd = sorted(name for name in shapes.keys() | known.keys() if shapes.get(name) != known.get(name))
-            raise ValueError(f"not the served architecture: {odd[0]} is {shapes.get(odd[0])}, not {known.get(odd[0])}")
+    def _read(self, path: Path, digests: list[FileDigest]) -> dict[str, Any]:
+        staging.require_same(staging.headers(path), self._known)
+        return staging.read(path, digests)
 
     def _prepack_tied_heads(self) -> None:
         # vLLM 0.32 on the CPU keeps a oneDNN-packed copy of a tied output head that its own reload does not

@@ -53,6 +53,7 @@ def served(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     overrides = [
         f"root={root}",
         f"policy.base={CHECKPOINT}",
+        f"serve.port={serve_http.rpartition(':')[2]}",
         "capture.journal.segment_mib=1",
         "capture.journal.segment_s=2",
     ]

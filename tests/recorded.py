@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse, StreamingResponse
 
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.chat import ControlTokens
-from sdpo_ray.config import Capture
+from sdpo_ray.config import Capture, Serve
 from sdpo_ray.eventlog import Batch, EventLog
 from sdpo_ray.headers import POLICY_VERSION
 from sdpo_ray.records import Event
 from sdpo_ray.redaction import Redactor
 from serve.auth import Entrance, UsersEntrance
-from serve.door import Door
+from serve.door import Door, Splitter
 from serve.exchange import EXCHANGE
 from serve.front import Front
+from serve.health import Health
+from serve.models import ServedModel
+from serve.operation import Operation
 from serve.routes import Middleware
 from tests.answers import answered
 
@@ -109,6 +113,9 @@ def client_of(
     *,
     capture: Capture = Capture(),  # noqa: B008
     entrance: Entrance | None = None,
+    config: Serve = Serve(),  # noqa: B008
+    calls_tools: bool = True,
+    trial: Splitter | None = None,
 ) -> httpx.AsyncClient:
     """A client of the real middleware over a recorded engine."""
     door = Door(
@@ -116,10 +123,30 @@ def client_of(
         capture=capture,
         control=ControlTokens(["<|im_end|>"]),
         served=lambda: {POLICY_VERSION: "0"},
+        model=ServedModel(name="policy", max_model_len=512, since_s=1_700_000_000),
+        calls_tools=calls_tools,
+        trial=trial,
     )
     entrance = entrance or UsersEntrance(Path("there is no such file"))
-    transport = httpx.ASGITransport(app=Front(Middleware(RecordedEngine(recorder, answer), door), entrance))
-    return httpx.AsyncClient(transport=transport, base_url="http://recorded")
+    operation = Operation(config, registry=CollectorRegistry())
+    app = Middleware(RecordedEngine(recorder, answer), door)
+    front = Front(app, entrance, operation, health_of(recorder))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=front), base_url="http://recorded")
+
+
+def health_of(recorder: Recorder | None) -> Health:
+    """Of a replica that is well."""
+
+    async def well() -> None:
+        pass
+
+    return Health(
+        check=well,
+        served=lambda: {POLICY_VERSION: "0"},
+        recorder=recorder,
+        queue=lambda: {"requests": 0, "in_engine": 0},
+        draining=lambda: False,
+    )
 
 
 def text_of(reply: httpx.Response) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from sdpo_ray.capture.private import write_private
+from sdpo_ray.config import Limits
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.storage import changing, read_json
 
@@ -29,6 +30,16 @@ class ApiKey:
     tenant: str
     sha256: str
     made_at_s: float
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent: int | None = None
+    """These three are the key's own limits; None where the run's hold."""
+
+    def limits(self, default: Limits) -> Limits:
+        """What this key may use, in a run whose `[serve.limits]` is `default`."""
+        names = ("requests_per_minute", "tokens_per_minute", "concurrent")
+        own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return default.model_copy(update=own)
 
 
 class ApiKeys:
@@ -49,18 +60,36 @@ class ApiKeys:
         except FileNotFoundError:
             return cls(path, None)
 
-    def tenant_of(self, key: str) -> str | None:
-        """The tenant that `key` names; None for a key that nobody has."""
+    def found(self, key: str) -> ApiKey | None:
+        """What is kept of `key`; None for a key that nobody has."""
         digest = _digest(key)
         found = self._by_digest.get(digest)
-        return found.tenant if found is not None and hmac.compare_digest(found.sha256, digest) else None
+        return found if found is not None and hmac.compare_digest(found.sha256, digest) else None
 
-    def add(self, tenant: str) -> tuple[str, Self]:
-        """A new key for `tenant`, in words that are kept nowhere, and what is in the file now. Raises ConfigError."""
+    def add(
+        self,
+        tenant: str,
+        *,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        concurrent: int | None = None,
+    ) -> tuple[str, Self]:
+        """A new key for `tenant`, in words that are kept nowhere, and what is in the file now. Raises ConfigError.
+
+        Limits as in `ApiKey`: 0 is any amount, None what the run says.
+        """
         if not _TENANT.fullmatch(tenant):
             raise ConfigError(f"{tenant!r} cannot name a tenant: letters, digits, '.', '_' and '-', at most 64")
         key = f"sdpo-{secrets.token_urlsafe(32)}"
-        made = ApiKey(key_id=secrets.token_hex(4), tenant=tenant, sha256=_digest(key), made_at_s=time.time())
+        made = ApiKey(
+            key_id=secrets.token_hex(4),
+            tenant=tenant,
+            sha256=_digest(key),
+            made_at_s=time.time(),
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            concurrent=concurrent,
+        )
         with changing(self._path):
             write_private(self._path, (*type(self).load(self._path).keys, made))
         return key, type(self).load(self._path)

@@ -14,6 +14,7 @@ import msgspec
 
 from sdpo_ray.capture.consent import consent_of
 from sdpo_ray.capture.prompt import offered_tools, template_arguments, text_messages
+from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.headers import CONVERSATION_ID
 from sdpo_ray.records import Consent, Message, PairingKeys, Role
 
@@ -89,9 +90,22 @@ def keyed_digest(key: bytes, *fields: str) -> str:
     return _hex(_digest(key, *fields))
 
 
-def owner_digest(key: bytes, *, tenant: str, user: str) -> str:
-    """Whose a personal policy is: a user of a tenant, or with an empty `user` the whole tenant."""
-    return keyed_digest(key, "owner", tenant, user)
+def owner_digest(key: bytes, *, tenant: str, pseudonym: str) -> str:
+    """Whose a personal policy is: a user of a tenant, or where `pseudonym` is empty the whole tenant.
+
+    `key` is `Pseudonyms.pairing_key`. Those who learn from rows know nobody by another name; serving asks `owners`.
+    """
+    return keyed_digest(key, "owner", tenant, pseudonym)
+
+
+def owners(pseudonyms: Pseudonyms, *, tenant: str, user: str) -> tuple[str, ...]:
+    """Whose personal policy may answer a caller: the first owner that has one. `user` is as the client named them.
+
+    The user under each pseudonym, the newest first, and the whole tenant last. So what was learned under an earlier key
+    answers until there is something under the new one.
+    """
+    names = (*pseudonyms.all_of(user), "")
+    return tuple(owner_digest(pseudonyms.pairing_key, tenant=tenant, pseudonym=name) for name in names)
 
 
 def _digest(key: bytes, *fields: str) -> hmac.HMAC:

@@ -8,7 +8,7 @@ recorded, and no log line repeats what people said.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.wakeups import settled
 from sdpo_ray.errors import DataError, TooManyDigits
 from sdpo_ray.eventlog import EventLog
-from sdpo_ray.records import Consent, Event, Feedback, FinishReason, Sampling, Turn, VersionSpan
+from sdpo_ray.records import Consent, Event, Feedback, FinishReason, Sampling, ToolCall, Turn, VersionSpan
 from sdpo_ray.redaction import Redactor, redact_feedback, redact_turn
 from sdpo_ray.telemetry import Counters
 
@@ -47,6 +47,11 @@ class Answered:
     version_spans: tuple[VersionSpan, ...]
     finish_reason: FinishReason
     sampling: Sampling
+    response_calls: tuple[ToolCall, ...] = ()
+    adapter: str = ""
+    """These are as on `records.Turn`."""
+    finished_at_s: float | None = None
+    """None for an answer that is finished now."""
 
 
 class Recorder:
@@ -61,18 +66,23 @@ class Recorder:
         self._redactor = redactor
         self._pseudonyms = pseudonyms
         self.counters = Counters.empty()
-        """What became of each turn."""
+        """What became of each turn; `aborted` of those that are recorded were broken off."""
         self.feedback = Counters.empty()
         """What became of each feedback, by the same names."""
         self.redactions = Counters.empty()
         """Pieces that were taken out of what is recorded, by kind."""
         self.healthy = True
         """Whether the log took what it was given last: a stream promises a receipt only while this holds."""
+        self._begun: set[asyncio.Task[bool]] = set()
 
     @property
     def backlog_bytes(self) -> int:
         """About how much the event log holds. Raises OSError."""
         return self._log.backlog_bytes({})
+
+    def close(self) -> None:
+        """Write what is queued, and let go of the log."""
+        self._log.close()
 
     def wants(self, asked: Asked) -> bool:
         """Whether a turn of this request will be recorded; counts why not."""
@@ -84,23 +94,40 @@ class Recorder:
             return False
         return True
 
-    async def record(self, asked: Asked, answered: Answered) -> bool:
-        """Store the turn; True once it is durable, False when it could not be stored."""
-        finished_at_s = time.time()
+    async def record(self, asked: Asked, *answers: Answered) -> bool:
+        """Store a turn for each answer; True once all are durable, False when one could not be stored."""
+        return await asyncio.shield(self.record_later(asked, *answers))
+
+    def record_later(self, asked: Asked, *answers: Answered) -> "asyncio.Task[bool]":
+        """Begin to store them. It is done to the end, so that somebody who hangs up meanwhile leaves whole records."""
+        storing = asyncio.create_task(self._record(asked, answers))
+        self._begun.add(storing)
+        storing.add_done_callback(self._begun.discard)
+        return storing
+
+    async def _record(self, asked: Asked, answers: Sequence[Answered]) -> bool:
+        storing = [self._record_one(asked, answered) for answered in answers]
+        stored = await asyncio.gather(*storing) if len(storing) > 1 else [await each for each in storing]
+        return all(stored)
+
+    async def _record_one(self, asked: Asked, answered: Answered) -> bool:
+        finished_at_s = time.time() if answered.finished_at_s is None else answered.finished_at_s
         chars = _num_chars(asked, answered)
-        return await self._store(lambda: self._turn(asked, answered, finished_at_s), chars, self.counters) is not None
+        if await self._try(lambda: self._turn(asked, answered, finished_at_s), chars, self.counters) is None:
+            return False
+        if answered.finish_reason is FinishReason.ABORT:
+            self.counters.add("aborted")
+        return True
 
     async def record_feedback(self, given: Given) -> str | None:
         """Store feedback; its id once it is durable, None when it could not be stored or may not be."""
         if given.consent is Consent.NONE:
             self.feedback.add("not_recorded.no_consent")
             return None
-        stored = await self._store(lambda: self._feedback(given), len(given.comment) + len(given.edited), self.feedback)
-        return stored.feedback_id if isinstance(stored, Feedback) else None
-
-    async def _store(self, make: Callable[[], Event], chars: int, counters: Counters) -> Event | None:
+        chars = len(given.comment) + len(given.edited)
         # Shielded, so that somebody who hangs up now leaves a record that is whole, and counted.
-        return await asyncio.shield(self._try(make, chars, counters))
+        stored = await asyncio.shield(self._try(lambda: self._feedback(given), chars, self.feedback))
+        return stored.feedback_id if isinstance(stored, Feedback) else None
 
     async def _try(self, make: Callable[[], Event], chars: int, counters: Counters) -> Event | None:
         try:
@@ -151,12 +178,14 @@ class Recorder:
             tools=asked.tools,
             template_kwargs=asked.template_kwargs,
             response=answered.response,
+            response_calls=answered.response_calls,
             prompt_ids=answered.prompt_ids,
             response_ids=answered.response_ids,
             response_logprobs=answered.response_logprobs,
             version_spans=answered.version_spans,
             finish_reason=answered.finish_reason,
             sampling=answered.sampling,
+            adapter=answered.adapter,
             started_at_s=asked.started_at_s,
             finished_at_s=finished_at_s,
             keys=keys,
@@ -180,4 +209,5 @@ class Recorder:
 def _num_chars(asked: Asked, answered: Answered) -> int:
     """Characters that redaction will read."""
     said = sum(len(m.content) + sum(len(call.arguments) for call in m.tool_calls) for m in asked.messages)
-    return said + len(asked.tools) + len(asked.template_kwargs) + len(answered.response)
+    called = sum(len(call.arguments) for call in answered.response_calls)
+    return said + len(asked.tools) + len(asked.template_kwargs) + len(answered.response) + called

@@ -26,7 +26,8 @@ class Context(Section):
     end_token: Literal["as_sampled", "always"] = "as_sampled"
     """Whether y's end token is there only when it was emitted, or is added where it was not."""
     truncated: Literal["mask", "train", "drop"] = "mask"
-    """Answers that ran into the token limit: counted in the batch but not scored, learned from, or refused."""
+    """Answers that ran into the token limit or were broken off: counted in the batch but not scored, learned from, or
+    refused."""
     ignore_first_k: int = Field(default=0, ge=0)
     """Response tokens at the start of y that are not scored."""
     text_only: Literal["refuse", "train"] = "refuse"

@@ -133,12 +133,18 @@ class Personal(Section):
     """Personal policies: a LoRA adapter over the shared policy for one user or tenant. Needs `serve.adapters`."""
 
     min_interactions: int = Field(default=32, ge=1)
-    """A user's interactions without which nothing is learned."""
+    """Without so many of a user nothing is learned; with so many new ones it is learned again."""
     snapshot_size: int = Field(default=256, ge=1)
     """The newest of them that one update learns from."""
+    max_age_versions: int = Field(default=8, ge=0)
+    """Answers of policies this many versions older than the champion are left out."""
+    held_out: float = Field(default=0.25, gt=0, lt=1)
+    """Share of a user's conversations on which the adapter is judged, and not trained."""
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=16, gt=0)
     learning_rate: float = Field(default=1e-4, gt=0)
-    epochs: int = Field(default=1, ge=1)
-    min_gain: float = Field(default=0.0)
-    """Nats a token that the adapter must gain on the user's held-out interactions under hindsight."""
+    batch_size: int = Field(default=8, ge=1)
+    epochs: int = Field(default=2, ge=1)
+    min_gain: float = Field(default=0.0, ge=0)
+    """Nats a token by which the adapter must come closer, on what was held out, to what the shared policy says once it
+    has read the follow-up: the low end of the interval."""

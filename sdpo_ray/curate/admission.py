@@ -1,6 +1,8 @@
 """Keep what a user said of an answer as an interaction, or refuse it with a reason; pure. Nothing is repaired.
 
-An answer that ran into the token limit is kept: what it teaches is the learner's choice (`distill.context.truncated`).
+An answer that ran into the token limit is kept, and so is one that the user broke off and reacted to: what it teaches
+is the learner's choice (`distill.context.truncated`). The user saw all that is recorded of it, since a follow-up is
+paired only when it repeats those words.
 How old the answering policy is counts when a snapshot is drawn, since the champion moves on meanwhile.
 """
 
@@ -11,7 +13,7 @@ from enum import StrEnum
 
 from sdpo_ray.config import Curate
 from sdpo_ray.curate.language import Detect, sample
-from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Role, Turn
+from sdpo_ray.records import Consent, Interaction, Message, Role, Turn
 
 _DAY_S = 86_400
 
@@ -27,8 +29,6 @@ class Refusal(StrEnum):
     """Feedback of one tenant or user on another one's turn."""
     NO_CONSENT = "no_consent"
     """The answer or what was said of it may not be learned from."""
-    ABORTED = "aborted"
-    """The answer was broken off: the user did not react to all of it."""
     EMPTY_RESPONSE = "empty_response"
     """The answer has no tokens, or no text where it is known as text alone."""
     RESPONSE_TOO_LONG = "response_too_long"
@@ -106,7 +106,6 @@ def _refuse(answer: Turn, said: Said, config: Curate) -> Refusal | None:
     text = said.text
     checks = {
         Refusal.NO_CONSENT: any(consent is not Consent.TRAIN for consent in (answer.consent, said.consent)),
-        Refusal.ABORTED: answer.finish_reason is FinishReason.ABORT,
         Refusal.EMPTY_RESPONSE: not (answer.response if answer.text_only else answer.response_ids),
         Refusal.RESPONSE_TOO_LONG: len(answer.response) > config.max_response_chars,
         Refusal.MIXED_VERSIONS: len({span.policy_version for span in answer.version_spans}) > 1,

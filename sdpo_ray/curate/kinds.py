@@ -8,7 +8,7 @@ from sdpo_ray.tables import FEEDBACK, INTERACTION, PENDING, TURN
 
 BATCH = "batch"
 """Column of every table: the number of the commit that brought the row. Compaction and erasure keep it."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of the schemas below. One that changes needs a step in `curate.migrations`."""
 
 
@@ -29,9 +29,10 @@ class Kind:
         first = [pa.field(BATCH, pa.int64()), self.rows.field(self.time_column)]
         return pa.schema([*first, *(field for field in self.rows if field.name != self.time_column)])
 
-    def numbered(self, rows: pa.Table, batch: int) -> pa.Table:
-        """`rows` as the batch `batch` of the table. Raises ArrowInvalid, KeyError for rows of another table."""
-        return rows.append_column(BATCH, pa.repeat(batch, rows.num_rows)).select(self.schema.names).cast(self.schema)
+    def numbered(self, rows: pa.Table, batch: pa.Array | pa.ChunkedArray | int) -> pa.Table:
+        """`rows` as the batch `batch` of the table, or each as that of its own. Raises ArrowInvalid, KeyError."""
+        batches = pa.repeat(batch, rows.num_rows) if isinstance(batch, int) else batch
+        return rows.append_column(BATCH, batches).select(self.schema.names).cast(self.schema)
 
 
 TURNS = Kind(name="turns", rows=TURN, id_column="turn_id", time_column="finished_at_s")

@@ -20,15 +20,16 @@ from sdpo_ray.curate.commits import (
     TRIES,
     WRITER,
     carrying,
+    commit_rows,
     number,
     opened,
     pause,
 )
-from sdpo_ray.curate.kinds import BATCH, SCHEMA_VERSION, Kind
+from sdpo_ray.curate.kinds import BATCH, FEEDBACKS, PENDINGS, SCHEMA_VERSION, Kind
 from sdpo_ray.curate.place import Place
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.records import Interaction, Turn
-from sdpo_ray.tables import interactions_to_arrow, turns_to_arrow
+from sdpo_ray.tables import LIGHT, interactions_to_arrow, turns_to_arrow
 
 _Record = TypeVar("_Record", Turn, Interaction)
 _ROWS = 1024
@@ -46,6 +47,14 @@ _INTERACTIONS_1 = (
     *("interaction_id", "policy_version", "conversation", "follow_up_at_s", "follow_up_turn_id", "follow_up", "turn"),
 )
 
+# Version 2. It did not know penalties and constraints of sampling, calls of tools in an answer, and who was answered by
+# a personal policy; nobody was.
+_TURNS_2 = (BATCH, "finished_at_s", *(name for name in (*_TURN_1, "keys", "redactions") if name != "finished_at_s"))
+_INTERACTIONS_2 = (
+    *(BATCH, "follow_up_at_s", "interaction_id", "conversation", "follow_up_turn_id", "follow_up", "turn"),
+    *("policy_version", "tenant", "user", "split", "content"),
+)
+
 
 def open_table(place: Place, kind: Kind) -> DeltaTable:
     """The table, created where there is none, migrated where it is old. Raises ConfigError, DeltaError."""
@@ -60,11 +69,15 @@ def open_table(place: Place, kind: Kind) -> DeltaTable:
             )
         if version == SCHEMA_VERSION and columns == kind.schema.names:
             return delta
-        step = _STEPS.get((kind.name, tuple(columns)))
-        if version or step is None:
+        was = (kind.name, version, tuple(columns))
+        step = _STEPS.get(was)
+        if step is None and was not in _UNCHANGED:
             raise ConfigError(f"{place.uri} is no table `{kind.name}` of ours: move it away, or name another directory")
         try:
-            _migrate(delta, place, kind, step)
+            if step is None:
+                commit_rows(delta, kind.schema.empty_table(), {MIGRATED: SCHEMA_VERSION})
+            else:
+                _migrate(delta, place, kind, step)
         except DeltaError:
             # Another process migrated it, or one of the older release still appends.
             if attempt == TRIES - 1:
@@ -101,7 +114,9 @@ def _migrate(delta: DeltaTable, place: Place, kind: Kind, step: Callable[[pa.Tab
         delta.alter.set_table_properties(_configuration(kind))
     actions = pa.table(delta.get_add_actions()).sort_by("modification_time")
     files = actions["path"].to_pylist()
-    carried = {MIGRATED: SCHEMA_VERSION, APPENDED: len(files), REWRITTEN: number(delta, REWRITTEN) + 1}
+    carried = {MIGRATED: SCHEMA_VERSION, REWRITTEN: number(delta, REWRITTEN) + 1}
+    if not number(delta, MIGRATED):
+        carried[APPENDED] = len(files)
     write_deltalake(
         delta,
         pa.RecordBatchReader.from_batches(kind.schema, _rows(place, kind, files, step)),
@@ -118,11 +133,16 @@ def _migrate(delta: DeltaTable, place: Place, kind: Kind, step: Callable[[pa.Tab
 def _rows(
     place: Place, kind: Kind, files: Sequence[str], step: Callable[[pa.Table], pa.Table]
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of all files, a bounded number at a time; each file was one commit, and becomes one batch."""
-    for batch, name in enumerate(files, start=1):
+    """Rows of all files, a bounded number at a time.
+
+    A file of version 1 was one commit and becomes one batch; later rows say themselves which batch they are of.
+    """
+    for number_of_file, name in enumerate(files, start=1):
         with place.filesystem.open_input_file(name) as source, pq.ParquetFile(source) as file:
-            for rows in file.iter_batches(_ROWS, use_threads=False):
-                yield from kind.numbered(step(pa.Table.from_batches([rows])), batch).to_batches()
+            for some in file.iter_batches(_ROWS, use_threads=False):
+                rows = pa.Table.from_batches([some])
+                batch = rows[BATCH] if BATCH in rows.column_names else pa.repeat(number_of_file, rows.num_rows)
+                yield from kind.numbered(step(rows), batch).to_batches()
 
 
 def _turns_of_1(rows: pa.Table) -> pa.Table:
@@ -133,12 +153,25 @@ def _interactions_of_1(rows: pa.Table) -> pa.Table:
     return interactions_to_arrow(_records(rows.drop_columns(["policy_version"]), Interaction))
 
 
+def _turns_of_2(rows: pa.Table) -> pa.Table:
+    return turns_to_arrow(_records(rows.drop_columns([BATCH]), Turn))
+
+
+def _interactions_of_2(rows: pa.Table) -> pa.Table:
+    return interactions_to_arrow(_records(rows.drop_columns([BATCH, *LIGHT.names]), Interaction))
+
+
 def _records(rows: pa.Table, kind: type[_Record]) -> list[_Record]:
     """What a record has today and had not then takes its default."""
     return msgspec.convert(rows.to_pylist(), list[kind])  # type: ignore[valid-type]
 
 
-_STEPS: dict[tuple[str, tuple[str, ...]], Callable[[pa.Table], pa.Table]] = {
-    ("turns", _TURNS_1): _turns_of_1,
-    ("interactions", _INTERACTIONS_1): _interactions_of_1,
+_STEPS: dict[tuple[str, int, tuple[str, ...]], Callable[[pa.Table], pa.Table]] = {
+    ("turns", 0, _TURNS_1): _turns_of_1,
+    ("interactions", 0, _INTERACTIONS_1): _interactions_of_1,
+    ("turns", 2, _TURNS_2): _turns_of_2,
+    ("interactions", 2, _INTERACTIONS_2): _interactions_of_2,
 }
+"""By table, by the version that its log states, 0 for version 1, and by the columns."""
+_UNCHANGED = {(kind.name, 2, tuple(kind.schema.names)) for kind in (FEEDBACKS, PENDINGS)}
+"""What has the same rows in the next version."""

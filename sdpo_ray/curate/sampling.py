@@ -36,7 +36,7 @@ class NotDrawn(StrEnum):
     """Why an interaction of the table is not in a snapshot; in the order in which it is looked for."""
 
     STALE = "stale"
-    """The policy that answered is more than `max_age_versions` older than the champion."""
+    """The policy that answered is more than `max_age_versions` away from the champion."""
     TOO_OLD = "too_old"
     """The follow-up is older than `max_age_days`."""
     HELD_OUT = "held_out"
@@ -61,11 +61,20 @@ class Plan:
     """All other rows, by `NotDrawn`."""
 
 
-def draw(rows: pa.Table, *, champion_version: int, seed: int, now_s: float, last_batch: int, config: Curate) -> Plan:
+def draw(
+    rows: pa.Table,
+    *,
+    champion_version: int,
+    seed: int,
+    now_s: float,
+    last_batch: int,
+    config: Curate,
+    newest: bool = False,
+) -> Plan:
     """Draw at most `config.snapshot_size` interactions, each at most once; the order of `rows` plays no part.
 
     `rows` has the columns `LIGHT_COLUMNS`; `now_s` is Unix time; `last_batch` is the newest batch that an earlier draw
-    could take from, 0 where there was none.
+    could take from, 0 where there was none. With `newest` recency decides alone, and the seed about the order only.
     """
     stands = _Standing(rows, champion_version, now_s, config)
     trainable = _newest_first(rows, np.flatnonzero(stands.fresh & ~stands.held_out))
@@ -74,6 +83,8 @@ def draw(rows: pa.Table, *, champion_version: int, seed: int, now_s: float, last
     exponential = np.maximum(generator.standard_exponential(len(trainable)), np.finfo(np.float64).tiny)
     keys = np.log(exponential, out=exponential)
     keys += np.arange(len(trainable)) * (math.log(2) / config.recency_half_life)
+    if newest:
+        keys = np.arange(len(trainable), dtype=np.float64)
     pool = Pool(
         keys=keys,
         tenant=_tenants(rows, config)[trainable],
@@ -85,7 +96,7 @@ def draw(rows: pa.Table, *, champion_version: int, seed: int, now_s: float, last
     return Plan(
         interaction_ids=_ids(rows, trainable[generator.permutation(np.sort(filled.places))]),
         held_out_ids=_ids(rows, held_out[: config.snapshot_size]),
-        rule=_rule(len(trainable), len(held_out), filled.parts, champion_version, config),
+        rule=_rule(len(trainable), len(held_out), filled.parts, champion_version, config, newest=newest),
         not_drawn=stands.refusals(
             user_cap=filled.num_capped, left_over=len(trainable) - len(filled.places) - filled.num_capped
         ),
@@ -96,6 +107,12 @@ def count_trainable(rows: pa.Table, *, champion_version: int, now_s: float, conf
     """How many of `rows`, with the columns `COUNTED_COLUMNS`, a draw could take if none had a limit."""
     stands = _Standing(rows, champion_version, now_s, config)
     return int(np.count_nonzero(stands.fresh & ~stands.held_out))
+
+
+def fresh(rows: pa.Table, *, champion_version: int, now_s: float, config: Curate) -> npt.NDArray[np.bool_]:
+    """Which of `rows`, with the columns `COUNTED_COLUMNS`, are neither stale nor too old, held out or not."""
+    found: npt.NDArray[np.bool_] = _Standing(rows, champion_version, now_s, config).fresh
+    return found
 
 
 def is_held_out(conversation: str, share: float) -> bool:
@@ -109,7 +126,8 @@ class _Standing:
     def __init__(self, rows: pa.Table, champion_version: int, now_s: float, config: Curate) -> None:
         version = _column(rows, "policy_version")
         # An answer that no policy of this run made is as old as any other of its kind: the learner decides about those.
-        stale = (version != FOREIGN) & (champion_version - version > config.max_age_versions)
+        # A candidate that users met, and that was rolled back, is as far from the champion as an old one.
+        stale = (version != FOREIGN) & (np.abs(champion_version - version) > config.max_age_versions)
         too_old = now_s - _column(rows, "follow_up_at_s") > config.max_age_days * _DAY_S
         self.fresh = ~(stale | too_old)
         self.held_out = _column(rows, "split") < config.held_out * _SPLITS
@@ -172,11 +190,21 @@ def _strings(rows: pa.Table, name: str, chosen: Index) -> pa.Array:
     return found.take(pa.array(np.argsort(np.argsort(chosen))))
 
 
-def _rule(num_trainable: int, num_held_out: int, parts: Sequence[Part], champion_version: int, config: Curate) -> str:
+def _rule(
+    num_trainable: int,
+    num_held_out: int,
+    parts: Sequence[Part],
+    champion_version: int,
+    config: Curate,
+    *,
+    newest: bool,
+) -> str:
     drawn = sum(part.taken for part in parts)
+    weight = f"weight halved by every {config.recency_half_life} newer ones"
     words = [
-        f"{drawn} of {num_trainable} trainable interactions without replacement, weight halved by every "
-        f"{config.recency_half_life} newer ones",
+        f"the newest {drawn} of {num_trainable} trainable interactions"
+        if newest
+        else f"{drawn} of {num_trainable} trainable interactions without replacement, {weight}",
         f"answers at most {config.max_age_versions} versions older than v{champion_version}, follow-ups at most "
         f"{config.max_age_days:g} days old",
         f"{config.held_out:g} of conversations held out ({num_held_out} interactions)",

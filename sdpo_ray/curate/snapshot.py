@@ -16,6 +16,8 @@ from sdpo_ray.records import Interaction, Snapshot
 from sdpo_ray.storage import is_ready, read_json, sealed_directory, write_json
 from sdpo_ray.tables import interactions_from_arrow, write_interactions
 
+HELD_OUT = "held_out"
+"""Directory within a personal policy's snapshot, with what was held out of it."""
 _RECORD = "snapshot.json"
 
 
@@ -27,32 +29,53 @@ def count_new(table: Table, *, after: int, champion_version: int, now_s: float, 
 
 
 def draw_snapshot(
-    table: Table, final: Path, *, champion_version: int, seed: int, now_s: float, last_batch: int, config: Curate
+    table: Table,
+    final: Path,
+    *,
+    champion_version: int,
+    seed: int,
+    now_s: float,
+    last_batch: int,
+    config: Curate,
+    where: ds.Expression | None = None,
+    apart: bool = False,
 ) -> Snapshot:
     """The snapshot at `final`: drawn once from what the table holds now, then read back.
 
-    `now_s` is Unix time, `last_batch` that of the draw before, 0 where there was none. Raises DataError when nothing
-    can be drawn.
+    `now_s` is Unix time, `last_batch` that of the draw before, 0 where there was none. With `apart` the newest rows of
+    those that `where` names are drawn, and those held out of them are written beside the others, to `final`/held_out.
+    Raises DataError when nothing can be drawn.
     """
     if is_ready(final):
         return replace(read_json(final / _RECORD, Snapshot), path=str(final))
     while True:
         table.refresh()
         batch, version = table.batch, table.version
-        rows = table.read([*LIGHT_COLUMNS], upto=batch)
+        rows = table.read([*LIGHT_COLUMNS], where=where, upto=batch)
         plan = draw(
-            rows, champion_version=champion_version, seed=seed, now_s=now_s, last_batch=last_batch, config=config
+            rows,
+            champion_version=champion_version,
+            seed=seed,
+            now_s=now_s,
+            last_batch=last_batch,
+            config=config,
+            newest=apart,
         )
         if not plan.interaction_ids:
             raise DataError(f"nothing to draw: {plan.rule}")
-        drawn = _interactions(table, plan.interaction_ids, rows)
-        if len(drawn) == len(plan.interaction_ids):
+        wanted = (*plan.interaction_ids, *(plan.held_out_ids if apart else ()))
+        found = _interactions(table, wanted, rows)
+        if len(found) == len(wanted):
             break
         if table.version == version:
-            raise DataError(f"{len(plan.interaction_ids)} interactions were drawn, the table has {len(drawn)} of them")
+            raise DataError(f"{len(wanted)} interactions were drawn, the table has {len(found)} of them")
         # Some were erased meanwhile: there is another table to draw from.
+    drawn, held_out = found[: len(plan.interaction_ids)], found[len(plan.interaction_ids) :]
     with sealed_directory(final) as aside:
         digest = write_interactions(aside, drawn)
+        if apart:
+            (aside / HELD_OUT).mkdir()
+            write_interactions(aside / HELD_OUT, held_out)
         snapshot = Snapshot(
             snapshot_id=f"{final.name}-{digest[:12]}",
             table_version=version,

@@ -17,8 +17,8 @@ from sdpo_ray.storage import read_json, write_json
 
 ADAPTER = "adapter"
 """Directory of the adapter within a candidate's."""
-_WEIGHTS = "adapter_model.safetensors"
-_CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 _NAME = "default"
 _PEFT_PREFIX = "base_model.model."
 
@@ -34,7 +34,7 @@ class AdapterConfig:
 
 def base_of(parent: Path, lora: Lora) -> Path:
     """The weights beneath an update's adapter: those beneath the parent's own of the same shape, else the parent's."""
-    file = parent / ADAPTER / _CONFIG
+    file = parent / ADAPTER / CONFIG
     if not lora.rank or not file.exists():
         return parent
     config = read_json(file, AdapterConfig)
@@ -55,7 +55,7 @@ def inject(model: Any, lora: Lora, *, parent: Path, base: Path, seed: int) -> No
         config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear")
         inject_adapter_in_model(config, model, adapter_name=_NAME)
     if base != parent:
-        saved = load_file(parent / ADAPTER / _WEIGHTS)
+        saved = load_file(parent / ADAPTER / WEIGHTS)
         found = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in saved.items()}
         result = set_peft_model_state_dict(model, found, adapter_name=_NAME)
         strange = [*result.unexpected_keys, *(name for name in result.missing_keys if ".lora_" in name)]
@@ -71,12 +71,12 @@ def save(trained: dict[str, Tensor], directory: Path, *, base: Path, lora: Lora)
     names = {name: name.replace(f".{_NAME}.", ".") for name in trained}
     save_file(
         {_PEFT_PREFIX + names[name]: tensor.contiguous() for name, tensor in trained.items()},
-        directory / _WEIGHTS,
+        directory / WEIGHTS,
         metadata={"format": "pt"},
     )
     modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained})
     write_json(
-        directory / _CONFIG,
+        directory / CONFIG,
         {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

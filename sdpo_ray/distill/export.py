@@ -5,6 +5,7 @@ the parent's precision: the next update goes on from weights that were not round
 loads. With an adapter they are the base's, the adapter added, in the base's precision; the adapter lies beside them.
 """
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,11 +17,11 @@ from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config.distill import Lora
 from sdpo_ray.distill import adapter
 from sdpo_ray.distill.gather import TEACHER
-from sdpo_ray.distill.job import CANDIDATE_FILE
+from sdpo_ray.distill.job import CANDIDATE_FILE, GAINS_FILE
 from sdpo_ray.distill.load import Dtype, load_policy
 from sdpo_ray.distill.relevance import RELEVANCE_FILE
 from sdpo_ray.errors import LearnerError
-from sdpo_ray.records import Candidate, Fingerprint, Relevance
+from sdpo_ray.records import Candidate, FileDigest, Fingerprint, Gain, Relevance
 from sdpo_ray.storage import sealed_directory, write_json
 
 _WEIGHTS = "model.safetensors"
@@ -45,6 +46,7 @@ def export(
     lora: Lora,
     teacher: dict[str, Tensor] | None,
     relevance: Sequence[Relevance] = (),
+    gains: Sequence[Gain] = (),
 ) -> Candidate:
     """Seal `candidate.path` with weights, tokenizer, adapter, teacher and the records; add the fingerprint.
 
@@ -63,9 +65,11 @@ def export(
         for pattern in _COMPANIONS:
             for file in parent.glob(pattern):
                 shutil.copy2(file, aside / file.name)
-        candidate = replace(candidate, fingerprint=fingerprint(aside))
+        candidate = replace(candidate, fingerprint=fingerprint(aside), digests=_digests(aside))
         if relevance:
             write_json(aside / RELEVANCE_FILE, relevance)
+        if gains:
+            write_json(aside / GAINS_FILE, gains)
         write_json(aside / CANDIDATE_FILE, candidate)
     return candidate
 
@@ -88,6 +92,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return {name: tensor for file in _files(path) for name, tensor in load_file(file).items()}
+
+
+def _digests(path: Path) -> tuple[FileDigest, ...]:
+    """Of the weights, and of the adapter where there is one."""
+    found = []
+    for name in (_WEIGHTS, f"{adapter.ADAPTER}/{adapter.WEIGHTS}"):
+        if (path / name).exists():
+            with (path / name).open("rb") as file:
+                found.append(FileDigest(name=name, sha256=hashlib.file_digest(file, "sha256").hexdigest()))
+    return tuple(found)
 
 
 def _renamed(trained: dict[str, Tensor], base: Path) -> dict[str, Tensor]:

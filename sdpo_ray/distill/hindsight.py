@@ -12,9 +12,9 @@ from functools import cache, partial
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Distill
 from sdpo_ray.distill.contexts import Contexts, contexts, hindsight_block, shortened
-from sdpo_ray.distill.refusal import Altered, Unusable, content, staleness, unfit
+from sdpo_ray.distill.refusal import Altered, Unusable, content, cut_off, staleness, unfit
 from sdpo_ray.errors import DataError
-from sdpo_ray.records import FOREIGN, FinishReason, Interaction, Turn
+from sdpo_ray.records import FOREIGN, FinishReason, Interaction, Sampling, Turn
 from sdpo_ray.telemetry import Counters
 
 
@@ -88,10 +88,9 @@ def _example(
     found = _contexts(turn, chat, config, told, room=max_model_len - len(response_ids))
     if isinstance(found, Unusable):
         return found
-    masked = turn.finish_reason is FinishReason.LENGTH and context.truncated == "mask"
+    masked = cut_off(turn) and context.truncated == "mask"
     greedy = turn.sampling.temperature == 0
     as_served = (found.prompt_ids, response_ids) == (turn.prompt_ids, turn.response_ids)
-    whole = not greedy and turn.sampling.top_p >= 1 and not turn.sampling.top_k
     for altered, happened in (
         (Altered.TRUNCATED_MASKED, masked),
         (Altered.HISTORY_CUT, found.num_left_out > 0),
@@ -106,9 +105,23 @@ def _example(
         hindsight_ids=found.hindsight_ids,
         response_ids=response_ids,
         first_scored=len(response_ids) if masked else min(context.ignore_first_k, len(response_ids)),
-        sampler_logprobs=turn.response_logprobs if as_served and whole else (),
+        sampler_logprobs=turn.response_logprobs if as_served and _whole(turn.sampling) else (),
         temperature=1.0 if greedy or turn.policy_version == FOREIGN else turn.sampling.temperature,
         weight=1.0 if half_life is None else 0.5 ** (staleness(turn, parent_version) / half_life),
+    )
+
+
+def _whole(sampling: Sampling) -> bool:
+    """Whether tokens were drawn from the policy's own distribution, changed by nothing but a temperature."""
+    return (
+        sampling.temperature > 0
+        and sampling.top_p >= 1
+        and not sampling.top_k
+        and not sampling.min_p
+        and not sampling.presence_penalty
+        and not sampling.frequency_penalty
+        and sampling.repetition_penalty == 1
+        and not sampling.constrained
     )
 
 

@@ -29,6 +29,7 @@ def distill(
     max_model_len: int,
     seed: int,
     base: Path,
+    apart: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Candidate:
     """Train `parent` on `snapshot` and seal the candidate at `out`; needs a Ray cluster that is connected to.
@@ -36,8 +37,8 @@ def distill(
     Safe to repeat: a candidate already sealed at `out` is returned as it is, and an update that was broken off goes on
     from its last checkpoint, as does a lost worker group, `workers.max_failures` times. `on_step(step, num_steps)` is
     called in this thread while the workers run; `num_steps` counts refused interactions too. `base` is the policy from
-    which drift is measured. Raises LearnerError when there is no candidate to be had, or when `out` holds another
-    update's.
+    which drift is measured; `apart` is as on `Job`. Raises LearnerError when there is no candidate to be had, or when
+    `out` holds another update's.
     """
     out = out.absolute()
     if is_ready(out):
@@ -53,6 +54,7 @@ def distill(
         seed=seed,
         base=base.absolute(),
         scratch=scratch,
+        apart=apart.absolute() if apart is not None else None,
     )
     _prepare(job)
     try:

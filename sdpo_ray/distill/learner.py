@@ -43,15 +43,24 @@ class Learner:
     """The parent's weights, its optimizer and its teacher. Every worker makes the same calls."""
 
     def __init__(
-        self, parent: Path, config: Distill, *, num_steps: int, seed: int, rank: int, num_workers: int
+        self,
+        parent: Path,
+        config: Distill,
+        *,
+        num_steps: int,
+        seed: int,
+        rank: int,
+        num_workers: int,
+        apart: bool = False,
     ) -> None:
+        """With `apart` it learns a new adapter over the parent's whole weights, whatever adapter made those."""
         self._config = config
         self._rank, self._num_workers = rank, num_workers
         self._num_steps = num_steps
         self.device = (
             torch.device("cuda", torch.cuda.current_device()) if config.workers.use_gpu else torch.device("cpu")
         )
-        self.base = adapter.base_of(parent, config.lora)
+        self.base = parent if apart else adapter.base_of(parent, config.lora)
         """The checkpoint beneath the adapter; the parent where all parameters learn."""
         zero3 = config.workers.zero_stage == 3
         self.model: Any = load_packed(
@@ -72,7 +81,7 @@ class Learner:
         }
         self.engine = deepspeed_engine(Scorer(self.model), config)
         self.teacher = Teacher(config.teacher, list(dict.fromkeys(self.trained.values())))
-        if config.teacher.kind == "ema":
+        if config.teacher.kind == "ema" and not apart:
             go_on_teaching(self.teacher, self.trained, parent)
         self.progress = Progress()
 

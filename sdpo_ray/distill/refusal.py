@@ -17,7 +17,7 @@ class Unusable(StrEnum):
     """Something was redacted in the turn, and `context.redacted` refuses such turns."""
     STALE = "stale"
     TRUNCATED = "truncated"
-    """The answer ran into the token limit, and `context.truncated` drops such answers."""
+    """The answer was cut off, and `context.truncated` drops such answers."""
     EMPTY_RESPONSE = "empty_response"
     NON_FINITE_LOGPROB = "non_finite_logprob"
     DUPLICATE = "duplicate"
@@ -35,7 +35,7 @@ class Altered(StrEnum):
     """What was done to an interaction that counts in the batch all the same."""
 
     TRUNCATED_MASKED = "truncated_masked"
-    """The answer ran into the token limit: none of its tokens is scored."""
+    """The answer was cut off: none of its tokens is scored."""
     HISTORY_CUT = "history_cut"
     """Messages were left out of both contexts."""
     FOLLOW_UP_SHORTENED = "follow_up_shortened"
@@ -44,16 +44,20 @@ class Altered(StrEnum):
 def unfit(turn: Turn, config: Distill, parent_version: int) -> Unusable | None:
     """Why not, as far as it is seen without rendering anything."""
     limit = config.signal.max_staleness
-    cut = turn.finish_reason is FinishReason.LENGTH
     checks = {
         Unusable.TEXT_ONLY: turn.policy_version == FOREIGN and config.context.text_only == "refuse",
         Unusable.REDACTED: bool(turn.redactions) and config.context.redacted == "refuse",
         Unusable.STALE: limit is not None and staleness(turn, parent_version) > limit,
-        Unusable.TRUNCATED: cut and config.context.truncated == "drop",
+        Unusable.TRUNCATED: cut_off(turn) and config.context.truncated == "drop",
         Unusable.EMPTY_RESPONSE: not (turn.response if turn.text_only else turn.response_ids),
         Unusable.NON_FINITE_LOGPROB: not all(map(math.isfinite, turn.response_logprobs)),
     }
     return next((reason for reason, found in checks.items() if found), None)
+
+
+def cut_off(turn: Turn) -> bool:
+    """Whether the answer has no end of its own: it ran into the token limit, or somebody broke it off."""
+    return turn.finish_reason is not FinishReason.STOP
 
 
 def content(interaction: Interaction) -> Hashable:

@@ -18,6 +18,7 @@ from sdpo_ray.chat import ChatFormat
 from sdpo_ray.distill import checkpoint
 from sdpo_ray.distill.drift import Base, DriftStop, base_logprobs, load_base, probes, view_of
 from sdpo_ray.distill.export import export
+from sdpo_ray.distill.gain import gains
 from sdpo_ray.distill.gather import taught, whole
 from sdpo_ray.distill.hindsight import Example, examples
 from sdpo_ray.distill.job import Job, num_steps
@@ -30,6 +31,7 @@ from sdpo_ray.errors import DataError, LearnerError
 from sdpo_ray.records import (
     Candidate,
     Fingerprint,
+    Gain,
     Interaction,
     Refusal,
     Relevance,
@@ -62,6 +64,7 @@ class Update:
             seed=job.seed,
             rank=rank,
             num_workers=num_workers,
+            apart=job.apart is not None,
         )
         self._steps: list[StepMetrics] = []
 
@@ -96,7 +99,7 @@ class Update:
                     rank=self._rank,
                     num_workers=self._num_workers,
                 )
-        self._export(signals, relevance)
+        self._export(signals, relevance, self._gains())
 
     def _usable(self) -> list[Example]:
         usable = self._examples_of(self._interactions, self._refused)
@@ -138,7 +141,7 @@ class Update:
 
     def _signals(self) -> tuple[TokenSignal, ...]:
         """What the parent's weights make of the first few interactions, for people to look at."""
-        if self._job.config.objective != "sdpo":
+        if self._job.config.objective != "sdpo" or self._job.apart is not None:
             return ()
         shown = [replace(item, first_scored=0) for item in self._examples[:_NUM_SIGNALS]]
         served, hindsight = (self._learner.scores(shown, hindsight=told) for told in (False, True))
@@ -163,7 +166,16 @@ class Update:
         )
         return measure(probes, self._learner.scores)
 
-    def _export(self, signals: tuple[TokenSignal, ...], relevance: tuple[Relevance, ...]) -> None:
+    def _gains(self) -> tuple[Gain, ...]:
+        """What was gained on interactions that were kept apart. Collective."""
+        if self._job.apart is None:
+            return ()
+        interactions = read_interactions(self._job.apart)
+        return gains(self._learner, interactions, self._examples_of(interactions, Counters.empty()), self._job.config)
+
+    def _export(
+        self, signals: tuple[TokenSignal, ...], relevance: tuple[Relevance, ...], gained: tuple[Gain, ...]
+    ) -> None:
         job, learner = self._job, self._learner
         trained = whole(learner.trained, keep=self._rank == 0)
         teacher = (
@@ -189,6 +201,7 @@ class Update:
                 lora=job.config.lora,
                 teacher=teacher,
                 relevance=relevance,
+                gains=gained,
             )
 
     def _counts(self) -> tuple[Refusal, ...]:

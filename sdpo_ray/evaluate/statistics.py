@@ -78,6 +78,44 @@ def ratio_of_means(ours: Sequence[float], theirs: Sequence[float], confidence: f
     return _around(ratio, ratio, half, n=n, least=0.0, most=math.inf)
 
 
+def mean_over_clusters(totals: Sequence[float], sizes: Sequence[int], confidence: float) -> Estimate:
+    """sum(totals) / sum(sizes) of a few clusters whose members are alike, such as the tokens of a conversation.
+
+    Clusters vary, not their members: residuals of the ratio by cluster (Cochran, Sampling Techniques (1977), 6.4) and
+    Student's t with one degree of freedom less than there are clusters. `n` is their number. Raises DataError for fewer
+    than two, and for empty ones.
+    """
+    n = len(totals)
+    if n < 2 or min(sizes) < 1:
+        raise DataError(f"no mean over clusters: {n} of them, the smallest has {min(sizes, default=0)} members")
+    mean = math.fsum(totals) / sum(sizes)
+    residuals = [total - mean * size for total, size in zip(totals, sizes, strict=True)]
+    deviation = math.sqrt(math.fsum(r * r for r in residuals) / (n - 1))
+    half = _student(confidence, n - 1) * deviation / (math.sqrt(n) * fmean(sizes))
+    return _around(mean, mean, half, n=n, least=-math.inf, most=math.inf)
+
+
+def _student(confidence: float, degrees: int) -> float:
+    """The two-sided quantile of Student's t, by bisection of its distribution function."""
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
+    return (low + high) / 2
+
+
+def _within(t: float, degrees: int) -> float:
+    """P(|T| < t) for Student's t, a finite sum (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    term = cosine if degrees % 2 else 1.0
+    total = 0.0
+    for each in range(1 if degrees % 2 else 0, degrees - 1, 2):
+        total += term
+        term *= cosine * cosine * (each + 1) / (each + 2)
+    return 2 / math.pi * (angle + sine * total) if degrees % 2 else sine * total
+
+
 def _quantile(confidence: float) -> float:
     """The two-sided normal quantile: 1.96 at 0.95."""
     return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -5,13 +5,14 @@
     it beats the champion beyond doubt          PROMOTE
     otherwise                                   HOLD: no signal
 
-Fails closed. Reasons carry the numbers that decided.
+A personal policy has to show what its user gained, in the champion's place. Fails closed. Reasons carry the numbers
+that decided.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from sdpo_ray.config import Promote
+from sdpo_ray.config import Personal, Promote
 from sdpo_ray.records import Decision, Report, Score, Verdict
 
 REQUIRED = (
@@ -30,6 +31,10 @@ REQUIRED = (
 )
 """Everything the suite measures: a probe that failed says nothing, and nothing promotes nobody."""
 
+REQUIRED_OF_PERSONAL = ("gain", *(name for name in REQUIRED if not name.startswith("win_rate.")))
+MIN_CONVERSATIONS = 5
+"""Held-out conversations of one user under which nothing is known of what they gained."""
+
 MAY_REST_ON_NOTHING = frozenset({"win_rate.vs_base.ties_dropped", "win_rate.vs_champion.ties_dropped"})
 """Without a single decided pair these know nothing, which is no contradiction."""
 
@@ -43,8 +48,31 @@ def decide(report: Report, rules: Promote) -> Decision:
     return Decision(policy_version=report.policy_version, verdict=verdict, reasons=reasons)
 
 
+def decide_personal(report: Report, rules: Promote, personal: Personal) -> Decision:
+    """Judge a personal policy by its report: whether its user gained, and nothing was broken for it."""
+    verdict, reasons = _judge_personal(report, rules, personal)
+    return Decision(policy_version=report.policy_version, verdict=verdict, reasons=reasons)
+
+
+def _judge_personal(report: Report, rules: Promote, personal: Personal) -> tuple[Verdict, tuple[str, ...]]:
+    if unusable := tuple(_unusable(report, REQUIRED_OF_PERSONAL)):
+        return Verdict.REJECT, unusable
+    scores = {score.name: score for score in report.scores}
+    gained = scores["gain"]
+    harms = [*_breakages(scores, rules)]
+    if gained.high < 0:
+        harms.append(f"{_nats(gained)}: it goes against what its user asked for")
+    if harms:
+        return Verdict.REJECT, tuple(harms)
+    if gained.n < MIN_CONVERSATIONS:
+        return Verdict.HOLD, (f"no signal: {gained.n} conversations were held out, {MIN_CONVERSATIONS} are needed",)
+    if gained.low > personal.min_gain:
+        return Verdict.PROMOTE, (f"{_nats(gained)} is above {personal.min_gain:g}",)
+    return Verdict.HOLD, (f"no signal: {_nats(gained)} is not above {personal.min_gain:g} with its low end",)
+
+
 def _judge(report: Report, rules: Promote) -> tuple[Verdict, tuple[str, ...]]:
-    if unusable := tuple(_unusable(report)):
+    if unusable := tuple(_unusable(report, REQUIRED)):
         return Verdict.REJECT, unusable
     scores = {score.name: score for score in report.scores}
     if harms := tuple(_harms(scores, rules)):
@@ -56,8 +84,8 @@ def _judge(report: Report, rules: Promote) -> tuple[Verdict, tuple[str, ...]]:
     return Verdict.HOLD, (f"no signal: {found} is not above {rules.min_win_rate:.3f} with its low end",)
 
 
-def _unusable(report: Report) -> Iterator[str]:
-    for name in REQUIRED:
+def _unusable(report: Report, required: Sequence[str]) -> Iterator[str]:
+    for name in required:
         score = report.score(name)
         if score is None:
             yield f"{name} is missing"
@@ -70,6 +98,13 @@ def _unusable(report: Report) -> Iterator[str]:
 
 
 def _harms(scores: dict[str, Score], rules: Promote) -> Iterator[str]:
+    yield from _breakages(scores, rules)
+    against_champion = scores["win_rate.vs_champion.ties_half"]
+    if against_champion.high < 0.5:
+        yield f"{_words(against_champion)}: it loses to the champion"
+
+
+def _breakages(scores: dict[str, Score], rules: Promote) -> Iterator[str]:
     least = {"retention": rules.min_retention}
     most = {
         "retention.drop_vs_base": rules.max_retention_drop,
@@ -83,10 +118,11 @@ def _harms(scores: dict[str, Score], rules: Promote) -> Iterator[str]:
     for name, bound in most.items():
         if scores[name].value > bound:
             yield f"{_words(scores[name])} is over {bound:.3f}"
-    against_champion = scores["win_rate.vs_champion.ties_half"]
-    if against_champion.high < 0.5:
-        yield f"{_words(against_champion)}: it loses to the champion"
 
 
 def _words(score: Score) -> str:
     return f"{score.name} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
+def _nats(score: Score) -> str:
+    return f"{score.name} {score.value:.5f} [{score.low:.5f}, {score.high:.5f}] nats a token"

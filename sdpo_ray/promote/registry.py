@@ -68,8 +68,14 @@ class Registry:
         self._model = model_name
         self.tracking_uri = tracking_uri or f"sqlite:///{layout.root.resolve()}/mlflow.db"
         self._client: Any = MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
-        self._experiment = self._experiment_id(local=not tracking_uri)
+        self._is_local = not tracking_uri
+        self._experiment = self.experiment(model_name)
         self._register_model()
+
+    @property
+    def client(self) -> Any:
+        """MLflow's own."""
+        return self._client
 
     def register_base(self, base: Release) -> None:
         """Register the policy that everything starts from; it is the champion until something passes."""
@@ -145,16 +151,17 @@ class Registry:
             token = page.token or ""
         return num_runs
 
-    def _experiment_id(self, *, local: bool) -> str:
+    def experiment(self, name: str) -> str:
+        """Id of an experiment, which is made where there is none."""
         from mlflow.exceptions import MlflowException
 
-        place = (self._layout.root.resolve() / "mlartifacts").as_uri() if local else None
+        place = (self._layout.root.resolve() / "mlartifacts").as_uri() if self._is_local else None
         try:
-            return str(self._client.create_experiment(self._model, artifact_location=place))
+            return str(self._client.create_experiment(name, artifact_location=place))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            return str(self._client.get_experiment_by_name(self._model).experiment_id)
+            return str(self._client.get_experiment_by_name(name).experiment_id)
 
     def _register_model(self) -> None:
         from mlflow.exceptions import MlflowException
@@ -181,6 +188,13 @@ class Registry:
         return self._client.create_run(self._experiment, tags=tags, run_name=name)
 
     def _log(self, run: Any, entry: Entry) -> None:
+        self.log_numbers(run, entry)
+        with tempfile.TemporaryDirectory() as folder:
+            write_files(entry, Path(folder))
+            self._client.log_artifacts(run.info.run_id, folder)
+
+    def log_numbers(self, run: Any, entry: Entry) -> None:
+        """Parameters, metrics and the snapshot of an update, on one of MLflow's runs."""
         from mlflow.entities import Metric, Param
 
         run_id = run.info.run_id
@@ -194,9 +208,6 @@ class Registry:
         for start in range(0, len(metrics), _METRICS):
             self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS])
         self._client.log_inputs(run_id, [_dataset(entry.snapshot, self._layout)])
-        with tempfile.TemporaryDirectory() as folder:
-            write_files(entry, Path(folder))
-            self._client.log_artifacts(run_id, folder)
 
     def _create_version(self, run_id: str, entry: Entry) -> Any:
         decision = entry.decision

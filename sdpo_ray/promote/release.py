@@ -9,16 +9,27 @@ import http.client
 import time
 import urllib.request
 from collections.abc import Iterable
+from dataclasses import dataclass
 from email.message import Message
+from pathlib import Path
 
 from sdpo_ray.errors import ReleaseError, SwapError
 from sdpo_ray.headers import POLICY_VERSION, SWAP_ERROR
-from sdpo_ray.records import Candidate, Release
+from sdpo_ray.records import BASE_VERSION, Candidate, Release
 from sdpo_ray.storage import Layout, read_json, write_json
 
 """`v<policy version>: <why>`, while a replica refuses what the pointer names."""
+ADAPTER = "adapter"
+"""Directory of the adapter within a candidate's."""
 _POLL_S = 0.1
 _REQUEST_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _AdapterConfig:
+    """What we read of peft's `adapter_config.json`."""
+
+    base_model_name_or_path: str
 
 
 def point_at(layout: Layout, proposed: Candidate | Release) -> Release:
@@ -29,16 +40,24 @@ def point_at(layout: Layout, proposed: Candidate | Release) -> Release:
     served = served_release(layout)
     if served is not None and served.policy_version == proposed.policy_version:
         return served
-    release = Release(
-        policy_version=proposed.policy_version,
-        path=proposed.path,
-        previous_version=served.policy_version if served is not None else None,
-        fingerprint=proposed.fingerprint,
-        released_at_s=time.time(),
-    )
+    release = release_of(layout, proposed, previous_version=served.policy_version if served is not None else None)
     write_json(layout.release(release.policy_version), release)
     write_json(layout.release_pointer, release)
     return release
+
+
+def release_of(layout: Layout, proposed: Candidate | Release, *, previous_version: int | None) -> Release:
+    """A policy as it would be served from now on; with its adapter, where it has one over the run's base."""
+    adapter = proposed.adapter if isinstance(proposed, Release) else _adapter(layout, Path(proposed.path))
+    return Release(
+        policy_version=proposed.policy_version,
+        path=proposed.path,
+        previous_version=previous_version,
+        fingerprint=proposed.fingerprint,
+        released_at_s=time.time(),
+        adapter=adapter,
+        digests=proposed.digests,
+    )
 
 
 def served_release(layout: Layout) -> Release | None:
@@ -104,6 +123,17 @@ def confirm(url: str, policy_version: int, *, timeout_s: float, answers: int = 1
                 )
             time.sleep(_POLL_S)
     return time.monotonic() - began
+
+
+def _adapter(layout: Layout, candidate: Path) -> str:
+    """The candidate's adapter, where the weights beneath it are the run's base; else nothing."""
+    folder = candidate / ADAPTER
+    try:
+        beneath = read_json(folder / "adapter_config.json", _AdapterConfig).base_model_name_or_path
+        base = read_json(layout.release(BASE_VERSION), Release).path
+    except FileNotFoundError:
+        return ""
+    return str(folder) if Path(beneath).resolve() == Path(base).resolve() else ""
 
 
 def _health(url: str) -> Message:

@@ -26,6 +26,15 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileDigest:
+    """What a file held when it was exported. Made by `distill.export`; read by `serve.staging`, which refuses others."""
+
+    name: str
+    """Path within the candidate's directory."""
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
     """One optimizer step of an update. Made by `distill.learner`; read by `promote.registry`."""
 
@@ -86,6 +95,18 @@ class Relevance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """What an adapter gained on one interaction that it never saw. Made by `distill.gain`; read by `evaluate`."""
+
+    interaction_id: str
+    conversation: str
+    num_tokens: int
+    """Scored tokens of the answer."""
+    nats: float
+    """Over those tokens together: how much closer the policy came to what the one beneath says under hindsight."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A proposed policy. Made by `distill`; read by `evaluate` and `promote`."""
 
@@ -101,6 +122,8 @@ class Candidate:
     """Interactions learned from in part: a history cut, a follow-up shortened, an answer that is not scored."""
     signals: tuple[TokenSignal, ...] = ()
     """Of a few interactions, before the first step."""
+    digests: tuple[FileDigest, ...] = ()
+    """Of the files of weights that may be served."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +177,8 @@ class Release:
     adapter: str = ""
     """Directory of the LoRA adapter that makes this policy of the run's base; empty where the weights are whole. Read
     where `serve.swap` is `adapter`."""
+    digests: tuple[FileDigest, ...] = ()
+    """As on `Candidate`; empty for what was not exported here, which only its fingerprint vouches for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +204,7 @@ class PersonalPolicy:
     """
 
     owner: str
-    """Keyed digest of tenant and user: `capture.conversation.owner_digest`."""
+    """Keyed digest of tenant and pseudonym: `capture.conversation.owners`."""
     version: int
     """Counts this owner's personal policies from 1."""
     name: str

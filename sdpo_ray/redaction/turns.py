@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sdpo_ray.errors import TooManyDigits
-from sdpo_ray.records import Feedback, Message, Redaction, Turn
+from sdpo_ray.records import Feedback, Message, Redaction, ToolCall, Turn
 from sdpo_ray.redaction.redactor import Redactor
 
 MAX_DIGITS = 50_000
@@ -26,6 +26,7 @@ def redact_turn(turn: Turn, redactor: Redactor) -> Turn:
         "tools": tally.json(turn.tools),
         "template_kwargs": tally.json(turn.template_kwargs),
         "response": tally.content(turn.response),
+        "response_calls": tuple(map(tally.call, turn.response_calls)),
     }
     if not tally.counts:
         return turn
@@ -76,16 +77,16 @@ class _Tally:
         return replace(
             message,
             content=self.content(message.content),
-            tool_calls=tuple(
-                replace(
-                    call,
-                    call_id=self.text(call.call_id),
-                    name=self.text(call.name),
-                    arguments=self.json(call.arguments),
-                )
-                for call in message.tool_calls
-            ),
+            tool_calls=tuple(map(self.call, message.tool_calls)),
             tool_call_id=self.text(message.tool_call_id),
+        )
+
+    def call(self, call: ToolCall) -> ToolCall:
+        return replace(
+            call,
+            call_id=self.text(call.call_id),
+            name=self.text(call.name),
+            arguments=self.json(call.arguments),
         )
 
     def with_those(self, before: Iterable[Redaction]) -> tuple[Redaction, ...]:

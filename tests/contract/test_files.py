@@ -6,7 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from sdpo_ray.config import Run
+from jobs.commandline import LAPTOP
+from jobs.deploy import serve_config
+from sdpo_ray.config import Run, load_run
 
 REPOSITORY = Path(__file__).parent.parent.parent
 BINARY = {".png", ".safetensors"}
@@ -44,3 +46,20 @@ def test_the_serve_config_is_the_default_runs():
     assert config["http_options"] == {"host": defaults.host, "port": defaults.port}
     for application in config["applications"]:
         assert (REPOSITORY / application["args"]["run_file"]).exists()
+
+
+def test_the_serve_config_with_a_canary_has_one_application_more():
+    plain, more = (yaml.safe_load((REPOSITORY / "serve" / name).read_text()) for name in ("config.yaml", "canary.yaml"))
+    canary = more["applications"].pop()
+    assert more == plain
+    assert (canary["name"], canary["route_prefix"], canary["args"]["audience"]) == ("canary", "/canary", "canary")
+
+
+def test_a_run_that_puts_candidates_on_trial_is_deployed_with_a_canary():
+    def deployed(*overrides: str) -> list[str]:
+        run = load_run(LAPTOP, overrides)
+        return [each["name"] for each in serve_config(run, LAPTOP, list(overrides))["applications"]]
+
+    assert deployed() == ["policy", "examiner"]
+    for mode in ("canary", "shadow"):
+        assert deployed(f"promote.trial.mode={mode}") == ["policy", "examiner", "canary"]

@@ -51,7 +51,6 @@ def test_what_was_said_is_the_last_message_of_the_follow_up_and_its_own_answer_p
     [
         (Refusal.NO_CONSENT, replace(ANSWER, consent=Consent.NONE), SAID),
         (Refusal.NO_CONSENT, ANSWER, replace(SAID, consent=Consent.NONE)),
-        (Refusal.ABORTED, replace(ANSWER, finish_reason=FinishReason.ABORT), SAID),
         (Refusal.EMPTY_RESPONSE, replace(ANSWER, response_ids=(), response_logprobs=()), SAID),
         (Refusal.RESPONSE_TOO_LONG, replace(ANSWER, response="x" * 31), SAID),
         (
@@ -86,7 +85,6 @@ def test_the_first_reason_in_the_order_of_the_list_is_the_one_that_counts():
     answer = replace(
         ANSWER,
         consent=Consent.NONE,
-        finish_reason=FinishReason.ABORT,
         response=long,
         response_ids=(),
         response_logprobs=(),
@@ -95,7 +93,6 @@ def test_the_first_reason_in_the_order_of_the_list_is_the_one_that_counts():
     said, by = replace(SAID, text="  "), rules(now_s=91 * DAY_S, languages=("de",), found=None, min_follow_up_chars=5)
     steps: list[tuple[Refusal, dict[str, object], dict[str, object], Rules]] = [
         (Refusal.NO_CONSENT, {"consent": Consent.TRAIN}, {}, by),
-        (Refusal.ABORTED, {"finish_reason": FinishReason.STOP}, {}, by),
         (Refusal.EMPTY_RESPONSE, {"response_ids": (1,), "response_logprobs": (float("nan"),)}, {}, by),
         (Refusal.RESPONSE_TOO_LONG, {"response": "ann@example"}, {}, by),
         (Refusal.MIXED_VERSIONS, {"version_spans": spans[:1]}, {}, by),
@@ -147,8 +144,11 @@ def test_the_language_is_read_from_question_answer_and_reaction_together():
     assert len(asked) == 1
 
 
-def test_an_answer_that_ran_into_the_token_limit_is_left_to_the_learner():
-    assert isinstance(decided(replace(ANSWER, finish_reason=FinishReason.LENGTH)), Interaction)
+@pytest.mark.parametrize("cut", [FinishReason.LENGTH, FinishReason.ABORT])
+def test_an_answer_that_was_cut_off_is_left_to_the_learner(cut):
+    found = decided(replace(ANSWER, finish_reason=cut))
+    assert isinstance(found, Interaction)
+    assert found.turn.finish_reason is cut
 
 
 def test_an_answer_that_read_a_tools_result_is_admitted():

@@ -1,6 +1,7 @@
 """Keys of the API: who may call, and for which tenant."""
 
 import hashlib
+import json
 import stat
 import subprocess
 import sys
@@ -10,11 +11,23 @@ import pytest
 from starlette.datastructures import Headers
 
 from sdpo_ray.capture.apikeys import ApiKeys
+from sdpo_ray.config import Limits
 from sdpo_ray.errors import ConfigError, DataError
-from serve.auth import ExaminersEntrance, UsersEntrance
+from serve.auth import Entrance, ExaminersEntrance, UsersEntrance
 
 REPOSITORY = Path(__file__).parents[2]
 CHAT = "/v1/chat/completions"
+
+
+def tenant(entrance: Entrance, path: str, headers: Headers) -> str | None:
+    """Whose requests they are that come with these headers; None for one who may not enter."""
+    caller = entrance.caller(path, headers)
+    return caller and caller.tenant
+
+
+def tenant_of(keys: ApiKeys, key: str) -> str | None:
+    found = keys.found(key)
+    return found and found.tenant
 
 
 def bearer(key: str, scheme: str = "Bearer") -> Headers:
@@ -25,7 +38,7 @@ def test_a_key_is_kept_as_its_digest_alone_and_names_its_tenant(tmp_path: Path) 
     path = tmp_path / "api_keys.json"
     key, keys = ApiKeys.load(path).add("acme")
     other, keys = keys.add("umbrella")
-    assert (keys.tenant_of(key), keys.tenant_of(other), keys.tenant_of(key + "x")) == ("acme", "umbrella", None)
+    assert (tenant_of(keys, key), tenant_of(keys, other), tenant_of(keys, key + "x")) == ("acme", "umbrella", None)
     content = path.read_text()
     assert key not in content
     assert hashlib.sha256(key.encode()).hexdigest() in content
@@ -36,12 +49,12 @@ def test_a_key_is_kept_as_its_digest_alone_and_names_its_tenant(tmp_path: Path) 
 def test_a_run_without_the_file_asks_for_no_key_and_one_whose_last_key_was_revoked_does(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.json"
     entrance = UsersEntrance(path)
-    assert entrance.tenant(CHAT, Headers()) == "default"
+    assert tenant(entrance, CHAT, Headers()) == "default"
     key, keys = ApiKeys.load(path).add("acme")
-    assert entrance.tenant(CHAT, Headers()) is None
-    assert entrance.tenant(CHAT, bearer(key)) == entrance.tenant(CHAT, bearer(key, "bearer")) == "acme"
+    assert tenant(entrance, CHAT, Headers()) is None
+    assert tenant(entrance, CHAT, bearer(key)) == tenant(entrance, CHAT, bearer(key, "bearer")) == "acme"
     assert keys.revoke(keys.keys[0].key_id).asked_for
-    assert entrance.tenant(CHAT, bearer(key)) is None
+    assert tenant(entrance, CHAT, bearer(key)) is None
 
 
 def test_a_door_that_was_closed_stays_closed_when_the_file_goes_away_or_breaks(tmp_path: Path) -> None:
@@ -50,8 +63,8 @@ def test_a_door_that_was_closed_stays_closed_when_the_file_goes_away_or_breaks(t
     entrance = UsersEntrance(path)
     for spoil in (lambda: path.write_text("["), path.unlink):
         spoil()
-        assert entrance.tenant(CHAT, Headers()) is None
-        assert entrance.tenant(CHAT, bearer(key)) == "acme"
+        assert tenant(entrance, CHAT, Headers()) is None
+        assert tenant(entrance, CHAT, bearer(key)) == "acme"
     path.write_text("[")
     with pytest.raises(DataError):
         UsersEntrance(path)
@@ -63,24 +76,37 @@ def test_a_door_that_was_closed_stays_closed_when_the_file_goes_away_or_breaks(t
 def test_whatever_is_no_bearer_key_does_not_enter(tmp_path: Path, headers: dict[str, str]) -> None:
     ApiKeys.load(tmp_path / "api_keys.json").add("acme")
     entrance = UsersEntrance(tmp_path / "api_keys.json")
-    assert entrance.tenant(CHAT, Headers(headers)) is None
-    assert entrance.tenant("/v1/models", Headers(headers)) is None
-    assert entrance.tenant("/health", Headers(headers)) == entrance.tenant("/metrics", Headers(headers)) == "default"
+    assert tenant(entrance, CHAT, Headers(headers)) is None
+    assert tenant(entrance, "/v1/models", Headers(headers)) is None
+    assert tenant(entrance, "/health", Headers(headers)) == tenant(entrance, "/metrics", Headers(headers)) == "default"
 
 
 def test_the_examiner_has_one_key_for_everything_but_the_health_check() -> None:
     entrance = ExaminersEntrance(b"k" * 64)
-    assert entrance.tenant("/health", Headers()) == "default"
-    assert entrance.tenant("/metrics", Headers()) is None
-    assert entrance.tenant(CHAT, bearer("k" * 64)) == "default"
-    assert entrance.tenant(CHAT, bearer("k" * 63)) is entrance.tenant(CHAT, bearer("\xff")) is None
+    assert tenant(entrance, "/health", Headers()) == "default"
+    assert tenant(entrance, "/metrics", Headers()) is None
+    assert tenant(entrance, CHAT, bearer("k" * 64)) == "default"
+    assert tenant(entrance, CHAT, bearer("k" * 63)) is tenant(entrance, CHAT, bearer("\xff")) is None
 
 
-@pytest.mark.parametrize("tenant", ["", "a b", "-x", "é", "a" * 65, "a\n"])
-def test_a_tenant_has_a_plain_name(tmp_path: Path, tenant: str) -> None:
+@pytest.mark.parametrize("name", ["", "a b", "-x", "é", "a" * 65, "a\n"])
+def test_a_tenant_has_a_plain_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot name a tenant"):
-        ApiKeys.load(tmp_path / "api_keys.json").add(tenant)
+        ApiKeys.load(tmp_path / "api_keys.json").add(name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_s_own_limits_stand_before_the_run_s_and_old_files_have_none(tmp_path: Path) -> None:
+    path = tmp_path / "api_keys.json"
+    ApiKeys.load(path).add("acme", requests_per_minute=5, concurrent=0)
+    run_s = Limits(requests_per_minute=60, tokens_per_minute=1000, concurrent=4)
+    expected = Limits(requests_per_minute=5, tokens_per_minute=1000, concurrent=0)
+    assert ApiKeys.load(path).keys[0].limits(run_s) == expected
+    old = [{"key_id": "k", "tenant": "acme", "sha256": hashlib.sha256(b"old").hexdigest(), "made_at_s": 1.0}]
+    path.write_text(json.dumps(old))
+    found = ApiKeys.load(path).found("old")
+    assert found is not None
+    assert found.limits(run_s) == run_s
 
 
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -92,7 +118,7 @@ def test_the_command_adds_lists_and_revokes(tmp_path: Path) -> None:
     assert run(tmp_path, "list").stdout == "no keys: everybody may call, as tenant default\n"
     added = run(tmp_path, "add", "--tenant", "acme")
     keys = ApiKeys.load(tmp_path / "api_keys.json")
-    assert keys.tenant_of(added.stdout.strip()) == "acme"
+    assert tenant_of(keys, added.stdout.strip()) == "acme"
     assert "every request needs a key from now on" in added.stderr
     assert "every request" not in run(tmp_path, "add", "--tenant", "umbrella").stderr
     listed = run(tmp_path, "list").stdout
@@ -100,6 +126,9 @@ def test_the_command_adds_lists_and_revokes(tmp_path: Path) -> None:
     assert added.stdout.strip() not in listed
     key_id = keys.keys[0].key_id
     assert run(tmp_path, "revoke", key_id).stdout == f"key {key_id} is revoked; 1 left\n"
+    limited = run(tmp_path, "add", "--tenant", "small", "--requests-per-minute", "5", "--concurrent", "0")
+    assert limited.returncode == 0
+    assert run(tmp_path, "list").stdout.splitlines()[-1].endswith("  5 requests/min  any at once")
     again = run(tmp_path, "revoke", key_id)
     assert again.returncode == 2
     assert f"there is no key {key_id}" in again.stderr

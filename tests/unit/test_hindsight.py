@@ -294,10 +294,10 @@ def test_a_prompt_of_two_hundred_messages_is_cut_in_a_few_renderings(chat: ChatF
     assert calls <= 2 * 9 + 1
 
 
-def _cut(before: Interaction) -> Interaction:
-    """`before` as if the token limit had come before its end token."""
+def _cut(before: Interaction, how: FinishReason = FinishReason.LENGTH) -> Interaction:
+    """`before` as if the token limit, or the user's patience, had come to its end before its end token."""
     ids, logprobs = before.turn.response_ids[:-1], before.turn.response_logprobs[:-1]
-    return with_turn(before, response_ids=ids, response_logprobs=logprobs, finish_reason=FinishReason.LENGTH)
+    return with_turn(before, response_ids=ids, response_logprobs=logprobs, finish_reason=how)
 
 
 def test_golden_17_the_end_token_is_learned_only_where_it_was_emitted(chat: ChatFormat) -> None:
@@ -315,8 +315,9 @@ def test_golden_17_the_end_token_is_added_where_the_preset_wants_it_always(chat:
     assert cut.sampler_logprobs == (), "nobody sampled the end token"
 
 
-def test_golden_17_a_truncated_answer_is_masked_trained_or_dropped_by_name(chat: ChatFormat) -> None:
-    cut = _cut(interaction(chat))
+@pytest.mark.parametrize("how", [FinishReason.LENGTH, FinishReason.ABORT])
+def test_golden_17_a_truncated_answer_is_masked_trained_or_dropped_by_name(chat: ChatFormat, how: FinishReason) -> None:
+    cut = _cut(interaction(chat), how)
     (masked,), counts = read(chat, cut, truncated="mask")
     assert (masked.first_scored, counts) == (len("Paris"), {"truncated_masked": 1})
     (trained,), counts = read(chat, cut, truncated="train")
@@ -474,6 +475,12 @@ def test_a_long_answer_is_refused(chat: ChatFormat) -> None:
         ({"temperature": 0.0}, 1.0, False),
         ({"top_p": 0.9}, 1.0, False),
         ({"top_k": 20}, 1.0, False),
+        ({"min_p": 0.1}, 1.0, False),
+        ({"presence_penalty": 0.5}, 1.0, False),
+        ({"frequency_penalty": -0.5}, 1.0, False),
+        ({"repetition_penalty": 1.2}, 1.0, False),
+        ({"constrained": True, "temperature": 0.5}, 0.5, False),
+        ({"seed": 7, "max_tokens": 3}, 1.0, True),
     ],
 )
 def test_golden_27_the_temperature_is_the_one_that_was_honoured(

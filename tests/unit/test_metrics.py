@@ -1,6 +1,9 @@
 """The replica's own numbers, beside vLLM's."""
 
 import asyncio
+import os
+import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,7 +12,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from sdpo_ray.capture.recorder import Recorder
-from serve.metrics import PolicyMetrics
+from sdpo_ray.errors import SwapError
+from sdpo_ray.telemetry import Counters
+from serve.metrics import PolicyMetrics, SwapMetrics
 from serve.swap import Swapper
 from tests.recorded import MemoryLog, client_of, recorder_of
 
@@ -55,5 +60,55 @@ def test_a_log_that_is_elsewhere_or_cannot_be_measured_leaves_the_other_numbers(
     monkeypatch.setattr(MemoryLog, "backlog_bytes", fail)
     for alarm_bytes in (None, 1500):
         page = page_of(recorder, alarm_bytes)
-        assert "sdpo_log" not in page
+        assert "sdpo_log_bytes" not in page
         assert "sdpo_policy_version 3.0" in page
+
+
+def test_swaps_are_counted_by_how_they_ended(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    swaps = SwapMetrics(registry)
+    with swaps.swap():
+        pass
+    with pytest.raises(SwapError), swaps.swap():
+        raise SwapError("torn")
+    page = generate_latest(registry).decode()
+    for line in (
+        'sdpo_swaps_total{outcome="served"} 1.0',
+        'sdpo_swaps_total{outcome="refused"} 1.0',
+        "sdpo_swap_seconds_count 1.0",
+    ):
+        assert line in page
+
+
+def test_the_age_of_the_journal_and_the_counters_of_others_are_on_the_page(tmp_path: Path) -> None:
+    recorder = recorder_of(tmp_path, MemoryLog())
+    swapper: Any = SimpleNamespace(serving=SimpleNamespace(policy_version=3), stall_s=0.25)
+    others = Counters.empty()
+    others.add("served", 5)
+    journal = tmp_path / "journal"
+
+    def page() -> str:
+        registry = CollectorRegistry()
+        registry.register(
+            PolicyMetrics(
+                recorder,
+                cast(Swapper, swapper),
+                lambda: False,
+                1500,
+                journal=journal,
+                more={"sdpo_personal": others},
+            )
+        )
+        return generate_latest(registry).decode()
+
+    assert "sdpo_log_oldest_seconds 0.0" in page()
+    journal.mkdir()
+    for name, age_s in (("1.log", 500), ("2.log", 3)):
+        (journal / name).touch()
+        written = time.time() - age_s
+        os.utime(journal / name, (written, written))
+    found = re.search(r"^sdpo_log_oldest_seconds (\S+)", page(), re.MULTILINE)
+    assert found is not None
+    assert 500 <= float(found[1]) < 560
+    assert 'sdpo_personal_total{outcome="served"} 5.0' in page()
+    assert "sdpo_log_healthy 1.0" in page()

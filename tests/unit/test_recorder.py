@@ -16,7 +16,7 @@ from sdpo_ray.capture.conversation import Asked, pairing_keys
 from sdpo_ray.capture.feedback import Given
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.recorder import THREAD_CHARS, Answered, Recorder
-from sdpo_ray.records import Consent, Event, FinishReason, Message, Role, Sampling, Turn, VersionSpan
+from sdpo_ray.records import Consent, Event, FinishReason, Message, Role, Sampling, ToolCall, Turn, VersionSpan
 from sdpo_ray.redaction import Redactor
 from sdpo_ray.redaction.turns import MAX_DIGITS
 from tests.builders import dialogue
@@ -138,6 +138,44 @@ def test_further_choices_have_ids_of_their_own(recorder: Recorder, log: MemoryLo
     assert [event.turn_id for event in log.events] == ["t", "t-1"]
 
 
+def test_calls_and_the_name_of_a_personal_policy_are_on_the_turn(recorder: Recorder, log: MemoryLog) -> None:
+    call = ToolCall(call_id="", name="weather", arguments="{}")
+    assert asyncio.run(recorder.record(ASKED, replace(answered(), response_calls=(call,), adapter="ann@v2")))
+    assert (only(log).response_calls, only(log).adapter) == ((call,), "ann@v2")
+
+
+def test_an_answer_that_was_broken_off_is_recorded_as_such_and_ended_when_its_last_token_came(
+    recorder: Recorder, log: MemoryLog
+) -> None:
+    broken = replace(answered(response="h"), finish_reason=FinishReason.ABORT, finished_at_s=3.0)
+    assert asyncio.run(recorder.record(ASKED, answered(choice=1), broken))
+    turns = {event.turn_id: event for event in log.events if isinstance(event, Turn)}
+    assert (turns["t"].finish_reason, turns["t"].finished_at_s) == (FinishReason.ABORT, 3.0)
+    assert turns["t-1"].finished_at_s > 1e9
+    assert recorder.counters.values == {"recorded": 2, "aborted": 1}
+    # Whoever goes on from the words they saw is paired with them.
+    asyncio.run(recorder.record(replace(ASKED, messages=dialogue("hi", "h", "Go on")), answered()))
+    last = log.events[-1]
+    assert isinstance(last, Turn)
+    assert last.keys.parent == turns["t"].keys.continuation != turns["t-1"].keys.continuation
+
+
+def test_answers_are_stored_together_and_one_that_fails_costs_the_receipt(recorder: Recorder, log: MemoryLog) -> None:
+    assert not asyncio.run(recorder.record(ASKED, answered(), answered(choice=1, logprobs=()), answered(choice=2)))
+    assert [event.turn_id for event in log.events if isinstance(event, Turn)] == ["t", "t-2"]
+    assert recorder.counters.values == {"recorded": 2, "not_recorded.DataError": 1}
+
+
+def test_what_is_stored_for_nobody_is_stored_to_the_end(recorder: Recorder, log: MemoryLog) -> None:
+    async def leave() -> None:
+        recorder.record_later(ASKED, answered())
+        while not recorder.counters.values:
+            await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    assert len(log.events) == 1
+
+
 def test_what_will_not_be_recorded_is_counted_by_reason(recorder: Recorder) -> None:
     refused, picture = replace(ASKED, consent=Consent.NONE), replace(ASKED, messages=())
     assert [recorder.wants(asked) for asked in (ASKED, refused, picture)] == [True, False, False]
@@ -216,29 +254,35 @@ def test_a_long_turn_is_redacted_in_a_thread_of_its_own(
     assert [thread is not threading.main_thread() for thread in threads] == [elsewhere]
 
 
-def test_who_hangs_up_while_a_turn_is_stored_leaves_it_stored_and_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("choices", [1, 3])
+def test_who_hangs_up_while_turns_are_stored_leaves_them_stored_and_counted(tmp_path: Path, choices: int) -> None:
     class SlowLog(MemoryLog):
+        def __init__(self) -> None:
+            super().__init__()
+            self.durable: list[Future[None]] = []
+
         def append(self, event: Event) -> "Future[None]":
             self.events.append(event)
-            self.durable: Future[None] = Future()
-            return self.durable
+            self.durable.append(Future())
+            return self.durable[-1]
 
     log = SlowLog()
     recorder = recorder_of(tmp_path, log)
 
     async def hang_up() -> None:
-        storing = asyncio.ensure_future(recorder.record(ASKED, answered()))
-        while not log.events:
+        storing = asyncio.ensure_future(recorder.record(ASKED, *(answered(choice=n) for n in range(choices))))
+        while len(log.events) < choices:
             await asyncio.sleep(0)
         storing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await storing
-        log.durable.set_result(None)
-        while not recorder.counters.values:
+        for durable in log.durable:
+            durable.set_result(None)
+        while recorder.counters.values["recorded"] < choices:
             await asyncio.sleep(0)
 
     asyncio.run(hang_up())
-    assert recorder.counters.values == {"recorded": 1}
+    assert recorder.counters.values == {"recorded": choices}
 
 
 def test_feedback_without_consent_is_not_recorded(recorder: Recorder, log: MemoryLog) -> None:

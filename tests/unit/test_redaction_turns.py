@@ -89,6 +89,7 @@ PLACES = {
     "tools": {"tools": json.dumps([{"type": "function", "function": {"name": "f", "description": VICTIM}}])},
     "template_kwargs": {"template_kwargs": json.dumps({"documents": [{VICTIM: 1}]})},
     "the answer": {"response": VICTIM},
+    "a call in the answer": {"response_calls": (CALL,)},
 }
 
 

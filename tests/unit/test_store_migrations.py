@@ -1,4 +1,4 @@
-"""Tables of version 1, as the first release wrote them, become today's with nothing lost."""
+"""Tables of versions 1 and 2, as older releases wrote them, become today's with nothing lost."""
 
 import threading
 from dataclasses import replace
@@ -13,9 +13,16 @@ from sdpo_ray.curate import migrations
 from sdpo_ray.curate.commits import MIGRATED
 from sdpo_ray.curate.store import Table
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.records import Interaction, PairingKeys, Turn
+from sdpo_ray.records import Interaction, PairingKeys, Redaction, ToolCall, Turn
 from sdpo_ray.storage import Layout
-from sdpo_ray.tables import content_of, interactions_from_arrow, split_of, turns_from_arrow, turns_to_arrow
+from sdpo_ray.tables import (
+    content_of,
+    interactions_from_arrow,
+    interactions_to_arrow,
+    split_of,
+    turns_from_arrow,
+    turns_to_arrow,
+)
 
 TEXT, NUMBER = pa.string(), pa.float64()
 TOOL_CALL = pa.struct([("call_id", TEXT), ("name", TEXT), ("arguments", TEXT)])
@@ -51,6 +58,30 @@ OLD_INTERACTIONS = pa.schema(
         ("follow_up_turn_id", TEXT),
         ("follow_up", TEXT),
         ("turn", pa.struct(list(OLD_TURN))),
+    ]
+)
+
+KEYS = pa.struct([(name, TEXT) for name in ("prompt", "parent", "continuation", "conversation")])
+REDACTIONS = pa.list_(pa.struct([("kind", TEXT), ("n", pa.int64())]))
+TURN_2 = pa.schema([*OLD_TURN, ("keys", KEYS), ("redactions", REDACTIONS)])
+LIGHT_2 = [("policy_version", pa.int32()), ("tenant", TEXT), ("user", TEXT), ("split", pa.int64()), ("content", TEXT)]
+TURNS_2 = pa.schema(
+    [
+        *(("batch", pa.int64()), ("finished_at_s", NUMBER)),
+        *(TURN_2.field(name) for name in TURN_2.names if name != "finished_at_s"),
+    ]
+)
+INTERACTIONS_2 = pa.schema(
+    [
+        *(("batch", pa.int64()), ("follow_up_at_s", NUMBER), ("interaction_id", TEXT), ("conversation", TEXT)),
+        *(("follow_up_turn_id", TEXT), ("follow_up", TEXT), ("turn", pa.struct(list(TURN_2))), *LIGHT_2),
+    ]
+)
+PENDING_2 = pa.schema(
+    [
+        *(("batch", pa.int64()), ("finished_at_s", NUMBER)),
+        *((name, TEXT) for name in ("turn_id", "prompt", "parent", "continuation")),
+        *(("started_at_s", NUMBER), ("turn_batch", pa.int64())),
     ]
 )
 
@@ -184,7 +215,7 @@ def test_a_migration_holds_a_bounded_number_of_rows(tmp_path, monkeypatch):
         sizes.append(rows.num_rows)
         return step(rows)
 
-    monkeypatch.setitem(migrations._STEPS, ("turns", tuple(OLD_TURNS.names)), counted)
+    monkeypatch.setitem(migrations._STEPS, ("turns", 0, tuple(OLD_TURNS.names)), counted)
     assert ids(Table.turns(layout)) == [f"t{number:04d}" for number in range(2500)]
     assert sizes == [1024, 1024, 452]
 
@@ -250,8 +281,8 @@ def test_a_migration_that_dies_is_done_by_the_next_to_open_the_table(tmp_path, m
 def test_a_table_of_a_newer_release_is_refused(tmp_path):
     layout = Layout(tmp_path)
     table = Table.turns(layout)
-    table.append(turns_to_arrow([turn("t0")]), {MIGRATED: 3})
-    with pytest.raises(ConfigError, match=r"version 3 .* this release knows 2"):
+    table.append(turns_to_arrow([turn("t0")]), {MIGRATED: 4})
+    with pytest.raises(ConfigError, match=r"version 4 .* this release knows 3"):
         Table.turns(layout)
 
 
@@ -269,5 +300,81 @@ def test_one_table_in_the_place_of_another_is_refused(tmp_path):
     layout = Layout(tmp_path)
     Table.turns(layout)
     Path(layout.table("turns")).rename(layout.table("feedback"))
+    with pytest.raises(ConfigError, match="no table `feedback` of ours"):
+        Table.feedback(layout)
+
+
+def row_2(made: Turn) -> dict[str, object]:
+    row = turns_to_arrow([made]).to_pylist()[0]
+    sampling = {name: row["sampling"][name] for name in (field.name for field in SAMPLING)}
+    return {name: row[name] for name in TURN_2.names} | {"sampling": sampling}
+
+
+def table_2(layout: Layout, name: str, schema: pa.Schema, batches: list[list[dict[str, object]]]) -> None:
+    """A table as version 2 left it: rows know their batch, and the log its number."""
+    table = old_table(layout, name, schema, f"batch,{schema.names[1]}")
+    for batch, rows in enumerate(batches, start=1):
+        numbered = [row | {"batch": batch} for row in rows]
+        old_append(table, numbered, schema, {"replica": 10 * batch, "table.batch": batch, MIGRATED: 2})
+
+
+def test_turns_of_version_2_keep_their_batches_keys_and_redactions(tmp_path):
+    layout = Layout(tmp_path)
+    made = [turn(f"t{number}", f"question {number}", user="u", at_s=float(number)) for number in range(6)]
+    made[5] = replace(
+        made[5], prompt_ids=(), response_ids=(), response_logprobs=(), redactions=(Redaction(kind="email", n=2),)
+    )
+    table_2(layout, "turns", TURNS_2, [[row_2(each) for each in made[start : start + 2]] for start in (0, 2, 4)])
+    table = Table.turns(layout)
+    assert turns_from_arrow(table.read().sort_by("started_at_s")) == made
+    assert (table.batch, table.position("replica"), table.position(MIGRATED)) == (3, 30, 3)
+    assert ids(table, after=1, upto=2) == ["t2", "t3"]
+    called = replace(turn("t6"), response_calls=(ToolCall(call_id="", name="f", arguments="{}"),), adapter="ann@v1")
+    assert table.append(turns_to_arrow([called]), {"replica": 40}) == 4
+    again = Table.turns(layout)
+    assert turns_from_arrow(again.read(after=3)) == [called]
+    assert again.version == table.version
+
+
+def test_interactions_of_version_2_keep_what_a_draw_looks_at(tmp_path):
+    layout = Layout(tmp_path)
+    made = [
+        Interaction(
+            interaction_id=f"t{number}",
+            turn=turn(f"t{number}", tenant="acme", user="k.ann"),
+            follow_up=f"shorter {number}",
+            follow_up_turn_id="f",
+            follow_up_at_s=float(number),
+            conversation=f"c{number}",
+        )
+        for number in range(3)
+    ]
+    stored = interactions_to_arrow(made).to_pylist()
+    rows = [row | {"turn": row_2(each.turn)} for row, each in zip(stored, made, strict=True)]
+    table_2(layout, "interactions", INTERACTIONS_2, [rows[:2], rows[2:]])
+    migrated = Table.interactions(layout)
+    found = migrated.read().sort_by("interaction_id")
+    assert interactions_from_arrow(found) == made
+    assert found["content"].to_pylist() == [content_of(each) for each in made]
+    assert migrated.read(["interaction_id"], after=1)["interaction_id"].to_pylist() == ["t2"]
+
+
+def test_a_table_that_did_not_change_is_only_marked(tmp_path):
+    layout = Layout(tmp_path)
+    row = {"turn_id": "t0", "prompt": "p", "parent": "", "continuation": "c", "started_at_s": 1.0, "turn_batch": 1}
+    table_2(layout, "pending", PENDING_2, [[row | {"finished_at_s": 2.0}]])
+    files = set(Path(layout.table("pending")).glob("*.parquet"))
+    table = Table.pending(layout)
+    assert table.read(["turn_id", "batch"]).to_pylist() == [{"turn_id": "t0", "batch": 1}]
+    assert (table.position(MIGRATED), table.batch) == (3, 1)
+    assert set(Path(layout.table("pending")).glob("*.parquet")) >= files
+    assert Table.pending(layout).version == table.version
+
+
+def test_a_table_of_version_2_with_other_columns_is_refused(tmp_path):
+    layout = Layout(tmp_path)
+    table_2(layout, "feedback", PENDING_2, [])
+    table = DeltaTable(layout.table("feedback"))
+    old_append(table, [], PENDING_2, {MIGRATED: 2})
     with pytest.raises(ConfigError, match="no table `feedback` of ours"):
         Table.feedback(layout)

@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 
 from sdpo_ray.errors import SwapError
-from sdpo_ray.records import Fingerprint, Release
+from sdpo_ray.records import FileDigest, Fingerprint, Release
 from serve.swap import Gate, Swapper, mean_difference
 
 
@@ -24,7 +26,7 @@ class FakeEngine:
         self.in_flight = 0
         self.steps: list[str] = []
 
-    async def stage(self, path: str) -> None:
+    async def stage(self, path: str, digests: Sequence[FileDigest]) -> None:
         self.steps.append(f"stage {path}")
         if path in self.broken:
             raise FileNotFoundError(path)
@@ -51,7 +53,7 @@ def test_a_swap_stages_drains_loads_verifies_and_admits():
         engine, gate = FakeEngine(), Gate()
         swapper = Swapper(engine, gate, release(1), dtype="float32")
         await swapper.to(release(2))
-        assert engine.steps == ["stage v2", "drained", "load v2"]
+        assert engine.steps == ["stage v2", "drained", "drained", "load v2"]
         assert swapper.serving == release(2)
         async with asyncio.timeout(1), gate.entering():
             pass
@@ -77,7 +79,7 @@ def test_weights_that_do_not_verify_are_undone_before_anybody_is_admitted():
         swapper = Swapper(engine, gate, release(1), dtype="float32")
         with pytest.raises(SwapError, match="undone"):
             await swapper.to(release(2))
-        assert engine.steps == ["stage v2", "drained", "load v2", "stage v1", "load v1"]
+        assert engine.steps == ["stage v2", "drained", "drained", "load v2", "stage v1", "load v1"]
         assert swapper.serving == release(1)
         assert not swapper.broken
         async with asyncio.timeout(1), gate.entering():
@@ -121,6 +123,100 @@ def test_requests_wait_for_the_swap_and_the_swap_waits_for_requests():
         late = asyncio.ensure_future(request(0.01))
         await asyncio.gather(running, swap, late)
         assert seen == [("v1", "v1"), ("v2", "v2")]
+
+    asyncio.run(run())
+
+
+def test_a_long_answer_keeps_others_waiting_only_for_as_long_as_patience_lasts():
+    async def run() -> None:
+        engine, gate = FakeEngine(), Gate()
+        swapper = Swapper(engine, gate, release(1), dtype="float32", patience_s=0.02)
+        engine.in_flight = 1
+        swap = asyncio.ensure_future(swapper.to(release(2)))
+        waited = []
+        for hold in range(1, 4):
+            while engine.steps.count("drained") < hold:
+                await asyncio.sleep(0.001)
+            async with asyncio.timeout(1), gate.entering():
+                waited.append(engine.loaded)
+        # The old policy answered each time; the next time they would wait twice as long.
+        assert waited == ["v1"] * 3
+        engine.in_flight = 0
+        await swap
+        assert (swapper.serving, engine.loaded) == (release(2), "v2")
+
+    asyncio.run(run())
+
+
+def test_the_rest_of_a_request_that_has_begun_goes_in_beside_it_and_a_new_one_waits():
+    async def run() -> None:
+        engine, gate = FakeEngine(), Gate()
+        swapper = Swapper(engine, gate, release(1), dtype="float32", patience_s=5)
+
+        async def new() -> str:
+            async with gate.entering():
+                return engine.loaded
+
+        engine.in_flight = 1
+        swap = asyncio.ensure_future(swapper.to(release(2)))
+        await asyncio.sleep(0.01)
+        async with asyncio.timeout(1), gate.entering(begun=True):
+            engine.in_flight += 1
+        late = asyncio.ensure_future(new())
+        engine.in_flight -= 1
+        await asyncio.sleep(0.01)
+        assert engine.loaded == "v1"
+        engine.in_flight -= 1
+        await swap
+        assert await late == "v2"
+
+    asyncio.run(run())
+
+
+def test_nobody_at_all_enters_while_weights_change():
+    async def run() -> None:
+        gate = Gate()
+        met: list[str] = []
+
+        class Slow(FakeEngine):
+            async def load(self, policy_version: int) -> None:
+                rest = asyncio.ensure_future(enter())
+                await asyncio.sleep(0.02)
+                assert not rest.done()
+                await super().load(policy_version)
+
+        async def enter() -> None:
+            async with gate.entering(begun=True):
+                met.append(engine.loaded)
+
+        engine = Slow()
+        await Swapper(engine, gate, release(1), dtype="float32").to(release(2))
+        await asyncio.sleep(0.01)
+        assert met == ["v2"]
+
+    asyncio.run(run())
+
+
+def test_a_replica_that_gets_no_new_requests_holds_nobody_while_its_answers_end():
+    async def run() -> None:
+        engine, gate = FakeEngine(), Gate()
+        away: list[str] = []
+
+        @asynccontextmanager
+        async def turn() -> AsyncIterator[bool]:
+            away.append("away")
+            yield True
+            away.append("back")
+
+        swapper = Swapper(engine, gate, release(1), dtype="float32", turn=turn)
+        engine.in_flight = 1
+        swap = asyncio.ensure_future(swapper.to(release(2)))
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(1), gate.entering():
+            assert (engine.loaded, away) == ("v1", ["away"])
+        engine.in_flight = 0
+        await swap
+        assert (engine.loaded, away) == ("v2", ["away", "back"])
 
     asyncio.run(run())
 

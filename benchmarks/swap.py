@@ -1,0 +1,293 @@
+"""Promotions under load: what users notice of them.
+
+    PYTHONPATH=. python benchmarks/swap.py --json docs/results/swap.json
+
+Sixteen clients, half of them streaming, ask one question after the other; nothing is promoted for `--before` seconds, then
+a release every `--every` seconds. Answers end where the policy ends them, after 64 tokens at the latest. The time to the
+first token is that of streams, from sending the request to the first piece of text, and its p99 is over all streams of
+the time before and of the time of the promotions: the same load in the same run. Every response is held against its turn
+in the journal: one version in all spans, the one in the header. `stall_s` is the longest that a swap held requests.
+
+Requests that a promotion delayed are a small share where promotions are rare, so the same p99 is also reported for the
+second after each promotion alone (`held_ttft_p99_ratio`).
+"""
+
+import argparse
+import json
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from report import as_markdown, commit, machine, show
+from startup import RECIPE
+
+from jobs.deploy import deploy
+from jobs.local import LocalCluster, free_port
+from sdpo_ray.capture.log import open_log
+from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
+from sdpo_ray.config import Run, load_run
+from sdpo_ray.headers import POLICY_VERSION, STALL_S, SWAP_ERROR, TURN_ID
+from sdpo_ray.records import Fingerprint, Release, Turn
+from sdpo_ray.storage import Layout, write_json
+
+CLIENTS = 16
+MAX_TOKENS = 64
+NUM_POLICIES = 4
+PROMPTS = (
+    "What is the capital of France?",
+    "Which river flows through Vienna?",
+    "How many legs has a spider?",
+    "What is 3 plus 4?",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One request and what came of it."""
+
+    sent_s: float
+    """On the monotonic clock."""
+    ttft_s: float | None
+    """None for plain answers and for what failed."""
+    version: str
+    turn_id: str
+    error: str = ""
+
+
+class Clients:
+    """A constant load: each client asks again as soon as it has its answer."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(CLIENTS)
+        self._seats = [self._pool.submit(self._talk, seat) for seat in range(CLIENTS)]
+
+    def end(self) -> list[Reply]:
+        """Let each client hear its last answer; all of them."""
+        self._stop.set()
+        return [reply for seat in self._seats for reply in seat.result()]
+
+    def _talk(self, seat: int) -> list[Reply]:
+        replies = []
+        with httpx.Client(timeout=60) as client:
+            while not self._stop.is_set():
+                replies.append(self._ask(client, seat, len(replies)))
+        return replies
+
+    def _ask(self, client: httpx.Client, seat: int, number: int) -> Reply:
+        stream = seat % 2 == 0
+        body = {
+            "model": "policy",
+            "messages": [{"role": "user", "content": PROMPTS[(seat + number) % len(PROMPTS)]}],
+            "max_tokens": MAX_TOKENS,
+            "temperature": 1.0,
+            "stream": stream,
+        }
+        sent, first, ended = time.monotonic(), None, False
+        try:
+            with client.stream("POST", f"{self._url}/v1/chat/completions", json=body) as reply:
+                for line in reply.iter_lines():
+                    if stream and first is None and '"content":"' in line.replace('"content":""', ""):
+                        first = time.monotonic() - sent
+                    ended = ended or not stream or line == "data: [DONE]"
+                head = reply.headers
+                error = "" if reply.status_code == 200 and ended else f"{reply.status_code}, ended: {ended}"
+        except httpx.HTTPError as problem:
+            return Reply(sent_s=sent, ttft_s=None, version="", turn_id="", error=repr(problem))
+        return Reply(
+            sent_s=sent,
+            ttft_s=first,
+            version=head.get(POLICY_VERSION, ""),
+            turn_id=head.get(TURN_ID, ""),
+            error=error,
+        )
+
+
+def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
+    """Releases to promote, version 0 not among them."""
+    import torch
+    from safetensors.torch import load_file
+
+    from sdpo_ray.config.distill import Lora
+    from sdpo_ray.distill import adapter
+    from sdpo_ray.distill.export import export
+    from sdpo_ray.distill.load import load_policy
+    from sdpo_ray.records import Candidate
+
+    token_ids = ChatFormat(run.base).text_ids(FINGERPRINT_TEXT)
+    lora = Lora(rank=8 if adapters else 0, alpha=16)
+    made = []
+    for version in range(1, NUM_POLICIES + 1):
+        generator = torch.Generator().manual_seed(version)
+        if adapters:
+            model = load_policy(run.base)
+            adapter.inject(model, lora, parent=run.base, base=run.base, seed=version)
+            found = {name: each.detach() for name, each in model.named_parameters() if each.requires_grad}
+        else:
+            found = load_file(run.base / "model.safetensors")
+        trained = {name: each + 0.01 * torch.randn(each.shape, generator=generator) for name, each in found.items()}
+        candidate = Candidate(
+            policy_version=version,
+            parent_version=0,
+            path=str(folder / f"v{version}"),
+            snapshot_id="",
+            fingerprint=Fingerprint(token_ids=token_ids, logprobs=()),
+        )
+        candidate = export(candidate, trained, parent=run.base, base=run.base, lora=lora, teacher=None)
+        made.append(
+            Release(
+                policy_version=version,
+                path=candidate.path,
+                previous_version=0,
+                fingerprint=candidate.fingerprint,
+                adapter=f"{candidate.path}/{adapter.ADAPTER}" if adapters else "",
+                digests=candidate.digests,
+            )
+        )
+    return made
+
+
+def promote(url: str, layout: Layout, release: Release, *, replicas: int) -> float:
+    """Move the pointer, wait until every replica serves it; the longest stall that they speak of."""
+    write_json(layout.release_pointer, release)
+    in_a_row, stall = 0, 0.0
+    deadline = time.monotonic() + 60
+    with httpx.Client(timeout=30) as client:
+        while in_a_row < 4 * replicas:
+            time.sleep(0.05)
+            head = client.get(f"{url}/health").headers
+            if SWAP_ERROR in head or time.monotonic() > deadline:
+                raise RuntimeError(f"v{release.policy_version}: {head.get(SWAP_ERROR, 'not served')}")
+            served = head.get(POLICY_VERSION) == str(release.policy_version)
+            in_a_row = in_a_row + 1 if served else 0
+            stall = max(stall, float(head[STALL_S])) if served else stall
+    return stall
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
+
+
+def mixed(layout: Layout, run: Run, replies: Sequence[Reply]) -> int:
+    """Responses whose turn names several versions, or another than the header."""
+    events = open_log(layout, run.capture).poll({}, max_events=1 << 30, max_bytes=1 << 40).events
+    turns = {event.turn_id: event for event in events if isinstance(event, Turn)}
+    wrong = 0
+    for reply in replies:
+        if not reply.error:
+            versions = {str(span.policy_version) for span in turns[reply.turn_id].version_spans}
+            wrong += versions != {reply.version}
+    return wrong
+
+
+def measure(mode: str, replicas: int, arguments: argparse.Namespace, log: Path) -> dict[str, Any]:
+    """One deployment: load, silence, promotions."""
+    with tempfile.TemporaryDirectory(dir=arguments.disk) as folder:
+        port = free_port()
+        overrides = [f"root={folder}/run", f"serve.port={port}", f"serve.num_replicas={replicas}"]
+        if mode == "adapter":
+            overrides += ['serve.swap="adapter"', "serve.adapters=2", "serve.max_lora_rank=8", "distill.lora.rank=8"]
+        run = load_run(RECIPE, overrides)
+        layout = Layout(run.directory, run.tables)
+        releases = policies(run, Path(folder) / "candidates", adapters=mode == "adapter")
+        with LocalCluster(num_cpus=4, log=log) as cluster:
+            deploy(cluster.dashboard, run, RECIPE, overrides, only=("policy",))
+            clients = Clients(run.serve.url)
+            time.sleep(arguments.warm_up)
+            began = time.monotonic()
+            time.sleep(arguments.before)
+            first = time.monotonic()
+            promoted, stalls = [], []
+            for number in range(arguments.promotions):
+                promoted.append(time.monotonic())
+                stalls.append(promote(run.serve.url, layout, releases[number % NUM_POLICIES], replicas=replicas))
+                time.sleep(max(0.0, promoted[-1] + arguments.every - time.monotonic()))
+            last = time.monotonic()
+            replies = clients.end()
+        before = [each.ttft_s for each in replies if began <= each.sent_s < first and each.ttft_s is not None]
+        during = [each for each in replies if first <= each.sent_s < last and each.ttft_s is not None]
+        near = [each.ttft_s for each in during if any(0 <= each.sent_s - at < 1 for at in promoted)]
+        p99 = percentile(before, 0.99)
+        errors = [each.error for each in replies if each.error]
+        for error in errors[:5]:
+            print(f"failed: {error}", flush=True)
+        return {
+            "promotions": len(promoted),
+            "requests": len(replies),
+            "failed": len(errors),
+            "mixed": mixed(layout, run, replies),
+            "ttft_p99_ratio": percentile((each.ttft_s or 0 for each in during), 0.99) / p99,
+            "stall_s": max(stalls),
+            "stall_median_s": sorted(stalls)[len(stalls) // 2],
+            "held_ttft_p99_ratio": percentile((each or 0 for each in near), 0.99) / p99,
+            "ttft_before_p50_s": percentile(before, 0.5),
+            "ttft_before_p99_s": p99,
+            "ttft_during_p50_s": percentile((each.ttft_s or 0 for each in during), 0.5),
+            "ttft_during_p99_s": percentile((each.ttft_s or 0 for each in during), 0.99),
+            "streams": {"before": len(before), "during": len(during), "near": len(near)},
+            "requests_per_s": sum(began <= each.sent_s < last for each in replies) / (last - began),
+            "every_s": arguments.every,
+        }
+
+
+def rows(figures: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The table, its head first."""
+    head = ("swap", "requests", "failed", "mixed", "TTFT p99 before", "during", "ratio", "near", "stall")
+    found = [head]
+    for name, each in figures.items():
+        before, during = 1e3 * each["ttft_before_p99_s"], 1e3 * each["ttft_during_p99_s"]
+        found.append(
+            (
+                name,
+                str(each["requests"]),
+                str(each["failed"]),
+                str(each["mixed"]),
+                f"{before:.0f} ms",
+                f"{during:.0f} ms",
+                f"{each['ttft_p99_ratio']:.2f}",
+                f"{each['held_ttft_p99_ratio']:.2f}",
+                f"{each['stall_s']:.3f} s",
+            )
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modes", nargs="+", choices=("in_place", "adapter"), default=("in_place", "adapter"))
+    parser.add_argument("--replicas", nargs="+", type=int, choices=(1, 2), default=(1, 2))
+    parser.add_argument("--promotions", type=int, default=20)
+    parser.add_argument("--every", type=float, default=5, help="seconds from one promotion to the next")
+    parser.add_argument("--before", type=float, default=60, help="seconds of load before the first promotion")
+    parser.add_argument("--warm-up", type=float, default=10)
+    parser.add_argument("--disk", type=Path, help="directory for the journal; default: that of temporary files")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    log = Path(tempfile.mkstemp(suffix=".log")[1])
+    print(f"Ray's words are in {log}", flush=True)
+    figures: dict[str, dict[str, Any]] = {}
+    for mode in arguments.modes:
+        for replicas in arguments.replicas if mode == "in_place" else (1,):
+            name = f"{mode}, {replicas}"
+            figures[name] = measure(mode, replicas, arguments, log)
+            print(name, json.dumps(figures[name]), flush=True)
+    print(as_markdown(rows(figures)), flush=True)
+    show(rows(figures))
+    if arguments.json:
+        told: dict[str, Any] = dict(figures.get("in_place, 1", {}))
+        told |= {"two_replicas": figures.get("in_place, 2"), "adapter": figures.get("adapter, 1")}
+        told |= {"machine": machine("cpu"), "commit": commit(), "clients": CLIENTS, "max_tokens": MAX_TOKENS}
+        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

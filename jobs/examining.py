@@ -1,0 +1,65 @@
+"""A policy's answers to the examination, from the engine that would serve it."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from sdpo_ray.config import Run
+from sdpo_ray.evaluate.endpoint import Answers, generate, load_answers, save_answers
+from sdpo_ray.promote.release import confirm
+from sdpo_ray.records import Release
+from sdpo_ray.simulate.world import sample_prompt
+from sdpo_ray.storage import Layout, changing, write_json
+
+
+class Examination:
+    """The questions of one run, and its examination engine."""
+
+    def __init__(self, run: Run, layout: Layout) -> None:
+        self._run = run
+        self._layout = layout
+        self.prompts = examination(run.evaluate.num_prompts)
+
+    def answers(self, policy: Release, path: Path, on_progress: Callable[[int], None]) -> Answers:
+        """What `policy` answers: asked for once, then read back from `path`. `on_progress` is told how many are there.
+
+        Two who examine at once take turns with the engine: it holds one policy.
+        """
+        if path.exists():
+            answers = load_answers(path)
+            if [answer.prompt for answer in answers] == self.prompts:
+                return answers
+        settings, url = self._run.evaluate, f"{self._run.serve.url}/examiner"
+        with changing(self._layout.exam_pointer):
+            examined = replace(policy, previous_version=None, released_at_s=time.time(), adapter="")
+            write_json(self._layout.exam_pointer, examined)
+            confirm(url, policy.policy_version, timeout_s=self._run.promote.confirm_timeout_s)
+            answers = asyncio.run(
+                generate(
+                    f"{url}/v1",
+                    self._layout.exam_key.read_text(),
+                    self._run.serve.served_name,
+                    self.prompts,
+                    policy_version=policy.policy_version,
+                    max_tokens=settings.max_tokens,
+                    temperature=settings.temperature,
+                    # The same for every policy: pairs differ by their policies, not by their dice.
+                    seed=self._run.seed,
+                    concurrency=settings.concurrency,
+                    on_progress=on_progress,
+                )
+            )
+        save_answers(path, answers)
+        return answers
+
+
+def examination(num_prompts: int) -> list[str]:
+    """Distinct held-out prompts, the same ones in every run."""
+    rng = random.Random("examination")
+    prompts: dict[str, None] = {}
+    while len(prompts) < num_prompts:
+        prompts[sample_prompt(rng, "held_out").prompt] = None
+    return list(prompts)

@@ -1,0 +1,245 @@
+"""One update of a personal policy: draw, learn, examine, decide, publish.
+
+It needs no turn of the wheel's. The draw, and the end from the verdict to the pointer, are each done while no erasure
+runs; what was erased in between is found at the end, and then nothing comes of it.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs.adapters import distill_config, require_adapters
+from jobs.examining import Examination
+from jobs.owners import Owner, due
+from jobs.provenance import code_commit
+from sdpo_ray.config import Run
+from sdpo_ray.curate.personal import Crowd, draw_personal
+from sdpo_ray.curate.snapshot import HELD_OUT
+from sdpo_ray.curate.store import Table
+from sdpo_ray.distill.job import read_gains
+from sdpo_ray.distill.launch import distill
+from sdpo_ray.errors import DataError, LearnerError, NotReady, ReleaseError, SwapError
+from sdpo_ray.evaluate.suite import examine_personal
+from sdpo_ray.promote import gate, personal
+from sdpo_ray.promote.ledger import Entry
+from sdpo_ray.promote.personal import Attempt
+from sdpo_ray.promote.personal_runs import PersonalRuns
+from sdpo_ray.promote.registry import Registry
+from sdpo_ray.promote.release import served_release
+from sdpo_ray.records import BASE_VERSION, Candidate, Decision, Release, Report, Snapshot, Verdict
+from sdpo_ray.simulate.world import is_right
+from sdpo_ray.storage import Layout, changing, is_ready, read_json
+from sdpo_ray.tables import read_erased
+from sdpo_ray.telemetry import EventFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """Who hears how an update gets on."""
+
+    says: Callable[[str], None]
+    steps: Callable[[int, int], None]
+    """Done, and how many there are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """An attempt before it is written down."""
+
+    decision: Decision
+    candidate: Candidate | None = None
+    report: Report | None = None
+
+
+class Personalizer:
+    """Makes personal policies for one run. One at a time, whoever asks: `learning`."""
+
+    def __init__(self, run: Run, heard: Heard) -> None:
+        """Raises ConfigError where the run's engines serve no adapters over whole weights."""
+        require_adapters(run)
+        self._run = run
+        self._heard = heard
+        self._layout = Layout(run.directory, run.tables)
+        self._table = Table.interactions(self._layout)
+        self._examination = Examination(run, self._layout)
+        self._config = distill_config(run)
+
+    def crowd(self) -> Crowd:
+        """Everybody who may be learned from now. Raises ReleaseError before anything is served."""
+        return Crowd(
+            self._table,
+            champion_version=self.champion().policy_version,
+            now_s=time.time(),
+            curate=self._run.curate,
+            personal=self._run.personal,
+        )
+
+    def due(self) -> list[Owner]:
+        """Whom there is something to learn for now."""
+        return list(due(self._layout, self.crowd(), self._run.personal, self.champion().policy_version))
+
+    def champion(self) -> Release:
+        release = served_release(self._layout)
+        if release is None:
+            raise ReleaseError(f"nothing is served from {self._layout.root} yet: deploy serve/config.yaml first")
+        return release
+
+    def learn(self, owner: Owner) -> Attempt:
+        """One attempt, whatever comes of it. Raises DataError where the owner has not said enough."""
+        self._heard.says("waiting for another personal update of this run")
+        with changing(self._layout.personal / "learning"):
+            return self._learn(owner)
+
+    def _learn(self, owner: Owner) -> Attempt:
+        layout, champion, least = self._layout, self.champion(), self._run.personal.min_interactions
+        personal.sweep(layout, owner.digest)
+        version = personal.next_version(layout, owner.digest)
+        directory = layout.personal_version(owner.digest, version)
+        seed = self._run.seed * 1_000_003 + version
+        self._heard.says("drawing")
+        with changing(layout.personal):
+            if (found := self.crowd().count(owner.tenant, owner.users)) < least:
+                raise DataError(f"{found} interactions to learn from: personal.min_interactions is {least}")
+            snapshot = draw_personal(
+                self._table,
+                directory / personal.SNAPSHOT,
+                tenant=owner.tenant,
+                users=owner.users,
+                champion_version=champion.policy_version,
+                seed=seed,
+                now_s=time.time(),
+                curate=self._run.curate,
+                personal=self._run.personal,
+            )
+        judged = self._judged(owner, version, champion, snapshot, seed)
+        self._heard.says("asking MLflow")
+        runs = runs_of(self._run, layout)
+        with changing(layout.personal):
+            return self._conclude(owner, version, champion, snapshot, judged, runs, seed)
+
+    def _judged(self, owner: Owner, version: int, champion: Release, snapshot: Snapshot, seed: int) -> _Judged:
+        try:
+            candidate = self._trained(owner, version, champion, snapshot, seed)
+            report = self._examined(owner, champion, candidate)
+        except (LearnerError, SwapError) as error:
+            reasons = (f"no candidate: {error}",)
+            return _Judged(decision=Decision(policy_version=version, verdict=Verdict.REJECT, reasons=reasons))
+        decision = gate.decide_personal(report, self._run.promote, self._run.personal)
+        return _Judged(decision=decision, candidate=candidate, report=report)
+
+    def _trained(self, owner: Owner, version: int, champion: Release, snapshot: Snapshot, seed: int) -> Candidate:
+        self._heard.says("learning")
+        return distill(
+            snapshot=snapshot,
+            parent=champion,
+            policy_version=version,
+            out=self._layout.personal_version(owner.digest, version) / personal.CANDIDATE,
+            config=self._config,
+            max_model_len=self._run.policy.max_model_len,
+            seed=seed,
+            base=Path(champion.path),
+            apart=Path(snapshot.path) / HELD_OUT,
+            on_step=self._heard.steps,
+        )
+
+    def _examined(self, owner: Owner, champion: Release, candidate: Candidate) -> Report:
+        self._heard.says("examining")
+        layout = self._layout
+        base = read_json(layout.release(BASE_VERSION), Release)
+        number = personal.examined_as(owner.digest, candidate.policy_version)
+        merged = Release(
+            policy_version=number,
+            path=candidate.path,
+            previous_version=None,
+            fingerprint=candidate.fingerprint,
+            digests=candidate.digests,
+        )
+        total = self._run.evaluate.num_prompts
+        report = examine_personal(
+            candidate=self._examination.answers(
+                merged, Path(candidate.path) / "answers.json", lambda done: self._heard.steps(done, total)
+            ),
+            base=self._examination.answers(
+                base,
+                layout.evaluation(base.policy_version) / "answers.json",
+                lambda done: self._heard.steps(done, total),
+            ),
+            gains=read_gains(Path(candidate.path)),
+            is_right=is_right,
+            policy_version=number,
+            base_version=base.policy_version,
+            champion_version=champion.policy_version,
+            confidence=self._run.evaluate.confidence,
+        )
+        return replace(report, policy_version=candidate.policy_version)
+
+    def _conclude(
+        self,
+        owner: Owner,
+        version: int,
+        champion: Release,
+        snapshot: Snapshot,
+        judged: _Judged,
+        runs: PersonalRuns,
+        seed: int,
+    ) -> Attempt:
+        """What is written down and served, if anything; no erasure runs meanwhile."""
+        layout, decision, policy = self._layout, judged.decision, None
+        if not is_ready(Path(snapshot.path)) or read_erased(Path(snapshot.path)):
+            personal.remove(layout, owner.digest)
+            raise NotReady("some of what it learned from was erased meanwhile: nothing is kept of it")
+        if decision.verdict is Verdict.PROMOTE and self.champion().policy_version != champion.policy_version:
+            moved = f"the champion is v{self.champion().policy_version} by now, and it is over"
+            decision = replace(decision, verdict=Verdict.HOLD, reasons=(f"{moved} v{champion.policy_version}",))
+        if decision.verdict is Verdict.PROMOTE and judged.candidate is not None:
+            policy = personal.seal_adapter(layout, owner.digest, judged.candidate)
+        attempt = Attempt(
+            owner=owner.digest,
+            version=version,
+            base_version=champion.policy_version,
+            snapshot=snapshot,
+            verdict=decision.verdict,
+            reasons=decision.reasons,
+            name=policy.name if policy is not None else "",
+            report=judged.report,
+            ended_at_s=time.time(),
+        )
+        if judged.candidate is not None and judged.report is not None:
+            entry = Entry(
+                cycle=version,
+                seed=seed,
+                commit=code_commit(),
+                run=self._run.model_copy(update={"distill": self._config}),
+                snapshot=snapshot,
+                candidate=judged.candidate,
+                report=judged.report,
+                decision=decision,
+            )
+            runs.record(owner.digest, attempt.name, entry)
+        personal.conclude(layout, attempt, policy)
+        if policy is not None:
+            forget_owners(layout, runs, owner.former)
+        EventFile(layout.events).write(
+            "personal",
+            0,
+            owner=owner.digest,
+            version=version,
+            base_version=champion.policy_version,
+            verdict=attempt.verdict.value,
+            reasons="; ".join(attempt.reasons),
+        )
+        return attempt
+
+
+def runs_of(run: Run, layout: Layout) -> PersonalRuns:
+    """What MLflow keeps of the run's personal policies."""
+    promote = run.promote
+    registry = Registry(layout, model_name=promote.model_name, tracking_uri=promote.tracking_uri)
+    return PersonalRuns(registry, model_name=promote.model_name)
+
+
+def forget_owners(layout: Layout, runs: PersonalRuns, owners: Sequence[str]) -> list[str]:
+    """Remove everything of these owners, MLflow's runs included; those of whom there was something."""
+    runs.forget(owners)
+    return [owner for owner in owners if personal.remove(layout, owner)]

@@ -1,0 +1,180 @@
+"""Personal policies at rest: every attempt at one, the pointer that serving follows, and how they go again.
+
+    personal/<owner>.json            the `PersonalPolicy` that is served
+    personal/<owner>/v0003/          an attempt: snapshot, outcome.json, and the adapter where it passed the gate
+
+A policy has learned from what its snapshot holds and from nothing else: each begins anew over the champion. So whoever
+is to be forgotten is forgotten by removing it, and it is cheap to learn again.
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpo_ray.records import Candidate, PersonalPolicy, Report, Snapshot, Verdict
+from sdpo_ray.storage import Layout, read_json, sealed_directory, write_json
+
+SNAPSHOT, CANDIDATE, ADAPTER = "snapshot", "candidate", "adapter"
+"""Directories of an attempt. The candidate's has whole weights, for the examination, and goes after the verdict."""
+_OUTCOME = "outcome.json"
+_GONE = ".gone"
+_KEPT = 2
+"""Policies of one owner whose adapters stay: the served one, and the one before, which requests may still be using."""
+_EXAMINED = 1 << 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What became of an update of a personal policy. Made by `jobs.personal`; kept as `outcome.json`."""
+
+    owner: str
+    version: int
+    base_version: int
+    snapshot: Snapshot
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    name: str = ""
+    """Of the policy that came of it; empty where none did."""
+    report: Report | None = None
+    """None where the learner itself refused."""
+    ended_at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drew:
+    """An attempt whose snapshot held some of what is asked about. Printed by jobs."""
+
+    owner: str
+    version: int
+    snapshot_id: str
+    num_interactions: int
+    served: bool
+    """Its owner's pointer names it."""
+
+
+def served_policy(layout: Layout, owner: str) -> PersonalPolicy | None:
+    """What the owner's pointer names; stale where the champion has moved on. Raises DataError for a broken file."""
+    path = layout.personal_pointer(owner)
+    return read_json(path, PersonalPolicy) if path.exists() else None
+
+
+def known_owners(layout: Layout) -> list[str]:
+    """Everybody for whom there was an attempt, or is a policy."""
+    attempted = {path.name for path in layout.personal.glob("[!.]*") if path.is_dir()}
+    return sorted(attempted | {path.stem for path in layout.personal.glob("[!.]*.json")})
+
+
+def newest_attempt(layout: Layout, owner: str) -> Attempt | None:
+    """The last one that came to an end."""
+    return next(_attempts(layout, owner), None)
+
+
+def next_version(layout: Layout, owner: str) -> int:
+    return max(_versions(layout, owner), default=0) + 1
+
+
+def examined_as(owner: str, version: int) -> int:
+    """The policy version under which the examination engine knows an attempt: that of no shared policy, and of no other
+    attempt."""
+    digest = hashlib.sha256(f"{owner}/{version}".encode()).digest()
+    return _EXAMINED | int.from_bytes(digest[:5])
+
+
+def seal_adapter(layout: Layout, owner: str, candidate: Candidate) -> PersonalPolicy:
+    """Keep a candidate's adapter under a name that no other weights ever have. Nobody is served it yet."""
+    directory = layout.personal_version(owner, candidate.policy_version)
+    with sealed_directory(directory / ADAPTER) as aside:
+        for file in (Path(candidate.path) / ADAPTER).iterdir():
+            shutil.copy2(file, aside / file.name)
+    weights = hashlib.sha256((directory / ADAPTER / "adapter_model.safetensors").read_bytes()).hexdigest()
+    on = f"v{candidate.policy_version}-on-v{candidate.parent_version}"
+    return PersonalPolicy(
+        owner=owner,
+        version=candidate.policy_version,
+        # An owner who was forgotten counts from 1 again, and engines know adapters by name.
+        name=f"personal-{owner[:12]}-{on}-{weights[:8]}",
+        adapter=str(directory / ADAPTER),
+        base_version=candidate.parent_version,
+        fingerprint=candidate.fingerprint,
+        released_at_s=time.time(),
+    )
+
+
+def conclude(layout: Layout, attempt: Attempt, policy: PersonalPolicy | None) -> None:
+    """Write down how an attempt ended, serve its policy where there is one, and remove what nobody needs."""
+    directory = layout.personal_version(attempt.owner, attempt.version)
+    write_json(directory / _OUTCOME, attempt)
+    if policy is not None:
+        write_json(layout.personal_pointer(attempt.owner), policy)
+    sweep(layout, attempt.owner)
+
+
+def sweep(layout: Layout, owner: str) -> None:
+    """Remove the owner's older attempts, and what a broken-off one left; nobody may be learning for them."""
+    passed = [each.version for each in _attempts(layout, owner) if each.name]
+    newest = newest_attempt(layout, owner)
+    served = served_policy(layout, owner)
+    kept = {*passed[:_KEPT], *([newest.version] if newest else []), *([served.version] if served else [])}
+    for version in _versions(layout, owner):
+        directory = layout.personal_version(owner, version)
+        if version not in kept:
+            shutil.rmtree(directory)
+            continue
+        for path in (directory / CANDIDATE, *directory.glob(".*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove(layout: Layout, owner: str) -> bool:
+    """Everything of one owner; True where there was something. Requests go to the shared policy from then on."""
+    pointer, directory = layout.personal_pointer(owner), layout.personal / owner
+    found = pointer.exists() or directory.exists()
+    pointer.unlink(missing_ok=True)
+    if directory.exists():
+        # Out of the way first: an update under way finds no directory to write to.
+        gone = layout.personal / f".{owner}{_GONE}"
+        shutil.rmtree(gone, ignore_errors=True)
+        directory.rename(gone)
+        shutil.rmtree(gone)
+    return found
+
+
+def left_behind(layout: Layout) -> list[Path]:
+    """What a removal, or a draw, left that was broken off; nobody may be drawing."""
+    return [*layout.personal.glob(f".*{_GONE}"), *layout.personal.glob(f"*/v*/.{SNAPSHOT}.partial")]
+
+
+def drew(layout: Layout, interaction_ids: Collection[str]) -> list[Drew]:
+    """The attempts, those under way included, whose snapshots held one of these."""
+    wanted, found = set(interaction_ids), []
+    for path in sorted(layout.personal.glob(f"[!.]*/v*/{SNAPSHOT}/snapshot.json")):
+        snapshot = read_json(path, Snapshot)
+        held = len(wanted.intersection(snapshot.interaction_ids))
+        if held:
+            owner, version = path.parents[2].name, int(path.parents[1].name.removeprefix("v"))
+            policy = served_policy(layout, owner)
+            found.append(
+                Drew(
+                    owner=owner,
+                    version=version,
+                    snapshot_id=snapshot.snapshot_id,
+                    num_interactions=held,
+                    served=policy is not None and policy.version == version,
+                )
+            )
+    return found
+
+
+def _versions(layout: Layout, owner: str) -> list[int]:
+    """Of every attempt, those that were broken off included."""
+    return [int(path.name.removeprefix("v")) for path in (layout.personal / owner).glob("v*")]
+
+
+def _attempts(layout: Layout, owner: str) -> Iterator[Attempt]:
+    """Newest first."""
+    for version in sorted(_versions(layout, owner), reverse=True):
+        path = layout.personal_version(owner, version) / _OUTCOME
+        if path.exists():
+            yield read_json(path, Attempt)

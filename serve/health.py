@@ -1,0 +1,100 @@
+"""`/health` and `/ready`: whether this replica is alive, and whether it should be sent requests, for anybody to ask.
+
+Neither asks for a key, so neither tells a secret, a path or a word of what was said.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import ray
+from starlette.responses import JSONResponse
+
+from sdpo_ray.capture.recorder import Recorder
+from sdpo_ray.errors import SdpoError
+from sdpo_ray.headers import POLICY_VERSION, SWAP_ERROR
+from serve.asgi import Receive, Scope, Send, refuse
+
+HEALTH, READY = "/health", "/ready"
+_PATH = re.compile(r"(?:/[\w.@+-]+)+/(?=[\w.@+-])")
+
+
+class Health:
+    """Pure ASGI. `check` raises when the replica must be started anew; `served` are the headers of every answer."""
+
+    def __init__(
+        self,
+        *,
+        check: Callable[[], Awaitable[None]],
+        served: Callable[[], dict[str, str]],
+        recorder: Recorder | None,
+        queue: Callable[[], dict[str, int]],
+        draining: Callable[[], bool],
+    ) -> None:
+        self._check = check
+        self._served = served
+        self._recorder = recorder
+        self._queue = queue
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in ("GET", "HEAD"):
+            await refuse(405, "this is read with GET", "invalid_request_error")(scope, receive, send)
+            return
+        broken = await self._broken()
+        if scope["path"].endswith(HEALTH):
+            status, said = (503, {"status": "broken", "reason": broken}) if broken else (200, {"status": "alive"})
+        else:
+            status, said = self._readiness(broken)
+        await JSONResponse(said, status_code=status, headers=self._served())(scope, receive, send)
+
+    async def _broken(self) -> str:
+        """Why this replica can answer nobody; empty while it can."""
+        try:
+            await self._check()
+        except SdpoError as error:
+            return without_paths(str(error))
+        except Exception as error:
+            # vLLM's own, of an engine that died: any kind, and with any text.
+            return type(error).__name__
+        return ""
+
+    def _readiness(self, broken: str) -> tuple[int, dict[str, Any]]:
+        served, draining = self._served(), self._draining()
+        reason = broken or ("draining" if draining else "")
+        said: dict[str, Any] = {
+            "ready": not reason,
+            "reason": reason or None,
+            "draining": draining,
+            "policy_version": int(served[POLICY_VERSION]),
+            "swap_error": served.get(SWAP_ERROR),
+            "journal": self._journal(),
+            "queue": self._queue(),
+        }
+        return (503 if reason else 200), said
+
+    def _journal(self) -> dict[str, Any] | None:
+        """None where nobody is recorded. Answers go out without receipts while it is not healthy."""
+        if self._recorder is None:
+            return None
+        try:
+            waiting: int | None = self._recorder.backlog_bytes
+        except (OSError, SdpoError):
+            waiting = None
+        return {"healthy": self._recorder.healthy, "bytes": waiting}
+
+
+def without_paths(text: str) -> str:
+    """The text with every path cut down to its last name."""
+    return _PATH.sub("", text)
+
+
+def draining() -> bool:
+    """Whether Ray Serve is about to stop this replica.
+
+    Ray 2.60 tells code of ours nothing of it before the last request is over, though its own `/-/healthz` on the
+    replica's port knows; so this looks where that looks.
+    """
+    worker = ray._private.worker.global_worker
+    actor = worker.actors.get(worker.actor_id)
+    return bool(getattr(getattr(actor, "_replica_impl", None), "_shutting_down", False))

@@ -1,0 +1,63 @@
+"""What one replica needs to be run by somebody: limits, numbers, a log, traces."""
+
+from prometheus_client import REGISTRY, CollectorRegistry
+from starlette.datastructures import MutableHeaders
+
+from sdpo_ray.config import Serve
+from sdpo_ray.telemetry import Counters
+from serve.accesslog import AccessLog
+from serve.asgi import Scope
+from serve.limits import Gatekeeper, Limiter
+from serve.passage import Passage
+from serve.tracing import Tracing
+from serve.traffic import Traffic
+
+REQUEST_ID = "x-request-id"
+_TICKET_GRACE_S = 60.0
+
+
+class Operation:
+    """Made by `serve.policy`; used by `serve.front` for every request.
+
+    `application` and `replica` are Ray Serve's names. `registry` is where the numbers go.
+    """
+
+    def __init__(
+        self, config: Serve, *, application: str = "", replica: str = "", registry: CollectorRegistry = REGISTRY
+    ) -> None:
+        self.config = config
+        # No request lasts longer, so a ticket that is still out then was lost with its replica.
+        ticket_s = config.request_timeout_s + _TICKET_GRACE_S
+        self.counters: dict[str, Counters] = {}
+        """What is counted besides requests, by a metric's name."""
+        self.gatekeeper: Gatekeeper = Limiter(ticket_s)
+        if config.num_replicas > 1 or config.autoscale.max_replicas:
+            from serve.sharedlimits import SharedLimiter
+
+            self.gatekeeper = shared = SharedLimiter(application, ticket_s)
+            self.counters["sdpo_limits"] = shared.counters
+        self.traffic = Traffic(registry)
+        self.log = AccessLog(replica)
+        self.tracing = Tracing(config.otlp_endpoint, replica) if config.otlp_endpoint else None
+
+    def begin(self, passage: Passage, scope: Scope) -> Scope:
+        """The request as those behind us see it: under our id, which vLLM puts into its own, and in our trace."""
+        self.traffic.begin(passage)
+        headers = MutableHeaders(raw=list(scope["headers"]))
+        headers[REQUEST_ID] = passage.visit.request_id
+        if self.tracing is not None:
+            self.tracing.begin(passage, headers)
+        return {**scope, "headers": headers.raw}
+
+    def end(self, passage: Passage) -> None:
+        """Count it, log it, and send its span."""
+        self.traffic.end(passage)
+        self.log.write(passage)
+        if self.tracing is not None:
+            self.tracing.end(passage)
+
+    def close(self) -> None:
+        """Push out what waits."""
+        self.log.flush()
+        if self.tracing is not None:
+            self.tracing.close()

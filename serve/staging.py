@@ -1,0 +1,109 @@
+"""Weights on disk, read once and checked before a model is touched.
+
+Every refusal names the file or the tensor: missing, torn, other bytes than were exported, another architecture, another
+precision, not a number. The bytes that are hashed are the bytes that are loaded: nothing is read twice.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdpo_ray.errors import DataError
+from sdpo_ray.records import FileDigest
+
+_MAX_HEADER_BYTES = 100 << 20
+"""As the safetensors library allows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """What a header says of one tensor."""
+
+    dtype: str
+    """As safetensors names it: F32, BF16, ..."""
+    shape: tuple[int, ...]
+
+
+def headers(path: Path) -> dict[str, Tensor]:
+    """What the safetensors files right in `path` hold, from their headers alone.
+
+    Raises DataError for files that are missing, or shorter or longer than their header says.
+    """
+    found: dict[str, Tensor] = {}
+    for file in _files(path):
+        with file.open("rb") as handle:
+            size = int.from_bytes(handle.read(8), "little")
+            if size > _MAX_HEADER_BYTES:
+                raise DataError(f"{file.name} is no safetensors file")
+            try:
+                header = json.loads(handle.read(size))
+                header.pop("__metadata__", None)
+                found |= {
+                    name: Tensor(dtype=each["dtype"], shape=tuple(each["shape"])) for name, each in header.items()
+                }
+                end = 8 + size + max((each["data_offsets"][1] for each in header.values()), default=0)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{file.name} has no header of safetensors: {error}") from error
+        if file.stat().st_size != end:
+            raise DataError(f"{file.name} has {file.stat().st_size} bytes, and its header speaks of {end}")
+    return found
+
+
+def read(path: Path, digests: Sequence[FileDigest] = ()) -> dict[str, Any]:
+    """All tensors of the safetensors files right in `path`, in memory.
+
+    Raises DataError naming what is missing, torn, not as `digests` say, or not a number.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    expected = {each.name: each.sha256 for each in digests}
+    if lost := sorted(expected.keys() - {file.name for file in _files(path)}):
+        raise DataError(f"{lost[0]} is missing")
+    tensors: dict[str, Any] = {}
+    for file in _files(path):
+        content = file.read_bytes()
+        if expected and hashlib.sha256(content).hexdigest() != expected.get(file.name):
+            raise DataError(f"{file.name} is not what was exported: its sha256 differs")
+        try:
+            tensors |= load(content)
+        except SafetensorError as error:
+            raise DataError(f"{file.name} is torn, or no safetensors file: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"{name} holds what is not a number")
+    return tensors
+
+
+def within(digests: Sequence[FileDigest], folder: str = "") -> list[FileDigest]:
+    """Those of the files right in `folder` of a candidate, named as there; without one, in the candidate itself."""
+    found = []
+    for each in digests:
+        parent, _, name = each.name.rpartition("/")
+        if parent == folder:
+            found.append(FileDigest(name=name, sha256=each.sha256))
+    return found
+
+
+def require_same(found: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:
+    """Raise DataError unless `found` is the architecture of `known`, in its precision or in fp32."""
+    for name in sorted(found.keys() | known.keys()):
+        if name not in found:
+            raise DataError(f"not the served architecture: there is no {name}")
+        if name not in known:
+            raise DataError(f"not the served architecture: {name} is one too many")
+        if found[name].shape != known[name].shape:
+            raise DataError(f"not the served architecture: {name} is {found[name].shape}, not {known[name].shape}")
+        if found[name].dtype not in (known[name].dtype, "F32"):
+            raise DataError(f"{name} is in {found[name].dtype}, not in {known[name].dtype}")
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{path} holds no safetensors file")
+    return files

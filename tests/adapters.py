@@ -1,0 +1,77 @@
+"""Candidates with an adapter over a base: merged weights for a witness, and what peft and the engine read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
+from sdpo_ray.config.distill import Lora
+from sdpo_ray.distill.adapter import ADAPTER, CONFIG, WEIGHTS
+from sdpo_ray.distill.adapter import inject as inject_adapter
+from sdpo_ray.distill.export import export
+from sdpo_ray.distill.load import load_policy
+from sdpo_ray.records import Candidate, Fingerprint, PersonalPolicy, Release
+
+LORA = Lora(rank=4, alpha=8)
+
+
+def adapted(base: Path, path: Path, *, version: int, seed: int, scale: float = 0.05) -> Candidate:
+    """A candidate whose adapter is noise of `seed`, as `distill` hands it over."""
+    import torch
+
+    model: Any = load_policy(base)
+    inject_adapter(model, LORA, parent=base, base=base, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    trained = {
+        name: each.detach() + scale * torch.randn(each.shape, generator=generator)
+        for name, each in model.named_parameters()
+        if each.requires_grad
+    }
+    candidate = Candidate(
+        policy_version=version,
+        parent_version=0,
+        path=str(path),
+        snapshot_id="",
+        fingerprint=Fingerprint(token_ids=ChatFormat(base).text_ids(FINGERPRINT_TEXT), logprobs=()),
+    )
+    return export(candidate, trained, parent=base, base=base, lora=LORA, teacher=None)
+
+
+def adapter_release(candidate: Candidate) -> Release:
+    return Release(
+        policy_version=candidate.policy_version,
+        path=candidate.path,
+        previous_version=0,
+        fingerprint=candidate.fingerprint,
+        adapter=f"{candidate.path}/{ADAPTER}",
+        digests=candidate.digests,
+    )
+
+
+def personal(candidate: Candidate, owner: str, *, base_version: int = 0, **more: Any) -> PersonalPolicy:
+    """The candidate's adapter as one owner's."""
+    return PersonalPolicy(
+        **{
+            "owner": owner,
+            "version": 1,
+            "name": f"{owner}@p{candidate.policy_version}",
+            "adapter": f"{candidate.path}/{ADAPTER}",
+            "base_version": base_version,
+            "fingerprint": candidate.fingerprint,
+            "released_at_s": 0.0,
+        }
+        | more
+    )
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    """Write the adapter in `folder` with `change` made to its tensors, a dict."""
+    from safetensors.torch import load_file, save_file
+
+    tensors: Mapping[str, Any] = load_file(folder / WEIGHTS)
+    changed = dict(tensors)
+    change(changed)
+    save_file(changed, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+__all__ = ["ADAPTER", "CONFIG", "LORA", "WEIGHTS", "adapted", "adapter_release", "personal", "rewrite"]

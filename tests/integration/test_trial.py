@@ -1,0 +1,255 @@
+"""A candidate among users, with two real engines: found out and rolled back by itself, or promoted; never a failure."""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from mlflow import MlflowClient
+
+from jobs.stages import Wheel
+from sdpo_ray.capture.log import open_log
+from sdpo_ray.config import load_run
+from sdpo_ray.curate.stream import Curator
+from sdpo_ray.cycle import Begun, Outcome
+from sdpo_ray.promote.registry import Registry
+from sdpo_ray.promote.trial import begin, current, end
+from sdpo_ray.records import Candidate, Decision, Release, Report, Verdict
+from sdpo_ray.simulate.world import is_right, sample_prompt
+from sdpo_ray.storage import read_json, write_json
+from sdpo_ray.telemetry import EventFile, read_events
+from tests.serving import Served, perturbed, release_of
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), pytest.mark.usefixtures("back_to_base")]
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def canary(served: Served) -> Iterator[str]:
+    """The engine for candidates on trial, beside the users' one. Gives its URL."""
+    from ray import serve
+
+    from jobs.commandline import LAPTOP
+    from serve.app import Arguments, build
+
+    arguments = Arguments(run_file=str(LAPTOP), overrides=list(served.overrides), audience="canary")
+    serve.run(build(arguments), name="canary", route_prefix="/canary")
+    yield f"{served.url}/canary"
+    end(served.layout)
+    serve.delete("canary")
+
+
+class Town:
+    """People who ask, look whether the answer is right, say so, and go; the next one asks another way."""
+
+    def __init__(self, url: str, seed: int) -> None:
+        self._url = url
+        self._rng = random.Random(seed)
+        self._lock = threading.Lock()
+        self._name = f"town-{seed}"
+        self.failed: list[str] = []
+        self.answered: Counter[str] = Counter()
+        """By policy version."""
+
+    @contextmanager
+    def awake(self, seats: int = 4) -> Iterator[None]:
+        over = threading.Event()
+        threads = [threading.Thread(target=self._sit, args=(over,)) for _ in range(seats)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+
+    def _sit(self, over: threading.Event) -> None:
+        with httpx.Client(base_url=self._url, timeout=60) as client:
+            while not over.is_set():
+                self._talk(client)
+
+    def _talk(self, client: httpx.Client) -> None:
+        with self._lock:
+            question = sample_prompt(self._rng, "train")
+            user = f"{self._name}-{self._rng.randrange(10**9)}"
+        messages = [{"role": "user", "content": question.prompt}]
+        answer = self._ask(client, messages, user)
+        word = "Thanks!" if is_right(question, answer) else "That is wrong."
+        self._ask(
+            client, [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": word}], user
+        )
+
+    def _ask(self, client: httpx.Client, messages: list[dict[str, str]], user: str) -> str:
+        body = {"model": "policy", "messages": messages, "user": user, "max_tokens": 48}
+        reply = client.post("/v1/chat/completions", json=body)
+        with self._lock:
+            if reply.status_code != 200:
+                self.failed.append(f"{reply.status_code}: {reply.text[:200]}")
+                return ""
+            self.answered[reply.headers["x-sdpo-policy-version"]] += 1
+        return str(reply.json()["choices"][0]["message"]["content"] or "")
+
+
+class Court:
+    """The run's wheel with a trial in it, and its books."""
+
+    def __init__(self, served: Served, folder: Path, *overrides: str) -> None:
+        self.served = served
+        self._folder = folder
+        self.run = load_run(
+            REPOSITORY / "jobs" / "recipes" / "laptop.toml",
+            # Two engines and all the tests share two cores: how long an answer takes is no matter of the policy here.
+            [
+                *served.overrides,
+                "promote.poll_s=0.2",
+                "promote.trial.max_slower=50",
+                "promote.trial.share=0.5",
+                *overrides,
+            ],
+        )
+        self.registry = Registry(served.layout, model_name="policy")
+        self.registry.register_base(read_json(served.layout.release(0), Release))
+        self.registry.set_champion(0)
+        self._mlflow = MlflowClient(self.registry.tracking_uri, self.registry.tracking_uri)
+
+    def candidate(self, version: int, *, noise: float) -> Candidate:
+        path = perturbed(self.served.base, self._folder / f"v{version}", seed=version, scale=noise)
+        fingerprint = release_of(path, version).fingerprint
+        return Candidate(
+            policy_version=version, parent_version=0, path=str(path), snapshot_id="s", fingerprint=fingerprint
+        )
+
+    def release(self, candidate: Candidate) -> Outcome:
+        """The wheel's release stage, for a candidate that the gate let pass."""
+        version, layout = candidate.policy_version, self.served.layout
+        decision = Decision(policy_version=version, verdict=Verdict.PROMOTE, reasons=("win rate 0.61",))
+        write_json(layout.cycle(version) / "distill.json", candidate)
+        write_json(layout.cycle(version) / "decide.json", decision)
+        self._mlflow.create_model_version(
+            "policy", Path(candidate.path).as_uri(), tags={"policy_version": str(version), "status": "passed"}
+        )
+        report = Report(policy_version=version, base_version=0, champion_version=0, confidence=0.95, scores=())
+        begun = Begun(cycle=version, policy_version=version, parent_version=0, seed=0)
+        log = open_log(layout, self.run.capture, name=f"court-{version}")
+        try:
+            curator = Curator(layout, log, curate=self.run.curate, capture=self.run.capture)
+            wheel = Wheel(self.run, curator, self.registry, EventFile(layout.events))
+            return wheel.stages.release(begun, candidate, report, decision)
+        finally:
+            log.close()
+
+    def tags(self, version: int) -> dict[str, str]:
+        (found,) = self._mlflow.search_model_versions(f"name='policy' and tags.policy_version='{version}'")
+        return dict(found.tags)
+
+    def facts(self, version: int) -> dict[str, Any]:
+        """The last numbers of its trial."""
+        events = read_events(self.served.layout.events)
+        return [event for event in events if event.name == "trial" and event.cycle == version][-1].facts
+
+
+def running(canary: str, served: Served) -> float:
+    """Requests in the canary's engine."""
+    key = served.layout.trial_key.read_text()
+    page = httpx.get(f"{canary}/metrics", headers={"authorization": f"Bearer {key}"}).text
+    return sum(
+        float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith("vllm:num_requests_running{")
+    )
+
+
+def test_a_client_who_hangs_up_on_the_candidate_leaves_no_work_behind(served: Served, canary: str, tmp_path: Path):
+    court = Court(served, tmp_path, "promote.trial.mode=canary")
+    begin(
+        served.layout,
+        court.candidate(300, noise=1e-4),
+        read_json(served.layout.release(0), Release),
+        court.run.promote.trial,
+    )
+    try:
+        while httpx.get(f"{canary}/health").headers["x-sdpo-policy-version"] != "300":
+            time.sleep(0.05)
+        met: Counter[str] = Counter()
+        for number in range(20):
+            body = {
+                "model": "policy",
+                "messages": [{"role": "user", "content": f"Question {number}?"}],
+                "max_tokens": 480,
+                "min_tokens": 480,
+                "ignore_eos": True,
+                "stream": True,
+            }
+            with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=60) as reply:
+                met[reply.headers["x-sdpo-policy-version"]] += 1
+                next(reply.iter_bytes())
+        assert met["300"] > 0
+        assert met["0"] > 0
+        deadline = time.monotonic() + 30
+        while running(canary, served):
+            assert time.monotonic() < deadline, "the canary still works for somebody who left"
+            time.sleep(0.1)
+        asked = {"model": "policy", "messages": [{"role": "user", "content": "Hello?"}]}
+        assert httpx.post(f"{canary}/v1/chat/completions", json=asked).status_code == 401
+    finally:
+        end(served.layout)
+
+
+def test_a_candidate_that_talks_gibberish_is_rolled_back_by_itself(served: Served, canary: str, tmp_path: Path):
+    court, town = Court(served, tmp_path, "promote.trial.mode=canary"), Town(served.url, seed=301)
+    with town.awake():
+        outcome = court.release(court.candidate(301, noise=0.5))
+        assert current(served.layout) is None
+        met = town.answered["301"]
+        time.sleep(1)
+    assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 0)
+    assert "canary of v301: users complain more of it: evidence" in outcome.reasons[0]
+    assert town.failed == []
+    assert set(town.answered) == {"0", "301"}
+    # What was under way when the trial ended; nobody new.
+    assert town.answered["301"] - met <= 8
+    facts = court.facts(301)
+    assert facts["complaints"] > facts["complaints_champion"]
+    assert facts["evidence_complaints"] >= facts["evidence_needed"]
+    tags = court.tags(301)
+    assert (tags["trial"], tags["status"]) == ("canary", "refused")
+    assert tags["outcome"] == f"REJECT: {outcome.reasons[0]}"
+    turns = [turn for turn in served.turns().values() if turn.policy_version == 301]
+    assert len(turns) == town.answered["301"]
+    deadline = time.monotonic() + 30
+    while httpx.get(f"{canary}/health").headers["x-sdpo-policy-version"] != "0":
+        assert time.monotonic() < deadline, "the canary does not follow the champion"
+        time.sleep(0.1)
+
+
+def test_a_shadow_answers_copies_that_nobody_sees(served: Served, canary: str, tmp_path: Path):
+    settings = ("promote.trial.mode=shadow", "promote.trial.min_answers=1000", "promote.trial.max_hours=0.001")
+    court, town = Court(served, tmp_path, *settings), Town(served.url, seed=302)
+    with town.awake():
+        outcome = court.release(court.candidate(302, noise=1e-4))
+    assert outcome.verdict is Verdict.HOLD
+    assert court.facts(302)["answers"] > 0
+    assert town.failed == []
+    assert set(town.answered) == {"0"}
+    assert not any(turn.policy_version == 302 for turn in served.turns().values())
+
+
+def test_a_good_candidate_is_promoted_after_its_answers(served: Served, canary: str, tmp_path: Path):
+    court = Court(served, tmp_path, "promote.trial.mode=canary", "promote.trial.min_answers=20")
+    town = Town(served.url, seed=303)
+    with town.awake():
+        outcome = court.release(court.candidate(303, noise=1e-4))
+        served.wait_for("x-sdpo-policy-version", "303")
+    assert (outcome.verdict, outcome.champion_version) == (Verdict.PROMOTE, 303)
+    assert outcome.reasons[0] == "win rate 0.61"
+    assert "canary of v303: nothing against it" in outcome.reasons[1]
+    assert court.facts(303)["judged"] >= 20
+    assert town.failed == []
+    assert current(served.layout) is None
+    assert (court.tags(303)["trial"], court.tags(303)["status"]) == ("canary", "champion")
+    court.registry.set_champion(0)

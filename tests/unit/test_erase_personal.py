@@ -1,0 +1,192 @@
+"""Forgetting somebody, where there are personal policies; nothing here needs Ray or MLflow."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from test_erase import VICTIM, Killed, erase, job
+
+from jobs.books import read_books
+from jobs.descent import trace
+from jobs.owners import Owner, named
+from jobs.whose import whose
+from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.config import Curate, Personal
+from sdpo_ray.curate.personal import draw_personal
+from sdpo_ray.curate.snapshot import HELD_OUT
+from sdpo_ray.curate.store import Table
+from sdpo_ray.curate.traces import Tables
+from sdpo_ray.promote import personal
+from sdpo_ray.promote.personal import Attempt
+from sdpo_ray.records import Candidate, Fingerprint, Verdict
+from sdpo_ray.storage import Layout, changing
+from sdpo_ray.tables import split_of
+from tests.remains import finished_cycle, hits, interactions_of, people, pseudonym, store
+
+PEOPLE = ("ann", VICTIM, "bob")
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "a run")
+
+
+def owner_of(layout: Layout, user: str | None) -> Owner:
+    return named(layout, tenant="default", user=user, whole_tenant=user is None)
+
+
+def learned(layout: Layout, owner: Owner, *, version: int = 1, ended: bool = True, held_out: float = 0.01) -> None:
+    """A personal policy as the job leaves it, or one under way; nothing was trained."""
+    directory = layout.personal_version(owner.digest, version)
+    snapshot = draw_personal(
+        Table.interactions(layout),
+        directory / personal.SNAPSHOT,
+        tenant=owner.tenant,
+        users=owner.users,
+        champion_version=3,
+        seed=1,
+        now_s=1000.0,
+        curate=Curate(max_user_share=1.0),
+        personal=Personal(held_out=held_out),
+    )
+    made = directory / personal.CANDIDATE
+    (made / "adapter").mkdir(parents=True)
+    (made / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    if not ended:
+        return
+    fingerprint = Fingerprint(token_ids=(), logprobs=())
+    candidate = Candidate(
+        policy_version=version, parent_version=3, path=str(made), snapshot_id=snapshot.snapshot_id,
+        fingerprint=fingerprint,
+    )  # fmt: skip
+    policy = personal.seal_adapter(layout, owner.digest, candidate)
+    attempt = Attempt(
+        owner=owner.digest, version=version, base_version=3, snapshot=snapshot, verdict=Verdict.PROMOTE, reasons=(),
+        name=policy.name, ended_at_s=1.0,
+    )  # fmt: skip
+    personal.conclude(layout, attempt, policy)
+
+
+def a_run(layout: Layout) -> None:
+    """Three people; ann, the victim and the whole tenant have personal policies."""
+    said = people(layout, PEOPLE)
+    interactions = [each for turns in said.values() for each in interactions_of(turns)]
+    store(layout, [each for turns in said.values() for each in turns], interactions)
+    finished_cycle(layout, 1, interactions_of(said["ann"]), parent=0)
+    for user in ("ann", VICTIM, None):
+        learned(layout, owner_of(layout, user))
+
+
+def test_their_policy_goes_with_everything_and_so_does_a_tenants_that_learned_from_them(layout: Layout):
+    a_run(layout)
+    ann, theirs, everybody = (owner_of(layout, user) for user in ("ann", VICTIM, None))
+    words = (VICTIM, pseudonym(layout, VICTIM), theirs.digest)
+    assert {name.split("/")[0] for name in hits(layout.root, words)} >= {"personal", "tables"}
+    erased = erase(layout)
+    assert hits(layout.root, words) == {}
+    assert erased.personal == sorted([theirs.digest, everybody.digest])
+    assert personal.known_owners(layout) == [ann.digest]
+    assert personal.served_policy(layout, ann.digest) is not None
+    assert personal.served_policy(layout, everybody.digest) is None
+    # Nothing was rewritten that went as a whole.
+    assert erased.snapshots == {}
+    learned(layout, everybody)
+    assert hits(layout.root, words) == {}
+
+
+def test_a_dry_run_names_the_same_owners_and_removes_none(layout: Layout):
+    a_run(layout)
+    found = erase(layout, dry=True)
+    assert len(personal.known_owners(layout)) == 3
+    assert found.personal == erase(layout).personal
+
+
+def test_what_only_tested_a_tenants_policy_is_taken_out_and_the_policy_stays(layout: Layout):
+    said = people(layout, PEOPLE, follow_ups=6)
+    interactions = [each for turns in said.values() for each in interactions_of(turns)]
+    store(layout, [each for turns in said.values() for each in turns], interactions)
+    everybody = owner_of(layout, None)
+    splits = {user: interactions_of(turns)[0].conversation for user, turns in said.items()}
+    # All of the victim's conversation, and nothing of the one after it, is held out.
+    order = sorted(splits, key=lambda user: split_of(splits[user]))
+    tester = order[0]
+    share = (split_of(splits[order[0]]) + split_of(splits[order[1]])) / 2 / 2**32
+    learned(layout, everybody, held_out=share)
+    held_out = layout.personal_version(everybody.digest, 1) / personal.SNAPSHOT / HELD_OUT
+    erased = erase(layout, user=tester)
+    assert erased.personal == []
+    assert erased.snapshots == {str(held_out): 6}
+    assert hits(layout.root, (tester,)) == {}
+    assert personal.served_policy(layout, everybody.digest) is not None
+
+
+def test_their_policies_are_found_under_every_key(layout: Layout):
+    a_run(layout)
+    before = owner_of(layout, VICTIM).digest
+    Pseudonyms.load(layout.pseudonym_keys).rotate()
+    assert owner_of(layout, VICTIM).digest != before
+    assert before in erase(layout).personal
+    assert before not in personal.known_owners(layout)
+
+
+def test_an_update_under_way_loses_its_snapshot_and_so_never_ends(layout: Layout):
+    a_run(layout)
+    everybody = owner_of(layout, None)
+    learned(layout, everybody, version=2, ended=False)
+    assert everybody.digest in erase(layout).personal
+    assert not layout.personal_version(everybody.digest, 2).exists()
+
+
+def test_an_erasure_waits_for_a_draw_and_a_draw_for_an_erasure(layout: Layout):
+    a_run(layout)
+    erased = threading.Event()
+
+    def forget() -> None:
+        erase(layout)
+        erased.set()
+
+    with changing(layout.personal):
+        thread = threading.Thread(target=forget)
+        thread.start()
+        assert not erased.wait(1.0)
+        learned(layout, owner_of(layout, None), version=2)
+    thread.join()
+    assert hits(layout.root, (VICTIM, pseudonym(layout, VICTIM))) == {}
+
+
+def test_an_erasure_killed_at_a_policy_is_finished_by_the_next(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    a_run(layout)
+    theirs = owner_of(layout, VICTIM).digest
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(personal.shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            erase(layout)
+    erase(layout)
+    assert hits(layout.root, (VICTIM, pseudonym(layout, VICTIM), theirs)) == {}
+    assert personal.known_owners(layout) == [owner_of(layout, "ann").digest]
+
+
+def test_lineage_names_the_personal_policies_that_learned_from_somebody(layout: Layout):
+    a_run(layout)
+    theirs, everybody = owner_of(layout, VICTIM), owner_of(layout, None)
+    asked = whose(layout, tenant="default", user=VICTIM, turn_ids=())
+    traces = asked.traces(Tables.of(layout))
+    ids = asked.learned_from(layout, traces)
+    found = trace(read_books(layout), traces, ids, personal.drew(layout, ids)).personal
+    assert {(each.owner, each.num_interactions, each.served) for each in found} == {
+        (theirs.digest, 2, True),
+        (everybody.digest, 2, True),
+    }
+
+
+def test_the_job_counts_them_and_names_nobody(layout: Layout):
+    a_run(layout)
+    done = job(layout, "--user", VICTIM, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "personal policies, and their adapters" in done.stderr
+    assert VICTIM not in done.stdout + done.stderr

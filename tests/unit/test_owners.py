@@ -1,0 +1,120 @@
+"""Whose a personal policy is: what serving looks for is what the job writes, whatever key was the newest then."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_personal_draw import CHAMPION, crowd_of, said, table_of
+
+from jobs.owners import Owner, due, named
+from sdpo_ray.capture.conversation import owner_digest, owners
+from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.config import Personal
+from sdpo_ray.curate.store import Table
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.promote.personal import Attempt
+from sdpo_ray.records import Fingerprint, PersonalPolicy, Snapshot, Verdict
+from sdpo_ray.storage import Layout, write_json
+
+KEY = b"k" * 32
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path)
+
+
+def asked(layout: Layout, user: str, tenant: str = "default") -> tuple[str, ...]:
+    """What serving looks for."""
+    return owners(Pseudonyms.load(layout.pseudonym_keys), tenant=tenant, user=user)
+
+
+def test_no_two_owners_share_a_digest():
+    pairs = [("a", ""), ("a", "b"), ("ab", ""), ("", "ab"), ("b", "a")]
+    digests = {owner_digest(KEY, tenant=tenant, pseudonym=name) for tenant, name in pairs}
+    assert len(digests) == len(pairs)
+    assert owner_digest(b"other", tenant="a", pseudonym="b") not in digests
+
+
+def test_serving_looks_for_what_the_job_writes_for_a_user_and_for_a_tenant(layout: Layout):
+    ann = named(layout, tenant="default", user="ann", whole_tenant=False)
+    everybody = named(layout, tenant="default", user=None, whole_tenant=True)
+    assert asked(layout, "ann") == (ann.digest, everybody.digest)
+    assert asked(layout, "") == (everybody.digest,)
+    assert everybody.users == ()
+    assert ann.users == (Pseudonyms.load(layout.pseudonym_keys).of("ann"),)
+
+
+def test_after_a_new_key_the_old_policy_is_found_until_there_is_one_under_the_new_key(layout: Layout):
+    before = named(layout, tenant="default", user="ann", whole_tenant=False)
+    Pseudonyms.load(layout.pseudonym_keys).rotate()
+    after = named(layout, tenant="default", user="ann", whole_tenant=False)
+    assert asked(layout, "ann")[:2] == (after.digest, before.digest)
+    assert after.former == (before.digest,)
+    assert after.users[1:] == before.users
+
+
+def test_nobody_and_two_at_once_are_refused(layout: Layout):
+    for user, whole in ((None, False), ("", False), ("ann", True)):
+        with pytest.raises(ConfigError, match="name somebody"):
+            named(layout, tenant="default", user=user, whole_tenant=whole)
+
+
+def who_is_due(layout: Layout, table: Table, champion: int = CHAMPION, least: int = 5) -> list[Owner]:
+    crowd = crowd_of(table, champion_version=champion)
+    return list(due(layout, crowd, Personal(min_interactions=least), champion))
+
+
+def attempted(layout: Layout, owner: Owner, *, base: int, last_batch: int, served: bool, version: int = 1) -> None:
+    snapshot = Snapshot(
+        snapshot_id="s", table_version=0, seed=0, rule="", interaction_ids=("a",), held_out_ids=(), path="", digest="",
+        last_interaction_at_s=0.0, last_batch=last_batch,
+    )  # fmt: skip
+    attempt = Attempt(
+        owner=owner.digest, version=version, base_version=base, snapshot=snapshot, ended_at_s=0.0, reasons=(),
+        verdict=Verdict.PROMOTE if served else Verdict.HOLD, name="p" if served else "",
+    )  # fmt: skip
+    write_json(layout.personal_version(owner.digest, version) / "outcome.json", attempt)
+    if served:
+        policy = PersonalPolicy(
+            owner=owner.digest, version=version, name="p", adapter="", base_version=base, released_at_s=0.0,
+            fingerprint=Fingerprint(token_ids=(), logprobs=()),
+        )  # fmt: skip
+        write_json(layout.personal_pointer(owner.digest), policy)
+
+
+def test_whoever_has_said_enough_is_due_and_who_said_most_comes_first(layout: Layout):
+    table = table_of(layout, said("ann", 6), said("bob", 9), said("cid", 4))
+    found = who_is_due(layout, table)
+    assert [each.users for each in found] == [("bob",), ("ann",)]
+    pairing = Pseudonyms.load(layout.pseudonym_keys).pairing_key
+    assert found[1].digest == owner_digest(pairing, tenant="default", pseudonym="ann")
+
+
+def test_who_was_learned_from_is_due_again_with_enough_that_is_new(layout: Layout):
+    table = table_of(layout, said("ann", 6), said("ann", 4, at_s=3000.0))
+    (ann,) = who_is_due(layout, table)
+    attempted(layout, ann, base=CHAMPION, last_batch=1, served=False)
+    assert who_is_due(layout, table) == []
+    table_of(layout, said("ann", 1, at_s=5000.0))
+    assert who_is_due(layout, table) == [ann]
+
+
+def test_a_stale_policy_is_learned_again_once_and_one_that_was_refused_is_not(layout: Layout):
+    table = table_of(layout, said("ann", 6), said("bob", 6))
+    ann, bob = sorted(who_is_due(layout, table), key=lambda owner: owner.users)
+    attempted(layout, ann, base=CHAMPION, last_batch=2, served=True)
+    attempted(layout, bob, base=CHAMPION, last_batch=2, served=False)
+    assert who_is_due(layout, table) == []
+    assert who_is_due(layout, table, champion=CHAMPION + 1) == [ann]
+    attempted(layout, ann, base=CHAMPION + 1, last_batch=2, served=False, version=2)
+    assert who_is_due(layout, table, champion=CHAMPION + 1) == []
+    assert who_is_due(layout, table, champion=CHAMPION + 2) == [ann]
+
+
+def test_a_tenant_is_due_once_it_has_a_policy(layout: Layout):
+    table = table_of(layout, *(said(f"u{n}", 2, tenant="shop") for n in range(4)))
+    assert who_is_due(layout, table) == []
+    shop = named(layout, tenant="shop", user=None, whole_tenant=True)
+    attempted(layout, shop, base=CHAMPION, last_batch=4, served=True)
+    assert who_is_due(layout, table, champion=CHAMPION + 1) == [replace(shop)]

@@ -1,0 +1,131 @@
+"""Who has said enough, and what one user's or tenant's update draws, from a real table."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conversations import dialogue
+
+from sdpo_ray.config import Curate, Personal
+from sdpo_ray.curate.personal import Crowd, draw_personal
+from sdpo_ray.curate.pinned import snapshots_under
+from sdpo_ray.curate.sampling import is_held_out
+from sdpo_ray.curate.snapshot import HELD_OUT
+from sdpo_ray.curate.store import Table
+from sdpo_ray.errors import DataError
+from sdpo_ray.records import Interaction, Snapshot
+from sdpo_ray.storage import Layout
+from sdpo_ray.tables import interactions_to_arrow, read_interactions
+from tests.remains import interactions_of
+
+NOW_S = 10_000.0
+CHAMPION = 3
+"""The version that answered in `conversations`."""
+
+
+def said(user: str, number: int, *, tenant: str = "default", at_s: float = 100.0) -> list[Interaction]:
+    """Conversations of one interaction each, ten seconds apart."""
+    return [
+        each
+        for index in range(number)
+        for each in interactions_of(
+            dialogue(f"{tenant}-{user}-{index}", user=user, tenant=tenant, at_s=at_s + 100 * index)
+        )
+    ]
+
+
+def table_of(layout: Layout, *batches: list[Interaction]) -> Table:
+    table = Table.interactions(layout)
+    for batch in batches:
+        table.append(interactions_to_arrow(batch), {})
+    return table
+
+
+def drawn(
+    table: Table, final: Path, *users: str, tenant: str = "default", curate: Curate | None = None, **own: object
+) -> Snapshot:
+    return draw_personal(
+        table,
+        final,
+        tenant=tenant,
+        users=users,
+        champion_version=CHAMPION,
+        seed=1,
+        now_s=NOW_S,
+        curate=curate or Curate(),
+        personal=Personal.model_validate(own),
+    )
+
+
+def crowd_of(table: Table, *, champion_version: int = CHAMPION) -> Crowd:
+    return Crowd(
+        table, champion_version=champion_version, now_s=NOW_S, curate=Curate(max_age_versions=0), personal=Personal()
+    )
+
+
+def test_nothing_of_anybody_else_is_drawn_and_what_is_held_out_lies_beside_it(tmp_path: Path):
+    layout = Layout(tmp_path)
+    table = table_of(layout, said("ann", 30), said("bob", 30), said("ann", 30, tenant="shop"))
+    snapshot = drawn(table, layout.personal_version("o", 1) / "snapshot", "ann")
+    train, held_out = (read_interactions(Path(snapshot.path) / name) for name in ("", HELD_OUT))
+    assert {(each.turn.tenant, each.turn.user) for each in (*train, *held_out)} == {("default", "ann")}
+    assert len(train) + len(held_out) == 30
+    assert [each.interaction_id for each in train] == list(snapshot.interaction_ids)
+    assert [each.interaction_id for each in held_out] == list(snapshot.held_out_ids)
+    assert {is_held_out(each.conversation, 0.25) for each in train} == {False}
+    assert {is_held_out(each.conversation, 0.25) for each in held_out} == {True}
+    # What erasure looks through.
+    assert set(snapshots_under(layout.root)) == {Path(snapshot.path), Path(snapshot.path) / HELD_OUT}
+
+
+def test_all_names_of_a_user_are_one_user(tmp_path: Path):
+    layout = Layout(tmp_path)
+    table = table_of(layout, said("k1.ann", 10), said("k2.ann", 10, at_s=5000.0))
+    snapshot = drawn(table, tmp_path / "snapshot", "k2.ann", "k1.ann")
+    assert len(snapshot.interaction_ids) + len(snapshot.held_out_ids) == 20
+
+
+def test_the_newest_are_drawn_whatever_the_seed_and_no_tenant_has_a_share(tmp_path: Path):
+    table = table_of(Layout(tmp_path), said("ann", 60), said("bob", 60))
+    curate = Curate(tenant_mix={"shop": 0.9}, replay_share=0.5, max_user_share=0.1, snapshot_size=8)
+    snapshot = drawn(table, tmp_path / "snapshot", "ann", curate=curate, snapshot_size=20)
+    times = {each.interaction_id: each.follow_up_at_s for each in said("ann", 60)}
+    trainable = [each for each in said("ann", 60) if not is_held_out(each.conversation, 0.25)]
+    newest = sorted(trainable, key=lambda each: -each.follow_up_at_s)[:20]
+    assert set(snapshot.interaction_ids) == {each.interaction_id for each in newest}
+    assert [times[name] for name in snapshot.interaction_ids] != sorted(times[n] for n in snapshot.interaction_ids)
+    assert snapshot.rule.startswith(f"the newest 20 of {len(trainable)} trainable interactions")
+
+
+def test_of_a_whole_tenant_no_user_has_more_than_the_runs_share(tmp_path: Path):
+    table = table_of(
+        Layout(tmp_path),
+        said("loud", 80, tenant="shop", at_s=3000.0),
+        *(said(f"u{n}", 4, tenant="shop") for n in range(9)),
+    )
+    snapshot = drawn(table, tmp_path / "snapshot", tenant="shop", curate=Curate(max_user_share=0.25), snapshot_size=20)
+    users = Counter(each.turn.user for each in read_interactions(Path(snapshot.path)))
+    assert users["loud"] == 5
+    assert sum(users.values()) == 20
+
+
+def test_answers_too_many_versions_old_are_left_out_by_the_users_own_limit(tmp_path: Path):
+    table = table_of(Layout(tmp_path), said("ann", 20))
+    assert crowd_of(table, champion_version=CHAMPION + 8).users() == {("default", "ann"): 20}
+    assert crowd_of(table, champion_version=CHAMPION + 9).users() == {}
+    with pytest.raises(DataError, match="nothing to draw: the newest 0 of 0"):
+        drawn(table, tmp_path / "snapshot", "nobody")
+
+
+def test_a_crowd_counts_each_named_user_and_what_is_new(tmp_path: Path):
+    anonymous = [replace(each, turn=replace(each.turn, user="")) for each in said("x", 7)]
+    table = table_of(Layout(tmp_path), [*said("ann", 5), *anonymous], [*said("ann", 3, at_s=3000.0), *said("bob", 2)])
+    crowd = crowd_of(table)
+    assert crowd.users() == {("default", "ann"): 8, ("default", "bob"): 2}
+    assert crowd.tenants() == {"default": 17}
+    assert crowd.count("default", ("ann",)) == 8
+    assert crowd.count("default", ("ann",), after=1) == 3
+    assert crowd.count("default", ("ann", "bob"), after=1) == 5
+    assert crowd.count("default", (), after=1) == 5
+    assert crowd.count("shop", ()) == 0

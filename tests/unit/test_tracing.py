@@ -1,0 +1,63 @@
+"""Spans, as a collector gets them."""
+
+import asyncio
+from pathlib import Path
+from time import time_ns
+
+import httpx
+from prometheus_client import CollectorRegistry
+
+from sdpo_ray.config import Serve
+from serve.asgi import Receive, Scope, Send, read_body, refuse
+from serve.auth import UsersEntrance
+from serve.exchange import visit_of
+from serve.front import Front
+from serve.operation import Operation
+from tests.recorded import health_of
+from tests.telescope import Telescope, attributes
+
+CHAT = "/v1/chat/completions"
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+CANARY = "the moon is made of 4711"
+
+
+def test_a_request_is_a_span_under_the_client_s_with_a_child_for_each_stage_and_no_word_of_what_was_said() -> None:
+    passed_on: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        passed_on.append(dict(scope["headers"])[b"traceparent"].decode())
+        visit = visit_of(scope)
+        for stage in ("gate", "engine", "journal"):
+            began_ns = time_ns()
+            await asyncio.sleep(0.002)
+            visit.passed(stage, began_ns)
+        await read_body(receive)
+        visit.prompt_tokens, visit.response_tokens, visit.policy_version = 12, 34, 5
+        await refuse(500, CANARY, "server_error")(scope, receive, send)
+
+    async def ask(operation: Operation) -> None:
+        front = Front(app, UsersEntrance(Path("none")), operation, health_of(None))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=front), base_url="http://house") as client:
+            headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+            await client.post(f"{CHAT}?q={CANARY}", json={"user": CANARY}, headers=headers)
+            await client.post(CHAT, json={})
+
+    with Telescope() as telescope:
+        operation = Operation(Serve(otlp_endpoint=telescope.endpoint), replica="r1", registry=CollectorRegistry())
+        asyncio.run(ask(operation))
+        operation.close()
+    own, alone = (span for span in telescope.spans if span.name == f"POST {CHAT}")
+    assert (own.trace_id.hex(), own.parent_span_id.hex()) == (TRACE, PARENT)
+    assert passed_on[0] == f"00-{TRACE}-{own.span_id.hex()}-01"
+    assert (alone.trace_id.hex() != TRACE, alone.parent_span_id) == (True, b"")
+    children = [span for span in telescope.spans if span.parent_span_id == own.span_id]
+    assert [span.name for span in children] == ["gate", "engine", "journal"]
+    for child in children:
+        assert child.end_time_unix_nano - child.start_time_unix_nano >= 2_000_000
+        assert own.start_time_unix_nano <= child.start_time_unix_nano <= child.end_time_unix_nano
+    said = attributes(own)
+    assert (said["http.route"], said["http.response.status_code"], said["sdpo.outcome"]) == (CHAT, 500, "error")
+    assert (said["gen_ai.usage.input_tokens"], said["gen_ai.usage.output_tokens"]) == (12, 34)
+    assert (said["sdpo.policy_version"], said["sdpo.tenant"]) == (5, "default")
+    assert own.status.code == 2
+    assert b"4711" not in b"".join(telescope.received)

@@ -1,0 +1,294 @@
+"""The trial as the wheel runs it: over real tables and the real pointer, with a canary that only tells its version."""
+
+import http.server
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from jobs.trials import Trials
+from sdpo_ray.config import parse_run
+from sdpo_ray.curate.store import Table
+from sdpo_ray.headers import POLICY_VERSION, SWAP_ERROR
+from sdpo_ray.promote.release import point_at
+from sdpo_ray.promote.trial import begin, current
+from sdpo_ray.records import Candidate, Fingerprint, Interaction, Report, Verdict, VersionSpan
+from sdpo_ray.storage import Layout
+from sdpo_ray.tables import interactions_to_arrow
+from sdpo_ray.telemetry import EventFile, read_events
+from tests.conversations import turn
+
+WHY = ("win rate 0.61",)
+
+
+class Health(http.server.BaseHTTPRequestHandler):
+    """`/canary/health` as the test sets it."""
+
+    says: ClassVar[dict[str, str]] = {}
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/canary/health" else 404)
+        for name, value in self.says.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    Health.says = {POLICY_VERSION: "7"}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        yield server.server_address[1]
+        server.shutdown()
+        serving.join()
+
+
+class Books:
+    """In MLflow's place: remembers tags."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, str] = {}
+
+    def tag(self, policy_version: int, key: str, value: str) -> None:
+        self.tags[f"v{policy_version}.{key}"] = value
+
+
+class Bench:
+    """A run on trial. What `happens` is called once a round, where curation would bring what is new."""
+
+    def __init__(self, folder: Path, port: int, **rules: Any) -> None:
+        trial = {"mode": "canary", "share": 0.5, "min_answers": 20, **rules}
+        promote = {"trial": trial, "poll_s": 0.01, "confirm_timeout_s": 0.3}
+        self.run = parse_run({"root": str(folder), "serve": {"port": port}, "promote": promote})
+        self.layout = Layout(folder)
+        self.turns, self.feedback = Table.turns(self.layout), Table.feedback(self.layout)
+        self.interactions = Table.interactions(self.layout)
+        self.books = Books()
+        self.happens: Callable[[int], None] = lambda number: None
+        self.rounds = 0
+        point_at(self.layout, candidate(3))
+        self.trials = self.wheel()
+
+    def wheel(self) -> Trials:
+        events = EventFile(self.layout.events)
+        released: Any = self._champion
+        return Trials(self.run, self, self.books, events, released)  # type: ignore[arg-type]
+
+    def _champion(self) -> Any:
+        from sdpo_ray.promote.release import served_release
+
+        return served_release(self.layout)
+
+    def advance(self) -> None:
+        self.rounds += 1
+        assert self.rounds < 500, "the trial never ends"
+        self.happens(self.rounds)
+
+    def maintain(self) -> list[str]:
+        return []
+
+    def hear(self, version: int, name: str, follow_up: str) -> None:
+        """Somebody's reaction to a new answer of `version`."""
+        spans = (VersionSpan(policy_version=version, start=0, end=2),)
+        answer = turn(name, f"Question of {name}?", at_s=time.time(), version_spans=spans)
+        reaction = Interaction(
+            interaction_id=name,
+            turn=answer,
+            follow_up=follow_up,
+            follow_up_turn_id=f"{name}-next",
+            follow_up_at_s=time.time(),
+            conversation=answer.keys.conversation,
+        )
+        assert self.interactions.append(interactions_to_arrow([reaction]), {}) is not None
+
+    def judge(self) -> tuple[Verdict, tuple[str, ...]]:
+        report = Report(policy_version=7, base_version=0, champion_version=3, confidence=0.95, scores=())
+        return self.trials.judge(7, candidate(7), report, WHY)
+
+
+def candidate(version: int) -> Candidate:
+    return Candidate(
+        policy_version=version,
+        parent_version=0,
+        path=f"v{version}",
+        snapshot_id="s",
+        fingerprint=Fingerprint(token_ids=(1, 2), logprobs=(-0.5,)),
+    )
+
+
+def test_without_a_trial_a_candidate_is_promoted_at_once(tmp_path: Path, port: int):
+    bench = Bench(tmp_path, port, mode="off")
+    assert bench.judge() == (Verdict.PROMOTE, WHY)
+    assert current(bench.layout) is None
+    assert bench.books.tags == {}
+
+
+def test_a_good_candidate_passes_and_its_trial_lasts_until_it_is_ended(tmp_path: Path, port: int):
+    bench = Bench(tmp_path, port)
+
+    def happens(number: int) -> None:
+        assert (trial := current(bench.layout)) is not None
+        assert trial.candidate.policy_version == 7
+        for version in (3, 7):
+            bench.hear(version, f"{version}-{number}", "Thanks!")
+
+    bench.happens = happens
+    verdict, reasons = bench.judge()
+    assert verdict is Verdict.PROMOTE
+    assert reasons[0] == WHY[0]
+    assert "canary of v7: nothing against it; 0 complaints in 20 conversations, 0 in 20 of v3" in reasons[1]
+    assert bench.books.tags == {"v7.trial": "canary"}
+    assert current(bench.layout) is not None
+    last = [event for event in read_events(bench.layout.events) if event.name == "trial"][-1]
+    facts = {"mode": "canary", "judged": 20, "needed": 20, "reactions_champion": 20, "complaints": 0}
+    assert facts.items() <= last.facts.items()
+    bench.trials.end()
+    assert current(bench.layout) is None
+
+
+def test_a_bad_candidate_is_rejected_with_what_was_found(tmp_path: Path, port: int):
+    bench = Bench(tmp_path, port, min_answers=400)
+
+    def happens(number: int) -> None:
+        bench.hear(3, f"3-{number}", "Thanks!")
+        bench.hear(7, f"7-{number}", "That is wrong.")
+
+    bench.happens = happens
+    verdict, (reason,) = bench.judge()
+    assert verdict is Verdict.REJECT
+    assert bench.rounds < 12
+    assert f"{bench.rounds} complaints in {bench.rounds} conversations, 0 in {bench.rounds} of v3" in reason
+
+
+def test_a_champion_that_moves_or_a_trial_that_is_ended_holds_the_candidate(tmp_path: Path, port: int):
+    moved = Bench(tmp_path / "moved", port)
+    moved.happens = lambda number: point_at(moved.layout, candidate(4)) and None
+    assert moved.judge() == (Verdict.HOLD, ("the champion became v4 during the trial, from v3",))
+    ended = Bench(tmp_path / "ended", port)
+    ended.happens = lambda number: ended.trials.end()
+    assert ended.judge() == (Verdict.HOLD, ("somebody ended the trial",))
+    before = Bench(tmp_path / "before", port)
+    point_at(before.layout, candidate(4))
+    verdict, reasons = before.judge()
+    assert (verdict, reasons) == (Verdict.HOLD, ("the champion became v4 after the examination against v3",))
+    assert current(before.layout) is None
+
+
+def test_a_canary_that_is_not_there_holds_and_one_that_refuses_rejects(tmp_path: Path, port: int):
+    Health.says = {POLICY_VERSION: "3"}
+    verdict, (reason,) = Bench(tmp_path / "away", port).judge()
+    assert verdict is Verdict.HOLD
+    assert reason.startswith("no trial without the application canary: v7 was released, but")
+    Health.says = {POLICY_VERSION: "3", SWAP_ERROR: "v7: not the served architecture"}
+    verdict, (reason,) = Bench(tmp_path / "refused", port).judge()
+    assert verdict is Verdict.REJECT
+    assert "refused v7: not the served architecture" in reason
+
+
+def test_too_few_answers_in_time_hold_the_candidate(tmp_path: Path, port: int):
+    bench = Bench(tmp_path, port, max_hours=1e-5)
+    verdict, (reason,) = bench.judge()
+    assert verdict is Verdict.HOLD
+    assert "0 answers of 20 after 0.0 h" in reason
+
+
+def test_a_killed_job_goes_on_with_its_trial_and_counts_what_came_before(tmp_path: Path, port: int):
+    bench = Bench(tmp_path, port)
+
+    def dies(number: int) -> None:
+        bench.hear(7, f"7-{number}", "Thanks!")
+        if number == 15:
+            raise KeyboardInterrupt
+
+    bench.happens = dies
+    with pytest.raises(KeyboardInterrupt):
+        bench.judge()
+    began = current(bench.layout)
+    assert began is not None
+    bench.trials.end_others(7)
+    assert current(bench.layout) == began
+    bench.trials = bench.wheel()
+    bench.happens = lambda number: bench.hear(7, f"7-{number}", "Thanks!")
+    verdict, _ = bench.judge()
+    assert verdict is Verdict.PROMOTE
+    assert bench.rounds == 20
+    assert current(bench.layout) == began
+
+
+def test_a_candidate_that_was_promoted_before_the_job_died_needs_no_second_trial(tmp_path: Path, port: int):
+    bench = Bench(tmp_path, port)
+    point_at(bench.layout, candidate(7))
+    assert bench.judge() == (Verdict.PROMOTE, WHY)
+
+
+def test_trials_that_nobody_goes_on_with_are_ended(tmp_path: Path, port: int):
+    bench = Bench(tmp_path, port)
+    rules = bench.run.promote.trial
+    champion = bench._champion()
+    begin(bench.layout, candidate(6), champion, rules)
+    bench.trials.end_others(7)
+    assert current(bench.layout) is None
+    begin(bench.layout, candidate(7), champion, rules)
+    bench.trials.end_others(7)
+    assert current(bench.layout) is not None
+    off = rules.model_copy(update={"mode": "off"})
+    bench.run = bench.run.model_copy(update={"promote": bench.run.promote.model_copy(update={"trial": off})})
+    bench.wheel().end_others(7)
+    assert current(bench.layout) is None
+
+
+def test_copies_in_shadow_are_counted_as_they_come_from_every_replica(tmp_path: Path, port: int):
+    bench = Bench(tmp_path, port, mode="shadow")
+    folder = bench.layout.trial_answers(7)
+    files = [EventFile(folder / name) for name in ("one.jsonl", "other.jsonl")]
+    files[0].write("shadow", 7, seconds=0.1, tokens=9, error="")
+    time.sleep(0.01)
+
+    def happens(number: int) -> None:
+        file = files[number % 2]
+        file.write("shadow", 7, seconds=0.1, tokens=10, error="")
+        if number % 5 == 0:
+            file.write("shadow", 7, seconds=0.1, tokens=0, error="status_500")
+
+    bench.happens = happens
+    verdict, reasons = bench.judge()
+    assert verdict is Verdict.PROMOTE
+    # What was there before the trial began is of no concern.
+    assert bench.rounds == 20
+    assert reasons[1].startswith("shadow of v7: nothing against it")
+    last = [event for event in read_events(bench.layout.events) if event.name == "trial"][-1]
+    assert (last.facts["answers"], last.facts["copies_failed"]) == (20, 4)
+
+
+def test_a_torn_line_is_read_once_it_is_whole(tmp_path: Path, port: int):
+    bench = Bench(tmp_path, port, mode="shadow", min_answers=1)
+    path = bench.layout.trial_answers(7) / "one.jsonl"
+    EventFile(path).write("shadow", 7, seconds=0.1, tokens=10, error="")
+    line = path.read_bytes()
+
+    def happens(number: int) -> None:
+        if number == 1:
+            later = line.replace(line.split(b":")[1].split(b",")[0], str(time.time() + 60).encode())
+            path.write_bytes(later[:20])
+            bench.rest = later  # type: ignore[attr-defined]
+        if number == 2:
+            path.write_bytes(bench.rest)  # type: ignore[attr-defined]
+
+    bench.happens = happens
+    verdict, _ = bench.judge()
+    assert verdict is Verdict.PROMOTE
+    assert bench.rounds == 2
+
+
+def test_a_rolled_back_candidates_record_is_not_a_release(tmp_path: Path, port: int):
+    bench = Bench(tmp_path, port, max_hours=1e-5)
+    bench.judge()
+    assert not bench.layout.release(7).exists()
+    assert bench._champion().policy_version == 3
