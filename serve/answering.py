@@ -57,6 +57,14 @@ class Answering:
             if self.exchange.recorded:
                 _add(self._choices[completion.index], completion)
 
+    def lost_its_format(self, output: Any) -> bool:
+        """Whether vLLM gave up an answer because no token was left that its format or schema allows.
+
+        That is the client's: a schema too large for its compiler's limits, or one that other parameters contradict.
+        """
+        constrained = self._params.structured_outputs is not None
+        return constrained and any(completion.finish_reason == "error" for completion in output.outputs)
+
     def break_off(self) -> None:
         """Take in what the engine still had when the request was aborted.
 

@@ -8,40 +8,54 @@ both, that is the last slot, so people without an adapter are answered by somebo
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nonzero
-from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from torch import Tensor
 
 
-class ExactProducts(PunicaWrapperCPU):  # type: ignore[misc]
-    """vLLM's wrapper with the products of its linear layers replaced."""
+def add_products(
+    y: Tensor,
+    x: Tensor,
+    slots: Tensor,
+    downs: Sequence[Tensor],
+    ups: Sequence[Tensor],
+    *,
+    scale: float,
+    widths: Sequence[int],
+) -> None:
+    """y[rows] += scale B A x[rows], adapter by adapter, the parts of a layer beside each other.
 
-    def add_lora_linear(
-        self,
-        y: Tensor,
-        x: Tensor,
-        lora_a_stacked: Sequence[Tensor],
-        lora_b_stacked: Sequence[Tensor],
-        scale: float,
-        output_slices: Sequence[int],
-        **_: Any,
-    ) -> None:
-        """y[rows] += scale B A x[rows], adapter by adapter, a layer's slices beside each other."""
-        if self.no_lora:
-            return
-        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        slots = self.token_lora_indices
-        for slot in slots.unique().tolist():
-            if slot < 0:
-                continue
-            rows = nonzero(slots == slot)[:, 0]
-            chosen, start = x[rows].float(), 0
-            for down, up, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-                delta = chosen @ down[slot, 0].float().T @ up[slot, 0, :width].float().T
-                y[rows, start : start + width] += (scale * delta).to(y.dtype)
-                start += width
+    `slots` has a number a row, -1 for none. `downs` (slot, 1, rank, in) and `ups` (slot, 1, out, rank) are a pair a
+    part, and `widths` their outs without padding.
+    """
+    for slot in slots.unique().tolist():
+        if slot < 0:
+            continue
+        rows = (slots == slot).nonzero()[:, 0]
+        chosen, start = x[rows].float(), 0
+        for down, up, width in zip(downs, ups, widths, strict=True):
+            delta = chosen @ down[slot, 0].float().T @ up[slot, 0, :width].float().T
+            y[rows, start : start + width] += (scale * delta).to(y.dtype)
+            start += width
 
 
 def use_exact_products(manager: Any) -> None:
-    """Give every LoRA layer of vLLM's `LRUCacheWorkerLoRAManager` these products."""
+    """Give every linear layer of vLLM's `LRUCacheWorkerLoRAManager` these products."""
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    class Exact(PunicaWrapperCPU):  # type: ignore[misc]
+        def add_lora_linear(
+            self,
+            y: Tensor,
+            x: Tensor,
+            lora_a_stacked: Sequence[Tensor],
+            lora_b_stacked: Sequence[Tensor],
+            scale: float,
+            output_slices: Sequence[int],
+            **_: Any,
+        ) -> None:
+            if not self.no_lora:
+                y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+                slots = self.token_lora_indices
+                add_products(y, x, slots, lora_a_stacked, lora_b_stacked, scale=scale, widths=output_slices)
+
     for wrapper in manager._adapter_manager.punica_wrapper_mapping.values():
-        wrapper.__class__ = ExactProducts
+        wrapper.__class__ = Exact

@@ -15,11 +15,9 @@ from typing import Any
 from uuid import uuid4
 
 from vllm import SamplingParams
-from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from sdpo_ray.capture.recorder import Answered, Recorder
@@ -32,7 +30,6 @@ from serve.logprobs import RECORDED_ALONE
 from serve.staging import within
 from serve.swap import Gate
 from serve.toolcalls import ToolCallReader
-from serve.toolgrammar import constraint_of
 
 logger = logging.getLogger(__name__)
 _FINGERPRINT = "fingerprint-"
@@ -77,7 +74,6 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
     def generate(self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any) -> Any:
         # The context is read at the call: vLLM runs the generator's body in another task.
         exchange = EXCHANGE.get()
-        _force_calls(sampling_params)
         outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
         if exchange is None:
             return outputs
@@ -100,6 +96,12 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
                 if exchange.visit.policy_version is None:
                     exchange.visit.policy_version = self.policy_version
                 answering.see(output)
+                if answering.lost_its_format(output):
+                    await outputs.aclose()
+                    if exchange.recorded and self.recorder is not None:
+                        self.recorder.counters.add("not_recorded.format_not_kept")
+                    # vLLM calls it an internal error; a ValueError is the client's.
+                    raise DataError("the answer cannot keep to the format that was asked for")
                 if output.finished:
                     exchange.visit.passed("engine", began_ns)
                 if output.finished and exchange.recorded:
@@ -209,14 +211,3 @@ def _lora(adapter: Adapter | None) -> LoRARequest | None:
     if adapter is None:
         return None
     return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.number, lora_path=adapter.path)
-
-
-def _force_calls(params: SamplingParams) -> None:
-    """Put calls that an answer must hold into words of the engine's compiler. Raises VLLMValidationError."""
-    forced = params.structured_outputs
-    if forced is None or forced.structural_tag is None:
-        return
-    try:
-        params.structured_outputs = StructuredOutputsParams(**constraint_of(forced.structural_tag))
-    except DataError as error:
-        raise VLLMValidationError(f"tool_choice: {error}", parameter="tool_choice") from error

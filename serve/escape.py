@@ -13,11 +13,16 @@ def escape(request: dict[str, Any], control: ControlTokens) -> dict[str, Any]:
     """The request with control strings broken in everything of it that a chat template may print; takes `request` over.
 
     Arguments of a tool call are JSON within JSON and are escaped as what they say: "\\u003c" is "<" to a template.
-    Raises RecursionError for what is nested too deeply.
+    Parts of text become the one text that vLLM makes of them: a template that prints them side by side would put
+    halves of a control string together. Raises RecursionError for what is nested too deeply.
     """
     messages = request.get("messages")
     for message in messages if isinstance(messages, list) else []:
-        calls = message.get("tool_calls") if isinstance(message, dict) else None
+        if not isinstance(message, dict):
+            continue
+        if (text := _joined(message.get("content"))) is not None:
+            message["content"] = text
+        calls = message.get("tool_calls")
         for call in calls if isinstance(calls, list) else []:
             function = call.get("function") if isinstance(call, dict) else None
             if isinstance(function, dict) and isinstance(function.get("arguments"), str):
@@ -34,3 +39,11 @@ def escape_completion(request: dict[str, Any], control: ControlTokens) -> dict[s
     return {
         name: control.escape_json(value) if name in ("prompt", "suffix") else value for name, value in request.items()
     }
+
+
+def _joined(content: object) -> str | None:
+    """The text of a list of parts; None for anything else."""
+    if not isinstance(content, list) or not content:
+        return None
+    texts = [part.get(str(part.get("type"))) if isinstance(part, dict) else None for part in content]
+    return "\n".join(text for text in texts if text) if all(isinstance(text, str) for text in texts) else None

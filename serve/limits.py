@@ -81,10 +81,12 @@ class Limiter:
         self._storage = MemoryStorage()
         self._under_way: defaultdict[str, dict[str, float]] = defaultdict(dict)
 
-    async def enter(self, who: str, limits: Limits) -> Verdict:
+    async def enter(self, who: str, limits: Limits, ticket: str = "") -> Verdict:
+        """As `Gatekeeper.enter`, under a `ticket` that the caller made, if any."""
         windows = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
         windows = {unit: limit for unit, limit in windows.items() if limit}
-        ticket = self._ticket(who)
+        ticket = ticket or uuid4().hex
+        self._hold(who, ticket)
         refused, wait_s = "", float(BUSY_RETRY_S - 1)
         if limits.concurrent and len(self._under_way[who]) > limits.concurrent:
             refused = "concurrent"
@@ -113,11 +115,10 @@ class Limiter:
         if limits.tokens_per_minute and tokens:
             await self._charge("tokens", who, tokens)
 
-    def _ticket(self, who: str) -> str:
-        now, ticket = time.monotonic(), uuid4().hex
+    def _hold(self, who: str, ticket: str) -> None:
+        now = time.monotonic()
         held = {held: until for held, until in self._under_way[who].items() if until > now}
         self._under_way[who] = {**held, ticket: now + self._ticket_s}
-        return ticket
 
     def _void(self, who: str, ticket: str) -> None:
         self._under_way[who].pop(ticket, None)

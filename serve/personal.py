@@ -98,7 +98,7 @@ class PersonalPolicies:
         if looked.refused:
             return "refused"
         try:
-            return await self._book.get(policy.name, policy.adapter, policy.fingerprint)
+            return await self._book.get(policy.name, policy.adapter, policy.fingerprint, policy.digests)
         except Crowded:
             return "crowded"
         except SwapError as error:

@@ -13,7 +13,7 @@ ENGINE_ENV = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # A call that must be made is a JSON schema to the engine, like any other; vLLM's structural tags are xgrammar's own.
+    # A call that must be made is a JSON schema to the engine like any other: structural tags are xgrammar's own.
     "VLLM_ENFORCE_STRICT_TOOL_CALLING": "0",
 }
 CPU_ENV = {

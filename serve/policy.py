@@ -30,6 +30,7 @@ from serve.follow import Audience, Follower, Pointer, Swapping, first_whole, sta
 from serve.health import without_paths
 from serve.personal import PersonalPolicies
 from serve.rolling import Balance, Rolling
+from serve.startup import StartUp
 from serve.trial import Splitter
 
 logger = logging.getLogger("ray.serve")
@@ -40,6 +41,7 @@ class Policy:
 
     # Ray Serve awaits the constructor; vLLM's engine wants the loop that will run it.
     async def __init__(self, run: dict[str, Any], audience: Audience) -> None:  # type: ignore[misc]
+        self._start_up = StartUp()
         self._run = Run.model_validate(run)
         head_start = preload.start() if self._run.serve.num_gpus == 0 else None
         if audience == "users":
@@ -55,6 +57,7 @@ class Policy:
 
         if head_start is not None:
             preload.use(head_start)
+        self._start_up.passed("imports")
         self._layout = Layout(self._run.directory, self._run.tables)
         self._audience = audience
         if audience == "examiner":
@@ -69,6 +72,7 @@ class Policy:
         install()
         self._engine = RecordingLLM.from_vllm_config(config)
         await self._engine.collective_rpc("rank_nothing")
+        self._start_up.passed("engine")
         self._engine.gate = Gate()
         self._engine.recorder = self._recorder() if audience != "examiner" else None
         self._namespace = api_arguments(self._run, arguments)
@@ -99,6 +103,7 @@ class Policy:
                 more=self._operation.counters | self._personal_counters() | self._trial_counters(),
             )
         self._follower = asyncio.ensure_future(self._following.follow())
+        self._start_up.passed("policy")
 
     async def __serve_build_asgi_app__(self) -> Any:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -136,7 +141,10 @@ class Policy:
             },
             draining=draining,
         )
-        return Front(Middleware(app, door), self._entrance(), self._operation, health)
+        front = Front(Middleware(app, door), self._entrance(), self._operation, health)
+        self._start_up.passed("app")
+        self._start_up.log()
+        return front
 
     def __del__(self) -> None:
         """Ray Serve calls this once the last request of a replica that is stopped is over."""

@@ -2,8 +2,12 @@
 
 `x-sdpo-policy-version` is on every response and `x-sdpo-turn-id` where a turn is on disk. A stream names its turn up
 front and ends only after the fsync; when storing fails after all, the comment line `: x-sdpo-turn-id not stored`
-takes the promise back before `[DONE]`.
+takes the promise back before `[DONE]`. A stream that the engine refuses before its first token is an error like any
+other: vLLM would say 200 and put the error into the stream, which no client retries.
 """
+
+import json
+from typing import Any
 
 from starlette.datastructures import MutableHeaders
 
@@ -24,13 +28,21 @@ class Reply:
         self._door = door
         self._head: Message | None = None
         self._promised = False
+        self._refused = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._head = message
             return
+        if self._refused:
+            return
         if self._head is not None:
             head, self._head = self._head, None
+            if (error := _streamed_error(head, message)) is not None:
+                self._refused = True
+                MutableHeaders(raw=head["headers"])["content-type"] = "application/json"
+                head["status"] = error["error"]["code"]
+                message = {"type": "http.response.body", "body": json.dumps(error).encode(), "more_body": False}
             self._add_headers(head)
             await self._send(head)
         elif self._promised and _is_done(message) and not self._exchange.receipt:
@@ -54,3 +66,13 @@ class Reply:
 
 def _is_done(message: Message) -> bool:
     return bytes(message.get("body", b"")).startswith(b"data: [DONE]")
+
+
+def _streamed_error(head: Message, message: Message) -> dict[str, Any] | None:
+    """The error that is all a stream has to say."""
+    streamed = MutableHeaders(raw=head["headers"]).get("content-type", "").startswith("text/event-stream")
+    event = bytes(message.get("body", b"")).partition(b"\n")[0]
+    if head["status"] != 200 or not streamed or not event.startswith(b'data: {"error"'):
+        return None
+    said: dict[str, Any] = json.loads(event.removeprefix(b"data: "))
+    return said

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray.exceptions import RayError
@@ -33,10 +34,10 @@ class _Shared(Limiter):
         self._asked_at_s = time.monotonic()
         self._going: asyncio.Future[None] | None = None
 
-    async def enter(self, who: str, limits: Limits) -> Verdict:
+    async def enter(self, who: str, limits: Limits, ticket: str = "") -> Verdict:
         self._asked_at_s = time.monotonic()
         self._going = self._going or asyncio.ensure_future(self._go_when_idle())
-        return await super().enter(who, limits)
+        return await super().enter(who, limits, ticket)
 
     async def _go_when_idle(self) -> None:
         while (left_s := self._asked_at_s + self._idle_s - time.monotonic()) > 0:
@@ -55,22 +56,27 @@ class SharedLimiter:
         self._actor: Any = None
 
     async def enter(self, who: str, limits: Limits) -> Verdict:
+        ticket = uuid4().hex
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 if self._actor is None:
                     self._actor = await asyncio.to_thread(self._find)
-                verdict: Verdict = await self._actor.enter.remote(who, limits)
+                verdict: Verdict = await self._actor.enter.remote(who, limits, ticket)
                 return verdict
         except (RayError, TimeoutError, ValueError) as error:
             # ValueError: the name is taken by one that is just going.
             self.counters.add("away")
             logger.warning("limits are not kept now: %s", type(error).__name__)
+            await self.leave(who, limits, ticket, 0)
             self._actor = None
             return Verdict()
+        except asyncio.CancelledError:
+            await self.leave(who, limits, ticket, 0)
+            raise
 
     async def leave(self, who: str, limits: Limits, ticket: str, tokens: int) -> None:
-        if self._actor is not None and ticket:
-            # Nobody waits for it, nor for its failure.
+        if self._actor is not None:
+            # Nobody waits for it, nor for its failure. It comes after `enter`, even one that was given up.
             self._actor.leave.remote(who, limits, ticket, tokens)
 
     def _find(self) -> Any:

@@ -30,13 +30,14 @@ class Served:
 
     def turns(self) -> dict[str, Turn]:
         """Every turn in the journal, by id."""
-        return {event.turn_id: event for event in self._events() if isinstance(event, Turn)}
+        return {event.turn_id: event for event in self.events() if isinstance(event, Turn)}
 
     def feedback(self) -> dict[str, Feedback]:
         """All feedback in the journal, by id."""
-        return {event.feedback_id: event for event in self._events() if isinstance(event, Feedback)}
+        return {event.feedback_id: event for event in self.events() if isinstance(event, Feedback)}
 
-    def _events(self) -> tuple[Event, ...]:
+    def events(self) -> tuple[Event, ...]:
+        """Everything in the journal, as often as it is there."""
         from sdpo_ray.capture.log import open_log
 
         return open_log(self.layout, Capture()).poll({}, max_events=1_000_000, max_bytes=1 << 30).events

@@ -216,3 +216,5 @@ class PersonalPolicy:
     fingerprint: Fingerprint
     """Of the shared policy with the adapter."""
     released_at_s: float
+    digests: tuple[FileDigest, ...] = ()
+    """Of the adapter's weights."""

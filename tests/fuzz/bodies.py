@@ -15,7 +15,8 @@ wild_text = st.one_of(
         "".join
     ),
 )
-numbers = st.one_of(st.integers(), st.integers(-(10**40), 10**40), st.integers(-2, 5), st.floats())
+text = st.text(st.characters(codec="utf-8"), max_size=30)
+numbers = st.one_of(st.integers(0, 5), st.integers(), st.integers(-(10**40), 10**40), st.integers(-2, 5), st.floats())
 anything = st.recursive(
     st.one_of(st.none(), st.booleans(), numbers, wild_text),
     lambda within: st.lists(within, max_size=4) | st.dictionaries(wild_text, within, max_size=4),
@@ -71,8 +72,8 @@ schemas = st.recursive(
 
 
 def mostly(usual: SearchStrategy[Any]) -> SearchStrategy[Any]:
-    """The usual, and one time in about six anything."""
-    return st.integers(0, 5).flatmap(lambda n: usual if n else anything)
+    """The usual, and now and then anything."""
+    return st.integers(0, 24).flatmap(lambda n: usual if n else anything)
 
 
 names = st.one_of(st.sampled_from(["f", "get_weather"]), wild_text)
@@ -90,18 +91,25 @@ calls = st.fixed_dictionaries(
         ),
     }
 )
-parts = st.fixed_dictionaries({"type": mostly(st.just("text")), "text": mostly(wild_text)}) | st.sampled_from(
-    [
-        {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/cat.png"}},
-        {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
-        {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
-        {"type": "refusal", "refusal": "No."},
-    ]
+_texts = st.fixed_dictionaries({"type": mostly(st.just("text")), "text": mostly(text)})
+parts = (
+    _texts
+    | _texts
+    | st.sampled_from(
+        [
+            {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/cat.png"}},
+            {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}},
+            {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
+            {"type": "refusal", "refusal": "No."},
+        ]
+    )
 )
 messages = st.fixed_dictionaries(
-    {"role": mostly(st.sampled_from(["user", "assistant", "system", "tool", "developer"]))},
+    {
+        "role": mostly(st.sampled_from(["user", "assistant", "system", "tool", "developer"])),
+        "content": mostly(text | text | wild_text | st.lists(mostly(parts), max_size=3)),
+    },
     optional={
-        "content": mostly(wild_text | st.lists(mostly(parts), max_size=3)),
         "name": mostly(names),
         "tool_calls": mostly(st.lists(mostly(calls), max_size=2)),
         "tool_call_id": mostly(names),
@@ -133,23 +141,24 @@ constraints = st.one_of(
     st.lists(wild_text, max_size=3).map(lambda words: {"choice": words}),
     st.sampled_from([{"grammar": "root ::= root"}, {"json_object": False}, {"structural_tag": "{}"}, {}]),
 )
+token_ids = st.integers(0, 1399) | st.integers(0, 1399) | st.integers(-1, 2000)
 SAMPLING: Mapping[str, SearchStrategy[Any]] = {
-    "n": st.integers(-1, 6) | st.just(10_000),
-    "temperature": st.floats(-1, 3),
-    "top_p": st.floats(-0.5, 1.5),
+    "n": st.integers(1, 4) | st.sampled_from([-1, 0, 128, 129, 10_000]),
+    "temperature": st.floats(0, 2) | st.floats(-1, 3),
+    "top_p": st.floats(0.1, 1) | st.floats(-0.5, 1.5),
     "top_k": numbers,
-    "min_p": st.floats(-0.5, 1.5),
+    "min_p": st.floats(0, 1) | st.floats(-0.5, 1.5),
     "seed": numbers,
-    "presence_penalty": st.floats(-3, 3),
+    "presence_penalty": st.floats(-2, 2) | st.floats(-3, 3),
     "repetition_penalty": numbers,
     "stop": wild_text | st.lists(wild_text, max_size=5),
     "stream": st.booleans(),
     "stream_options": st.fixed_dictionaries({"include_usage": st.booleans()}),
     "min_tokens": st.integers(-1, 10),
     "ignore_eos": st.booleans(),
-    "logit_bias": st.dictionaries(st.integers(-1, 2000).map(str) | wild_text, numbers, max_size=3),
-    "allowed_token_ids": st.lists(st.integers(-1, 2000), max_size=4),
-    "stop_token_ids": st.lists(st.integers(-1, 2000), max_size=4),
+    "logit_bias": st.dictionaries(token_ids.map(str) | wild_text, numbers, max_size=3),
+    "allowed_token_ids": st.lists(token_ids, max_size=4),
+    "stop_token_ids": st.lists(token_ids, max_size=4),
     "bad_words": st.lists(wild_text, max_size=3),
     "response_format": formats,
     "structured_outputs": constraints,
@@ -188,7 +197,10 @@ def _some(fields: Mapping[str, SearchStrategy[Any]]) -> SearchStrategy[dict[str,
 def _body(
     needed: Mapping[str, SearchStrategy[Any]], optional: Mapping[str, SearchStrategy[Any]]
 ) -> SearchStrategy[dict[str, Any]]:
-    return st.tuples(st.fixed_dictionaries(dict(needed)), _some(optional)).map(lambda pair: pair[0] | pair[1])
+    forbidden = st.one_of(st.just({}), st.just({}), st.just({}), st.just({}), _some(FORBIDDEN))
+    return st.tuples(st.fixed_dictionaries(dict(needed)), _some(optional), forbidden).map(
+        lambda three: three[0] | three[1] | three[2]
+    )
 
 
 _ALWAYS = {"model": mostly(st.just("policy")), "max_tokens": mostly(st.integers(1, 8))}
@@ -196,7 +208,6 @@ chats = _body(
     _ALWAYS | {"messages": mostly(st.lists(mostly(messages), min_size=1, max_size=3))},
     {
         **SAMPLING,
-        **FORBIDDEN,
         "logprobs": st.booleans(),
         "top_logprobs": numbers,
         "tools": st.lists(mostly(tools), min_size=1, max_size=3),
@@ -217,10 +228,10 @@ completions = _body(
             st.one_of(
                 wild_text,
                 st.lists(wild_text, max_size=3),
-                st.lists(st.integers(-1, 2000), max_size=6),
+                st.lists(token_ids, max_size=6),
                 st.lists(st.lists(st.integers(0, 1399), max_size=4), max_size=3),
             )
         )
     },
-    {**SAMPLING, **FORBIDDEN, "echo": st.booleans(), "logprobs": numbers, "suffix": wild_text, "best_of": numbers},
+    {**SAMPLING, "echo": st.booleans(), "logprobs": numbers, "suffix": wild_text, "best_of": numbers},
 )

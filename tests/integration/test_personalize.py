@@ -77,7 +77,7 @@ def heard(layout: Layout, turns: list[Any], user: str, share: float) -> list[Int
         found.append(
             Interaction(
                 interaction_id=f"{user}-{number}",
-                turn=replace(turn, turn_id=f"{user}-{number}", user=name),
+                turn=replace(turn, turn_id=f"{user}-{number}", tenant="default", user=name),
                 follow_up=react(TASTE if own else CROWD, turn.response, rng),
                 follow_up_turn_id=f"{user}-{number}-next",
                 follow_up_at_s=turn.finished_at_s + number,

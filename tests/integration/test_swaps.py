@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
+from jobs.owners import named
 from sdpo_ray.capture.conversation import owners
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.records import Candidate, Turn
+from sdpo_ray.promote.personal import Attempt, conclude, remove, seal_adapter
+from sdpo_ray.records import Candidate, Snapshot, Turn, Verdict
 from sdpo_ray.storage import Layout, write_json
 from tests.adapters import ADAPTER, CONFIG, WEIGHTS, adapted, adapter_release, personal, rewrite
 from tests.conftest import CHECKPOINT
@@ -26,6 +29,10 @@ pytestmark = pytest.mark.integration
 QUESTION = "What is the capital of France?"
 LONG = "Tell me of the seas and the rivers. " * 12
 """More than two of the engine's cache blocks of 128 tokens."""
+NOTHING = Snapshot(
+    snapshot_id="", table_version=0, seed=0, rule="", interaction_ids=(), held_out_ids=(), path="", digest="",
+    last_interaction_at_s=0.0,
+)  # fmt: skip
 
 
 def deployed(url: str, root: Path, name: str, *overrides: str) -> Iterator[Served]:
@@ -97,7 +104,6 @@ def stream(served: Served, began: threading.Event) -> str:
         "model": "policy",
         "messages": [{"role": "user", "content": QUESTION}],
         "max_tokens": 400,
-        "min_tokens": 400,
         "ignore_eos": True,
         "stream": True,
     }
@@ -168,6 +174,26 @@ def test_log_probs_of_a_prompt_are_the_adapters_and_leave_the_engine_alive(
     assert ask(by_adapter).status == 200
 
 
+@contextmanager
+def always_answering(served: Served) -> Iterator[None]:
+    """While it lasts people ask, and every one of them is answered."""
+    stop = threading.Event()
+
+    def talk() -> list[int]:
+        said = []
+        while not stop.is_set():
+            said.append(ask(served, max_tokens=4).status)
+        return said
+
+    with ThreadPoolExecutor(2) as pool:
+        talking = [pool.submit(talk) for _ in range(2)]
+        try:
+            yield
+        finally:
+            stop.set()
+        assert {status for each in talking for status in each.result()} == {200}
+
+
 def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -234,11 +260,64 @@ def test_a_broken_adapter_is_refused_by_name_and_the_old_one_goes_on(
         # A single bit of one small weight is nothing a policy's words would show; the fingerprint is what they are.
         broken = replace(broken, fingerprint=candidates[1].fingerprint)
         why = "log-probs differ"
-    point(by_adapter.layout, broken)
-    headers = by_adapter.wait_for("x-sdpo-swap-error", "v9")
+    with always_answering(by_adapter):
+        point(by_adapter.layout, broken)
+        headers = by_adapter.wait_for("x-sdpo-swap-error", "v9")
     assert re.search(why, headers["x-sdpo-swap-error"])
     assert headers["x-sdpo-policy-version"] == "1"
     assert_said_by(candidates[1].path, turn_of(by_adapter))
+
+
+def missing(path: Path) -> None:
+    (path / "model.safetensors").unlink()
+
+
+def half_written(path: Path) -> None:
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+
+def changed(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(path / "model.safetensors")
+        weights[name] = change(weights[name])
+        save_file(weights, path / "model.safetensors")
+
+    return harm
+
+
+NORM = "model.norm.weight"
+WHOLE_HARMS = {
+    "missing": (missing, "holds no safetensors file"),
+    "half-written": (half_written, "its header speaks of"),
+    "another shape": (changed(NORM, lambda norm: norm[:-1].clone()), r"model\.norm\.weight is \(127,\), not \(128,\)"),
+    "another precision": (changed(NORM, lambda norm: norm.half()), r"model\.norm\.weight is in F16, not in F32"),
+    "not a number": (
+        changed(NORM, lambda norm: norm * float("nan")),
+        r"model\.norm\.weight holds what is not a number",
+    ),
+    "another number": (changed(NORM, lambda norm: norm * 1.000001), "its sha256 differs"),
+}
+
+
+@pytest.mark.parametrize(("harm", "why"), WHOLE_HARMS.values(), ids=WHOLE_HARMS)
+def test_broken_whole_weights_are_refused_by_name_and_the_old_ones_go_on(
+    with_people: Served, candidates: dict[int, Candidate], tmp_path: Path, harm: Any, why: str
+):
+    to_base(with_people)
+    shutil.copytree(candidates[1].path, tmp_path / "v9")
+    harm(tmp_path / "v9")
+    release = replace(adapter_release(candidates[1]), policy_version=9, path=str(tmp_path / "v9"))
+    if "sha256" not in why:
+        release = replace(release, digests=())
+    with always_answering(with_people):
+        point(with_people.layout, release)
+        headers = with_people.wait_for("x-sdpo-swap-error", "v9")
+    assert re.search(why, headers["x-sdpo-swap-error"])
+    assert headers["x-sdpo-policy-version"] == "0"
+    assert_said_by(CHECKPOINT, turn_of(with_people))
 
 
 def owner_of(served: Served, user: str) -> str:
@@ -339,6 +418,7 @@ def test_an_adapter_whose_files_are_gone_goes_on_answering_from_memory(
 
 def test_log_probs_of_a_prompt_and_a_swap_of_whole_weights_work_beside_adapters(people: Served, tmp_path: Path):
     path = perturbed(CHECKPOINT, tmp_path / "v6", seed=6)
+    assert_said_by(CHECKPOINT, turn_of(people, content=LONG))
     point(people.layout, release_of(path, 6))
     people.wait_for("x-sdpo-policy-version", "6")
     assert_said_by(path, turn_of(people, content=LONG))
@@ -346,3 +426,29 @@ def test_log_probs_of_a_prompt_and_a_swap_of_whole_weights_work_beside_adapters(
     assert said.status == 200, said.text
     to_base(people)
     assert_said_by(CHECKPOINT, turn_of(people, content=LONG))
+
+
+def test_what_the_job_publishes_answers_its_owner_until_it_is_removed(people: Served, candidates: dict[int, Candidate]):
+    layout = people.layout
+    owner = named(layout, tenant="default", user="dora", whole_tenant=False).digest
+    policy = seal_adapter(layout, owner, candidates[1])
+    attempt = Attempt(
+        owner=owner,
+        version=1,
+        base_version=0,
+        snapshot=NOTHING,
+        verdict=Verdict.PROMOTE,
+        reasons=(),
+        name=policy.name,
+        ended_at_s=0.0,
+    )
+    conclude(layout, attempt, policy)
+    time.sleep(1.1)
+    turn = turn_of(people, user="dora", content=LONG)
+    assert turn.adapter == policy.name
+    assert_said_by(candidates[1].path, turn)
+    assert remove(layout, owner)
+    time.sleep(1.1)
+    turn = turn_of(people, user="dora", content=LONG)
+    assert turn.adapter == ""
+    assert_said_by(CHECKPOINT, turn)

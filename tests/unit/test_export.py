@@ -1,5 +1,6 @@
 """Candidates on disk, and the parts of a worker that need no cluster."""
 
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -131,12 +132,16 @@ def test_an_adapter_is_added_to_the_base_and_lies_beside_it(tmp_path: Path) -> N
     name = "model.layers.0.mlp.down_proj"
     down, up = torch.randn(2, 64), torch.randn(32, 2)
     trained = {f"{name}.lora_A.default.weight": down, f"{name}.lora_B.default.weight": up}
-    _export(trained, parent, tmp_path / "v0001", drawn, lora=Lora(rank=2, alpha=6))
+    candidate = _export(trained, parent, tmp_path / "v0001", drawn, lora=Lora(rank=2, alpha=6))
     before, after = (load_file(path / "model.safetensors") for path in (parent, tmp_path / "v0001"))
     torch.testing.assert_close(after.pop(f"{name}.weight"), before.pop(f"{name}.weight") + 3 * up @ down)
     assert all(torch.equal(after[other], before[other]) for other in before)
     saved = load_file(tmp_path / "v0001" / "adapter" / "adapter_model.safetensors")
     assert set(saved) == {f"base_model.model.{name}.lora_{part}.weight" for part in "AB"}
+    assert {each.name: each.sha256 for each in candidate.digests} == {
+        file: hashlib.sha256((tmp_path / "v0001" / file).read_bytes()).hexdigest()
+        for file in ("model.safetensors", "adapter/adapter_model.safetensors")
+    }
 
 
 def test_an_attempt_after_the_candidate_was_sealed_does_nothing(drawn: Snapshot, tmp_path: Path) -> None:

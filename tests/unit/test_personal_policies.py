@@ -1,172 +1,201 @@
-"""Attempts and adapters at rest: names that are never used twice, what stays, and what goes."""
+"""Who is answered by a policy of their own, and why everybody else is not."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
-from sdpo_ray.promote import personal
-from sdpo_ray.promote.personal import Attempt
-from sdpo_ray.records import Candidate, Fingerprint, PersonalPolicy, Snapshot, Verdict
-from sdpo_ray.storage import READY, Layout, is_ready, write_json
+from sdpo_ray.capture.conversation import Asked, owner_digest, owners
+from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.errors import SwapError
+from sdpo_ray.records import Consent, FileDigest, Fingerprint, PersonalPolicy
+from sdpo_ray.storage import Layout, write_json
+from serve.adapters import AdapterBook, Crowded
+from serve.exchange import Adapter, Exchange, Visit
+from serve.personal import LOOK_S, PersonalPolicies
 
-OWNER = "0123456789abcdef0123456789abcdef"
+
+class FakeBook(AdapterBook):
+    """Loads anything, except the names it has something against."""
+
+    def __init__(self) -> None:
+        self.against: dict[str, SwapError] = {}
+        self.asked: list[str] = []
+        self.held: list[str] = []
+
+    async def get(
+        self, name: str, path: str, fingerprint: Fingerprint, digests: tuple[FileDigest, ...] = ()
+    ) -> Adapter:
+        self.asked.append(name)
+        if name in self.against:
+            raise self.against[name]
+        return Adapter(name=name, number=len(self.asked), path=path)
+
+    def hold(self, adapter: Adapter) -> None:
+        self.held.append(adapter.name)
+
+    def let_go(self, adapter: Adapter) -> None:
+        self.held.remove(adapter.name)
+
+
+class Scene:
+    """One run with version 7 served, and a clock that a test moves."""
+
+    def __init__(self, root: Path) -> None:
+        self.layout = Layout(root)
+        self.keys = Pseudonyms.load(self.layout.pseudonym_keys)
+        self.book = FakeBook()
+        self.served = 7
+        self.now = 0.0
+        self.personal = PersonalPolicies(
+            self.layout, lambda: self.keys, self.book, lambda: self.served, clock=lambda: self.now
+        )
+
+    def owner(self, user: str = "ann", tenant: str = "t") -> str:
+        return owners(self.keys, tenant=tenant, user=user)[0]
+
+    def write(self, owner: str, *, name: str = "ann@1", base_version: int = 7, of: str | None = None) -> None:
+        policy = PersonalPolicy(
+            owner=of or owner,
+            version=1,
+            name=name,
+            adapter=f"/adapters/{name}",
+            base_version=base_version,
+            fingerprint=Fingerprint(token_ids=(1, 2), logprobs=(-1.0,)),
+            released_at_s=0.0,
+        )
+        write_json(self.layout.personal_pointer(owner), policy)
+
+    def ask(self, user: str = "ann", tenant: str = "t") -> str:
+        """Name of the adapter that a request is given."""
+        return asyncio.run(self.asking(user, tenant))
+
+    async def asking(self, user: str = "ann", tenant: str = "t") -> str:
+        asked = Asked(
+            turn_id="x",
+            tenant=tenant,
+            user=user,
+            conversation_id="",
+            consent=Consent.TRAIN,
+            messages=(),
+            started_at_s=0.0,
+        )
+        exchange = Exchange(visit=Visit(path="/", request_id="r", tenant=tenant), asked=asked, recorded=True)
+        async with self.personal.answering(exchange) as adapter:
+            name = adapter.name if adapter is not None else ""
+            assert exchange.visit.adapter == name
+            assert self.book.held == ([name] if name else [])
+        assert self.book.held == []
+        return name
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path)
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
 
 
-def drawn(layout: Layout, version: int, *ids: str, owner: str = OWNER) -> Snapshot:
-    path = layout.personal_version(owner, version) / personal.SNAPSHOT
-    snapshot = Snapshot(
-        snapshot_id=f"s{version}", table_version=0, seed=0, rule="", interaction_ids=ids, held_out_ids=("h",),
-        path=str(path), digest="", last_interaction_at_s=0.0,
-    )  # fmt: skip
-    write_json(path / "snapshot.json", snapshot)
-    (path / READY).touch()
-    return snapshot
+def test_the_users_own_policy_comes_before_the_tenants_and_nobody_gets_a_strangers(scene: Scene):
+    scene.write(scene.owner("ann"), name="ann@1")
+    scene.write(owner_digest(scene.keys.pairing_key, tenant="t", pseudonym=""), name="tenant@1")
+    assert [scene.ask("ann"), scene.ask("ben"), scene.ask("")] == ["ann@1", "tenant@1", "tenant@1"]
+    assert scene.ask("ann", tenant="another") == ""
+    assert scene.personal.counters.values == {"served": 3, "absent": 1}
 
 
-def candidate(layout: Layout, version: int, *, weights: bytes = b"weights", owner: str = OWNER) -> Candidate:
-    path = layout.personal_version(owner, version) / personal.CANDIDATE
-    (path / "adapter").mkdir(parents=True)
-    (path / "adapter" / "adapter_model.safetensors").write_bytes(weights)
-    (path / "adapter" / "adapter_config.json").write_text("{}")
-    (path / "model.safetensors").write_bytes(b"large")
-    fingerprint = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
-    return Candidate(
-        policy_version=version, parent_version=7, path=str(path), snapshot_id=f"s{version}", fingerprint=fingerprint
-    )
+def test_a_policy_learned_under_an_earlier_key_still_answers(scene: Scene):
+    scene.write(scene.owner("ann"), name="ann@1")
+    scene.keys = scene.keys.rotate()
+    assert scene.ask("ann") == "ann@1"
+    scene.write(scene.owner("ann"), name="ann@2")
+    scene.now += LOOK_S
+    assert scene.ask("ann") == "ann@2"
 
 
-def attempt(
-    layout: Layout, version: int, *, passes: bool = True, weights: bytes = b"weights", owner: str = OWNER
-) -> PersonalPolicy | None:
-    """A whole attempt, as the job leaves it."""
-    snapshot = drawn(layout, version, "a", "b", owner=owner)
-    made = candidate(layout, version, weights=weights, owner=owner)
-    policy = personal.seal_adapter(layout, owner, made) if passes else None
-    ended = Attempt(
-        owner=owner, version=version, base_version=7, snapshot=snapshot, ended_at_s=1.0, reasons=("so",),
-        verdict=Verdict.PROMOTE if passes else Verdict.HOLD, name=policy.name if policy else "",
-    )  # fmt: skip
-    personal.conclude(layout, ended, policy)
-    return policy
+def test_over_another_shared_policy_it_is_stale_and_not_even_asked_for(scene: Scene):
+    scene.write(scene.owner(), base_version=6)
+    assert scene.ask() == ""
+    assert scene.book.asked == []
+    scene.served = 6
+    assert scene.ask() == "ann@1"
+    scene.served = 7
+    assert scene.ask() == ""
+    assert scene.personal.counters.values == {"stale": 2, "served": 1}
 
 
-def versions(layout: Layout) -> list[str]:
-    return sorted(path.name for path in (layout.personal / OWNER).iterdir())
+def test_the_tenants_policy_stands_in_for_a_stale_one_of_the_user(scene: Scene):
+    scene.write(scene.owner(), base_version=6)
+    scene.write(owner_digest(scene.keys.pairing_key, tenant="t", pseudonym=""), name="tenant@1")
+    assert scene.ask() == "tenant@1"
 
 
-def test_a_policy_is_served_by_its_adapter_alone(layout: Layout):
-    policy = attempt(layout, 1)
-    assert policy is not None
-    assert personal.served_policy(layout, OWNER) == policy
-    assert is_ready(Path(policy.adapter))
-    assert sorted(path.name for path in Path(policy.adapter).iterdir()) == [
-        READY,
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ]
-    assert (policy.base_version, policy.version, policy.fingerprint.logprobs) == (7, 1, (-0.5,))
-    assert not (layout.personal_version(OWNER, 1) / personal.CANDIDATE).exists(), "merged weights are large"
+def test_a_refused_policy_is_tried_once_until_its_pointer_is_written_again(scene: Scene):
+    scene.write(scene.owner())
+    scene.book.against["ann@1"] = SwapError("torn")
+    for _ in range(3):
+        assert scene.ask() == ""
+        scene.now += LOOK_S
+    assert scene.book.asked == ["ann@1"]
+    scene.write(scene.owner(), name="ann@2")
+    assert scene.ask() == "ann@2"
+    assert scene.personal.counters.values == {"refused": 3, "served": 1}
 
 
-def test_what_was_refused_leaves_its_reasons_and_whoever_was_served_is_served(layout: Layout):
-    policy = attempt(layout, 1)
-    attempt(layout, 2, passes=False)
-    assert personal.served_policy(layout, OWNER) == policy
-    last = personal.newest_attempt(layout, OWNER)
-    assert last is not None
-    assert (last.version, last.verdict, last.reasons, last.name) == (2, Verdict.HOLD, ("so",), "")
-    assert personal.next_version(layout, OWNER) == 3
+def test_where_all_adapters_are_busy_the_shared_policy_answers_and_the_next_request_tries_again(scene: Scene):
+    scene.write(scene.owner())
+    scene.book.against["ann@1"] = Crowded("full")
+    assert scene.ask() == ""
+    del scene.book.against["ann@1"]
+    assert scene.ask() == "ann@1"
+    assert scene.personal.counters.values == {"crowded": 1, "served": 1}
 
 
-def test_no_name_is_used_for_other_weights_even_after_everything_was_removed(layout: Layout):
-    first = attempt(layout, 1)
-    assert personal.remove(layout, OWNER)
-    again = attempt(layout, 1, weights=b"other weights")
-    same = attempt(layout, 2, weights=b"other weights")
-    assert first is not None
-    assert again is not None
-    assert same is not None
-    assert first.name.startswith("personal-0123456789ab-v1-on-v7-")
-    assert len({first.name, again.name, same.name}) == 3
+@pytest.mark.parametrize("content", ["{", "{}", "[]", "\x00"])
+def test_a_pointer_that_is_none_costs_nobody_an_answer(scene: Scene, content: str):
+    pointer = scene.layout.personal_pointer(scene.owner())
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text(content)
+    assert scene.ask() == ""
+    assert scene.personal.counters.values == {"unreadable": 1}
+    scene.write(scene.owner())
+    scene.now += LOOK_S
+    assert scene.ask() == "ann@1"
 
 
-def test_the_last_two_policies_and_the_last_attempt_stay(layout: Layout):
-    for version, passes in enumerate((True, True, False, True, False, False), start=1):
-        attempt(layout, version, passes=passes)
-    assert versions(layout) == ["v0002", "v0004", "v0006"]
-    attempt(layout, 7)
-    assert versions(layout) == ["v0004", "v0007"]
+def test_a_pointer_of_somebody_else_is_not_followed(scene: Scene):
+    scene.write(scene.owner(), of=scene.owner("ben"))
+    assert scene.ask() == ""
+    assert scene.personal.counters.values == {"unreadable": 1}
 
 
-def test_what_is_served_stays_however_many_attempts_fail(layout: Layout):
-    policy = attempt(layout, 1)
-    for version in range(2, 9):
-        attempt(layout, version, passes=False)
-    assert versions(layout) == ["v0001", "v0008"]
-    assert personal.served_policy(layout, OWNER) == policy
+def test_a_pointer_is_looked_at_once_a_second_and_counts_no_more_when_it_is_gone(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+):
+    import os
+
+    looks = []
+    stat = os.stat
+    monkeypatch.setattr("serve.personal.os.stat", lambda path: looks.append(path) or stat(path))
+    scene.write(scene.owner())
+    for _ in range(5):
+        assert scene.ask() == "ann@1"
+    assert len(looks) == 1
+    scene.layout.personal_pointer(scene.owner()).unlink()
+    assert scene.ask() == "ann@1"
+    scene.now += LOOK_S
+    assert scene.ask() == ""
 
 
-def test_a_broken_off_attempt_goes_and_its_number_comes_again(layout: Layout):
-    attempt(layout, 1)
-    drawn(layout, 2, "c")
-    candidate(layout, 2)
-    assert personal.next_version(layout, OWNER) == 3
-    personal.sweep(layout, OWNER)
-    assert versions(layout) == ["v0001"]
-    assert personal.next_version(layout, OWNER) == 2
+def test_the_rest_of_a_request_goes_on_with_the_policy_it_began_with(scene: Scene):
+    scene.write(scene.owner())
 
+    async def run() -> None:
+        exchange = Exchange(visit=Visit(path="/", request_id="r", tenant="t"), asked=None, recorded=False)
+        async with scene.personal.answering(exchange) as adapter:
+            assert adapter is None
+        exchange.admitted = True
+        scene.write(owner_digest(scene.keys.pairing_key, tenant="t", pseudonym=""), name="tenant@1")
+        scene.now += LOOK_S
+        async with scene.personal.answering(exchange) as adapter:
+            assert adapter is None
 
-def test_removing_leaves_nothing_and_removing_nobody_says_so(layout: Layout):
-    attempt(layout, 1)
-    drawn(layout, 2, "under way")
-    assert personal.known_owners(layout) == [OWNER]
-    assert personal.remove(layout, OWNER)
-    assert list(layout.personal.rglob("*")) == []
-    assert not personal.remove(layout, OWNER)
-    assert personal.known_owners(layout) == []
-
-
-def test_a_removal_that_was_broken_off_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch):
-    attempt(layout, 1)
-
-    def killed(path: Path, ignore_errors: bool = False) -> None:
-        if path.exists():
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(personal.shutil, "rmtree", killed)
-        with pytest.raises(KeyboardInterrupt):
-            personal.remove(layout, OWNER)
-    assert personal.known_owners(layout) == []
-    assert personal.served_policy(layout, OWNER) is None
-    (left,) = personal.left_behind(layout)
-    assert (left / "v0001" / personal.SNAPSHOT).exists()
-    partial = layout.personal_version("other", 1) / ".snapshot.partial"
-    partial.mkdir(parents=True)
-    assert partial in personal.left_behind(layout)
-
-
-def test_who_learned_from_what_is_said_by_the_snapshots_under_way_or_not(layout: Layout):
-    attempt(layout, 1)
-    attempt(layout, 2)
-    drawn(layout, 1, "b", "x", owner="f" * 32)
-    found = personal.drew(layout, {"b", "x", "h"})
-    assert [(each.owner, each.version, each.num_interactions, each.served) for each in found] == [
-        (OWNER, 1, 1, False),
-        (OWNER, 2, 1, True),
-        ("f" * 32, 1, 2, False),
-    ]
-    # What was held out was not learned from.
-    assert personal.drew(layout, {"h"}) == []
-
-
-def test_the_examination_never_takes_an_attempt_for_anything_else():
-    numbers = {personal.examined_as(owner, version) for owner in ("a", "b") for version in range(1, 50)}
-    assert len(numbers) == 98
-    assert min(numbers) >= 1 << 48
-    assert max(numbers) < 1 << 53, "exact in JSON wherever it is read"
+    asyncio.run(run())

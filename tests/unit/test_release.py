@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle, product
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from sdpo_ray.errors import ReleaseError, SwapError
 from sdpo_ray.promote.follow import Move, follow_alias, next_move
 from sdpo_ray.promote.release import confirm, point_at, released_versions, rollback, served_release
-from sdpo_ray.records import Candidate, Fingerprint, Release
+from sdpo_ray.records import Candidate, FileDigest, Fingerprint, Release
 from sdpo_ray.storage import Layout, read_json
 
 FINGERPRINT = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
@@ -48,6 +49,28 @@ def test_a_release_is_recorded_and_pointed_at(tmp_path: Path):
     assert served_release(layout) == second == read_json(layout.release(4), Release)
     assert read_json(layout.release(0), Release) == first
     assert released_versions(layout) == {0, 4}
+
+
+@pytest.mark.parametrize("over_the_base", [True, False])
+def test_a_release_names_the_adapter_that_its_candidate_has_over_the_runs_base(tmp_path: Path, over_the_base: bool):
+    layout = Layout(tmp_path)
+    base = point_at(layout, candidate(0))
+    folder = tmp_path / "v3" / "adapter"
+    folder.mkdir(parents=True)
+    beneath = base.path if over_the_base else "/candidates/v2"
+    (folder / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{beneath}", "r": 8}}')
+    digests = (FileDigest(name="model.safetensors", sha256="00"),)
+    release = point_at(layout, replace(candidate(3), path=str(tmp_path / "v3"), digests=digests))
+    assert (release.adapter, release.digests) == (str(folder) if over_the_base else "", digests)
+    point_at(layout, candidate(4))
+    assert rollback(layout) == release
+
+
+def test_a_release_file_of_an_earlier_version_is_still_read(layout: Layout):
+    old = b'{"policy_version": 1, "path": "p", "previous_version": 0, "fingerprint": {"token_ids": [], "logprobs": []}}'
+    layout.release(1).write_bytes(old)
+    release = read_json(layout.release(1), Release)
+    assert (release.adapter, release.digests) == ("", ())
 
 
 def test_releasing_what_is_served_changes_nothing(layout: Layout):

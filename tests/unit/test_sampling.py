@@ -180,11 +180,11 @@ def test_rows_too_old_for_a_floating_point_weight_are_still_ordered():
     assert "i4999" in plan.interaction_ids
 
 
-def test_answers_of_versions_too_old_are_not_drawn_and_those_of_a_rolled_back_one_are():
-    rows = [row(version, policy_version=version) for version in (1, 2, 5, 6)]
+def test_answers_of_versions_too_far_from_the_champion_are_not_drawn_be_they_older_or_rolled_back():
+    rows = [row(version, policy_version=version) for version in (1, 2, 5, 6, 9)]
     plan = draw(rows, champion_version=5, max_age_versions=3)
     assert sorted(plan.interaction_ids) == ["i0002", "i0005", "i0006"]
-    assert not_drawn(plan) == {"stale": 1}
+    assert not_drawn(plan) == {"stale": 2}
     assert trainable(rows, champion_version=5, max_age_versions=3) == 3
 
 

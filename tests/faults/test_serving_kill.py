@@ -1,0 +1,214 @@
+"""kill -9 of a replica, of an engine, of the Serve controller, under people who never stop asking.
+
+Two replicas behind HAProxy, as a cluster serves. Whatever dies comes back by itself, on the released version; who was
+being answered by it loses that answer and nobody loses another; who has a receipt finds the turn in the journal, once.
+"""
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from jobs.commandline import LAPTOP
+from jobs.deploy import deploy
+from jobs.local import LocalCluster, free_port
+from sdpo_ray.config import load_run
+from sdpo_ray.records import Turn
+from sdpo_ray.storage import Layout
+from tests.conftest import CHECKPOINT
+from tests.faults.watching import chat, engine_of, named, wait_until
+from tests.serving import Served, perturbed, point, release_of
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+RELEASED = 1
+RECOVERED_S = 240
+"""Longest until both replicas answer again: the machines are shared, and an engine takes tens of seconds to start."""
+NOTICED_S = 0.5
+"""A request sent this soon after a kill may still have met what was dying."""
+SEATS = ("raw", "raw", "raw", "stream", "stream", "stream", "retrying", "retrying")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request, and what became of it."""
+
+    how: str
+    began_s: float
+    ended_s: float
+    receipt: str = ""
+    version: str = ""
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Service:
+    """Two replicas of the users' application on a cluster of their own."""
+
+    served: Served
+    cluster: LocalCluster
+
+    def replicas(self) -> list[psutil.Process]:
+        return named("ServeReplica:policy", self.cluster.pid)
+
+    def controller(self) -> psutil.Process:
+        (process,) = named("ServeController", self.cluster.pid)
+        return process
+
+    def is_whole(self) -> bool:
+        """Whether two replicas answer, each on the port of its own, with the released version."""
+        try:
+            versions = [self._version(replica) for replica in self.replicas()]
+        except (httpx.HTTPError, psutil.Error, StopIteration):
+            return False
+        return versions == [str(RELEASED)] * 2
+
+    def _version(self, replica: psutil.Process) -> str:
+        listening = [each.laddr.port for each in replica.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+        port = next(port for port in listening if 20_000 <= port < 32_768)
+        reply = httpx.get(f"http://127.0.0.1:{port}/health", timeout=10)
+        return reply.headers.get("x-sdpo-policy-version", "") if reply.status_code == 200 else ""
+
+
+@dataclass(slots=True)
+class Crowd:
+    """People who ask until they are told to stop: plainly, streaming, and with the stock client's retries."""
+
+    url: str
+    stop: threading.Event = field(default_factory=threading.Event)
+    asked: list[Asked] = field(default_factory=list)
+
+    def sit(self, how: str, seat: int) -> None:
+        ask = {"raw": self._plain, "stream": self._stream, "retrying": self._retrying}[how]
+        number = 0
+        while not self.stop.is_set():
+            number += 1
+            body = chat(f"Seat {seat} asks for the {number}. time.", max_tokens=random.choice((8, 48)))
+            began = time.monotonic()
+            try:
+                receipt, version = ask(body)
+                said = Asked(how, began, time.monotonic(), receipt=receipt, version=version)
+            except (httpx.HTTPError, openai.OpenAIError, AssertionError) as error:
+                said = Asked(how, began, time.monotonic(), error=f"{type(error).__name__}: {error}"[:300])
+            self.asked.append(said)
+
+    def _plain(self, body: dict[str, object]) -> tuple[str, str]:
+        reply = httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60)
+        assert reply.status_code == 200, reply.text
+        assert json.loads(reply.text)["choices"]
+        return reply.headers["x-sdpo-turn-id"], reply.headers["x-sdpo-policy-version"]
+
+    def _stream(self, body: dict[str, object]) -> tuple[str, str]:
+        url = f"{self.url}/v1/chat/completions"
+        with httpx.stream("POST", url, json=body | {"stream": True}, timeout=60) as reply:
+            lines = list(reply.iter_lines())
+            assert reply.status_code == 200, lines
+        assert "data: [DONE]" in lines, "the stream broke off"
+        assert not any(line.startswith('data: {"error"') for line in lines), lines[-3:]
+        stored = not any(line.startswith(": x-sdpo-turn-id not stored") for line in lines)
+        return reply.headers["x-sdpo-turn-id"] if stored else "", reply.headers["x-sdpo-policy-version"]
+
+    def _retrying(self, body: dict[str, object]) -> tuple[str, str]:
+        with openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=2, timeout=60) as client:
+            raw = client.chat.completions.with_raw_response.create(**body)  # type: ignore[call-overload]
+            assert raw.parse().choices
+            return raw.headers["x-sdpo-turn-id"], raw.headers["x-sdpo-policy-version"]
+
+    def under_way(self, at_s: float) -> int:
+        """Requests that were being answered at that time."""
+        return sum(1 for each in self.asked if each.began_s <= at_s <= each.ended_s)
+
+    def failed(self) -> list[Asked]:
+        return [each for each in self.asked if each.error]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("killed")
+    overrides = [
+        f"root={folder / 'run'}",
+        f"serve.port={free_port()}",
+        f"policy.base={CHECKPOINT}",
+        "serve.num_replicas=2",
+        "capture.journal.segment_mib=1",
+        "capture.journal.segment_s=2",
+    ]
+    run = load_run(LAPTOP, overrides)
+    layout = Layout(run.directory)
+    point(layout, release_of(perturbed(CHECKPOINT, folder / "v1", seed=RELEASED), RELEASED, previous=None))
+    with LocalCluster(num_cpus=6, log=folder / "ray.log") as cluster:
+        deploy(cluster.dashboard, run, Path(LAPTOP).absolute(), overrides, only=("policy",))
+        served = Served(url=run.serve.url, layout=layout, base=CHECKPOINT, overrides=tuple(overrides))
+        service = Service(served, cluster)
+        wait_until(service.is_whole, "two replicas on the released version", RECOVERED_S)
+        yield service
+
+
+@contextmanager
+def crowd(service: Service) -> Iterator[Crowd]:
+    people = Crowd(service.served.url)
+    with ThreadPoolExecutor(len(SEATS)) as pool:
+        seats = [pool.submit(people.sit, how, number) for number, how in enumerate(SEATS)]
+        try:
+            wait_until(lambda: len(people.asked) > 4 * len(SEATS), "people who are answered")
+            yield people
+            asked = len(people.asked)
+            wait_until(lambda: len(people.asked) > asked + 4 * len(SEATS), "people who are answered afterwards")
+        finally:
+            people.stop.set()
+        for seat in seats:
+            seat.result()
+
+
+def assert_receipts_hold(service: Service, people: Crowd) -> None:
+    """Every receipt's turn is in the journal once; no turn is there twice."""
+    stored = Counter(event.turn_id for event in service.served.events() if isinstance(event, Turn))
+    receipts = [each.receipt for each in people.asked if each.receipt]
+    assert len(receipts) > 4 * len(SEATS)
+    assert [receipt for receipt in receipts if stored[receipt] != 1] == []
+    assert max(stored.values()) == 1
+    assert {each.version for each in people.asked if each.receipt} == {str(RELEASED)}
+
+
+def assert_only_those_under_way_failed(people: Crowd, killed_s: float) -> None:
+    failed = people.failed()
+    print(f"{len(failed)} of {len(people.asked)} failed: {Counter(each.error[:80] for each in failed)}")
+    assert [each for each in failed if each.how == "retrying"] == [], "the stock client asks again"
+    assert [each for each in failed if not killed_s - NOTICED_S <= each.ended_s] == [], "before anything was killed"
+    assert [each for each in failed if each.began_s > killed_s + NOTICED_S] == [], "requests that met nothing dying"
+    assert len(failed) <= len(SEATS)
+
+
+@pytest.mark.parametrize("what", ["replica", "engine"])
+def test_whoever_dies_takes_only_its_own_answers_along_and_comes_back(service: Service, what: str):
+    with crowd(service) as people:
+        replica = random.choice(service.replicas())
+        killed_s = time.monotonic()
+        (replica if what == "replica" else engine_of(replica)).kill()
+        wait_until(lambda: not replica.is_running(), "the end of the replica", RECOVERED_S)
+        wait_until(service.is_whole, "two replicas on the released version", RECOVERED_S)
+        print(f"whole again after {time.monotonic() - killed_s:.1f} s")
+    assert_only_those_under_way_failed(people, killed_s)
+    assert_receipts_hold(service, people)
+
+
+def test_nobody_notices_that_the_controller_dies(service: Service):
+    replicas = {replica.pid for replica in service.replicas()}
+    with crowd(service) as people:
+        controller = service.controller()
+        controller.kill()
+        wait_until(lambda: bool(named("ServeController", service.cluster.pid)), "another controller", RECOVERED_S)
+        wait_until(service.is_whole, "two replicas on the released version", RECOVERED_S)
+    assert people.failed() == []
+    assert {replica.pid for replica in service.replicas()} == replicas
+    assert_receipts_hold(service, people)

@@ -1,0 +1,172 @@
+"""Attempts and adapters at rest: names that are never used twice, what stays, and what goes."""
+
+from pathlib import Path
+
+import pytest
+
+from sdpo_ray.promote import personal
+from sdpo_ray.promote.personal import Attempt
+from sdpo_ray.records import Candidate, Fingerprint, PersonalPolicy, Snapshot, Verdict
+from sdpo_ray.storage import READY, Layout, is_ready, write_json
+
+OWNER = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path)
+
+
+def drawn(layout: Layout, version: int, *ids: str, owner: str = OWNER) -> Snapshot:
+    path = layout.personal_version(owner, version) / personal.SNAPSHOT
+    snapshot = Snapshot(
+        snapshot_id=f"s{version}", table_version=0, seed=0, rule="", interaction_ids=ids, held_out_ids=("h",),
+        path=str(path), digest="", last_interaction_at_s=0.0,
+    )  # fmt: skip
+    write_json(path / "snapshot.json", snapshot)
+    (path / READY).touch()
+    return snapshot
+
+
+def candidate(layout: Layout, version: int, *, weights: bytes = b"weights", owner: str = OWNER) -> Candidate:
+    path = layout.personal_version(owner, version) / personal.CANDIDATE
+    (path / "adapter").mkdir(parents=True)
+    (path / "adapter" / "adapter_model.safetensors").write_bytes(weights)
+    (path / "adapter" / "adapter_config.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(b"large")
+    fingerprint = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
+    return Candidate(
+        policy_version=version, parent_version=7, path=str(path), snapshot_id=f"s{version}", fingerprint=fingerprint
+    )
+
+
+def attempt(
+    layout: Layout, version: int, *, passes: bool = True, weights: bytes = b"weights", owner: str = OWNER
+) -> PersonalPolicy | None:
+    """A whole attempt, as the job leaves it."""
+    snapshot = drawn(layout, version, "a", "b", owner=owner)
+    made = candidate(layout, version, weights=weights, owner=owner)
+    policy = personal.seal_adapter(layout, owner, made) if passes else None
+    ended = Attempt(
+        owner=owner, version=version, base_version=7, snapshot=snapshot, ended_at_s=1.0, reasons=("so",),
+        verdict=Verdict.PROMOTE if passes else Verdict.HOLD, name=policy.name if policy else "",
+    )  # fmt: skip
+    personal.conclude(layout, ended, policy)
+    return policy
+
+
+def versions(layout: Layout) -> list[str]:
+    return sorted(path.name for path in (layout.personal / OWNER).iterdir())
+
+
+def test_a_policy_is_served_by_its_adapter_alone(layout: Layout):
+    policy = attempt(layout, 1)
+    assert policy is not None
+    assert personal.served_policy(layout, OWNER) == policy
+    assert is_ready(Path(policy.adapter))
+    assert sorted(path.name for path in Path(policy.adapter).iterdir()) == [
+        READY,
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert (policy.base_version, policy.version, policy.fingerprint.logprobs) == (7, 1, (-0.5,))
+    assert not (layout.personal_version(OWNER, 1) / personal.CANDIDATE).exists(), "merged weights are large"
+
+
+def test_what_was_refused_leaves_its_reasons_and_whoever_was_served_is_served(layout: Layout):
+    policy = attempt(layout, 1)
+    attempt(layout, 2, passes=False)
+    assert personal.served_policy(layout, OWNER) == policy
+    last = personal.newest_attempt(layout, OWNER)
+    assert last is not None
+    assert (last.version, last.verdict, last.reasons, last.name) == (2, Verdict.HOLD, ("so",), "")
+    assert personal.next_version(layout, OWNER) == 3
+
+
+def test_no_name_is_used_for_other_weights_even_after_everything_was_removed(layout: Layout):
+    first = attempt(layout, 1)
+    assert personal.remove(layout, OWNER)
+    again = attempt(layout, 1, weights=b"other weights")
+    same = attempt(layout, 2, weights=b"other weights")
+    assert first is not None
+    assert again is not None
+    assert same is not None
+    assert first.name.startswith("personal-0123456789ab-v1-on-v7-")
+    assert len({first.name, again.name, same.name}) == 3
+
+
+def test_the_last_two_policies_and_the_last_attempt_stay(layout: Layout):
+    for version, passes in enumerate((True, True, False, True, False, False), start=1):
+        attempt(layout, version, passes=passes)
+    assert versions(layout) == ["v0002", "v0004", "v0006"]
+    attempt(layout, 7)
+    assert versions(layout) == ["v0004", "v0007"]
+
+
+def test_what_is_served_stays_however_many_attempts_fail(layout: Layout):
+    policy = attempt(layout, 1)
+    for version in range(2, 9):
+        attempt(layout, version, passes=False)
+    assert versions(layout) == ["v0001", "v0008"]
+    assert personal.served_policy(layout, OWNER) == policy
+
+
+def test_a_broken_off_attempt_goes_and_its_number_comes_again(layout: Layout):
+    attempt(layout, 1)
+    drawn(layout, 2, "c")
+    candidate(layout, 2)
+    assert personal.next_version(layout, OWNER) == 3
+    personal.sweep(layout, OWNER)
+    assert versions(layout) == ["v0001"]
+    assert personal.next_version(layout, OWNER) == 2
+
+
+def test_removing_leaves_nothing_and_removing_nobody_says_so(layout: Layout):
+    attempt(layout, 1)
+    drawn(layout, 2, "under way")
+    assert personal.known_owners(layout) == [OWNER]
+    assert personal.remove(layout, OWNER)
+    assert list(layout.personal.rglob("*")) == []
+    assert not personal.remove(layout, OWNER)
+    assert personal.known_owners(layout) == []
+
+
+def test_a_removal_that_was_broken_off_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    attempt(layout, 1)
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(personal.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            personal.remove(layout, OWNER)
+    assert personal.known_owners(layout) == []
+    assert personal.served_policy(layout, OWNER) is None
+    (left,) = personal.left_behind(layout)
+    assert (left / "v0001" / personal.SNAPSHOT).exists()
+    partial = layout.personal_version("other", 1) / ".snapshot.partial"
+    partial.mkdir(parents=True)
+    assert partial in personal.left_behind(layout)
+
+
+def test_who_learned_from_what_is_said_by_the_snapshots_under_way_or_not(layout: Layout):
+    attempt(layout, 1)
+    attempt(layout, 2)
+    drawn(layout, 1, "b", "x", owner="f" * 32)
+    found = personal.drew(layout, {"b", "x", "h"})
+    assert [(each.owner, each.version, each.num_interactions, each.served) for each in found] == [
+        (OWNER, 1, 1, False),
+        (OWNER, 2, 1, True),
+        ("f" * 32, 1, 2, False),
+    ]
+    # What was held out was not learned from.
+    assert personal.drew(layout, {"h"}) == []
+
+
+def test_the_examination_never_takes_an_attempt_for_anything_else():
+    numbers = {personal.examined_as(owner, version) for owner in ("a", "b") for version in range(1, 50)}
+    assert len(numbers) == 98
+    assert min(numbers) >= 1 << 48
+    assert max(numbers) < 1 << 53, "exact in JSON wherever it is read"

@@ -1,0 +1,229 @@
+"""An update of a personal policy around its learner: what ends it, and what it leaves. The learner here is a fake."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_erase import VICTIM, erase
+from test_erase_personal import owner_of, people, store
+
+import jobs.personal as update
+from jobs.adapters import distill_config
+from jobs.personal import Heard, Personalizer
+from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.config import Run, load_run, parse_run
+from sdpo_ray.distill.job import GAINS_FILE
+from sdpo_ray.errors import ConfigError, DataError, LearnerError, NotReady, ReleaseError
+from sdpo_ray.evaluate.endpoint import Answer, Answers
+from sdpo_ray.promote import personal
+from sdpo_ray.promote.ledger import Entry
+from sdpo_ray.records import Candidate, Fingerprint, FinishReason, Gain, Release, Verdict
+from sdpo_ray.storage import Layout, sealed_directory, write_json
+from sdpo_ray.tables import read_interactions
+from sdpo_ray.telemetry import read_events
+from tests import builders
+from tests.remains import hits, interactions_of
+
+QUIET = Heard(says=lambda words: None, steps=lambda done, total: None)
+BOOKS: list[tuple[str, str, Entry]] = []
+
+
+class Runs:
+    """In the place of MLflow."""
+
+    def record(self, owner: str, name: str, entry: Entry) -> None:
+        BOOKS.append((owner, name, entry))
+
+    def forget(self, owners: Any) -> int:
+        return 0
+
+
+class Learner:
+    """Makes a candidate of nothing; `meanwhile` happens while it learns."""
+
+    def __init__(self) -> None:
+        self.nats = 0.5
+        self.meanwhile: Callable[[], object] = lambda: None
+        self.asked: dict[str, Any] = {}
+
+    def __call__(self, **asked: Any) -> Candidate:
+        self.asked = asked
+        held_out = read_interactions(asked["apart"])
+        candidate = Candidate(
+            policy_version=asked["policy_version"],
+            parent_version=asked["parent"].policy_version,
+            path=str(asked["out"]),
+            snapshot_id=asked["snapshot"].snapshot_id,
+            fingerprint=Fingerprint(token_ids=(), logprobs=()),
+            steps=(),
+        )
+        self.meanwhile()
+        with sealed_directory(asked["out"]) as aside:
+            (aside / "adapter").mkdir()
+            (aside / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+            gains = [
+                Gain(interaction_id=each.interaction_id, conversation=str(n), num_tokens=2, nats=self.nats * (9 + n))
+                for n, each in enumerate(held_out)
+            ]
+            write_json(aside / GAINS_FILE, gains)
+        return candidate
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "a run")
+
+
+@pytest.fixture
+def run(layout: Layout) -> Run:
+    """Two people with forty interactions each, under v0."""
+    said = people(layout, ("ann", VICTIM), follow_ups=40)
+    turns = [turn for each in said.values() for turn in each]
+    named = [replace(each, conversation=f"{n:08x}" + "0" * 24) for n, each in enumerate(interactions_of(said["ann"]))]
+    theirs = [replace(each, conversation=f"{n:08x}" + "1" * 24) for n, each in enumerate(interactions_of(said[VICTIM]))]
+    store(layout, turns, [*named, *theirs])
+    for version in (0, 3, 4):
+        write_json(layout.release(version), builders.release(layout.root / f"v{version}", policy_version=version))
+    serve(layout, 3)
+    days = {"max_age_days": 1e6, "max_user_share": 1.0}
+    return parse_run({"root": str(layout.root), "serve": {"adapters": 1}, "curate": days})
+
+
+def serve(layout: Layout, version: int) -> None:
+    write_json(layout.release_pointer, builders.release(layout.root / f"v{version}", policy_version=version))
+
+
+def good_answers(policy: Release, path: Path, on_progress: Callable[[int], None]) -> Answers:
+    return tuple(
+        Answer(
+            prompt=f"q{n}", text="Paris.", num_tokens=2, finish_reason=FinishReason.STOP,
+            policy_version=policy.policy_version,
+        )
+        for n in range(40)
+    )  # fmt: skip
+
+
+@pytest.fixture
+def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
+    made = Learner()
+    BOOKS.clear()
+    monkeypatch.setattr(update, "distill", made)
+    monkeypatch.setattr(update, "runs_of", lambda run, layout: Runs())
+    monkeypatch.setattr(update, "is_right", lambda prompt, text: True)
+    monkeypatch.setattr(update.Examination, "answers", lambda self, *asked: good_answers(*asked))
+    return made
+
+
+def test_who_gained_is_served_over_the_champion_of_now_and_the_books_have_it(
+    run: Run, layout: Layout, learner: Learner
+):
+    ann = owner_of(layout, "ann")
+    attempt = Personalizer(run, QUIET).learn(ann)
+    assert attempt.verdict is Verdict.PROMOTE, attempt.reasons
+    policy = personal.served_policy(layout, ann.digest)
+    assert policy is not None
+    assert (policy.base_version, policy.name) == (3, attempt.name)
+    assert learner.asked["parent"].policy_version == 3
+    assert learner.asked["base"] == Path(learner.asked["parent"].path)
+    ((owner, name, entry),) = BOOKS
+    assert (owner, name, entry.snapshot) == (ann.digest, attempt.name, attempt.snapshot)
+    assert entry.run.distill == distill_config(run)
+    (event,) = [each for each in read_events(layout.events) if each.name == "personal"]
+    assert event.facts["verdict"] == "PROMOTE"
+    assert hits(layout.events.parent, ["ann"]).keys().isdisjoint({"events.jsonl"})
+
+
+def test_who_lost_keeps_the_shared_policy_and_the_reason_is_kept(run: Run, layout: Layout, learner: Learner):
+    learner.nats = -0.5
+    ann = owner_of(layout, "ann")
+    attempt = Personalizer(run, QUIET).learn(ann)
+    assert attempt.verdict is Verdict.REJECT
+    assert "against what its user asked for" in attempt.reasons[0]
+    assert personal.served_policy(layout, ann.digest) is None
+    assert personal.newest_attempt(layout, ann.digest) == attempt
+    assert BOOKS[0][1] == ""
+
+
+def test_a_champion_that_moved_on_meanwhile_leaves_nothing_to_serve(run: Run, layout: Layout, learner: Learner):
+    learner.meanwhile = lambda: serve(layout, 4)
+    ann = owner_of(layout, "ann")
+    attempt = Personalizer(run, QUIET).learn(ann)
+    assert attempt.verdict is Verdict.HOLD
+    assert attempt.reasons == ("the champion is v4 by now, and it is over v3",)
+    assert personal.served_policy(layout, ann.digest) is None
+    assert not list(layout.personal.rglob("adapter"))
+
+
+def test_what_was_erased_meanwhile_is_neither_served_nor_kept(run: Run, layout: Layout, learner: Learner):
+    learner.meanwhile = lambda: erase(layout)
+    for user in (VICTIM, None):
+        owner = owner_of(layout, user)
+        if user is None:
+            said = people(layout, (VICTIM,), follow_ups=40)[VICTIM]
+            store(layout, said, interactions_of(said))
+        with pytest.raises(NotReady, match="erased meanwhile"):
+            Personalizer(run, QUIET).learn(owner)
+        assert personal.known_owners(layout) == []
+        assert BOOKS == []
+
+
+def test_what_the_learner_refuses_is_an_attempt_with_its_reason(run: Run, layout: Layout, learner: Learner):
+    def refuse() -> None:
+        raise LearnerError("drift stop at step 3")
+
+    learner.meanwhile = refuse
+    attempt = Personalizer(run, QUIET).learn(owner_of(layout, "ann"))
+    assert (attempt.verdict, attempt.report) == (Verdict.REJECT, None)
+    assert attempt.reasons == ("no candidate: drift stop at step 3",)
+
+
+def test_an_update_that_was_broken_off_begins_anew(run: Run, layout: Layout, learner: Learner):
+    def away() -> None:
+        raise ReleaseError("the examiner does not answer")
+
+    learner.meanwhile = away
+    ann = owner_of(layout, "ann")
+    with pytest.raises(ReleaseError):
+        Personalizer(run, QUIET).learn(ann)
+    learner.meanwhile = lambda: None
+    assert Personalizer(run, QUIET).learn(ann).version == 1
+
+
+def test_too_little_to_learn_from_is_said_with_the_number(run: Run, layout: Layout, learner: Learner):
+    more = run.model_copy(update={"personal": run.personal.model_copy(update={"min_interactions": 41})})
+    with pytest.raises(DataError, match=r"40 interactions to learn from: personal.min_interactions is 41"):
+        Personalizer(more, QUIET).learn(owner_of(layout, "ann"))
+    assert learner.asked == {}
+
+
+def test_a_policy_under_a_new_key_takes_the_place_of_the_one_before(run: Run, layout: Layout, learner: Learner):
+    before = owner_of(layout, "ann")
+    Personalizer(run, QUIET).learn(before)
+    Pseudonyms.load(layout.pseudonym_keys).rotate()
+    after = owner_of(layout, "ann")
+    Personalizer(run, QUIET).learn(after)
+    assert personal.known_owners(layout) == [after.digest]
+
+
+def test_a_run_whose_engines_serve_no_adapters_is_told_what_to_set(run: Run):
+    adapters = {"lora": {"rank": 8, "alpha": 16}}
+    for serving, distill in (({}, {}), ({"swap": "adapter", "adapters": 4}, adapters)):
+        asked = parse_run({"serve": serving, "distill": distill})
+        with pytest.raises(ConfigError, match=r"serve.swap = 'in_place' and serve.adapters of 1 or more"):
+            Personalizer(asked, QUIET)
+    small = parse_run({"serve": {"adapters": 1, "max_lora_rank": 4}})
+    with pytest.raises(ConfigError, match=r"personal.rank = 8 is more than serve.max_lora_rank = 4"):
+        Personalizer(small, QUIET)
+
+
+def test_it_learns_as_the_run_does_but_for_its_own_section():
+    laptop = load_run("jobs/recipes/laptop.toml")
+    config = distill_config(laptop)
+    assert (config.lora.rank, config.lora.alpha) == (laptop.personal.rank, laptop.personal.alpha)
+    assert config.learning_rate == laptop.personal.learning_rate
+    assert (config.batch_size, config.epochs) == (laptop.personal.batch_size, laptop.personal.epochs)
+    assert config.teacher == laptop.distill.teacher
+    assert config.signal == laptop.distill.signal.model_copy(update={"max_staleness": None})
+    assert config.workers == laptop.distill.workers

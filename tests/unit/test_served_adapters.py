@@ -1,0 +1,237 @@
+"""Which adapters are in an engine, and who is answered by which; with an engine that does what a test says."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sdpo_ray.errors import DataError, SwapError
+from sdpo_ray.records import Candidate, Release
+from serve import adapter_files, staging
+from serve.adapter_swap import AdapterSwapper
+from serve.adapters import AdapterBook, Crowded
+from serve.exchange import Adapter, Exchange, Visit
+from tests.adapters import ADAPTER, adapted, adapter_release, rewrite
+from tests.builders import tiny_policy
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_policy(tmp_path_factory.mktemp("base"), tied=True)
+
+
+@pytest.fixture(scope="module")
+def candidates(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Candidate]:
+    folder = tmp_path_factory.mktemp("candidates")
+    return [adapted(base, folder / f"v{version}", version=version, seed=version) for version in (1, 2, 3)]
+
+
+class FakeEngine:
+    """Says what each adapter's fingerprint promises, unless its name is among the `wrong`."""
+
+    def __init__(self, candidates: list[Candidate]) -> None:
+        self.promised = {f"{each.path}/{ADAPTER}": each.fingerprint.logprobs for each in candidates}
+        self.own: tuple[float, ...] = ()
+        self.wrong: set[str] = set()
+        self.loaded: dict[str, int] = {}
+        self.added: list[int] = []
+        self.in_use: set[str] = set()
+
+    async def add_adapter(self, adapter: Adapter) -> None:
+        assert adapter.number not in self.added
+        self.added.append(adapter.number)
+        self.loaded[adapter.name] = adapter.number
+
+    async def remove_adapter(self, adapter: Adapter) -> None:
+        assert self.loaded.pop(adapter.name) == adapter.number
+
+    def adapters_in_use(self) -> set[str]:
+        return self.in_use
+
+    async def logprobs(self, token_ids: tuple[int, ...], adapter: Adapter | None = None) -> tuple[float, ...]:
+        if adapter is None:
+            return self.own
+        return tuple(each - (adapter.name in self.wrong) for each in self.promised[adapter.path])
+
+
+def book_of(engine: FakeEngine, base: Path, *, slots: int = 2) -> AdapterBook:
+    return AdapterBook(engine, staging.headers(base), slots=slots, max_rank=8, dtype="float32")
+
+
+def exchange() -> Exchange:
+    return Exchange(visit=Visit(path="/v1/chat/completions", request_id="r"), asked=None, recorded=False)
+
+
+Get = Callable[[AdapterBook, int], Awaitable[Adapter]]
+
+
+@pytest.fixture
+def get(candidates: list[Candidate]) -> Get:
+    async def getting(book: AdapterBook, which: int, **more: str) -> Adapter:
+        candidate = candidates[which]
+        name = more.get("name", f"a{which}")
+        return await book.get(name, f"{candidate.path}/{ADAPTER}", candidate.fingerprint)
+
+    return getting
+
+
+def test_an_adapter_is_loaded_once_under_a_number_that_is_never_used_again(
+    base: Path, candidates: list[Candidate], get: Get
+):
+    async def run() -> None:
+        engine = FakeEngine(candidates)
+        book = book_of(engine, base)
+        first, again = await asyncio.gather(get(book, 0), get(book, 0))
+        assert first is again
+        assert await book.drop(first)
+        assert engine.loaded == {}
+        assert (await get(book, 0)).number == 2
+
+    asyncio.run(run())
+
+
+def test_an_adapter_that_does_not_verify_is_taken_out_again(base: Path, candidates: list[Candidate], get: Get):
+    async def run() -> None:
+        engine = FakeEngine(candidates)
+        engine.wrong = {"a1"}
+        with pytest.raises(SwapError, match=r"a1 was loaded and taken out: log-probs differ .* by 1\.0000 nats"):
+            await get(book_of(engine, base), 1)
+        assert engine.loaded == {}
+
+    asyncio.run(run())
+
+
+def test_a_name_never_means_other_weights(base: Path, candidates: list[Candidate]):
+    async def run() -> None:
+        book = book_of(FakeEngine(candidates), base)
+        for each, refused in zip(candidates[:2], (False, True), strict=True):
+            asked = book.get("one", f"{each.path}/{ADAPTER}", each.fingerprint)
+            if refused:
+                with pytest.raises(SwapError, match="one already means the weights at"):
+                    await asked
+            else:
+                await asked
+
+    asyncio.run(run())
+
+
+def test_the_least_recently_used_makes_room_and_none_that_answers_somebody(
+    base: Path, candidates: list[Candidate], get: Get, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(adapter_files, "CACHED", 0)
+
+    async def run() -> None:
+        engine = FakeEngine(candidates)
+        book = book_of(engine, base, slots=2)
+        await get(book, 0)
+        await get(book, 1)
+        await get(book, 0)
+        await get(book, 2)
+        assert set(engine.loaded) == {"a0", "a2"}
+        engine.in_use = {"a0"}
+        with book.holding(await get(book, 2)):
+            with pytest.raises(Crowded):
+                await get(book, 1)
+            assert set(engine.loaded) == {"a0", "a2"}
+        await get(book, 1)
+        assert set(engine.loaded) == {"a0", "a1"}
+
+    asyncio.run(run())
+
+
+def test_new_requests_move_at_once_and_the_old_adapter_goes_when_nobody_uses_it(
+    base: Path, candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("serve.adapter_swap._RETIRE_POLL_S", 0.001)
+
+    async def run() -> None:
+        engine = FakeEngine(candidates)
+        book = book_of(engine, base)
+        zero = Release(policy_version=0, path=str(base), previous_version=None, fingerprint=candidates[0].fingerprint)
+        swapper = AdapterSwapper(engine, book, zero, base=base, dtype="float32")
+        begun = exchange()
+        async with swapper.answering(begun) as adapter:
+            assert adapter is None
+            assert (begun.release_version, begun.visit.policy_version) == (0, 0)
+        begun.admitted = True
+        await swapper.to(adapter_release(candidates[0]))
+        async with swapper.answering(begun) as adapter:
+            assert (adapter, begun.release_version) == (None, 0)
+        new = exchange()
+        async with swapper.answering(new) as adapter:
+            assert adapter is not None
+            assert (adapter.name, new.release_version) == ("policy@v1", 1)
+        engine.in_use = {"policy@v1"}
+        await swapper.to(adapter_release(candidates[1]))
+        await asyncio.sleep(0.01)
+        assert set(engine.loaded) == {"policy@v1", "policy@v2"}
+        engine.in_use = set()
+        await asyncio.sleep(0.01)
+        assert set(engine.loaded) == {"policy@v2"}
+
+    asyncio.run(run())
+
+
+def test_a_rollback_to_an_adapter_that_is_leaving_keeps_it(
+    base: Path, candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("serve.adapter_swap._RETIRE_POLL_S", 0.001)
+
+    async def run() -> None:
+        engine = FakeEngine(candidates)
+        book = book_of(engine, base)
+        zero = Release(policy_version=0, path=str(base), previous_version=None, fingerprint=candidates[0].fingerprint)
+        swapper = AdapterSwapper(engine, book, zero, base=base, dtype="float32")
+        engine.in_use = {"policy@v1"}
+        for version in (1, 2, 1):
+            await swapper.to(adapter_release(candidates[version - 1]))
+        engine.in_use = set()
+        await asyncio.sleep(0.02)
+        assert set(engine.loaded) == {"policy@v1"}
+        async with swapper.answering(None) as adapter:
+            assert adapter is not None
+            assert adapter.number == engine.loaded[adapter.name]
+
+    asyncio.run(run())
+
+
+def test_a_release_that_is_no_adapter_over_the_base_is_refused(base: Path, candidates: list[Candidate], tmp_path: Path):
+    async def run() -> None:
+        engine = FakeEngine(candidates)
+        zero = Release(policy_version=0, path=str(base), previous_version=None, fingerprint=candidates[0].fingerprint)
+        release = adapter_release(candidates[0])
+        swapper = AdapterSwapper(engine, book_of(engine, base), zero, base=base, dtype="float32")
+        with pytest.raises(SwapError, match="v1: no adapter over"):
+            await swapper.to(replace(release, adapter=""))
+        with pytest.raises(SwapError, match="v1: its adapter cannot be read"):
+            await swapper.to(replace(release, adapter=str(tmp_path)))
+        other = AdapterSwapper(engine, book_of(engine, base), zero, base=tmp_path, dtype="float32")
+        with pytest.raises(SwapError, match="not over the run's base"):
+            await other.to(release)
+        engine.own = tuple(each + 1 for each in zero.fingerprint.logprobs)
+        with pytest.raises(SwapError, match="v0: log-probs differ"):
+            await swapper.to(zero)
+        assert swapper.serving == zero
+
+    asyncio.run(run())
+
+
+def test_an_adapter_is_checked_against_the_layers_of_its_base(base: Path, tmp_path: Path):
+    known = staging.headers(base)
+    folder = Path(adapted(base, tmp_path / "v1", version=1, seed=1).path) / ADAPTER
+    assert adapter_files.check(folder, known, max_rank=4).r == 4
+    with pytest.raises(DataError, match=r"its rank is 4, and serve\.max_lora_rank is 2"):
+        adapter_files.check(folder, known, max_rank=2)
+    rewrite(
+        folder,
+        lambda tensors: tensors.update({"base_model.model.lm_head.lora_A.weight": tensors[min(tensors)].clone()}),
+    )
+    with pytest.raises(DataError, match=r"lm_head.* belongs to no linear layer"):
+        adapter_files.check(folder, known, max_rank=4)
+
+
+def test_the_engine_is_told_of_the_bodys_linear_layers_and_of_no_output_layer(base: Path):
+    layers = adapter_files.linear_layers(staging.headers(base))
+    assert layers == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
