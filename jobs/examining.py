@@ -12,7 +12,7 @@ from sdpo_ray.evaluate.endpoint import Answers, generate, load_answers, save_ans
 from sdpo_ray.promote.release import confirm
 from sdpo_ray.records import Release
 from sdpo_ray.simulate.world import sample_prompt
-from sdpo_ray.storage import Layout, changing, write_json
+from sdpo_ray.storage import Layout, changing, read_json, write_json
 
 
 class Examination:
@@ -23,37 +23,49 @@ class Examination:
         self._layout = layout
         self.prompts = examination(run.evaluate.num_prompts)
 
-    def answers(self, policy: Release, path: Path, on_progress: Callable[[int], None]) -> Answers:
+    def answers(
+        self, policy: Release, path: Path, on_progress: Callable[[int], None], *, passing: bool = False
+    ) -> Answers:
         """What `policy` answers: asked for once, then read back from `path`. `on_progress` is told how many are there.
 
-        Two who examine at once take turns with the engine: it holds one policy.
+        Two who examine at once take turns with the engine: it holds one policy. After one that is `passing`, whose
+        weights will be gone, it goes back to what it held.
         """
         if path.exists():
             answers = load_answers(path)
             if [answer.prompt for answer in answers] == self.prompts:
                 return answers
-        settings, url = self._run.evaluate, f"{self._run.serve.url}/examiner"
-        with changing(self._layout.exam_pointer):
-            examined = replace(policy, previous_version=None, released_at_s=time.time(), adapter="")
-            write_json(self._layout.exam_pointer, examined)
-            confirm(url, policy.policy_version, timeout_s=self._run.promote.confirm_timeout_s)
-            answers = asyncio.run(
-                generate(
-                    f"{url}/v1",
-                    self._layout.exam_key.read_text(),
-                    self._run.serve.served_name,
-                    self.prompts,
-                    policy_version=policy.policy_version,
-                    max_tokens=settings.max_tokens,
-                    temperature=settings.temperature,
-                    # The same for every policy: pairs differ by their policies, not by their dice.
-                    seed=self._run.seed,
-                    concurrency=settings.concurrency,
-                    on_progress=on_progress,
-                )
-            )
+        pointer = self._layout.exam_pointer
+        with changing(pointer):
+            before = read_json(pointer, Release) if passing and pointer.exists() else None
+            try:
+                answers = self._asked(policy, on_progress)
+            finally:
+                if before is not None:
+                    write_json(pointer, before)
         save_answers(path, answers)
         return answers
+
+    def _asked(self, policy: Release, on_progress: Callable[[int], None]) -> Answers:
+        settings, url = self._run.evaluate, f"{self._run.serve.url}/examiner"
+        examined = replace(policy, previous_version=None, released_at_s=time.time(), adapter="")
+        write_json(self._layout.exam_pointer, examined)
+        confirm(url, policy.policy_version, timeout_s=self._run.promote.confirm_timeout_s)
+        return asyncio.run(
+            generate(
+                f"{url}/v1",
+                self._layout.exam_key.read_text(),
+                self._run.serve.served_name,
+                self.prompts,
+                policy_version=policy.policy_version,
+                max_tokens=settings.max_tokens,
+                temperature=settings.temperature,
+                # The same for every policy: pairs differ by their policies, not by their dice.
+                seed=self._run.seed,
+                concurrency=settings.concurrency,
+                on_progress=on_progress,
+            )
+        )
 
 
 def examination(num_prompts: int) -> list[str]:

@@ -38,4 +38,6 @@ def own_haproxy(folder: Path) -> dict[str, str]:
         # No node of this cluster is somewhere else: routes are known everywhere within a second.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
+        # Ray gives a proxy 5 s to start and kills it then, which two busy cores may need.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     }

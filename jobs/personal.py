@@ -158,7 +158,10 @@ class Personalizer:
         total = self._run.evaluate.num_prompts
         report = examine_personal(
             candidate=self._examination.answers(
-                merged, Path(candidate.path) / "answers.json", lambda done: self._heard.steps(done, total)
+                merged,
+                Path(candidate.path) / "answers.json",
+                lambda done: self._heard.steps(done, total),
+                passing=True,
             ),
             base=self._examination.answers(
                 base,

@@ -40,10 +40,7 @@ class AdapterSwapper:
     async def to(self, release: Release) -> None:
         """Serve `release`. Raises SwapError, with the old release still serving, when it does not check out."""
         before = self._adapter
-        try:
-            adapter = await self._found(release)
-        except SwapError as error:
-            raise SwapError(f"v{release.policy_version}: {error}") from error
+        adapter = await self._found(release)
         if adapter is not None:
             self._book.hold(adapter)
         self.serving, self._adapter = release, adapter

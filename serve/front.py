@@ -48,9 +48,13 @@ class Front:
             await send({"type": "websocket.close"})
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        visit = Visit(path=path, request_id=_request_id(Headers(scope=scope)))
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        # The client's own, where it is one that may stand in a log.
+        visit = Visit(path=path, request_id=given if _SANE.fullmatch(given) else uuid4().hex)
         passage = Passage(visit=visit, method=scope["method"], route=route_of(path))
-        passage.headers[REQUEST_ID] = visit.request_id
+        if visit.request_id != given:
+            # Ray Serve sends the client's own back, which must not be there twice.
+            passage.headers[REQUEST_ID] = visit.request_id
         outgoing = Outgoing(send, passage)
         scope = self._operation.begin(passage, scope)
         try:
@@ -117,9 +121,3 @@ async def _refuse(refusal: Refusal, passage: Passage, scope: Scope, receive: Rec
     elif not outgoing.ended:
         # Half of a plain answer is out: all that is left is to break off the connection.
         raise refusal
-
-
-def _request_id(headers: Headers) -> str:
-    """The client's own, where it is one that may stand in a log."""
-    given = headers.get(REQUEST_ID, "")
-    return given if _SANE.fullmatch(given) else uuid4().hex

@@ -115,15 +115,20 @@ class Limiter:
         if limits.tokens_per_minute and tokens:
             await self._charge("tokens", who, tokens)
 
+    def holds(self, who: str, ticket: str) -> bool:
+        """Whether this ticket is out."""
+        return ticket in self._under_way.get(who, {})
+
     def _hold(self, who: str, ticket: str) -> None:
         now = time.monotonic()
         held = {held: until for held, until in self._under_way[who].items() if until > now}
         self._under_way[who] = {**held, ticket: now + self._ticket_s}
 
     def _void(self, who: str, ticket: str) -> None:
-        self._under_way[who].pop(ticket, None)
-        if not self._under_way[who]:
-            del self._under_way[who]
+        held = self._under_way.get(who, {})
+        held.pop(ticket, None)
+        if not held:
+            self._under_way.pop(who, None)
 
     async def _usage(self, unit: str, who: str) -> Usage:
         before, before_s, now, now_s = await self._storage.get_sliding_window(f"{unit}/{who}", _MINUTE)

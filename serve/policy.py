@@ -28,6 +28,8 @@ from serve.arguments import api_arguments, engine_arguments
 from serve.auth import CanaryEntrance, Entrance, ExaminersEntrance, UsersEntrance, private_key
 from serve.follow import Audience, Follower, Pointer, Swapping, first_whole, start
 from serve.health import without_paths
+from serve.lifeline import die_with
+from serve.logs import kept_open, withhold_words
 from serve.personal import PersonalPolicies
 from serve.rolling import Balance, Rolling
 from serve.startup import StartUp
@@ -43,6 +45,7 @@ class Policy:
     async def __init__(self, run: dict[str, Any], audience: Audience) -> None:  # type: ignore[misc]
         self._start_up = StartUp()
         self._run = Run.model_validate(run)
+        withhold_words()
         head_start = preload.start() if self._run.serve.num_gpus == 0 else None
         if audience == "users":
             from serve.exposure import bound_host, require_keys
@@ -68,7 +71,8 @@ class Policy:
         known = self._pointer.to_start_on()
         loaded = first_whole(known) if self._run.serve.swap == "in_place" else None
         arguments = engine_arguments(self._run, loaded.path if loaded else str(self._run.base))
-        config = arguments.create_engine_config()
+        with kept_open():
+            config = arguments.create_engine_config()
         install()
         self._engine = RecordingLLM.from_vllm_config(config)
         await self._engine.collective_rpc("rank_nothing")
@@ -103,6 +107,8 @@ class Policy:
                 more=self._operation.counters | self._personal_counters() | self._trial_counters(),
             )
         self._follower = asyncio.ensure_future(self._following.follow())
+        self._leaving = False
+        self._lifeline = asyncio.ensure_future(die_with(self._engine, leaving=lambda: self._leaving))
         self._start_up.passed("policy")
 
     async def __serve_build_asgi_app__(self) -> Any:
@@ -148,6 +154,7 @@ class Policy:
 
     def __del__(self) -> None:
         """Ray Serve calls this once the last request of a replica that is stopped is over."""
+        self._leaving = True
         operation, engine = getattr(self, "_operation", None), getattr(self, "_engine", None)
         if operation is not None:
             operation.close()

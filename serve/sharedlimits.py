@@ -33,11 +33,23 @@ class _Shared(Limiter):
         self._idle_s = max(_IDLE_S, ticket_s)
         self._asked_at_s = time.monotonic()
         self._going: asyncio.Future[None] | None = None
+        self._given_up: dict[str, float] = {}
+        """Tickets that came back before they were asked for, and when: Ray keeps no order among calls."""
 
     async def enter(self, who: str, limits: Limits, ticket: str = "") -> Verdict:
         self._asked_at_s = time.monotonic()
         self._going = self._going or asyncio.ensure_future(self._go_when_idle())
+        if self._given_up.pop(ticket, None) is not None:
+            return Verdict()
         return await super().enter(who, limits, ticket)
+
+    async def leave(self, who: str, limits: Limits, ticket: str, tokens: int) -> None:
+        if ticket and not self.holds(who, ticket):
+            now = time.monotonic()
+            self._given_up = {each: at for each, at in self._given_up.items() if at > now - self._idle_s} | {
+                ticket: now
+            }
+        await super().leave(who, limits, ticket, tokens)
 
     async def _go_when_idle(self) -> None:
         while (left_s := self._asked_at_s + self._idle_s - time.monotonic()) > 0:
@@ -76,7 +88,7 @@ class SharedLimiter:
 
     async def leave(self, who: str, limits: Limits, ticket: str, tokens: int) -> None:
         if self._actor is not None:
-            # Nobody waits for it, nor for its failure. It comes after `enter`, even one that was given up.
+            # Nobody waits for it, nor for its failure.
             self._actor.leave.remote(who, limits, ticket, tokens)
 
     def _find(self) -> Any:

@@ -36,7 +36,7 @@ def serve_http(ray_cluster: str) -> Iterator[str]:
     from ray import serve
 
     port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"enable_access_log": False})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 

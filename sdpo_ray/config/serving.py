@@ -120,7 +120,8 @@ class TrialRules(Section):
     share: float = Field(default=0.1, gt=0, le=0.5)
     """Of conversations; each stays with one policy."""
     min_answers: int = Field(default=200, ge=1)
-    """The candidate's answers after which it is promoted, if nothing was found against it."""
+    """Conversations in which users reacted to the candidate, in shadow the copies it answered, after which it is
+    promoted, if nothing was found against it."""
     max_hours: float = Field(default=24, gt=0)
     """With fewer answers than that by then, it is held."""
     alpha: float = Field(default=0.05, gt=0, lt=1)

@@ -21,34 +21,37 @@ class PersonalRuns:
 
     def __init__(self, registry: Registry, *, model_name: str) -> None:
         self._registry = registry
-        self._experiment = registry.experiment(model_name + SUFFIX)
+        self._name = model_name + SUFFIX
 
     def record(self, owner: str, name: str, entry: Entry) -> None:
         """Write the run of an attempt: its numbers. Safe to repeat.
 
         `entry.cycle` counts the attempts of `owner`; `name` is what is served from now on, empty where nothing is.
         """
-        client = self._registry.client
-        found = self._search(f"tags.owner = '{owner}' and tags.attempt = '{entry.cycle}'")
-        run = found[0] if found else self._create(owner, name, entry)
+        experiment = self._registry.experiment(self._name)
+        found = self._search(experiment, f"tags.owner = '{owner}' and tags.attempt = '{entry.cycle}'")
+        run = found[0] if found else self._create(experiment, owner, name, entry)
         if run.info.status != "FINISHED":
             self._registry.log_numbers(run, entry)
-            client.set_terminated(run.info.run_id, "FINISHED")
+            self._registry.client.set_terminated(run.info.run_id, "FINISHED")
 
     def forget(self, owners: Collection[str]) -> int:
         """Delete the runs of these owners, and the tags that say whose they were; their number."""
         client = self._registry.client
-        found = [run for owner in owners for run in self._search(f"tags.owner = '{owner}'")]
+        experiment = client.get_experiment_by_name(self._name)
+        if experiment is None:
+            return 0
+        found = [run for owner in owners for run in self._search(experiment.experiment_id, f"tags.owner = '{owner}'")]
         for run in found:
             for tag in _OF_OWNER:
                 client.delete_tag(run.info.run_id, tag)
             client.delete_run(run.info.run_id)
         return len(found)
 
-    def _search(self, which: str) -> list[Any]:
-        return list(self._registry.client.search_runs([self._experiment], which, max_results=_MOST))
+    def _search(self, experiment: str, which: str) -> list[Any]:
+        return list(self._registry.client.search_runs([experiment], which, max_results=_MOST))
 
-    def _create(self, owner: str, name: str, entry: Entry) -> Any:
+    def _create(self, experiment: str, owner: str, name: str, entry: Entry) -> Any:
         tags = {
             "owner": owner,
             "attempt": str(entry.cycle),
@@ -60,4 +63,4 @@ class PersonalRuns:
         }
         # Named without its owner: a deleted run keeps its name.
         run_name = f"attempt {entry.cycle} over v{entry.candidate.parent_version}"
-        return self._registry.client.create_run(self._experiment, tags=tags, run_name=run_name)
+        return self._registry.client.create_run(experiment, tags=tags, run_name=run_name)

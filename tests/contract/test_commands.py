@@ -13,8 +13,8 @@ from sdpo_ray.config import keys, load_run
 
 REPOSITORY = Path(__file__).parent.parent.parent
 JOBS = [
-    *("backup", "continual", "curate", "deploy", "distill", "erase", "explain", "export", "lineage", "review"),
-    *("rollback", "simulate"),
+    *("backup", "continual", "curate", "deploy", "distill", "erase", "explain", "export", "lineage", "personalize"),
+    *("review", "rollback", "simulate"),
 ]
 OTHERS = ["demo", "import_logs", "keys"]
 HEAVY = ("ray", "torch", "vllm", "mlflow", "transformers", "deepspeed", "pyarrow")

@@ -17,8 +17,9 @@ PLAIN_HANG_UPS = 200
 CONNECTIONS = 10_000
 ROUNDS = 5 if SLOW else 1
 AT_ONCE = 32
-GROWN_MIB = 64
-"""Memory that processes of this size may grow by without having lost any."""
+GROWN_MIB = 96
+"""Memory that processes may grow by without having lost any: heaps of 2 GiB, and a cache of 64 MiB that the engine
+touches as it goes. Of 8,000 hang-ups the first thousand cost 50 MiB and the last 10."""
 GROWN_FDS = 16
 CHAT = "/v1/chat/completions"
 
@@ -55,12 +56,12 @@ def test_thousands_who_hang_up_leave_nothing_behind(served: Served):
     assert answers(served)
     wait_until(lambda: is_idle(served), "an idle engine to begin with")
     made = metric(served, "vllm:generation_tokens_total")
-    before = leave(HANG_UPS // 4, PLAIN_HANG_UPS // 4)
+    before = leave(HANG_UPS, PLAIN_HANG_UPS)
     for _ in range(ROUNDS):
         after = leave(HANG_UPS, PLAIN_HANG_UPS)
         assert after.rss_mib - before.rss_mib < GROWN_MIB
     made = metric(served, "vllm:generation_tokens_total") - made
-    everybody = (HANG_UPS + PLAIN_HANG_UPS) * (ROUNDS + 0.25)
+    everybody = (HANG_UPS + PLAIN_HANG_UPS) * (ROUNDS + 1)
     assert made < everybody * LONG["max_tokens"] / 2, "nobody's answer went on without them"
     wait_until(lambda: Usage.now().fds <= before.fds + GROWN_FDS, "no file descriptor of theirs")
     assert answers(served)

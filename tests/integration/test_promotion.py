@@ -14,10 +14,11 @@ from mlflow import MlflowClient
 
 from jobs.stages import Wheel
 from sdpo_ray.capture.log import open_log
-from sdpo_ray.config import load_run
+from sdpo_ray.config import TrialRules, load_run
 from sdpo_ray.curate.stream import Curator
 from sdpo_ray.cycle import Begun, Outcome
 from sdpo_ray.promote.registry import Registry
+from sdpo_ray.promote.trial import begin, current
 from sdpo_ray.records import Candidate, Decision, Release, Report, Verdict
 from sdpo_ray.storage import read_json, write_json
 from sdpo_ray.telemetry import EventFile, read_events
@@ -153,12 +154,16 @@ def test_an_engine_that_refuses_a_release_rejects_it_and_the_old_one_serves(offi
     assert office.registry.champion_version() == 0
 
 
-def test_the_rollback_job_serves_the_release_before(office: Office):
+def test_the_rollback_job_serves_the_release_before_and_ends_a_trial(office: Office):
     decide_in_background(office, 208, review="approved")
+    _, on_trial, _, _ = office.candidate(209, Verdict.HOLD)
+    champion = read_json(office.served.layout.release(208), Release)
+    begin(office.served.layout, on_trial, champion, TrialRules(mode="shadow", share=0.01))
     argv = [sys.executable, "jobs/rollback.py", *(part for o in office.overrides for part in ("--set", o))]
     done = subprocess.run(argv, cwd=REPOSITORY, env=os.environ.copy(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "v0 is served again" in done.stdout
+    assert current(office.served.layout) is None
     assert office.served.health()["x-sdpo-policy-version"] == "0"
     assert office.registry.champion_version() == 0
 

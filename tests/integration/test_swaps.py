@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tests.serving import Served, Witness, perturbed, point, release_of
 
 pytestmark = pytest.mark.integration
 QUESTION = "What is the capital of France?"
+UNUSED = count(100)
+"""Versions of releases that are refused: each refusal is told from the one before."""
 LONG = "Tell me of the seas and the rivers. " * 12
 """More than two of the engine's cache blocks of 128 tokens."""
 NOTHING = Snapshot(
@@ -253,7 +256,9 @@ def test_a_broken_adapter_is_refused_by_name_and_the_old_one_goes_on(
     by_adapter.wait_for("x-sdpo-policy-version", "1")
     shutil.copytree(candidates[2].path, tmp_path / "v9")
     harm(tmp_path / "v9" / ADAPTER)
-    broken = replace(adapter_release(candidates[2]), policy_version=9, adapter=str(tmp_path / "v9" / ADAPTER))
+    broken = replace(
+        adapter_release(candidates[2]), policy_version=next(UNUSED), adapter=str(tmp_path / "v9" / ADAPTER)
+    )
     if not digests:
         broken = replace(broken, digests=())
     if not why:
@@ -262,7 +267,7 @@ def test_a_broken_adapter_is_refused_by_name_and_the_old_one_goes_on(
         why = "log-probs differ"
     with always_answering(by_adapter):
         point(by_adapter.layout, broken)
-        headers = by_adapter.wait_for("x-sdpo-swap-error", "v9")
+        headers = by_adapter.wait_for("x-sdpo-swap-error", f"v{broken.policy_version}:")
     assert re.search(why, headers["x-sdpo-swap-error"])
     assert headers["x-sdpo-policy-version"] == "1"
     assert_said_by(candidates[1].path, turn_of(by_adapter))
@@ -309,12 +314,12 @@ def test_broken_whole_weights_are_refused_by_name_and_the_old_ones_go_on(
     to_base(with_people)
     shutil.copytree(candidates[1].path, tmp_path / "v9")
     harm(tmp_path / "v9")
-    release = replace(adapter_release(candidates[1]), policy_version=9, path=str(tmp_path / "v9"))
+    release = replace(adapter_release(candidates[1]), policy_version=next(UNUSED), path=str(tmp_path / "v9"))
     if "sha256" not in why:
         release = replace(release, digests=())
     with always_answering(with_people):
         point(with_people.layout, release)
-        headers = with_people.wait_for("x-sdpo-swap-error", "v9")
+        headers = with_people.wait_for("x-sdpo-swap-error", f"v{release.policy_version}:")
     assert re.search(why, headers["x-sdpo-swap-error"])
     assert headers["x-sdpo-policy-version"] == "0"
     assert_said_by(CHECKPOINT, turn_of(with_people))

@@ -104,7 +104,8 @@ def test_a_request_passes_with_an_id_that_goes_both_ways() -> None:
     house = House(echo)
     given = house.ask(content=b"abc", headers={"x-request-id": "req_1.a-B"})
     assert given.json() == {"size": 3, "tenant": "default", "id": "req_1.a-B"}
-    assert given.headers["x-request-id"] == "req_1.a-B"
+    # Ray Serve sends it back, around us.
+    assert "x-request-id" not in given.headers
     for odd in ("a b", "é", "x" * 129, "<script>", ""):
         reply = house.ask(content=b"", headers={"x-request-id": odd.encode()})
         made = reply.headers["x-request-id"]

@@ -1,14 +1,26 @@
 """The command line of personal policies: what it shows, and what it refuses before anything is started."""
 
 import re
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import typer
 from test_erase_personal import a_run, learned, owner_of
 from typer.testing import CliRunner
 
-from jobs import personalize
+from jobs import connecting, personal, personalize
+from jobs.owners import Owner
+from jobs.personal import Heard
+from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.config import Run
+from sdpo_ray.curate.store import Table
+from sdpo_ray.errors import DataError
+from sdpo_ray.promote.personal import Attempt, known_owners
+from sdpo_ray.records import Snapshot, Verdict
 from sdpo_ray.storage import Layout, write_json
 from tests import builders
 
@@ -70,3 +82,85 @@ def test_a_laptop_without_adapters_is_told_what_to_set_before_anything_starts(la
         assert "serve.adapters of 1 or more" in typed(layout, *asked, code=2)
     assert "--every-s belongs to --all" in typed(layout, "--user", "ann", "--every-s", "5", code=2)
     assert not layout.root.exists()
+
+
+class _Personalizer:
+    """Learns for two people who are due: the first has been erased, the second gets a policy."""
+
+    learned: ClassVar[list[str]] = []
+
+    def __init__(self, run: Run, heard: Heard) -> None:
+        heard.says("here")
+        heard.steps(1, 2)
+
+    def due(self) -> list[Owner]:
+        return [Owner(digest=name * 32, tenant="default", users=(name,)) for name in "ab"]
+
+    def learn(self, owner: Owner) -> Attempt:
+        if owner.users == ("a",):
+            raise DataError("0 interactions to learn from")
+        self.learned.append(owner.digest)
+        snapshot = Snapshot(
+            snapshot_id="", table_version=0, seed=0, rule="", interaction_ids=(), held_out_ids=(), path="", digest="",
+            last_interaction_at_s=0.0,
+        )  # fmt: skip
+        return Attempt(
+            owner=owner.digest, version=2, base_version=7, snapshot=snapshot, verdict=Verdict.PROMOTE,
+            reasons=("gain 0.1",), name="personal-b", ended_at_s=0.0,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Personalizer]]:
+    """Neither Ray nor a learner."""
+    monkeypatch.setattr(personal, "Personalizer", _Personalizer)
+    monkeypatch.setattr(connecting, "connected", lambda run: nullcontext())
+    _Personalizer.learned.clear()
+    before = signal.getsignal(signal.SIGTERM)
+    yield _Personalizer
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_all_goes_on_with_the_next_where_somebody_cannot_be_learned_from(layout: Layout, fake: type[_Personalizer]):
+    said = typed(layout, "--all", "--set", "serve.adapters=1")
+    assert "aaaaaaaaaaaa: 0 interactions to learn from" in said
+    assert "bbbbbbbbbbbb v2 over v7: PROMOTE gain 0.1 personal-b answers from now on" in said
+    assert fake.learned == ["b" * 32]
+
+
+def test_all_looks_again_until_it_is_stopped(
+    layout: Layout, fake: type[_Personalizer], monkeypatch: pytest.MonkeyPatch
+):
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(personalize.time, "sleep", sleep)
+    assert "stopped" in typed(layout, "--all", "--every-s", "600", "--set", "serve.adapters=1")
+    assert slept == [600.0] * 3
+    assert len(fake.learned) == 3
+
+
+def test_forget_removes_one_policy_under_every_name_and_leaves_what_was_said(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+):
+    a_run(layout)
+    forgotten: list[str] = []
+
+    class Runs:
+        def forget(self, owners: Iterable[str]) -> int:
+            forgotten.extend(owners)
+            return 0
+
+    monkeypatch.setattr(personal, "runs_of", lambda run, layout: Runs())
+    ann = owner_of(layout, "ann").digest
+    Pseudonyms.load(layout.pseudonym_keys).rotate()
+    assert "the shared policy answers from now on" in typed(layout, "--forget", "--user", "ann")
+    assert ann not in known_owners(layout)
+    assert len(known_owners(layout)) == 2
+    assert forgotten == [owner_of(layout, "ann").digest, ann]
+    assert Table.interactions(layout).num_rows == 6
+    assert "nothing to remove" in typed(layout, "--forget", "--user", "ann")

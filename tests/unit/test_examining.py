@@ -1,0 +1,104 @@
+"""Who examines has the engine alone, and asks each policy once. The engine here is a fake."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import examining
+from jobs.examining import Examination
+from sdpo_ray.config import parse_run
+from sdpo_ray.evaluate.endpoint import Answer, Answers
+from sdpo_ray.records import FinishReason, Release
+from sdpo_ray.storage import Layout, read_json
+from tests import builders
+
+
+class Engine:
+    """Answers with what the pointer names while each question is asked."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.pointer = layout.exam_pointer
+        self.asked: list[int] = []
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    async def generate(self, url: str, key: str, model: str, prompts: list[str], **asked: Any) -> Answers:
+        self.asked.append(asked["policy_version"])
+        self.entered.set()
+        self.go_on.wait(timeout=30)
+        return tuple(
+            Answer(
+                prompt=prompt, text="Paris.", num_tokens=2, finish_reason=FinishReason.STOP,
+                policy_version=read_json(self.pointer, Release).policy_version,
+            )
+            for prompt in prompts
+        )  # fmt: skip
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path)
+    layout.exam_key.write_text("key")
+    return layout
+
+
+@pytest.fixture
+def engine(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    made = Engine(layout)
+    monkeypatch.setattr(examining, "confirm", lambda url, version, timeout_s: 0.0)
+    monkeypatch.setattr(examining, "generate", made.generate)
+    return made
+
+
+def examination(layout: Layout, num_prompts: int = 8) -> Examination:
+    return Examination(parse_run({"root": str(layout.root), "evaluate": {"num_prompts": num_prompts}}), layout)
+
+
+def answers(layout: Layout, version: int, *, num_prompts: int = 8, passing: bool = False) -> Answers:
+    policy = builders.release(layout.root / f"v{version}", policy_version=version)
+    path = layout.evaluation(version) / "answers.json"
+    return examination(layout, num_prompts).answers(policy, path, lambda done: None, passing=passing)
+
+
+def test_a_policy_is_asked_once_and_again_where_the_questions_are_others(layout: Layout, engine: Engine):
+    first = answers(layout, 3)
+    assert answers(layout, 3) == first
+    assert engine.asked == [3]
+    assert len(answers(layout, 3, num_prompts=9)) == 9
+    assert engine.asked == [3, 3]
+
+
+def test_two_who_examine_at_once_take_turns(layout: Layout, engine: Engine):
+    engine.go_on.clear()
+    found: dict[int, Answers] = {}
+    threads = [threading.Thread(target=lambda v=v: found.update({v: answers(layout, v)})) for v in (4, 1 << 48)]
+    threads[0].start()
+    assert engine.entered.wait(timeout=10)
+    threads[1].start()
+    threads[1].join(timeout=0.5)
+    assert read_json(layout.exam_pointer, Release).policy_version == 4, "the other one waits"
+    engine.go_on.set()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert {version: {each.policy_version for each in said} for version, said in found.items()} == {
+        4: {4},
+        1 << 48: {1 << 48},
+    }
+
+
+def test_the_engine_goes_back_from_weights_that_will_be_gone(layout: Layout, engine: Engine):
+    answers(layout, 4)
+    before = read_json(layout.exam_pointer, Release)
+    assert {each.policy_version for each in answers(layout, 5, passing=True)} == {5}
+    assert read_json(layout.exam_pointer, Release) == before
+    answers(layout, 6)
+    assert read_json(layout.exam_pointer, Release).policy_version == 6
+
+
+def test_the_questions_are_the_same_in_every_run_and_no_two_are_alike():
+    assert examining.examination(50) == examining.examination(50)[:50]
+    assert examining.examination(60)[:50] == examining.examination(50)
+    assert len(set(examining.examination(192))) == 192
