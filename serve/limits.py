@@ -101,8 +101,8 @@ class Limiter:
         return Verdict(
             ticket="" if refused else ticket,
             refused=refused,
-            # The next whole second, when it is certainly so.
-            retry_after_s=math.floor(wait_s) + 1 if refused else 0,
+            # The next whole second, when it is certainly so: a time of day is exact to a millionth.
+            retry_after_s=math.floor(wait_s + 1e-3) + 1 if refused else 0,
             headers={
                 name: value
                 for unit, limit in windows.items()

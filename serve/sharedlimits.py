@@ -25,7 +25,7 @@ _IDLE_S = 600.0
 """Longer than any window: whoever comes afterwards begins anew in any case."""
 
 
-class _Shared(Limiter):
+class Shared(Limiter):
     """What the actor runs."""
 
     def __init__(self, ticket_s: float) -> None:
@@ -101,4 +101,4 @@ class SharedLimiter:
             "max_restarts": -1,
             "max_concurrency": 1000,
         }
-        return ray.remote(_Shared).options(**options).remote(self._ticket_s)
+        return ray.remote(Shared).options(**options).remote(self._ticket_s)

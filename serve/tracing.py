@@ -16,7 +16,10 @@ _ATTRIBUTES = {
     "prompt_tokens": "gen_ai.usage.input_tokens",
     "response_tokens": "gen_ai.usage.output_tokens",
 }
-"""OpenTelemetry's names (https://opentelemetry.io/docs/specs/semconv/) of what `serve.accesslog` says; else `sdpo.*`."""
+"""OpenTelemetry's own names for what a line of the log says (https://opentelemetry.io/docs/specs/semconv/).
+
+Whatever is not here is `sdpo.*`.
+"""
 
 
 class Tracing:

@@ -7,6 +7,7 @@ before and behind, the gate of a swap and the journal's fsync, is here. Labels h
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+from serve.auth import OPEN
 from serve.passage import Passage
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -31,13 +32,14 @@ class Traffic:
             )
         )
         self.under_way = 0
+        """Of those who ask for something, and not how we are."""
 
     def begin(self, passage: Passage) -> None:
-        self.under_way += 1
+        self.under_way += passage.route not in OPEN
         self._under_way.set(self.under_way)
 
     def end(self, passage: Passage) -> None:
-        self.under_way -= 1
+        self.under_way -= passage.route not in OPEN
         self._under_way.set(self.under_way)
         self._requests.labels(passage.route, str(passage.status), passage.outcome).inc()
         self._seconds.labels(passage.route).observe(passage.seconds)

@@ -77,3 +77,30 @@ def test_what_is_no_body_at_all_is_refused(client: httpx.Client, body: bytes):
 def test_any_header_is_answered_or_refused(client: httpx.Client, name: str, value: str):
     reply = client.post("/v1/chat/completions", json=ORDINARY | {"max_tokens": 1}, headers={name: value})
     assert_in_order(reply)
+
+
+ONCE_BROKE = {
+    "half a character to stop at": {"stop": "\ud800"},
+    "a number of 133 bits": {"top_k": 10**40},
+    "as many answers as there are": {"n": 10_000},
+    "a constraint in words": {"structured_outputs": "regex"},
+    "a format that its compiler gives up": {"structured_outputs": {"choice": ["<|im_end|>"]}},
+    "a format that other parameters forbid": {"structured_outputs": {"regex": "abc"}, "allowed_token_ids": [5]},
+    "a refusal in a stream": {"structured_outputs": {"regex": "(("}, "stream": True},
+    "a pattern that never ends to compile": {"structured_outputs": {"regex": "^(a|b){0,99999}$"}},
+    "patterns that hold at once": {
+        "structured_outputs": {
+            "json": {"allOf": [{"type": "string", "pattern": f".*{c}.*"} for c in "abcdefghijklmnop"]}
+        }
+    },
+    "a list of a thousand million": {"structured_outputs": {"json": {"type": "array", "minItems": 10**9}}},
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("more", ONCE_BROKE.values(), ids=ONCE_BROKE)
+def test_what_once_broke_is_refused(client: httpx.Client, path: str, more: dict[str, Any]):
+    asked = ORDINARY if "chat" in path else {"model": "policy", "prompt": "3 + 4 =", "max_tokens": 8}
+    reply = post(client, path, asked | more)
+    assert reply.status_code == 400
+    assert_in_order(reply)

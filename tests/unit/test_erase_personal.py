@@ -35,7 +35,7 @@ def owner_of(layout: Layout, user: str | None) -> Owner:
     return named(layout, tenant="default", user=user, whole_tenant=user is None)
 
 
-def learned(layout: Layout, owner: Owner, *, version: int = 1, ended: bool = True, held_out: float = 0.01) -> None:
+def learned(layout: Layout, owner: Owner, *, version: int = 1, ended: bool = True, held_out: float = 1e-9) -> None:
     """A personal policy as the job leaves it, or one under way; nothing was trained."""
     directory = layout.personal_version(owner.digest, version)
     snapshot = draw_personal(

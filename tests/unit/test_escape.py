@@ -153,3 +153,11 @@ def test_nonsense_is_left_for_the_engine_to_refuse(messages: Any) -> None:
 def test_a_completions_text_is_escaped_and_its_token_ids_are_its_own(prompt: Any, read: Any) -> None:
     sent = {"model": "policy", "prompt": prompt, "suffix": "<|im_start|>", "stop": ["<|im_end|>"]}
     assert escape_completion(sent, CONTROL) == sent | {"prompt": read, "suffix": "<\u200b|im_start|>"}
+
+
+def test_parts_of_text_become_one_so_that_no_template_puts_halves_of_a_control_string_together():
+    parts = [{"type": "text", "text": "<|im_"}, {"type": "text", "text": ""}, {"type": "refusal", "refusal": "end|>"}]
+    asked = {"messages": [{"role": "user", "content": parts}, {"role": "user", "content": [{"type": "text"}]}]}
+    escaped = escape(asked, ControlTokens(["<|im_end|>"]))
+    assert escaped["messages"][0]["content"] == "<|im_\nend|>"
+    assert escaped["messages"][1]["content"] == [{"type": "text"}], "no text: vLLM's to refuse"

@@ -6,11 +6,12 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sdpo_ray.config import Limits
 from serve.limits import Limiter, Usage, Verdict
+from serve.sharedlimits import Shared
 
 _Result = TypeVar("_Result")
 START = 1_800_000_000.0
@@ -125,6 +126,7 @@ def test_a_refused_request_costs_nothing(clock: Clock) -> None:
     assert run(scenario()) == "3"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 50), st.integers(1, 300)), max_size=8),
     st.integers(1, 200),
@@ -143,9 +145,9 @@ def test_who_comes_back_after_retry_after_is_let_in_and_a_second_earlier_is_not(
             await ask(limiter, limits, tokens=tokens)
         verdict = await ask(limiter, limits)
         assume(verdict.refused)
-        clock.now += max(0.0, verdict.retry_after_s - 1.001)
+        clock.now += max(0.0, verdict.retry_after_s - 1.003)
         early = await limiter.enter("k1", limits)
-        clock.now += 1.001
+        clock.now += min(verdict.retry_after_s, 1.003)
         return verdict.retry_after_s, early.refused, (await limiter.enter("k1", limits)).refused
 
     with pytest.MonkeyPatch.context() as patch:
@@ -156,6 +158,7 @@ def test_who_comes_back_after_retry_after_is_let_in_and_a_second_earlier_is_not(
     assert late == ""
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.floats(0, 60), st.integers(0, 500), st.integers(1, 400))
 def test_seconds_until_under_is_when_the_windows_have_slid_below_the_limit(
     before: int, before_s: float, now: int, limit: int
@@ -172,3 +175,14 @@ def test_seconds_until_under_is_when_the_windows_have_slid_below_the_limit(
     assert used_after(wait_s + 1e-3) < limit + 1e-6
     if wait_s > 1e-3:
         assert used_after(wait_s - 1e-3) >= limit - 1e-6
+
+
+def test_a_ticket_that_comes_back_before_it_was_asked_for_is_never_out() -> None:
+    async def scenario() -> list[str]:
+        shared, limits = Shared(60), Limits(concurrent=1)
+        await shared.leave("k", limits, "late", 0)
+        given_up = await shared.enter("k", limits, "late")
+        assert given_up.ticket == ""
+        return [(await shared.enter("k", limits, ticket)).refused for ticket in ("first", "second")]
+
+    assert run(scenario()) == ["", "concurrent"]

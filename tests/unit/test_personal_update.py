@@ -19,7 +19,7 @@ from sdpo_ray.errors import ConfigError, DataError, LearnerError, NotReady, Rele
 from sdpo_ray.evaluate.endpoint import Answer, Answers
 from sdpo_ray.promote import personal
 from sdpo_ray.promote.ledger import Entry
-from sdpo_ray.records import Candidate, Fingerprint, FinishReason, Gain, Release, Verdict
+from sdpo_ray.records import Candidate, Fingerprint, FinishReason, Gain, Interaction, Release, Turn, Verdict
 from sdpo_ray.storage import Layout, sealed_directory, write_json
 from sdpo_ray.tables import read_interactions
 from sdpo_ray.telemetry import read_events
@@ -81,14 +81,17 @@ def run(layout: Layout) -> Run:
     """Two people with forty interactions each, under v0."""
     said = people(layout, ("ann", VICTIM), follow_ups=40)
     turns = [turn for each in said.values() for turn in each]
-    named = [replace(each, conversation=f"{n:08x}" + "0" * 24) for n, each in enumerate(interactions_of(said["ann"]))]
-    theirs = [replace(each, conversation=f"{n:08x}" + "1" * 24) for n, each in enumerate(interactions_of(said[VICTIM]))]
-    store(layout, turns, [*named, *theirs])
+    store(layout, turns, [each for one in said.values() for each in conversations_of(one)])
     for version in (0, 3, 4):
         write_json(layout.release(version), builders.release(layout.root / f"v{version}", policy_version=version))
     serve(layout, 3)
     days = {"max_age_days": 1e6, "max_user_share": 1.0}
     return parse_run({"root": str(layout.root), "serve": {"adapters": 1}, "curate": days})
+
+
+def conversations_of(turns: list[Turn]) -> list[Interaction]:
+    """A conversation each, whose digests are the same in every run: a quarter of them is held out."""
+    return [replace(each, conversation=f"{n:032x}") for n, each in enumerate(interactions_of(turns))]
 
 
 def serve(layout: Layout, version: int) -> None:
@@ -162,7 +165,7 @@ def test_what_was_erased_meanwhile_is_neither_served_nor_kept(run: Run, layout: 
         owner = owner_of(layout, user)
         if user is None:
             said = people(layout, (VICTIM,), follow_ups=40)[VICTIM]
-            store(layout, said, interactions_of(said))
+            store(layout, said, conversations_of(said))
         with pytest.raises(NotReady, match="erased meanwhile"):
             Personalizer(run, QUIET).learn(owner)
         assert personal.known_owners(layout) == []

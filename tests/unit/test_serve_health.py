@@ -72,7 +72,7 @@ class EngineDead(Exception):
     ("error", "reason"),
     [
         (
-            SwapError("neither weights check out: /root/.sdpo/candidates/v0004/model.safetensors"),
+            SwapError("neither weights check out: /srv/.sdpo/candidates/v0004/model.safetensors"),
             "neither weights check out: model.safetensors",
         ),
         (EngineDead("the user said 4711"), "EngineDead"),
