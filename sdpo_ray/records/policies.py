@@ -27,7 +27,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileDigest:
-    """What a file held when it was exported. Made by `distill.export`; read by `serve.staging`, which refuses others."""
+    """What a file held when it was exported. Made by `distill.export`; `serve.staging` refuses anything else."""
 
     name: str
     """Path within the candidate's directory."""
