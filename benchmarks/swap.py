@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=("in_place", "adapter"), default=("in_place", "adapter"))
     parser.add_argument("--replicas", nargs="+", type=int, choices=(1, 2), default=(1, 2))
     parser.add_argument("--promotions", type=int, default=20)
-    parser.add_argument("--every", type=float, default=10, help="seconds from one promotion to the next")
+    parser.add_argument("--every", type=float, default=5, help="seconds from one promotion to the next")
     parser.add_argument("--before", type=float, default=60, help="seconds of load before the first promotion")
     parser.add_argument("--warm-up", type=float, default=10)
     parser.add_argument("--disk", type=Path, help="directory for the journal; default: that of temporary files")

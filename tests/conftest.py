@@ -4,11 +4,13 @@ One vLLM engine answers users and one examines candidates; tests swap weights in
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from jobs.haproxy import own_haproxy
 from jobs.local import ENVIRONMENT, free_port
 from sdpo_ray.storage import Layout
 from tests.serving import Served
@@ -22,12 +24,17 @@ CHECKPOINT = Path(__file__).parent.parent / "sdpo_ray" / "simulate" / "tiny_poli
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """A Ray cluster of our own, without a dashboard. Gives its address."""
+    """A Ray cluster of our own, without a dashboard and with HAProxy, as `make demo` has it. Gives its address."""
     import ray
 
-    context = ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, object_store_memory=512 << 20)
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="sdpo-ray-") as folder:
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in own_haproxy(Path(folder)).items():
+                environment.setenv(name, value)
+            # Its processes keep what the environment says now; another cluster of this session's has its own.
+            context = ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, object_store_memory=512 << 20)
+        yield context.address_info["gcs_address"]
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")
