@@ -23,6 +23,7 @@ from sdpo_ray.errors import ConfigError
 
 SERVE = Path(__file__).parent.parent / "serve"
 TIMEOUT_S = 240
+_SCALE = ("serve.num_replicas", "serve.autoscale.")
 
 
 def deploy(
@@ -55,14 +56,18 @@ def deploy(
 def serve_config(run: Run, run_file: Path, overrides: list[str], *, only: Collection[str] = ()) -> dict[str, Any]:
     """What `serve deploy` reads: serve/config.yaml with this run's file, address and overrides.
 
-    A run that puts candidates on trial has an application more: serve/canary.yaml.
+    A run that puts candidates on trial has an application more: serve/canary.yaml. How many replicas there are stands
+    beside the arguments, not in them: Ray Serve starts all replicas again when an argument changes.
     """
     file = SERVE / ("config.yaml" if run.promote.trial.mode == "off" else "canary.yaml")
     config: dict[str, Any] = yaml.safe_load(file.read_text())
     config["http_options"] |= {"host": run.serve.host, "port": run.serve.port}
     config["applications"] = [each for each in config["applications"] if not only or each["name"] in only]
+    lasting = [each for each in overrides if not each.startswith(_SCALE)]
     for application in config["applications"]:
-        application["args"] |= {"run_file": str(run_file), "overrides": list(overrides)}
+        application["args"] |= {"run_file": str(run_file), "overrides": list(lasting)}
+        if application["args"]["audience"] == "users":
+            application["deployments"] = [{"name": "policy", **run.serve.replicas}]
     return config
 
 

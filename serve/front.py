@@ -35,7 +35,6 @@ class Front:
         self._app = app
         self._entrance = entrance
         self._config = operation.config
-        self._gatekeeper = operation.gatekeeper
         self._operation = operation
         self._health = health
 
@@ -100,7 +99,9 @@ class Front:
             yield
             return
         who, visit = caller.key_id or _EVERYBODY, passage.visit
-        verdict = await self._gatekeeper.enter(who, caller.limits)
+        # The one it enters by is the one it leaves by, whatever the replica is told meanwhile.
+        gatekeeper = self._operation.gatekeeper
+        verdict = await gatekeeper.enter(who, caller.limits)
         if verdict.refused:
             raise over_limit(verdict.refused, verdict.retry_after_s, verdict.headers)
         passage.headers.update(verdict.headers)
@@ -108,7 +109,7 @@ class Front:
             yield
         finally:
             tokens = visit.prompt_tokens + visit.response_tokens
-            await self._gatekeeper.leave(who, caller.limits, verdict.ticket, tokens)
+            await gatekeeper.leave(who, caller.limits, verdict.ticket, tokens)
 
 
 async def _refuse(refusal: Refusal, passage: Passage, scope: Scope, receive: Receive, outgoing: Outgoing) -> None:

@@ -9,6 +9,7 @@ from serve.accesslog import AccessLog
 from serve.asgi import Scope
 from serve.limits import Gatekeeper, Limiter
 from serve.passage import Passage
+from serve.sharedlimits import SharedLimiter
 from serve.tracing import Tracing
 from serve.traffic import Traffic
 
@@ -28,17 +29,17 @@ class Operation:
         self.config = config
         # No request lasts longer, so a ticket that is still out then was lost with its replica.
         ticket_s = config.request_timeout_s + _TICKET_GRACE_S
-        self.counters: dict[str, Counters] = {}
-        """What is counted besides requests, by a metric's name."""
         self.gatekeeper: Gatekeeper = Limiter(ticket_s)
-        if config.num_replicas > 1 or config.autoscale.max_replicas:
-            from serve.sharedlimits import SharedLimiter
-
-            self.gatekeeper = shared = SharedLimiter(application, ticket_s)
-            self.counters["sdpo_limits"] = shared.counters
+        self._shared = SharedLimiter(application, ticket_s)
+        self.counters: dict[str, Counters] = {"sdpo_limits": self._shared.counters}
+        """What is counted besides requests, by a metric's name."""
         self.traffic = Traffic(registry)
         self.log = AccessLog(replica)
         self.tracing = Tracing(config.otlp_endpoint, replica) if config.otlp_endpoint else None
+
+    def share_limits(self) -> None:
+        """This replica is one of several, or may be: from now on all of them count together."""
+        self.gatekeeper = self._shared
 
     def begin(self, passage: Passage, scope: Scope) -> Scope:
         """The request as those behind us see it: under our id, which vLLM puts into its own, and in our trace."""

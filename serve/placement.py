@@ -26,20 +26,7 @@ CPU_ENV = {
 
 def replicas(serve: Serve, *, users: bool) -> dict[str, Any]:
     """Options of the deployment for its number of replicas. Only users' replicas are ever more than one."""
-    scale = serve.autoscale
-    if not users:
-        return {"num_replicas": 1}
-    if not scale.max_replicas:
-        return {"num_replicas": serve.num_replicas}
-    return {
-        "autoscaling_config": {
-            "min_replicas": serve.num_replicas,
-            "max_replicas": scale.max_replicas,
-            "target_ongoing_requests": scale.target_ongoing_requests,
-            "upscale_delay_s": scale.upscale_delay_s,
-            "downscale_delay_s": scale.downscale_delay_s,
-        }
-    }
+    return serve.replicas if users else {"num_replicas": 1}
 
 
 def actor(serve: Serve) -> dict[str, Any]:

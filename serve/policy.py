@@ -152,6 +152,11 @@ class Policy:
         self._start_up.log()
         return front
 
+    def reconfigure(self, user_config: dict[str, bool]) -> None:
+        """Ray Serve calls it before traffic, and when the number of replicas changes while they serve."""
+        if user_config["several"]:
+            self._operation.share_limits()
+
     def __del__(self) -> None:
         """Ray Serve calls this once the last request of a replica that is stopped is over."""
         self._leaving = True

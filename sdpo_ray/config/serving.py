@@ -2,7 +2,7 @@
 
 import re
 from ipaddress import ip_address
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -94,6 +94,23 @@ class Serve(Section):
             if wrong:
                 raise ValueError(why)
         return self
+
+    @property
+    def replicas(self) -> dict[str, Any]:
+        """How many replicas the users' deployment has, in Ray Serve's words: what may change while they serve."""
+        scale = self.autoscale
+        # Replicas that are told so share the counting of limits.
+        several = {"user_config": {"several": self.num_replicas > 1 or scale.max_replicas > 1}}
+        if not scale.max_replicas:
+            return {"num_replicas": self.num_replicas, **several}
+        autoscaling = {
+            "min_replicas": self.num_replicas,
+            "max_replicas": scale.max_replicas,
+            "target_ongoing_requests": scale.target_ongoing_requests,
+            "upscale_delay_s": scale.upscale_delay_s,
+            "downscale_delay_s": scale.downscale_delay_s,
+        }
+        return {"autoscaling_config": autoscaling, **several}
 
     @property
     def url(self) -> str:

@@ -81,11 +81,15 @@ def test_the_keys_of_a_run_file_are_these():
     assert sorted(keys()) == listed
 
 
-def test_the_deployment_of_a_run_can_be_read_before_it_is_made():
+def test_the_deployment_can_be_read_before_it_is_made_and_more_replicas_change_no_argument():
     out = run_job("deploy", "--print", "--set", "serve.port=8123")
     config = yaml.safe_load(out.partition("exit 0")[0])
     assert config["http_options"]["port"] == 8123
     arguments = {each["name"]: each["args"] for each in config["applications"]}
+    scaled = run_job("deploy", "--print", "--set", "serve.port=8123", "--set", "serve.num_replicas=2")
+    more = yaml.safe_load(scaled.partition("exit 0")[0])
+    assert {each["name"]: each["args"] for each in more["applications"]} == arguments
+    assert more["applications"][0]["deployments"][0]["num_replicas"] == 2
     assert arguments["policy"]["overrides"] == ["serve.port=8123"]
     assert load_run(arguments["policy"]["run_file"]).serve.port == 8000
     assert arguments["examiner"]["audience"] == "examiner"

@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
-from sdpo_ray.config import Limits
+from sdpo_ray.config import Limits, Serve
 from serve.limits import Limiter, Usage, Verdict
-from serve.sharedlimits import Shared
+from serve.operation import Operation
+from serve.sharedlimits import Shared, SharedLimiter
 
 _Result = TypeVar("_Result")
 START = 1_800_000_000.0
@@ -186,3 +188,11 @@ def test_a_ticket_that_comes_back_before_it_was_asked_for_is_never_out() -> None
         return [(await shared.enter("k", limits, ticket)).refused for ticket in ("first", "second")]
 
     assert run(scenario()) == ["", "concurrent"]
+
+
+def test_a_replica_that_is_told_of_others_counts_together_with_them() -> None:
+    operation = Operation(Serve(), application="shop", registry=CollectorRegistry())
+    assert isinstance(operation.gatekeeper, Limiter)
+    operation.share_limits()
+    assert isinstance(operation.gatekeeper, SharedLimiter)
+    assert operation.counters["sdpo_limits"] is operation.gatekeeper.counters

@@ -18,7 +18,8 @@ def deployment(section: Serve) -> Any:
 
 
 def test_without_autoscaling_there_are_exactly_as_many_replicas_as_the_run_file_says() -> None:
-    assert replicas(Serve(num_replicas=3), users=True) == {"num_replicas": 3}
+    assert replicas(Serve(num_replicas=3), users=True) == {"num_replicas": 3, "user_config": {"several": True}}
+    assert replicas(Serve(), users=True) == {"num_replicas": 1, "user_config": {"several": False}}
     assert deployment(Serve(num_replicas=3)).num_replicas == 3
 
 
