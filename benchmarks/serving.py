@@ -3,8 +3,9 @@
     PYTHONPATH=. python benchmarks/serving.py --json serving.json
 
 Clients in a process of their own ask for answers of exactly 32 tokens, plain and streamed, 1, 8 and 32 at once. Each
-round asks all servers in turn, in the opposite order of the round before. Throughputs and times to the first token are
-compared within a round and the median of the ratios is reported; a p99 is over the answers of all rounds.
+round asks all servers in turn, in the opposite order of the round before. The others are stopped (SIGSTOP) meanwhile:
+what Ray does when nobody asks is on our bill alone. Throughputs and times to the first token are compared within a
+round, and the median of the ratios is reported; a p99 is over the answers of all rounds.
 
 Layers are taken off one at a time: `direct` asks the replica past HAProxy, `unrecorded` asks without consent to be
 recorded. Besides, the CPU time of each process for a request tells what a layer uses.
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -30,6 +32,7 @@ from report import as_markdown, commit, machine, show
 from servers import TINY, Server, bare, make_policy, ours
 
 TOKENS = 32
+SETTLE_S = 0.3
 CLIENTS = (1, 8, 32)
 NO_CONSENT = {"x-sdpo-consent": "none"}
 
@@ -83,8 +86,18 @@ class Comparison:
 
     def _calibrated(self, stream: bool, clients: int, seconds: float) -> int:
         """Requests of a client in a turn of about so many seconds. Warms every server up."""
-        turns = [listen(way, clients=clients, requests=2, stream=stream) for way in self._ways.values()]
+        turns = [self._alone(name, stream, clients, requests=2) for name in self._ways]
         return max(2, math.ceil(seconds * turns[0].rate / clients))
+
+    def _alone(self, name: str, stream: bool, clients: int, requests: int) -> Turn:
+        """A turn of one server, while all others are stopped."""
+        way = self._ways[name]
+        others = {each.server for each in self._ways.values()} - {way.server}
+        with ExitStack() as stack:
+            for other in others:
+                stack.enter_context(other.stopped())
+            time.sleep(SETTLE_S)
+            return listen(way, clients=clients, requests=requests, stream=stream)
 
     def go(self, rounds: int, say: Callable[[str], None]) -> None:
         for number in range(rounds):
@@ -92,8 +105,7 @@ class Comparison:
                 order = list(self._ways) if number % 2 == 0 else list(reversed(self._ways))
                 for name in order:
                     requests = self._requests[stream, clients]
-                    turn = listen(self._ways[name], clients=clients, requests=requests, stream=stream)
-                    self.turns[name, stream, clients].append(turn)
+                    self.turns[name, stream, clients].append(self._alone(name, stream, clients, requests))
             ratios = ", ".join(f"{key(s, c)} {self.throughput('ours', s, c):.3f}" for s, c in self.loads)
             say(f"round {number + 1}: ours/bare so far {ratios}")
 

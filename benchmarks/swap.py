@@ -2,15 +2,15 @@
 
     PYTHONPATH=. python benchmarks/swap.py --json docs/results/swap.json
 
-Sixteen clients, half of them streaming, ask one question after the other; nothing is promoted for `--before` seconds,
-then a release every `--every` seconds. Answers end where the policy ends them, after 64 tokens at the latest. The time
-to the first token is that of streams, from sending the request to the first piece of text, and its p99 is over all
-streams of the time before and of the time of the promotions: the same load in the same run. Every response is held
+Sixteen clients, half of them streaming, ask one question after the other. Time goes in rounds: first nothing is
+promoted, then four releases, one every `--every` seconds, for as long. Answers end where the policy ends them, after 64
+tokens at the latest. The time to the first token is that of streams, from sending the request to the first piece of
+text; its p99 is over all streams of the times without promotions, and of the times with them. Every response is held
 against its turn in the journal: one version in all spans, the one in the header. `stall_s` is the longest that a swap
 held requests.
 
-Requests that a promotion delayed are a small share where promotions are rare, so the same p99 is also reported for the
-second after each promotion alone (`near_ttft_p99_ratio`).
+Few requests meet a promotion where promotions are rare, so the same p99 is also told for the second after each
+promotion alone (`near_ttft_p99_ratio`).
 """
 
 import argparse
@@ -19,6 +19,7 @@ import json
 import math
 import tempfile
 import time
+from bisect import bisect
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -194,7 +195,7 @@ def mixed(layout: Layout, run: Run, replies: Sequence[Reply]) -> int:
 
 
 def measure(mode: str, replicas: int, arguments: argparse.Namespace, log: Path) -> dict[str, Any]:
-    """One deployment: load, silence, promotions."""
+    """One deployment under load: rounds of silence and promotions."""
     with tempfile.TemporaryDirectory(dir=arguments.disk) as folder:
         port = free_port()
         overrides = [f"root={folder}/run", f"serve.port={port}", f"serve.num_replicas={replicas}"]
@@ -208,18 +209,21 @@ def measure(mode: str, replicas: int, arguments: argparse.Namespace, log: Path) 
             clients = Clients(run.serve.url)
             time.sleep(arguments.warm_up)
             began = time.monotonic()
-            time.sleep(arguments.before)
-            first = time.monotonic()
-            promoted, stalls = [], []
-            for number in range(arguments.promotions):
-                promoted.append(time.monotonic())
-                stalls.append(promote(run.serve.url, layout, releases[number % NUM_POLICIES], replicas=replicas))
-                time.sleep(max(0.0, promoted[-1] + arguments.every - time.monotonic()))
-            last = time.monotonic()
+            changes, promoted, stalls = [], [], []
+            for _ in range(arguments.rounds):
+                time.sleep(arguments.every * len(releases))
+                changes.append(time.monotonic())
+                for release in releases:
+                    promoted.append(time.monotonic())
+                    stalls.append(promote(run.serve.url, layout, release, replicas=replicas))
+                    time.sleep(max(0.0, promoted[-1] + arguments.every - time.monotonic()))
+                changes.append(time.monotonic())
             replies = clients.end()
-        before = [each.ttft_s for each in replies if began <= each.sent_s < first and each.ttft_s is not None]
-        during = [each for each in replies if first <= each.sent_s < last and each.ttft_s is not None]
-        near = [each.ttft_s for each in during if any(0 <= each.sent_s - at < 1 for at in promoted)]
+        streams = [(each.sent_s, each.ttft_s) for each in replies if each.ttft_s is not None]
+        heard = [(sent, ttft, bisect(changes, sent)) for sent, ttft in streams if began <= sent < changes[-1]]
+        before = [ttft for _, ttft, stretch in heard if stretch % 2 == 0]
+        during = [ttft for _, ttft, stretch in heard if stretch % 2 == 1]
+        near = [ttft for sent, ttft, _ in heard if any(0 <= sent - at < 1 for at in promoted)]
         p99 = percentile(before, 0.99)
         errors = [each.error for each in replies if each.error]
         for error in errors[:5]:
@@ -229,16 +233,16 @@ def measure(mode: str, replicas: int, arguments: argparse.Namespace, log: Path) 
             "requests": len(replies),
             "failed": len(errors),
             "mixed": mixed(layout, run, replies),
-            "ttft_p99_ratio": percentile((each.ttft_s or 0 for each in during), 0.99) / p99,
+            "ttft_p99_ratio": percentile(during, 0.99) / p99,
             "stall_s": max(stalls),
             "stall_median_s": sorted(stalls)[len(stalls) // 2],
-            "near_ttft_p99_ratio": percentile((each or 0 for each in near), 0.99) / p99,
+            "near_ttft_p99_ratio": percentile(near, 0.99) / p99,
             "ttft_before_p50_s": percentile(before, 0.5),
             "ttft_before_p99_s": p99,
-            "ttft_during_p50_s": percentile((each.ttft_s or 0 for each in during), 0.5),
-            "ttft_during_p99_s": percentile((each.ttft_s or 0 for each in during), 0.99),
+            "ttft_during_p50_s": percentile(during, 0.5),
+            "ttft_during_p99_s": percentile(during, 0.99),
             "streams": {"before": len(before), "during": len(during), "near": len(near)},
-            "requests_per_s": sum(began <= each.sent_s < last for each in replies) / (last - began),
+            "requests_per_s": sum(began <= each.sent_s < changes[-1] for each in replies) / (changes[-1] - began),
             "every_s": arguments.every,
         }
 
@@ -269,9 +273,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modes", nargs="+", choices=("in_place", "adapter"), default=("in_place", "adapter"))
     parser.add_argument("--replicas", nargs="+", type=int, choices=(1, 2), default=(1, 2))
-    parser.add_argument("--promotions", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5, help="each without promotions, then with four")
     parser.add_argument("--every", type=float, default=5, help="seconds from one promotion to the next")
-    parser.add_argument("--before", type=float, default=60, help="seconds of load before the first promotion")
     parser.add_argument("--warm-up", type=float, default=10)
     parser.add_argument("--disk", type=Path, help="directory for the journal; default: that of temporary files")
     parser.add_argument("--json", type=Path, help="also write the figures here")
