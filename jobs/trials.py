@@ -145,7 +145,7 @@ class _Watch:
 
 
 class _Copies:
-    """What `serve.shadow` wrote down of a candidate's answers, line by line as it comes."""
+    """What `serve.trial.shadow` wrote down of a candidate's answers, line by line as it comes."""
 
     def __init__(self, folder: Path, *, since_s: float) -> None:
         self._folder = folder

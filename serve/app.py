@@ -43,7 +43,7 @@ def build(args: Arguments) -> Application:
         health_check_period_s=2,
         graceful_shutdown_timeout_s=run.serve.drain_s + END_S,
         graceful_shutdown_wait_loop_s=0.5,
-        # `serve.accesslog` has lines of its own, which say more.
+        # `serve.entry.accesslog` has lines of its own, which say more.
         logging_config={"encoding": "JSON", "enable_access_log": False},
     )
     return deployment.bind(run=run.model_dump(mode="json"), audience=args.audience)

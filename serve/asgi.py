@@ -23,7 +23,7 @@ def refuse(
 
 
 async def read_body(receive: Receive) -> bytes | None:
-    """The request's body; None when the client left first. `serve.intake` has seen to it that it is not too large."""
+    """The request's body; None when the client left first. `serve.entry.intake` bounds it."""
     body = bytearray()
     while True:
         message = await receive()

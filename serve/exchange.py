@@ -15,7 +15,7 @@ _VISIT = "sdpo_ray.visit"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stretch of a visit's time, in nanoseconds since 1970. Made by `serve.engine`; read by `serve.passage`."""
+    """Part of a visit, in nanoseconds since 1970. Made by `serve.engine.asyncllm`; read by `serve.entry.passage`."""
 
     name: str
     began_ns: int
@@ -24,7 +24,7 @@ class Stage:
 
 @dataclass(slots=True)
 class Visit:
-    """One request that was let in. Made by `serve.front`; read by `serve.routes`; written to by `serve.engine`."""
+    """One request that was let in. Made by `serve.entry.front`; the routes read it, the engine writes to it."""
 
     path: str
     request_id: str
@@ -48,7 +48,7 @@ class Visit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """A LoRA adapter as the engine knows it. Made by `serve.adapters`."""
+    """A LoRA adapter as the engine knows it. Made by `serve.adapters.book`."""
 
     name: str
     number: int
@@ -58,7 +58,7 @@ class Adapter:
 
 @dataclass(slots=True)
 class Exchange:
-    """What a chat asked, and what becomes of it. Made by `serve.routes`; written to by `serve.engine`."""
+    """What a chat asked, and what becomes of it. Made by `serve.api.routes`; written to by `serve.engine.asyncllm`."""
 
     visit: Visit
     asked: Asked | None
@@ -81,7 +81,7 @@ EXCHANGE: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
 def visit_of(scope: Scope) -> Visit:
-    """The visit that `serve.front` put into an ASGI scope."""
+    """The visit that `serve.entry.front` put into an ASGI scope."""
     visit: Visit = scope[_VISIT]
     return visit
 

@@ -23,17 +23,18 @@ from sdpo_ray.headers import POLICY_VERSION, STALL_S, SWAP_ERROR
 from sdpo_ray.records import BASE_VERSION, Fingerprint, Release
 from sdpo_ray.storage import Layout, write_json
 from sdpo_ray.telemetry import Counters
-from serve import preload, staging
+from serve import preload
+from serve.adapters.personal import PersonalPolicies
 from serve.arguments import api_arguments, engine_arguments
-from serve.auth import CanaryEntrance, Entrance, ExaminersEntrance, UsersEntrance, private_key
-from serve.follow import Audience, Follower, Pointer, Swapping, first_whole, start
-from serve.health import without_paths
+from serve.entry.auth import CanaryEntrance, Entrance, ExaminersEntrance, UsersEntrance, private_key
+from serve.entry.health import without_paths
 from serve.lifeline import die_with
 from serve.logs import kept_open, withhold_words
-from serve.personal import PersonalPolicies
-from serve.rolling import Balance, Rolling
 from serve.startup import StartUp
-from serve.trial import Splitter
+from serve.swap import staging
+from serve.swap.follow import Audience, Follower, Pointer, Swapping, first_whole, start
+from serve.swap.rolling import Balance, Rolling
+from serve.trial.splitter import Splitter
 
 logger = logging.getLogger("ray.serve")
 
@@ -51,12 +52,12 @@ class Policy:
             from serve.exposure import bound_host, require_keys
 
             require_keys(await bound_host(), Layout(self._run.directory).api_keys)
-        from serve.engine import RecordingLLM
-        from serve.logprobs import install
+        from serve.engine.asyncllm import RecordingLLM
+        from serve.engine.logprobs import install
+        from serve.engine.toolcalls import ToolCallReader
+        from serve.entry.operation import Operation
         from serve.metrics import SwapMetrics, publish
-        from serve.operation import Operation
-        from serve.swap import Gate
-        from serve.toolcalls import ToolCallReader
+        from serve.swap.swapper import Gate
 
         if head_start is not None:
             preload.use(head_start)
@@ -115,11 +116,11 @@ class Policy:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
 
-        from serve.door import Door
-        from serve.front import Front
-        from serve.health import Health, draining
-        from serve.models import ServedModel
-        from serve.routes import Middleware
+        from serve.api.door import Door
+        from serve.api.models import ServedModel
+        from serve.api.routes import Middleware
+        from serve.entry.front import Front
+        from serve.entry.health import Health, draining
 
         tasks = await self._engine.get_supported_tasks()
         app = build_app(self._namespace, tasks, self._engine.model_config)
@@ -195,9 +196,9 @@ class Policy:
 
     def _make_swapper(self, serving: Release, model: Path) -> Swapping:
         """How releases reach this engine; and who in it has a policy of their own."""
-        from serve.adapter_swap import AdapterSwapper
-        from serve.adapters import AdapterBook
-        from serve.swap import Swapper
+        from serve.adapters.book import AdapterBook
+        from serve.adapters.swap import AdapterSwapper
+        from serve.swap.swapper import Swapper
 
         config, dtype = self._run.serve, self._run.policy.dtype
         book = AdapterBook(

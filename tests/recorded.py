@@ -18,14 +18,14 @@ from sdpo_ray.eventlog import Batch, EventLog
 from sdpo_ray.headers import POLICY_VERSION
 from sdpo_ray.records import Event
 from sdpo_ray.redaction import Redactor
-from serve.auth import Entrance, UsersEntrance
-from serve.door import Door, Splitter
+from serve.api.door import Door, Splitter
+from serve.api.models import ServedModel
+from serve.api.routes import Middleware
+from serve.entry.auth import Entrance, UsersEntrance
+from serve.entry.front import Front
+from serve.entry.health import Health
+from serve.entry.operation import Operation
 from serve.exchange import EXCHANGE
-from serve.front import Front
-from serve.health import Health
-from serve.models import ServedModel
-from serve.operation import Operation
-from serve.routes import Middleware
 from tests.answers import answered
 
 KINDS = Capture().redact

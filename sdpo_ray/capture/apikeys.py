@@ -24,7 +24,7 @@ _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """What is kept of a key. Made by `jobs.keys`; read by `serve.auth`."""
+    """What is kept of a key. Made by `jobs.keys`; read by `serve.entry.auth`."""
 
     key_id: str
     tenant: str

@@ -21,7 +21,7 @@ from sdpo_ray.records import Consent, Message, PairingKeys, Role
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Asked:
-    """One request as the client sent it. Made by `serve.routes`; read by `capture.recorder`.
+    """One request as the client sent it. Made by `serve.api.routes`; read by `capture.recorder`.
 
     Nothing of it is redacted yet, so it does not print.
     """

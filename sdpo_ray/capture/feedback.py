@@ -30,7 +30,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Given:
-    """Feedback as the client sent it. Made by `serve.feedback`; read by `capture.recorder`.
+    """Feedback as the client sent it. Made by `serve.api.feedback`; read by `capture.recorder`.
 
     Nothing of it is redacted yet, so it does not print.
     """

@@ -36,7 +36,7 @@ class _NotRedacted(DataError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """One response as the engine made it. Made by `serve.engine`; read by `Recorder`."""
+    """One response as the engine made it. Made by `serve.engine.asyncllm`; read by `Recorder`."""
 
     choice: int
     """Index of the response among the `n` that were asked for."""

@@ -18,7 +18,7 @@ class Fingerprint:
     """Log-probs that a policy's weights must reproduce on a fixed text.
 
     `logprobs[i]` is log p(token_ids[i + 1] | token_ids[:i + 1]). Made by `distill.export`, away from
-    the serving engine; read by `serve.swap`, which refuses weights whose engine disagrees.
+    the serving engine; read by `serve.swap.swapper`, which refuses weights whose engine disagrees.
     """
 
     token_ids: tuple[int, ...]
@@ -27,7 +27,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileDigest:
-    """What a file held when it was exported. Made by `distill.export`; `serve.staging` refuses anything else."""
+    """What a file held when it was exported. Made by `distill.export`; `serve.swap.staging` refuses anything else."""
 
     name: str
     """Path within the candidate's directory."""
@@ -183,7 +183,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A candidate among users, before it is promoted. Made by `promote.trial`; read by `serve.trial`.
+    """A candidate among users, before it is promoted. Made by `promote.trial`; read by `serve.trial.splitter`.
 
     The file `trial.json` holds it; without the file nobody meets a candidate.
     """
@@ -198,7 +198,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersonalPolicy:
-    """A LoRA adapter over one shared policy, for one user or one tenant. Made by jobs; read by `serve.personal`.
+    """A LoRA adapter over one shared policy, for one user or tenant. Made by jobs; read by `serve.adapters.personal`.
 
     The file `personal/<owner>.json` points at it. Where the shared policy has moved on, it is stale and not served.
     """

@@ -18,7 +18,7 @@ from sdpo_ray.capture.journal import Journal
 from sdpo_ray.headers import TURN_ID
 from sdpo_ray.records import Turn
 from sdpo_ray.storage import Layout
-from serve.replies import NOT_STORED
+from serve.api.replies import NOT_STORED
 from tests.conversations import turn
 from tests.faults.crash import REPOSITORY, SEGMENT_BYTES
 from tests.faults.disks import SmallDisk, small_disk

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sdpo_ray.chat import ChatFormat
-from serve.escape import escape
+from serve.api.escape import escape
 from tests.fuzz.bodies import CONTROL
 from tests.fuzz.replies import EXAMPLES, TIMEOUT_S
 from tests.serving import Served

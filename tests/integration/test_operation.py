@@ -311,7 +311,7 @@ def test_nothing_starts_where_others_reach_it_without_a_key(served: Served, tmp_
 def test_replicas_share_one_count_and_let_everybody_in_while_it_is_away(ray_cluster: str):
     import ray
 
-    from serve.sharedlimits import SharedLimiter
+    from serve.entry.sharedlimits import SharedLimiter
 
     async def scenario() -> list[str]:
         one, other = SharedLimiter("unit", 60), SharedLimiter("unit", 60)

@@ -12,7 +12,7 @@ import pytest
 from sdpo_ray.capture.conversation import read_request
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.records import Consent
-from serve.escape import escape
+from serve.api.escape import escape
 from serve.placement import CPU_ENV, ENGINE_ENV
 from tests.builders import TOOL_CHATML, tiny_policy
 

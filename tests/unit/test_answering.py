@@ -10,7 +10,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from sdpo_ray.capture.recorder import Answered
 from sdpo_ray.records import FinishReason, Sampling, ToolCall, VersionSpan
-from serve.answering import Answering, CallsOf, sampling_of
+from serve.engine.answering import Answering, CallsOf, sampling_of
 from serve.exchange import Exchange, Visit
 
 PARAMS = SamplingParams(max_tokens=9, logprobs=0)

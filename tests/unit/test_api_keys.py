@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from sdpo_ray.capture.apikeys import ApiKeys
 from sdpo_ray.config import Limits
 from sdpo_ray.errors import ConfigError, DataError
-from serve.auth import Entrance, ExaminersEntrance, UsersEntrance
+from serve.entry.auth import Entrance, ExaminersEntrance, UsersEntrance
 
 REPOSITORY = Path(__file__).parents[2]
 CHAT = "/v1/chat/completions"

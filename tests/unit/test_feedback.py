@@ -12,7 +12,7 @@ from sdpo_ray.capture.apikeys import ApiKeys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Capture, Tenant
 from sdpo_ray.records import Consent, Feedback, Thumb
-from serve.auth import UsersEntrance
+from serve.entry.auth import UsersEntrance
 from tests.recorded import MemoryLog, client_of, recorder_of
 
 SAID = {"turn_id": "turn-1", "comment": "Too long.", "user": "alice"}

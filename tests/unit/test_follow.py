@@ -13,8 +13,8 @@ from sdpo_ray.errors import SwapError
 from sdpo_ray.promote.release import point_at
 from sdpo_ray.records import Candidate, Fingerprint, Release, Trial
 from sdpo_ray.storage import Layout, write_json
-from serve import follow
-from serve.follow import Follower, Pointer, first_whole, start
+from serve.swap import follow
+from serve.swap.follow import Follower, Pointer, first_whole, start
 
 FINGERPRINT = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
 

@@ -18,10 +18,10 @@ from starlette.responses import JSONResponse, StreamingResponse
 from sdpo_ray.capture.apikeys import ApiKeys
 from sdpo_ray.config import Limits, Serve
 from serve.asgi import ASGIApp, Message, Receive, Scope, Send, read_body
-from serve.auth import UsersEntrance
+from serve.entry.auth import UsersEntrance
+from serve.entry.front import Front
+from serve.entry.operation import Operation
 from serve.exchange import visit_of
-from serve.front import Front
-from serve.operation import Operation
 from tests.recorded import health_of
 
 CHAT = "/v1/chat/completions"
@@ -144,7 +144,7 @@ def test_a_head_that_is_too_large_is_refused() -> None:
 
 
 def test_a_body_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.front.BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("serve.entry.front.BODY_TIMEOUT_S", 0.05)
 
     async def never_done() -> AsyncIterator[bytes]:
         while True:

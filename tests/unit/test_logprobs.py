@@ -36,7 +36,7 @@ class CountingTokenizer:
 def processor(*, recorded_alone: bool, tokenizer: Any) -> Any:
     from vllm import SamplingParams
 
-    from serve.logprobs import RECORDED_ALONE, SampledLogprobs
+    from serve.engine.logprobs import RECORDED_ALONE, SampledLogprobs
 
     request: Any = SimpleNamespace(sampling_params=SamplingParams(logprobs=0))
     token = RECORDED_ALONE.set(recorded_alone)
@@ -105,7 +105,7 @@ def metadata(num_logprobs: int, *, rows: int) -> Any:
 def test_the_lean_sampler_draws_the_same_tokens_with_the_same_logprobs():
     from vllm.v1.sample.sampler import Sampler
 
-    from serve.sampler import LeanSampler
+    from serve.engine.sampler import LeanSampler
 
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(1))
     samplers = (Sampler("processed_logprobs"), LeanSampler("processed_logprobs"))
@@ -118,7 +118,7 @@ def test_the_lean_sampler_draws_the_same_tokens_with_the_same_logprobs():
 
 
 def test_the_lean_sampler_ranks_where_somebody_asked_for_alternatives():
-    from serve.sampler import LeanSampler
+    from serve.engine.sampler import LeanSampler
 
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(2))
     found = LeanSampler("processed_logprobs")(logits, metadata(3, rows=4)).logprobs_tensors
@@ -127,7 +127,7 @@ def test_the_lean_sampler_ranks_where_somebody_asked_for_alternatives():
 
 
 def test_the_lean_sampler_ranks_the_tokens_of_prompts():
-    from serve.sampler import LeanSampler
+    from serve.engine.sampler import LeanSampler
 
     sampler = LeanSampler("processed_logprobs")
     sampler(torch.zeros(1, 3), metadata(0, rows=1))

@@ -15,7 +15,7 @@ from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.errors import SwapError
 from sdpo_ray.telemetry import Counters
 from serve.metrics import PolicyMetrics, SwapMetrics
-from serve.swap import Swapper
+from serve.swap.swapper import Swapper
 from tests.recorded import MemoryLog, client_of, recorder_of
 
 

@@ -10,9 +10,9 @@ from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.errors import SwapError
 from sdpo_ray.records import Consent, FileDigest, Fingerprint, PersonalPolicy
 from sdpo_ray.storage import Layout, write_json
-from serve.adapters import AdapterBook, Crowded
+from serve.adapters.book import AdapterBook, Crowded
+from serve.adapters.personal import LOOK_S, PersonalPolicies
 from serve.exchange import Adapter, Exchange, Visit
-from serve.personal import LOOK_S, PersonalPolicies
 
 
 class FakeBook(AdapterBook):
@@ -174,7 +174,7 @@ def test_a_pointer_is_looked_at_once_a_second_and_counts_no_more_when_it_is_gone
 
     looks = []
     stat = os.stat
-    monkeypatch.setattr("serve.personal.os.stat", lambda path: looks.append(path) or stat(path))
+    monkeypatch.setattr("serve.adapters.personal.os.stat", lambda path: looks.append(path) or stat(path))
     scene.write(scene.owner())
     for _ in range(5):
         assert scene.ask() == "ann@1"

@@ -14,7 +14,7 @@ from sdpo_ray.capture.apikeys import ApiKeys
 from sdpo_ray.config import Capture, Tenant
 from sdpo_ray.records import Consent, Turn
 from serve.asgi import Receive, Scope, Send
-from serve.auth import Caller, UsersEntrance
+from serve.entry.auth import Caller, UsersEntrance
 from serve.exchange import Exchange
 from tests.recorded import MemoryLog, client_of, recorder_of, text_of
 

@@ -10,8 +10,8 @@ import pytest
 from sdpo_ray.capture.apikeys import ApiKeys
 from sdpo_ray.errors import ConfigError, SwapError
 from sdpo_ray.headers import POLICY_VERSION, SWAP_ERROR
+from serve.entry.health import Health, without_paths
 from serve.exposure import require_keys
-from serve.health import Health, without_paths
 from tests.recorded import MemoryLog, recorder_of
 
 

@@ -23,9 +23,9 @@ from sdpo_ray.headers import POLICY_VERSION, TURN_ID
 from sdpo_ray.records import Fingerprint, Release, Trial
 from sdpo_ray.storage import Layout, write_json
 from sdpo_ray.telemetry import read_events
-from serve.auth import CanaryEntrance, private_key
-from serve.shadow import AT_ONCE
-from serve.trial import Splitter
+from serve.entry.auth import CanaryEntrance, private_key
+from serve.trial.shadow import AT_ONCE
+from serve.trial.splitter import Splitter
 from tests.recorded import MemoryLog, client_of, recorder_of, text_of
 
 CHAMPIONS, CANDIDATES = "Paris, says the champion.", "Paris, says the candidate."

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import FileDigest
-from serve import staging
-from serve.staging import Tensor
+from serve.swap import staging
+from serve.swap.staging import Tensor
 
 WEIGHTS = {"a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3), "b.weight": torch.ones(4).bfloat16()}
 

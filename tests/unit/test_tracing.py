@@ -9,10 +9,10 @@ from prometheus_client import CollectorRegistry
 
 from sdpo_ray.config import Serve
 from serve.asgi import Receive, Scope, Send, read_body, refuse
-from serve.auth import UsersEntrance
+from serve.entry.auth import UsersEntrance
+from serve.entry.front import Front
+from serve.entry.operation import Operation
 from serve.exchange import visit_of
-from serve.front import Front
-from serve.operation import Operation
 from tests.recorded import health_of
 from tests.telescope import Telescope, attributes
 

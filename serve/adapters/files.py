@@ -1,0 +1,86 @@
+"""An adapter on disk, checked before the engine hears of it: what is wrong with one is named, and harms nobody.
+
+vLLM would take a smaller matrix as part of a larger one, and end itself over a file that is gone when a request needs
+it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpo_ray.config import Run
+from sdpo_ray.errors import DataError
+from sdpo_ray.records import FileDigest
+from sdpo_ray.storage import read_json
+from serve.swap import staging
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+CACHED = 32
+"""Adapters in memory besides those of one batch."""
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's `max_lora_rank` may be."""
+_PREFIX = "base_model.model."
+_FLOATS = ("F32", "BF16", "F16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """What we read of peft's `adapter_config.json`."""
+
+    base_model_name_or_path: str
+    r: int
+    lora_alpha: float
+
+
+def engine_options(run: Run, model: Path) -> dict[str, object]:
+    """What vLLM's engine arguments must say for `run`'s adapters over `model`; nothing where it serves none.
+
+    The linear layers of the body are named, so that the output layer stays as it is: no adapter of ours changes it, and
+    with LoRA around it vLLM 0.32 cannot compute a prompt's log-probs on the CPU, and ends the engine.
+    """
+    if not run.serve.adapters:
+        return {}
+    rank = next((rank for rank in _RANKS if rank >= run.serve.max_lora_rank), _RANKS[-1])
+    return {
+        "enable_lora": True,
+        "max_loras": run.serve.adapters,
+        # One over what is ever asked of it: vLLM itself never has to read an adapter again.
+        "max_cpu_loras": run.serve.adapters + CACHED + 1,
+        "max_lora_rank": rank,
+        "lora_target_modules": linear_layers(staging.headers(model)),
+    }
+
+
+def linear_layers(base: Mapping[str, staging.Tensor]) -> list[str]:
+    """The last names of the linear layers of a checkpoint's body."""
+    names = (name.split(".") for name, tensor in base.items() if len(tensor.shape) == 2)
+    return sorted({parts[-2] for parts in names if "layers" in parts and parts[-1] == "weight"})
+
+
+def check(
+    path: Path, base: Mapping[str, staging.Tensor], *, max_rank: int, digests: Sequence[FileDigest] = ()
+) -> AdapterConfig:
+    """Read an adapter whole. Raises DataError naming what keeps it from being served over `base`."""
+    try:
+        config = read_json(path / CONFIG, AdapterConfig)
+    except FileNotFoundError:
+        raise DataError(f"{path} has no {CONFIG}") from None
+    if not 1 <= config.r <= max_rank:
+        raise DataError(f"its rank is {config.r}, and serve.max_lora_rank is {max_rank}")
+    found = staging.headers(path)
+    if not (path / WEIGHTS).exists():
+        raise DataError(f"{WEIGHTS} is missing")
+    for name, tensor in found.items():
+        layer, _, part = name.removeprefix(_PREFIX).partition(".lora_")
+        target = base.get(f"{layer}.weight")
+        if target is None or part not in ("A.weight", "B.weight") or len(target.shape) != 2:
+            raise DataError(f"{name} belongs to no linear layer of the base")
+        out, into = target.shape
+        wanted = (config.r, into) if part == "A.weight" else (out, config.r)
+        if tensor.shape != wanted:
+            raise DataError(f"{name} is {tensor.shape}, not {wanted}")
+        if tensor.dtype not in _FLOATS:
+            raise DataError(f"{name} is in {tensor.dtype}")
+    staging.read(path, digests)
+    return config

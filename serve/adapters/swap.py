@@ -1,0 +1,99 @@
+"""Releases as adapters over the run's base: new requests move at once, older ones finish on theirs, nobody waits."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sdpo_ray.errors import DataError, SwapError
+from sdpo_ray.records import Release
+from sdpo_ray.storage import read_json
+from serve.adapters.book import AdapterBook, Engine
+from serve.adapters.files import CONFIG, AdapterConfig
+from serve.exchange import Adapter, Exchange
+from serve.swap.staging import within
+from serve.swap.swapper import TOLERANCE, require_match
+
+logger = logging.getLogger(__name__)
+_RETIRE_POLL_S = 0.5
+
+
+class AdapterSwapper:
+    """As `serve.swap.swapper.Swapper`, and says which adapter a request is given when it enters the engine.
+
+    `base` is the directory of the weights in the engine; a release without an adapter is those weights.
+    """
+
+    stall_s = 0.0
+    broken = False
+
+    def __init__(self, engine: Engine, book: AdapterBook, serving: Release, *, base: Path, dtype: str) -> None:
+        self._engine = engine
+        self._book = book
+        self._base = base
+        self._tolerance = TOLERANCE[dtype]
+        self._adapter: Adapter | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+        self.serving = serving
+
+    async def to(self, release: Release) -> None:
+        """Serve `release`. Raises SwapError, with the old release still serving, when it does not check out."""
+        before = self._adapter
+        adapter = await self._found(release)
+        if adapter is not None:
+            self._book.hold(adapter)
+        self.serving, self._adapter = release, adapter
+        logger.info("serving v%d; nobody waited", release.policy_version)
+        if before is not None:
+            self._book.let_go(before)
+            leaving = asyncio.create_task(self._retire(before))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    async def verify(self, release: Release) -> None:
+        """Raise SwapError unless the engine's own weights reproduce the release's fingerprint."""
+        said = await self._engine.logprobs(release.fingerprint.token_ids)
+        require_match(release.fingerprint, said, tolerance=self._tolerance)
+
+    @asynccontextmanager
+    async def answering(self, exchange: Exchange | None) -> AsyncIterator[Adapter | None]:
+        """The adapter for a request that enters now, kept until the engine has it."""
+        adapter, version = self._adapter, self.serving.policy_version
+        if exchange is not None:
+            if exchange.admitted:
+                # The rest of a request that has begun goes on as it began.
+                adapter = exchange.adapter
+            else:
+                exchange.adapter, exchange.release_version = adapter, version
+                exchange.visit.policy_version = version
+        if adapter is None:
+            yield None
+            return
+        with self._book.holding(adapter):
+            yield adapter
+
+    async def _found(self, release: Release) -> Adapter | None:
+        if not release.adapter:
+            if Path(release.path) != self._base:
+                raise SwapError(f"no adapter over {self._base}, and serve.swap is 'adapter'")
+            await self.verify(release)
+            return None
+        folder = Path(release.adapter)
+        self._require_base(folder)
+        digests = within(release.digests, folder.name)
+        name = f"policy@v{release.policy_version}"
+        return await self._book.get(name, release.adapter, release.fingerprint, digests)
+
+    def _require_base(self, folder: Path) -> None:
+        try:
+            beneath = read_json(folder / CONFIG, AdapterConfig).base_model_name_or_path
+        except (OSError, DataError) as error:
+            raise SwapError(f"its adapter cannot be read: {error}") from error
+        if Path(beneath).resolve() != self._base.resolve():
+            raise SwapError(f"its adapter belongs over {beneath}, not over the run's base {self._base}")
+
+    async def _retire(self, adapter: Adapter) -> None:
+        """Take an adapter out of the engine once nobody is answered by it any more."""
+        while not await self._book.drop(adapter):
+            await asyncio.sleep(_RETIRE_POLL_S)

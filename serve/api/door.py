@@ -1,0 +1,36 @@
+"""What the routes know of their replica."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from sdpo_ray.capture.recorder import Recorder
+from sdpo_ray.chat import ControlTokens
+from sdpo_ray.config import Capture
+from serve.api.models import ServedModel
+from serve.asgi import Receive, Scope, Send
+from serve.exchange import Exchange
+
+
+class Splitter(Protocol):
+    """Hands some chats to another engine: `serve.trial.splitter` while a candidate is on trial."""
+
+    async def take(self, exchange: Exchange, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Whether it answered; when it did not, not one byte is out. `body` is what the client sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Made by `serve.policy`; read by `serve.api.routes`, `serve.api.replies` and `serve.api.feedback`."""
+
+    recorder: Recorder | None
+    """None on the examination engine, which records nobody."""
+    capture: Capture
+    control: ControlTokens
+    served: Callable[[], dict[str, str]]
+    """Headers that tell what is served now."""
+    model: ServedModel
+    calls_tools: bool = True
+    """False where `serve.tool_parser` is none: requests that leave the choice get text alone."""
+    trial: Splitter | None = None
+    """None where no candidate can be on trial."""

@@ -1,0 +1,78 @@
+"""A chat's reply on its way out, with what it promises and what it takes back.
+
+`x-sdpo-policy-version` is on every response and `x-sdpo-turn-id` where a turn is on disk. A stream names its turn up
+front and ends only after the fsync; when storing fails after all, the comment line `: x-sdpo-turn-id not stored`
+takes the promise back before `[DONE]`. A stream that the engine refuses before its first token is an error like any
+other: vLLM would say 200 and put the error into the stream, which no client retries.
+"""
+
+import json
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+
+from sdpo_ray.headers import POLICY_VERSION, TURN_ID
+from serve.api.door import Door
+from serve.asgi import Message, Send
+from serve.exchange import Exchange
+
+NOT_STORED = f": {TURN_ID} not stored\n\n".encode()
+
+
+class Reply:
+    """Holds the response's head until its first body, when the policy version is known."""
+
+    def __init__(self, send: Send, exchange: Exchange, door: Door) -> None:
+        self._send = send
+        self._exchange = exchange
+        self._door = door
+        self._head: Message | None = None
+        self._promised = False
+        self._refused = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._head = message
+            return
+        if self._refused:
+            return
+        if self._head is not None:
+            head, self._head = self._head, None
+            if (error := _streamed_error(head, message)) is not None:
+                self._refused = True
+                MutableHeaders(raw=head["headers"])["content-type"] = "application/json"
+                head["status"] = error["error"]["code"]
+                message = {"type": "http.response.body", "body": json.dumps(error).encode(), "more_body": False}
+            self._add_headers(head)
+            await self._send(head)
+        elif self._promised and _is_done(message) and not self._exchange.receipt:
+            await self._send({"type": "http.response.body", "body": NOT_STORED, "more_body": True})
+        await self._send(message)
+
+    def _add_headers(self, head: Message) -> None:
+        headers = MutableHeaders(raw=head["headers"])
+        headers.update(self._door.served())
+        if head["status"] != 200:
+            return
+        version = self._exchange.visit.policy_version
+        if version is not None:
+            headers[POLICY_VERSION] = str(version)
+        streamed = headers.get("content-type", "").startswith("text/event-stream")
+        recorder = self._door.recorder
+        self._promised = streamed and self._exchange.recorded and recorder is not None and recorder.healthy
+        if self._exchange.asked is not None and (self._exchange.receipt or self._promised):
+            headers[TURN_ID] = self._exchange.asked.turn_id
+
+
+def _is_done(message: Message) -> bool:
+    return bytes(message.get("body", b"")).startswith(b"data: [DONE]")
+
+
+def _streamed_error(head: Message, message: Message) -> dict[str, Any] | None:
+    """The error that is all a stream has to say."""
+    streamed = MutableHeaders(raw=head["headers"]).get("content-type", "").startswith("text/event-stream")
+    event = bytes(message.get("body", b"")).partition(b"\n")[0]
+    if head["status"] != 200 or not streamed or not event.startswith(b'data: {"error"'):
+        return None
+    said: dict[str, Any] = json.loads(event.removeprefix(b"data: "))
+    return said

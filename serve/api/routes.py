@@ -1,0 +1,133 @@
+"""What stands between Ray Serve and vLLM's own OpenAI app: one ASGI middleware.
+
+It reads a chat for the recorder, keeps control tokens out of what clients write, and takes feedback. A completion of
+plain text is nobody's turn: it is answered, by one policy version like a chat, and not recorded.
+"""
+
+import json
+import time
+from typing import Any
+from uuid import uuid4
+
+from starlette.datastructures import Headers
+
+from sdpo_ray.capture.consent import default_consent
+from sdpo_ray.capture.conversation import read_request
+from sdpo_ray.errors import DataError
+from serve.api.door import Door
+from serve.api.escape import escape, escape_completion
+from serve.api.feedback import reply_to_feedback
+from serve.api.models import MODELS, is_about_models, reply_about_models
+from serve.api.parameters import check_chat, check_completion
+from serve.api.replies import Reply
+from serve.asgi import ASGIApp, Receive, Scope, Send, read_body, refuse, run_on, with_headers
+from serve.exchange import EXCHANGE, Exchange, Visit, visit_of
+
+CHAT = "/v1/chat/completions"
+COMPLETION = "/v1/completions"
+FEEDBACK = "/v1/feedback"
+ROUTES = {
+    **dict.fromkeys((CHAT, COMPLETION, FEEDBACK), "POST"),
+    **dict.fromkeys((MODELS, "/health", "/metrics"), "GET"),
+}
+
+
+class Middleware:
+    """Pure ASGI: it may not buffer a stream, and it outlives a cancelled request by one abort."""
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self._app = app
+        self._door = door
+        # The examination engine records nobody, so there is nobody's feedback to take.
+        self._routes = {path: method for path, method in ROUTES.items() if path != FEEDBACK or door.recorder}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        method = self._routes.get(MODELS if is_about_models(path) else path)
+        if method is None:
+            await refuse(404, f"there is no {path} here", "not_found_error")(scope, receive, send)
+        elif scope["method"] != method:
+            allow = {"allow": method}
+            await refuse(405, f"{path} takes {method}", "invalid_request_error", allow)(scope, receive, send)
+        elif method == "POST":
+            await self._with_body(visit_of(scope), scope, receive, send)
+        elif is_about_models(path):
+            reply = reply_about_models(path, self._door.model)
+            await reply(scope, receive, with_headers(send, self._door.served))
+        else:
+            await self._app(scope, receive, with_headers(send, self._door.served))
+
+    async def _with_body(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(receive)
+        if body is None:
+            return
+        if visit.path != FEEDBACK:
+            await self._generate(body, visit, scope, receive, send)
+        elif self._door.recorder is not None:
+            headers, recorder, capture = Headers(scope=scope), self._door.recorder, self._door.capture
+            reply = await reply_to_feedback(body, headers, tenant=visit.tenant, recorder=recorder, capture=capture)
+            await reply(scope, receive, with_headers(send, self._door.served))
+
+    async def _generate(self, body: bytes, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
+        prepare = self._chat if visit.path == CHAT else self._completion
+        try:
+            exchange, escaped = prepare(_object(body), visit, Headers(scope=scope))
+        except DataError as error:
+            await refuse(400, str(error), "invalid_request_error")(scope, receive, send)
+            return
+        except RecursionError:
+            await refuse(400, "the body is nested too deeply", "invalid_request_error")(scope, receive, send)
+            return
+        trial = self._door.trial
+        if exchange.asked is not None and trial is not None and await trial.take(exchange, body, scope, receive, send):
+            return
+        token = EXCHANGE.set(exchange)
+        try:
+            await run_on(escaped, self._app, scope, receive, Reply(send, exchange, self._door))
+        finally:
+            EXCHANGE.reset(token)
+            if exchange.asked is None and visit.policy_version is not None and self._door.recorder is not None:
+                self._door.recorder.counters.add("not_recorded.completion")
+
+    def _chat(self, request: dict[str, Any], visit: Visit, headers: Headers) -> tuple[Exchange, bytes]:
+        """The exchange of a chat and the body vLLM sees. Raises DataError, RecursionError."""
+        check_chat(request)
+        asked = read_request(
+            request,
+            headers,
+            turn_id=f"turn-{uuid4().hex}",
+            tenant=visit.tenant,
+            default=default_consent(self._door.capture, visit.tenant),
+            now_s=time.time(),
+        )
+        offered = bool(request.get("tools")) and request.get("tool_choice") != "none"
+        if offered and not self._door.calls_tools and request.get("tool_choice") in (None, "auto"):
+            # The choice is ours, and without a parser it is to call none; vLLM would refuse it.
+            request["tool_choice"], offered = "none", False
+        escaped = escape(request, self._door.control)
+        recorder = self._door.recorder
+        exchange = Exchange(visit=visit, asked=asked, recorded=recorder is not None and recorder.wants(asked))
+        if offered and exchange.recorded:
+            about_tools = ("tools", "tool_choice", "parallel_tool_calls")
+            exchange.tool_use = {name: escaped[name] for name in about_tools if name in escaped}
+        return exchange, json.dumps(escaped).encode()
+
+    def _completion(self, request: dict[str, Any], visit: Visit, headers: Headers) -> tuple[Exchange, bytes]:
+        """The exchange of a completion and the body vLLM sees. Raises DataError, RecursionError."""
+        check_completion(request)
+        escaped = escape_completion(request, self._door.control)
+        return Exchange(visit=visit, asked=None, recorded=False), json.dumps(escaped).encode()
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a request is. Raises DataError."""
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the body is not JSON: {error}") from error
+    if not isinstance(request, dict):
+        raise DataError("the body is not a JSON object")
+    return request

@@ -1,0 +1,1 @@
+"""vLLM's engine with what recording needs, and no more."""

@@ -1,0 +1,66 @@
+"""One JSON line a request in the replica's log file: who, what, when, how long; never a word of what was said.
+
+Ray Serve writes it (`LoggingConfig(encoding="JSON")` in `serve.app`) to `<session>/logs/serve/`. Behind HAProxy it does
+so in batches, so lines are pushed out here once a second.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from serve.entry.auth import OPEN
+from serve.entry.passage import Passage
+
+logger = logging.getLogger("ray.serve")
+_FLUSH_S = 1.0
+_OURS_ALONE = {
+    # Ray Serve would add the client's own request id, whatever that says.
+    "skip_context_filter": True,
+    "log_to_stderr": False,
+}
+
+
+class AccessLog:
+    """Writes for one replica."""
+
+    def __init__(self, replica: str) -> None:
+        self._replica = replica
+        self._flush: asyncio.TimerHandle | None = None
+
+    def write(self, passage: Passage) -> None:
+        """One line; none for a probe that found all well."""
+        if passage.route in OPEN and passage.outcome == "ok":
+            return
+        logger.info("request", extra=_OURS_ALONE | {"replica": self._replica} | line(passage))
+        if self._flush is None:
+            self._flush = asyncio.get_running_loop().call_later(_FLUSH_S, self.flush)
+
+    def flush(self) -> None:
+        """Push out what waits."""
+        self._flush = None
+        for handler in logger.handlers:
+            handler.flush()
+
+
+def line(passage: Passage) -> dict[str, Any]:
+    """What is said of a request; also what a trace says of it."""
+    visit = passage.visit
+    said: dict[str, Any] = {
+        "request_id": visit.request_id,
+        "method": passage.method,
+        "route": passage.route,
+        "status": passage.status,
+        "outcome": passage.outcome,
+        "reason": passage.reason,
+        "tenant": visit.tenant,
+        "key_id": visit.key_id,
+        "policy_version": visit.policy_version,
+        "adapter": visit.adapter,
+        "prompt_tokens": visit.prompt_tokens,
+        "response_tokens": visit.response_tokens,
+        "seconds": round(passage.seconds, 6),
+        "ttft_s": None if passage.ttft_s is None else round(passage.ttft_s, 6),
+        "gate_s": round(passage.seconds_in("gate"), 6),
+        "journal_s": round(passage.seconds_in("journal"), 6),
+    }
+    return {name: value for name, value in said.items() if value not in (None, "")}

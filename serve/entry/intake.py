@@ -1,0 +1,47 @@
+"""How a request's body may arrive: so large, and within so many seconds. Raised where it is read, as a `Refusal`."""
+
+import asyncio
+
+from serve.asgi import Message, Receive, Scope
+from serve.entry.refusals import too_large, too_slow
+
+BODY_TIMEOUT_S = 30.0
+MAX_HEADER_BYTES = 32 << 10
+"""HAProxy's own limit is 16 KiB; the replicas' HTTP servers have none."""
+
+
+def check_head(scope: Scope, max_body_bytes: int) -> None:
+    """Refuse a request by its head alone. Raises Refusal."""
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+        raise too_large("head", f"{MAX_HEADER_BYTES >> 10} KiB", status=431)
+    length = dict(scope["headers"]).get(b"content-length", b"0")
+    if length.isdigit() and int(length) > max_body_bytes:
+        raise _body_too_large(max_body_bytes)
+
+
+def bounded(receive: Receive, max_body_bytes: int, timeout_s: float) -> Receive:
+    """`receive` that raises Refusal for a body that is too large or too slow, chunked ones included."""
+    arrived, whole = 0, False
+    deadline = asyncio.get_running_loop().time() + timeout_s
+
+    async def receiving() -> Message:
+        nonlocal arrived, whole
+        if whole:
+            # What comes after the body is that the client left, whenever that is.
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise too_slow(timeout_s) from None
+        arrived += len(message.get("body", b""))
+        whole = not message.get("more_body", False)
+        if arrived > max_body_bytes:
+            raise _body_too_large(max_body_bytes)
+        return message
+
+    return receiving
+
+
+def _body_too_large(max_body_bytes: int) -> Exception:
+    return too_large("body", f"{max_body_bytes >> 20} MiB", status=413)

@@ -1,0 +1,64 @@
+"""What one replica needs to be run by somebody: limits, numbers, a log, traces."""
+
+from prometheus_client import REGISTRY, CollectorRegistry
+from starlette.datastructures import MutableHeaders
+
+from sdpo_ray.config import Serve
+from sdpo_ray.telemetry import Counters
+from serve.asgi import Scope
+from serve.entry.accesslog import AccessLog
+from serve.entry.limits import Gatekeeper, Limiter
+from serve.entry.passage import Passage
+from serve.entry.sharedlimits import SharedLimiter
+from serve.entry.tracing import Tracing
+from serve.entry.traffic import Traffic
+
+REQUEST_ID = "x-request-id"
+_TICKET_GRACE_S = 60.0
+
+
+class Operation:
+    """Made by `serve.policy`; used by `serve.entry.front` for every request.
+
+    `application` and `replica` are Ray Serve's names. `registry` is where the numbers go.
+    """
+
+    def __init__(
+        self, config: Serve, *, application: str = "", replica: str = "", registry: CollectorRegistry = REGISTRY
+    ) -> None:
+        self.config = config
+        # No request lasts longer, so a ticket that is still out then was lost with its replica.
+        ticket_s = config.request_timeout_s + _TICKET_GRACE_S
+        self.gatekeeper: Gatekeeper = Limiter(ticket_s)
+        self._shared = SharedLimiter(application, ticket_s)
+        self.counters: dict[str, Counters] = {"sdpo_limits": self._shared.counters}
+        """What is counted besides requests, by a metric's name."""
+        self.traffic = Traffic(registry)
+        self.log = AccessLog(replica)
+        self.tracing = Tracing(config.otlp_endpoint, replica) if config.otlp_endpoint else None
+
+    def share_limits(self) -> None:
+        """This replica is one of several, or may be: from now on all of them count together."""
+        self.gatekeeper = self._shared
+
+    def begin(self, passage: Passage, scope: Scope) -> Scope:
+        """The request as those behind us see it: under our id, which vLLM puts into its own, and in our trace."""
+        self.traffic.begin(passage)
+        headers = MutableHeaders(raw=list(scope["headers"]))
+        headers[REQUEST_ID] = passage.visit.request_id
+        if self.tracing is not None:
+            self.tracing.begin(passage, headers)
+        return {**scope, "headers": headers.raw}
+
+    def end(self, passage: Passage) -> None:
+        """Count it, log it, and send its span."""
+        self.traffic.end(passage)
+        self.log.write(passage)
+        if self.tracing is not None:
+            self.tracing.end(passage)
+
+    def close(self) -> None:
+        """Push out what waits."""
+        self.log.flush()
+        if self.tracing is not None:
+            self.tracing.close()

@@ -1,0 +1,62 @@
+"""A request that is not served, and why: raised anywhere in `front`'s layer, answered there in OpenAI's shape."""
+
+import json
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse
+
+from serve.asgi import Message, refuse
+
+
+class Refusal(Exception):
+    """Carries a status, words for the client, and `reason`, a word for the counters."""
+
+    def __init__(
+        self, status: int, reason: str, text: str, kind: str, code: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(text)
+        self.status = status
+        self.reason = reason
+        self._kind = kind
+        self._code = code
+        self._headers = headers
+
+    @property
+    def reply(self) -> JSONResponse:
+        """For a client who has been told nothing yet."""
+        return refuse(self.status, str(self), self._kind, self._headers, code=self._code)
+
+    @property
+    def last_event(self) -> Message:
+        """For a client whose stream has begun: its last event, as OpenAI sends errors in streams."""
+        error = {"message": str(self), "type": self._kind, "param": None, "code": self._code}
+        return {"type": "http.response.body", "body": f"data: {json.dumps({'error': error})}\n\n".encode()}
+
+
+def no_key() -> Refusal:
+    text = "this endpoint asks for a bearer key that it knows"
+    asked = {"www-authenticate": "Bearer"}
+    return Refusal(401, "auth", text, "authentication_error", "invalid_api_key", asked)
+
+
+def over_limit(what: str, retry_after_s: int, headers: Mapping[str, str]) -> Refusal:
+    """`what` is the limit that is reached, as `serve.entry.limits` names it."""
+    said = {"requests": "requests a minute", "tokens": "tokens a minute", "concurrent": "requests at once"}[what]
+    text = f"this key has used up its {said}; please try again in {retry_after_s} s"
+    again = {**headers, "retry-after": str(retry_after_s)}
+    return Refusal(429, "rate", text, "rate_limit_error", "rate_limit_exceeded", again)
+
+
+def too_large(what: str, limit: str, *, status: int) -> Refusal:
+    text = f"the request's {what} is larger than {limit}"
+    return Refusal(status, "body", text, "invalid_request_error", "request_too_large", {"connection": "close"})
+
+
+def too_slow(timeout_s: float) -> Refusal:
+    text = f"the request's body did not arrive within {timeout_s:g} s"
+    return Refusal(408, "body", text, "invalid_request_error", "request_timeout", {"connection": "close"})
+
+
+def took_too_long(timeout_s: float) -> Refusal:
+    text = f"the request was given up after {timeout_s:g} s; ask for fewer tokens, or stream"
+    return Refusal(504, "timeout", text, "timeout_error", "timeout")

@@ -1,0 +1,54 @@
+"""Requests as Prometheus sees them, on the same page as vLLM's numbers: whole requests, our waits, our refusals.
+
+vLLM counts tokens, queues, time to the first token and between tokens from where its engine takes over; what lies
+before and behind, the gate of a swap and the journal's fsync, is here. Labels have few values: any unknown route is
+`other`.
+"""
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from serve.entry.auth import OPEN
+from serve.entry.passage import Passage
+
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Traffic:
+    """The numbers of one replica; one a registry."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._requests = Counter(
+            "sdpo_requests", "Requests by how they ended.", ["route", "status", "outcome"], registry=registry
+        )
+        self._refused = Counter("sdpo_refused", "Requests that were refused, by why.", ["reason"], registry=registry)
+        self._under_way = Gauge("sdpo_requests_under_way", "Requests that are being answered.", registry=registry)
+        self._seconds, self._ttft, self._gate, self._journal = (
+            Histogram(name, text, labels, registry=registry, buckets=_BUCKETS)
+            for name, text, labels in (
+                ("sdpo_request_seconds", "Whole requests, every wait included.", ["route"]),
+                ("sdpo_ttft_seconds", "From the request to the first event of its stream.", []),
+                ("sdpo_gate_wait_seconds", "What a request waited for a swap to end.", []),
+                ("sdpo_journal_wait_seconds", "What an answer waited for its turn to be on disk.", []),
+            )
+        )
+        self.under_way = 0
+        """Of those who ask for something, and not how we are."""
+
+    def begin(self, passage: Passage) -> None:
+        self.under_way += passage.route not in OPEN
+        self._under_way.set(self.under_way)
+
+    def end(self, passage: Passage) -> None:
+        self.under_way -= passage.route not in OPEN
+        self._under_way.set(self.under_way)
+        self._requests.labels(passage.route, str(passage.status), passage.outcome).inc()
+        self._seconds.labels(passage.route).observe(passage.seconds)
+        if passage.reason:
+            self._refused.labels(passage.reason).inc()
+        if passage.ttft_s is not None:
+            self._ttft.observe(passage.ttft_s)
+        stages = {stage.name for stage in passage.visit.stages}
+        if "gate" in stages:
+            self._gate.observe(passage.seconds_in("gate"))
+        if "journal" in stages:
+            self._journal.observe(passage.seconds_in("journal"))

@@ -1,0 +1,1 @@
+"""New weights under the users' feet: files say what is served, and a replica makes it so."""

@@ -1,0 +1,188 @@
+"""New weights into a running engine: hold, drain, load, verify, admit.
+
+    SERVING -> (stage) -> (a replica's turn) -> HOLDING -> (drained) -> LOADING -> VERIFYING -> SERVING the new release
+                              ^                    |                        └─ on any failure -> the old one again
+                              └─ patience is over ─┘
+
+New requests wait while requests of the old version finish, so no response mixes versions and none fails. Nobody waits
+long for somebody else's long answer: a hold that is not drained in time lets everyone in again and is tried later, with
+twice the patience. Nothing is admitted before the engine has reproduced the release's fingerprint.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from typing import Protocol
+
+from sdpo_ray.errors import SwapError
+from sdpo_ray.records import FileDigest, Fingerprint, Release
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {"float32": 2e-3, "bfloat16": 0.05}
+"""Largest mean |difference| in nats between the fingerprint and the engine: engines differ by about 1e-5 in
+fp32; a stale output head is off by whole nats."""
+PATIENCE_S = 0.25
+"""How long the first hold waits for running requests. Most answers end within it; who waits hardly notices."""
+AWAY_S = 10.0
+"""How long a replica that gets no new requests lets its answers end before it holds any."""
+
+Turn = Callable[[], AbstractAsyncContextManager[bool]]
+"""Entered while no other replica of the run is in its own; gives whether new requests go elsewhere meanwhile."""
+
+
+class Engine(Protocol):
+    """What a swap needs of an engine. `serve.engine.asyncllm.RecordingLLM` is one."""
+
+    async def stage(self, path: str, digests: Sequence[FileDigest]) -> None: ...
+    async def drained(self) -> None: ...
+    async def load(self, policy_version: int) -> None: ...
+    async def logprobs(self, token_ids: tuple[int, ...]) -> tuple[float, ...]: ...
+
+
+class Gate:
+    """Lets requests into the engine, or makes them wait while it is held."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+        self._shut = False
+        self._entering = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @asynccontextmanager
+    async def entering(self, *, begun: bool = False) -> AsyncIterator[None]:
+        """Wait until requests are admitted, then count this one until the engine has it.
+
+        What belongs to a request that has `begun` goes in while the gate is held, too: with the others of it in the
+        engine, the swap waits for them, and all of them are of one version.
+        """
+        if self._shut or not begun:
+            await self._open.wait()
+        self._entering += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._entering -= 1
+            if self._entering == 0:
+                self._idle.set()
+
+    async def hold(self) -> None:
+        """Admit no new request; returns once everyone who was let in has reached the engine."""
+        self._open.clear()
+        await self._idle.wait()
+
+    async def shut(self) -> None:
+        """Admit nobody at all; returns as `hold` does."""
+        self._shut = True
+        await self._idle.wait()
+
+    def admit(self) -> None:
+        self._shut = False
+        self._open.set()
+
+
+def _alone() -> AbstractAsyncContextManager[bool]:
+    return nullcontext(False)
+
+
+class Swapper:
+    """Makes one engine serve one release after another. `serving` is what answers now."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        gate: Gate,
+        serving: Release,
+        *,
+        dtype: str,
+        turn: Turn = _alone,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._engine = engine
+        self._gate = gate
+        self._tolerance = TOLERANCE[dtype]
+        self._turn = turn
+        self._patience_s = patience_s
+        self.serving = serving
+        self.stall_s = 0.0
+        """Seconds that the last swap held new requests at a stretch."""
+        self.broken = False
+        """True when not even the old weights could be restored: the replica must be restarted."""
+
+    async def to(self, release: Release) -> None:
+        """Serve `release`. Raises SwapError, with the old release still serving, when it does not check out."""
+        try:
+            await self._engine.stage(release.path, release.digests)
+        except Exception as error:
+            raise SwapError(f"v{release.policy_version} cannot be read: {error}") from error
+        self.stall_s, patience_s = 0.0, self._patience_s
+        async with self._turn() as away:
+            if away:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._engine.drained(), AWAY_S)
+            while not await self._held(release, patience_s):
+                await asyncio.sleep(patience_s)
+                patience_s *= 2
+        logger.info("serving v%d; new requests waited %.3f s", release.policy_version, self.stall_s)
+
+    async def verify(self, release: Release) -> None:
+        """Raise SwapError unless the engine reproduces the release's fingerprint."""
+        require_match(
+            release.fingerprint, await self._engine.logprobs(release.fingerprint.token_ids), tolerance=self._tolerance
+        )
+
+    async def _held(self, release: Release, patience_s: float) -> bool:
+        """Swap with new requests held; False, with everyone let in again, when the old ones take too long to end."""
+        began = time.monotonic()
+        await self._gate.hold()
+        try:
+            try:
+                async with asyncio.timeout(patience_s):
+                    await self._engine.drained()
+                    await self._gate.shut()
+                    await self._engine.drained()
+            except TimeoutError:
+                return False
+            try:
+                await self._engine.load(release.policy_version)
+                await self.verify(release)
+            except Exception as error:
+                await self._restore(error)
+                raise SwapError(f"v{release.policy_version} was loaded and undone: {error}") from error
+            self.serving, self.broken = release, False
+            return True
+        finally:
+            self.stall_s = max(self.stall_s, time.monotonic() - began)
+            if not self.broken:
+                self._gate.admit()
+
+    async def _restore(self, cause: Exception) -> None:
+        try:
+            await self._engine.stage(self.serving.path, self.serving.digests)
+            await self._engine.load(self.serving.policy_version)
+            await self.verify(self.serving)
+        except Exception:
+            self.broken = True
+            logger.exception("v%d could not be restored after: %s", self.serving.policy_version, cause)
+            raise
+
+
+def require_match(fingerprint: Fingerprint, logprobs: tuple[float, ...], *, tolerance: float) -> None:
+    """Raise SwapError where an engine's log-probs of the fingerprint's text are others."""
+    difference = mean_difference(fingerprint, logprobs)
+    if not difference <= tolerance:
+        raise SwapError(f"log-probs differ from the fingerprint by {difference:.4f} nats on average")
+
+
+def mean_difference(fingerprint: Fingerprint, logprobs: tuple[float, ...]) -> float:
+    """Mean absolute difference, nats; infinite when the lengths differ or a value is not a number."""
+    if len(logprobs) != len(fingerprint.logprobs):
+        return math.inf
+    total = sum(abs(a - b) for a, b in zip(fingerprint.logprobs, logprobs, strict=True))
+    return total / len(logprobs) if math.isfinite(total) else math.inf

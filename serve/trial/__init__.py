@@ -1,0 +1,1 @@
+"""A candidate among users, before it is everybody's: canary and shadow."""

@@ -1,0 +1,150 @@
+"""A chat that another application answers, on its way there and back.
+
+Until the first byte of the answer is out, whoever asked may still be answered by somebody else: whatever goes wrong
+before it is raised as `Away`. A plain answer is fetched whole before its first byte, a stream is handed on as it comes.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from sdpo_ray.headers import POLICY_VERSION, TURN_ID
+from serve.asgi import Send
+from serve.entry.refusals import Refusal
+from serve.exchange import Exchange
+
+CONNECT_S = 2.0
+IDLE_CONNECTIONS = 64
+_PASSED_ON = ("content-type", "cache-control")
+_OURS = "x-sdpo-"
+
+
+class Away(Exception):
+    """It has not answered, and not one byte is out. Carries a word for the counters."""
+
+
+class Relay:
+    """A way to one application, at `url` without `/v1`. `first_byte_s`: longest wait for an answer's beginning."""
+
+    def __init__(
+        self, url: str, key: str, *, first_byte_s: float, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._first_byte_s = first_byte_s
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers={
+                "authorization": f"Bearer {key}",
+                "content-type": "application/json",
+                "accept-encoding": "identity",
+            },
+            timeout=httpx.Timeout(None, connect=CONNECT_S),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS),
+            # It is on this machine, or in this cluster: no proxy of the environment is in between.
+            trust_env=False,
+            transport=transport,
+        )
+
+    async def answer(
+        self, request: dict[str, Any], headers: Mapping[str, str], exchange: Exchange, version: int, send: Send
+    ) -> None:
+        """Let policy `version` answer. Raises Away before the first byte, Refusal for a stream that broke off later."""
+        streamed, counted = bool(request.get("stream")), _asks_for_usage(request)
+        if streamed and not counted:
+            request = {**request, "stream_options": {**(request.get("stream_options") or {}), "include_usage": True}}
+        async with self.asked(request, headers, version) as reply:
+            body = b"" if streamed else await self._whole(reply)
+            await send(_head(reply, None if streamed else len(body)))
+            exchange.visit.policy_version = version
+            exchange.receipt = TURN_ID in reply.headers
+            if not streamed:
+                _count(exchange, json.loads(body))
+                await send({"type": "http.response.body", "body": body, "more_body": False})
+                return
+            try:
+                async for event in _events(reply.aiter_raw()):
+                    usage = _usage(event)
+                    if usage is not None:
+                        _count(exchange, usage)
+                    if usage is None or usage.get("choices") or counted:
+                        await send({"type": "http.response.body", "body": event, "more_body": True})
+            except httpx.HTTPError:
+                raise Refusal(502, "trial", "the answer broke off", "server_error", "broken_off") from None
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @asynccontextmanager
+    async def asked(
+        self, request: Mapping[str, Any], headers: Mapping[str, str], version: int
+    ) -> AsyncIterator[httpx.Response]:
+        """The head of a good answer by policy `version`, its body still to be read. Raises Away."""
+        body = json.dumps(request).encode()
+        asking = self._client.build_request("POST", "/v1/chat/completions", content=body, headers=headers)
+        try:
+            async with asyncio.timeout(self._first_byte_s):
+                reply = await self._client.send(asking, stream=True)
+        except TimeoutError:
+            raise Away("timeout") from None
+        except (httpx.HTTPError, OSError):
+            raise Away("connection") from None
+        try:
+            if reply.status_code != 200:
+                raise Away(f"status_{reply.status_code}")
+            if reply.headers.get(POLICY_VERSION) != str(version):
+                raise Away("version")
+            yield reply
+        finally:
+            # Of an answer that was not read to its end this closes the connection, which ends the work on it.
+            await reply.aclose()
+
+    async def _whole(self, reply: httpx.Response) -> bytes:
+        try:
+            async with asyncio.timeout(self._first_byte_s):
+                return await reply.aread()
+        except TimeoutError:
+            raise Away("timeout") from None
+        except httpx.HTTPError:
+            raise Away("connection") from None
+
+
+def _head(reply: httpx.Response, length: int | None) -> dict[str, Any]:
+    headers = [
+        (name, value)
+        for name, value in reply.headers.raw
+        if (word := name.decode("latin-1").lower()) in _PASSED_ON or word.startswith(_OURS)
+    ]
+    if length is not None:
+        headers.append((b"content-length", str(length).encode()))
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def _asks_for_usage(request: Mapping[str, Any]) -> bool:
+    options = request.get("stream_options")
+    return isinstance(options, Mapping) and bool(options.get("include_usage"))
+
+
+async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The events of a stream, each whole: bytes arrive cut anywhere."""
+    held = b""
+    async for chunk in chunks:
+        *whole, held = (held + chunk).split(b"\n\n")
+        for event in whole:
+            yield event + b"\n\n"
+    if held:
+        yield held
+
+
+def _usage(event: bytes) -> dict[str, Any] | None:
+    """The chunk of a stream that counts its tokens; None for any other event."""
+    if b'"usage":{' not in event or not event.startswith(b"data: {"):
+        return None
+    chunk: dict[str, Any] = json.loads(event.removeprefix(b"data: "))
+    return chunk
+
+
+def _count(exchange: Exchange, answer: Mapping[str, Any]) -> None:
+    usage = answer.get("usage") or {}
+    exchange.visit.prompt_tokens = usage.get("prompt_tokens") or 0
+    exchange.visit.response_tokens = usage.get("completion_tokens") or 0

@@ -1,0 +1,57 @@
+"""Copies of chats for a candidate whose answers nobody sees: how long they take, and how many fail.
+
+A copy is made beside the champion's answer, with no consent, so nothing of it is kept but numbers. There are only so
+many at once, and what comes above that is dropped: nobody waits for a copy.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+from sdpo_ray.headers import CONSENT
+from sdpo_ray.records import Consent
+from sdpo_ray.telemetry import Counters, EventFile
+from serve.trial.relay import Away, Relay
+
+AT_ONCE = 4
+
+
+class Shadow:
+    """The copies of one replica, which keeps its figures in a file of its own."""
+
+    def __init__(self, relay: Relay, counters: Counters) -> None:
+        self._relay = relay
+        self._counters = counters
+        self._name = f"{uuid4().hex}.jsonl"
+        self._copies: set[asyncio.Task[None]] = set()
+
+    def copy(self, request: Mapping[str, Any], headers: Mapping[str, str], version: int, folder: Path) -> None:
+        """Send a copy on its way, or drop it; returns at once. The figures go to a file in `folder`."""
+        if len(self._copies) >= AT_ONCE:
+            self._counters.add("shadow.dropped")
+            return
+        plain = {name: value for name, value in request.items() if name not in ("stream", "stream_options")}
+        no_consent = {**headers, CONSENT: Consent.NONE.value}
+        task = asyncio.ensure_future(self._ask({**plain, "n": 1}, no_consent, version, folder / self._name))
+        self._copies.add(task)
+        task.add_done_callback(self._copies.discard)
+
+    async def _ask(self, request: Mapping[str, Any], headers: Mapping[str, str], version: int, file: Path) -> None:
+        began = time.monotonic()
+        tokens, error = 0, ""
+        try:
+            async with self._relay.asked(request, headers, version) as reply:
+                tokens = json.loads(await reply.aread())["usage"]["completion_tokens"]
+        except Away as away:
+            error = str(away)
+        except httpx.HTTPError:
+            error = "connection"
+        self._counters.add("shadow.failed" if error else "shadow.answered")
+        seconds = round(time.monotonic() - began, 4)
+        EventFile(file).write("shadow", version, seconds=seconds, tokens=tokens, error=error)

@@ -1,0 +1,137 @@
+"""A candidate among users: which conversations are its own while `trial.json` says so, and who answers them.
+
+    canary   its conversations are answered by the application `canary`; by the champion where that one cannot
+    shadow   the champion answers everybody, and the candidate gets copies
+
+A conversation is the candidate's by a keyed digest of what pairing knows it by, so it stays with one policy over all
+its turns and on every replica; the next candidate draws anew. When the file goes, all are the champion's at once. Who
+has a personal policy takes no part.
+"""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import httpx
+from starlette.datastructures import Headers
+
+from sdpo_ray.capture.conversation import Asked, keyed_digest, owners, pairing_keys
+from sdpo_ray.capture.private import Followed
+from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.config import Run
+from sdpo_ray.errors import DataError
+from sdpo_ray.headers import CONSENT, CONVERSATION_ID, TENANT
+from sdpo_ray.records import Trial
+from sdpo_ray.storage import Layout, read_json
+from sdpo_ray.telemetry import Counters
+from serve.asgi import Receive, Scope, Send
+from serve.entry.auth import private_key
+from serve.exchange import Exchange
+from serve.trial.relay import Away, Relay
+from serve.trial.shadow import Shadow
+
+_PASSED_ON = (CONVERSATION_ID, "x-request-id", "traceparent", "tracestate")
+
+
+class Splitter:
+    """Hands the candidate's share of chats to the application `canary`. `counters` say who answered, and why."""
+
+    def __init__(self, run: Run, layout: Layout, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        key = private_key(layout.trial_key).decode()
+        # The champion needs its time, too, for what the candidate was waited for in vain.
+        first_byte_s = run.serve.request_timeout_s / 2
+        relay = Relay(f"{run.serve.url}/canary", key, first_byte_s=first_byte_s, transport=transport)
+        self.counters = Counters.empty()
+        self._layout = layout
+        self._relay = relay
+        self._shadow = Shadow(relay, self.counters)
+        self._pseudonyms = Followed(layout.pseudonym_keys, Pseudonyms.load)
+        self._personal = run.serve.adapters > 0
+        self._pointer = _Pointer(layout.trial_pointer)
+
+    async def take(self, exchange: Exchange, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Whether the candidate answered; where it did not, not one byte is out. Raises Refusal for a broken stream."""
+        trial, asked = self._pointer.now(), exchange.asked
+        if trial is None or asked is None or not self._is_candidates(asked, trial):
+            return False
+        headers = {CONSENT: asked.consent.value, TENANT: asked.tenant}
+        given = Headers(scope=scope)
+        headers |= {name: given[name] for name in _PASSED_ON if name in given}
+        request, version = json.loads(body), trial.candidate.policy_version
+        if trial.mode == "shadow":
+            self._shadow.copy(request, headers, version, self._layout.trial_answers(version))
+            return False
+        try:
+            await _unless_left(self._relay.answer(request, headers, exchange, version, send), receive)
+        except Away as away:
+            self.counters.add(f"champion.{away}")
+            return False
+        self.counters.add("candidate")
+        return True
+
+    def _is_candidates(self, asked: Asked, trial: Trial) -> bool:
+        if not asked.messages and not asked.conversation_id:
+            # No plain text, and no name: its later turns could not be told from others.
+            return False
+        pseudonyms = self._pseudonyms.now()
+        key = pseudonyms.pairing_key
+        try:
+            conversation = pairing_keys(
+                key=key,
+                tenant=asked.tenant,
+                user=asked.user,
+                conversation_id=asked.conversation_id,
+                messages=asked.messages,
+                response="",
+            ).conversation
+        except UnicodeEncodeError:
+            return False
+        drawn = keyed_digest(key, "trial", str(trial.candidate.policy_version), conversation)
+        if int(drawn[:16], 16) >= trial.share * 2**64:
+            return False
+        own = owners(pseudonyms, tenant=asked.tenant, user=asked.user) if self._personal else ()
+        return not any(self._layout.personal_pointer(owner).exists() for owner in own)
+
+
+class _Pointer:
+    """What `trial.json` says now, at the price of one `stat`: no file, or one that is none of ours, is no trial."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int] | None = None
+        self._trial: Trial | None = None
+
+    def now(self) -> Trial | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            self._seen = self._trial = None
+            return None
+        stamp = (found.st_mtime_ns, found.st_ino)
+        if stamp != self._seen:
+            try:
+                self._trial = read_json(self._path, Trial)
+            except (OSError, DataError):
+                self._trial = None
+            self._seen = stamp
+        return self._trial
+
+
+async def _unless_left(answering: Any, receive: Receive) -> None:
+    """Await `answering`, but only for as long as the client is there."""
+    answer, left = asyncio.ensure_future(answering), asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            answer.result()
+    finally:
+        for task in (answer, left):
+            task.cancel()
+        await asyncio.gather(answer, left, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
