@@ -76,9 +76,10 @@ class LocalCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment for whatever is to talk to this cluster."""
+        """Environment for whatever is to talk to this cluster; `python` and `ray` are this interpreter's."""
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        return {**kept, **ENVIRONMENT, **self._haproxy, "RAY_ADDRESS": self.address}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**kept, **ENVIRONMENT, **self._haproxy, "PATH": path, "RAY_ADDRESS": self.address}
 
     def __enter__(self) -> Self:
         environment = self.environment

@@ -100,7 +100,10 @@ class Personalizer:
         self._heard.says("drawing")
         with changing(layout.personal):
             if (found := self.crowd().count(owner.tenant, owner.users)) < least:
-                raise DataError(f"{found} interactions to learn from: personal.min_interactions is {least}")
+                raise DataError(
+                    f"{found} interactions to learn from: personal.min_interactions is {least}, and what was said "
+                    "counts once the wheel or jobs/curate.py has paired it"
+                )
             snapshot = draw_personal(
                 self._table,
                 directory / personal.SNAPSHOT,

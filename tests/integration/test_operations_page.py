@@ -5,10 +5,9 @@ run file and places of this test's own.
 """
 
 import json
-import os
 import re
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import pytest
 from openai import OpenAI
 
 from jobs.local import LocalCluster, free_port
+from sdpo_ray.curate.store import Table
+from sdpo_ray.storage import Layout
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -53,7 +54,6 @@ class Shell:
 
     def __init__(self, cluster: LocalCluster, folder: Path, run_file: Path, url: str) -> None:
         self._environment = cluster.environment | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(REPOSITORY),
             "RAY_API_SERVER_ADDRESS": cluster.dashboard,
             "HOME": str(folder),
@@ -104,8 +104,10 @@ class Operator:
     def before(self, command: str) -> None:
         if command.startswith(("ray job logs", "ray job stop")):
             self._talk_until_a_cycle_is_over()
-        if "personalize.py" in command or "erase.py" in command:
+        if "--user ann" in command and ("personalize.py" in command or "erase.py" in command):
             self._shell.set("TURN", self._ann_speaks())
+        if "personalize.py" in command:
+            self._wait_until_paired(self._shell.value("TURN"))
 
     def after(self, command: str, done: subprocess.CompletedProcess[str]) -> None:
         if "keys.py add" in command:
@@ -117,7 +119,17 @@ class Operator:
 
     def _talk_until_a_cycle_is_over(self) -> None:
         while not any('"outcome"' in line for line in self._events()):
+            assert "RUNNING" in self._shell.expect("ray job status wheel").stdout
             self._shell.expect("python jobs/simulate.py --run $RUN --conversations 24")
+
+    def _wait_until_paired(self, turn_id: str) -> None:
+        """The wheel is turning, and has to gather first."""
+        deadline = time.monotonic() + 240
+        interactions = Table.interactions(Layout(self._root))
+        while turn_id not in interactions.read(["interaction_id"])["interaction_id"].to_pylist():
+            assert time.monotonic() < deadline, "the wheel does not pair what was said"
+            time.sleep(1)
+            interactions.refresh()
 
     def _events(self) -> list[str]:
         file = self._root / "events.jsonl"
@@ -144,16 +156,9 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shell, 
     port = free_port()
     run_file = folder / "run.toml"
     laptop = (REPOSITORY / "jobs" / "recipes" / "laptop.toml").read_text()
-    settings = f"""
-[serve]
-port = {port}
-adapters = 2
-[personal]
-min_interactions = 1
-[evaluate]
-num_prompts = 16
-"""
-    run_file.write_text(laptop.replace("~/.sdpo-ray/laptop", str(folder / "run")) + settings)
+    laptop = laptop.replace("~/.sdpo-ray/laptop", str(folder / "run"))
+    laptop = laptop.replace("[personal]", "[personal]\nmin_interactions = 1")
+    run_file.write_text(f"{laptop}\n[serve]\nport = {port}\nadapters = 2\n\n[evaluate]\nnum_prompts = 16\n")
     (folder / "conversations.jsonl").write_text(json.dumps(LOGGED) + "\n")
     with LocalCluster(num_cpus=6, log=folder / "ray.log") as cluster:
         shell = Shell(cluster, folder, run_file, f"http://127.0.0.1:{port}")
