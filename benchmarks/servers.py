@@ -107,6 +107,7 @@ def bare(model: Path, log: Path, *, executor: str) -> Iterator[Server]:
     argv += ["--host", "127.0.0.1", "--served-model-name", "policy", "--dtype", run.policy.dtype, "--enforce-eager"]
     argv += ["--max-model-len", str(run.policy.max_model_len), "--max-num-seqs", str(run.serve.max_num_seqs)]
     argv += ["--kv-cache-memory-bytes", str(run.serve.kv_cache_mib << 20), "--distributed-executor-backend", executor]
+    argv += ["--enable-auto-tool-choice", "--tool-call-parser", run.serve.tool_parser]
     environment = os.environ | CPU_ENV | ENGINE_ENV
     if executor == "mp":
         del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]

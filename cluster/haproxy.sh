@@ -6,3 +6,7 @@ export RAY_SERVE_THROUGHPUT_OPTIMIZED=1
 export RAY_SERVE_HAPROXY_NBTHREAD=1
 # Turns of one conversation meet their prefix in one replica's cache; requests that name none take turns.
 export RAY_SERVE_HAPROXY_BALANCE_ALGORITHM="hdr(x-sdpo-conversation-id)"
+# Ten looks a second at replicas that are well cost a small machine more than they tell.
+export RAY_SERVE_CONTROL_LOOP_INTERVAL_S=0.5
+# Ray starts its workers with nice 15; those who wait for an answer wait for no daemon.
+export RAY_worker_niceness=0

@@ -15,6 +15,10 @@ HAPROXY = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # Turns of one conversation meet their prefix in one replica's cache; requests that name none take turns.
     "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "hdr(x-sdpo-conversation-id)",
+    # Ten looks a second at replicas that are well cost a small machine more than they tell.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # Ray starts its workers with nice 15; those who wait for an answer wait for no daemon.
+    "RAY_worker_niceness": "0",
 }
 _FIRST_PORT, _CLUSTERS, _PORTS = 20_000, 120, 100
 """Above Ray's own workers (10002-19999) and below the ports that the system gives to anybody (32768)."""

@@ -8,9 +8,10 @@ recorded, and no log line repeats what people said.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sdpo_ray.capture.conversation import Asked, pairing_keys
 from sdpo_ray.capture.feedback import Given
@@ -54,6 +55,15 @@ class Answered:
     """None for an answer that is finished now."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Appended:
+    """An event that the log was given, and where to count what becomes of it."""
+
+    event: Event
+    durable: "Future[None]"
+    counters: Counters
+
+
 class Recorder:
     """Records answered requests and feedback of one replica. `pseudonyms` gives the keys as of now."""
 
@@ -95,29 +105,37 @@ class Recorder:
         return True
 
     async def record(self, asked: Asked, *answers: Answered) -> bool:
-        """Store a turn for each answer; True once all are durable, False when one could not be stored."""
-        return await asyncio.shield(self.record_later(asked, *answers))
+        """Store a turn for each answer; True once all are durable, False when one could not be stored.
+
+        What is begun is done to the end, so that somebody who hangs up meanwhile leaves whole records.
+        """
+        if any(_num_chars(asked, answered) > THREAD_CHARS for answered in answers):
+            return await asyncio.shield(self.record_later(asked, *answers))
+        # In the caller's own task: each further turn of a busy event loop makes the answer wait longer than the sync.
+        appended = [self._append(self._maker(asked, answered), self.counters) for answered in answers]
+        try:
+            return await self._settle_all(appended)
+        except asyncio.CancelledError:
+            self._begin(self._settle_all(appended))
+            raise
 
     def record_later(self, asked: Asked, *answers: Answered) -> "asyncio.Task[bool]":
-        """Begin to store them. It is done to the end, so that somebody who hangs up meanwhile leaves whole records."""
-        storing = asyncio.create_task(self._record(asked, answers))
-        self._begun.add(storing)
-        storing.add_done_callback(self._begun.discard)
-        return storing
+        """Begin to store them."""
+        return self._begin(self._record(asked, answers))
+
+    def _begin(self, storing: Coroutine[Any, Any, bool]) -> "asyncio.Task[bool]":
+        task = asyncio.create_task(storing)
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
+        return task
 
     async def _record(self, asked: Asked, answers: Sequence[Answered]) -> bool:
-        storing = [self._record_one(asked, answered) for answered in answers]
-        stored = await asyncio.gather(*storing) if len(storing) > 1 else [await each for each in storing]
-        return all(stored)
+        tries = (self._try(self._maker(asked, a), _num_chars(asked, a), self.counters) for a in answers)
+        return None not in await asyncio.gather(*tries)
 
-    async def _record_one(self, asked: Asked, answered: Answered) -> bool:
+    def _maker(self, asked: Asked, answered: Answered) -> Callable[[], Turn]:
         finished_at_s = time.time() if answered.finished_at_s is None else answered.finished_at_s
-        chars = _num_chars(asked, answered)
-        if await self._try(lambda: self._turn(asked, answered, finished_at_s), chars, self.counters) is None:
-            return False
-        if answered.finish_reason is FinishReason.ABORT:
-            self.counters.add("aborted")
-        return True
+        return lambda: self._turn(asked, answered, finished_at_s)
 
     async def record_feedback(self, given: Given) -> str | None:
         """Store feedback; its id once it is durable, None when it could not be stored or may not be."""
@@ -130,25 +148,52 @@ class Recorder:
         return stored.feedback_id if isinstance(stored, Feedback) else None
 
     async def _try(self, make: Callable[[], Event], chars: int, counters: Counters) -> Event | None:
+        if chars > THREAD_CHARS:
+            try:
+                event = await asyncio.to_thread(make)
+            except Exception as error:
+                self._failed(error, counters)
+                return None
+            appended = self._append(lambda: event, counters)
+        else:
+            appended = self._append(make, counters)
+        return appended.event if appended is not None and await self._settle(appended) else None
+
+    def _append(self, make: Callable[[], Event], counters: Counters) -> "_Appended | None":
         try:
-            event = make() if chars <= THREAD_CHARS else await asyncio.to_thread(make)
-            durable = self._log.append(event)
+            event = make()
+            return _Appended(event, self._log.append(event), counters)
         except Exception as error:
             self._failed(error, counters)
             return None
+
+    async def _settle_all(self, appended: "list[_Appended | None]") -> bool:
+        """Whoever is cancelled may call it again with the same list, from which those that are settled are gone."""
+        stored = True
+        while appended:
+            first = appended[0]
+            stored = first is not None and await self._settle(first) and stored
+            del appended[0]
+        return stored
+
+    async def _settle(self, appended: "_Appended") -> bool:
+        """Whether it became durable; counts what became of it."""
+        event, counters = appended.event, appended.counters
         try:
             async with asyncio.timeout(self._timeout_s):
-                await settled(durable)
+                await settled(appended.durable)
         except Exception as error:
             # Once: a full disk that fails every turn is no better for a line of each.
             self._failed(error, counters, quietly=not self.healthy)
             self.healthy = False
-            return None
+            return False
         self.healthy = True
         counters.add("recorded")
+        if isinstance(event, Turn) and event.finish_reason is FinishReason.ABORT:
+            counters.add("aborted")
         for redaction in event.redactions:
             self.redactions.add(redaction.kind, redaction.n)
-        return event
+        return True
 
     def _failed(self, error: Exception, counters: Counters, *, quietly: bool = False) -> None:
         reason = "redaction" if isinstance(error, _NotRedacted) else type(error).__name__

@@ -52,12 +52,16 @@ class _Tally:
         self.counts: Counter[str] = Counter()
 
     def text(self, text: str) -> str:
+        if not text:
+            return text
         self._look_at(text)
         redacted, found = self._redactor.redact(text)
         self.counts.update(found)
         return redacted
 
     def json(self, text: str) -> str:
+        if not text:
+            return text
         self._look_at(text)
         redacted, found = self._redactor.redact_json(text)
         self.counts.update(found)
