@@ -8,7 +8,9 @@ what Ray does when nobody asks is on our bill alone. Throughputs and times to th
 round, and the median of the ratios is reported; a p99 is over the answers of all rounds.
 
 Layers are taken off one at a time: `direct` asks the replica past HAProxy, `unrecorded` asks without consent to be
-recorded. Besides, the CPU time of each process for a request tells what a layer uses.
+recorded, and `bare + Ray` is bare vLLM while our idle cluster is not stopped: what Ray's own processes take of a small
+machine. `bare, mp` is vLLM's default executor, which ours does not use on a CPU. Besides, the CPU time of each process
+for a request tells what a layer uses.
 """
 
 import argparse
@@ -56,6 +58,8 @@ class Way:
     server: Server
     url: str
     headers: dict[str, str]
+    beside: Server | None = None
+    """One that is not stopped meanwhile, though nobody asks it."""
 
 
 def percentile(values: Iterable[float], share: float) -> float:
@@ -92,7 +96,7 @@ class Comparison:
     def _alone(self, name: str, stream: bool, clients: int, requests: int) -> Turn:
         """A turn of one server, while all others are stopped."""
         way = self._ways[name]
-        others = {each.server for each in self._ways.values()} - {way.server}
+        others = {each.server for each in self._ways.values()} - {way.server, way.beside}
         with ExitStack() as stack:
             for other in others:
                 stack.enter_context(other.stopped())
@@ -203,6 +207,7 @@ def compare(model: Path, arguments: argparse.Namespace, log: Path, say: Callable
         if not arguments.quick:
             ways["direct"] = Way(mine, mine.replica_url(), {})
             ways["unrecorded"] = Way(mine, mine.url, NO_CONSENT)
+            ways["bare + Ray"] = Way(theirs, theirs.url, {}, beside=mine)
             default = stack.enter_context(bare(model, log, executor="mp"))
             ways["bare, mp"] = Way(default, default.url, {})
         say("all servers answer")
