@@ -4,10 +4,12 @@ import asyncio
 import json
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import jsonschema
@@ -331,20 +333,14 @@ def test_errors_are_in_openais_shape(served: Served, method: str, path: str, con
 # Answers that nobody waited for.
 
 
-def hang_up(served: Served, after: Callable[[httpx.Response], None], **more: Any) -> list[Turn]:
-    """The turns of a client who leaves when `after` is done with the response, or no answer has come.
+def hang_up(served: Served, ask_and_leave: Callable[[float], None]) -> list[Turn]:
+    """The turns of a client who leaves after so many seconds, or as soon as it likes.
 
     Who leaves before the first token leaves nothing, so on a slow machine the client is more patient the next time.
     """
     before = set(served.turns())
     for patience_s in (0.4, 0.8, 1.6):
-        timeout = httpx.Timeout(60, read=60 if more.get("stream") else patience_s)
-        url = f"{served.url}/v1/chat/completions"
-        try:
-            with httpx.stream("POST", url, json={**LONG, **more}, timeout=timeout) as reply:
-                after(reply)
-        except httpx.ReadTimeout:
-            pass
+        ask_and_leave(patience_s)
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             if new := set(turns := served.turns()) - before:
@@ -361,15 +357,17 @@ def count(served: Served, outcome: str) -> float:
 def test_of_a_stream_that_is_left_what_was_made_is_recorded_and_who_goes_on_is_paired(served: Served, client: OpenAI):
     seen: list[str] = []
 
-    def read_some(reply: httpx.Response) -> None:
-        for line in reply.iter_lines():
-            if line.startswith("data: {"):
-                seen.append(json.loads(line[6:])["choices"][0]["delta"].get("content") or "")
-            if len(seen) > 8:
-                return
+    def read_some(patience_s: float) -> None:
+        url = f"{served.url}/v1/chat/completions"
+        with httpx.stream("POST", url, json={**LONG, "stream": True}, timeout=60) as reply:
+            for line in reply.iter_lines():
+                if line.startswith("data: {"):
+                    seen.append(json.loads(line[6:])["choices"][0]["delta"].get("content") or "")
+                if len(seen) > 8:
+                    return
 
     before = count(served, "aborted")
-    (turn,) = hang_up(served, read_some, stream=True)
+    (turn,) = hang_up(served, read_some)
     assert turn.finish_reason is FinishReason.ABORT
     assert turn.response.startswith("".join(seen))
     assert 0 < len(turn.response_ids) == len(turn.response_logprobs) < 480
@@ -385,7 +383,17 @@ def test_of_a_stream_that_is_left_what_was_made_is_recorded_and_who_goes_on_is_p
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_of_a_whole_answer_that_is_not_waited_for_what_was_made_is_recorded(served: Served, n: int):
-    turns = hang_up(served, lambda reply: None, n=n)
+    address = urlsplit(served.url)
+    body = json.dumps({**LONG, "n": n}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: application/json\r\n"
+
+    def wait_and_leave(patience_s: float) -> None:
+        with socket.create_connection((address.hostname, address.port)) as client:
+            # In one piece: HAProxy 2.8 does not notice that a client left whose body came after its head.
+            client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            time.sleep(patience_s)
+
+    turns = hang_up(served, wait_and_leave)
     assert [turn.finish_reason for turn in turns] == [FinishReason.ABORT] * n
     for turn in turns:
         assert 0 < len(turn.response_ids) == len(turn.response_logprobs) < 480
