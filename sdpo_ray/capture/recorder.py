@@ -149,14 +149,10 @@ class Recorder:
 
     async def _try(self, make: Callable[[], Event], chars: int, counters: Counters) -> Event | None:
         if chars > THREAD_CHARS:
-            try:
-                event = await asyncio.to_thread(make)
-            except Exception as error:
-                self._failed(error, counters)
-                return None
-            appended = self._append(lambda: event, counters)
-        else:
-            appended = self._append(make, counters)
+            making = asyncio.create_task(asyncio.to_thread(make))
+            await asyncio.wait({making})
+            make = making.result
+        appended = self._append(make, counters)
         return appended.event if appended is not None and await self._settle(appended) else None
 
     def _append(self, make: Callable[[], Event], counters: Counters) -> "_Appended | None":
