@@ -34,18 +34,32 @@ async def read_body(receive: Receive) -> bytes | None:
             return bytes(body)
 
 
-async def run_on(body: bytes, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run the app on a body already read. A cancelled request reaches it as a disconnect.
-
-    Ray Serve reports a lost client by cancelling us, while vLLM's handler runs in a task of its own and
-    only listens for `http.disconnect`; without this it would generate to the end for nobody.
-    """
-    gone = asyncio.Event()
+def replaying(body: bytes, receive: Receive) -> Receive:
+    """`receive` for an app behind one that has read the body already: the body, and then what comes after it."""
     bodies = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
-        if bodies:
-            return bodies.pop()
+        return bodies.pop() if bodies else await receive()
+
+    return replay
+
+
+def with_length(scope: Scope, length: int) -> Scope:
+    """The scope, for a body of so many bytes."""
+    headers = MutableHeaders(raw=list(scope["headers"]))
+    headers["content-length"] = str(length)
+    return {**scope, "headers": headers.raw}
+
+
+async def tell_of_leaving(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run an app that only listens for `http.disconnect`: a cancelled request reaches it as one.
+
+    Ray Serve reports a lost client by cancelling us, while vLLM's handlers run in tasks of their own; without this they
+    would generate to the end for nobody.
+    """
+    gone = asyncio.Event()
+
+    async def receiving() -> Message:
         either = (asyncio.ensure_future(receive()), asyncio.ensure_future(gone.wait()))
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -55,9 +69,7 @@ async def run_on(body: bytes, app: ASGIApp, scope: Scope, receive: Receive, send
                 waiting.cancel()
             await asyncio.gather(*either, return_exceptions=True)
 
-    headers = MutableHeaders(raw=list(scope["headers"]))
-    headers["content-length"] = str(len(body))
-    task = asyncio.ensure_future(app({**scope, "headers": headers.raw}, replay, send))
+    task = asyncio.ensure_future(app(scope, receiving, send))
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -1,6 +1,6 @@
 """One HTTP request on its way through: what the layers of an answer tell each other about it."""
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import time_ns
@@ -15,7 +15,7 @@ _VISIT = "sdpo_ray.visit"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Part of a visit, in nanoseconds since 1970. Made by `serve.engine.asyncllm`; read by `serve.entry.passage`."""
+    """Part of a visit, in nanoseconds since 1970. Made where it is waited for; read by `serve.entry.passage`."""
 
     name: str
     began_ns: int
@@ -65,6 +65,8 @@ class Exchange:
     """None for a completion of plain text, which is nobody's turn."""
     recorded: bool
     """Whether its turn is to be recorded."""
+    storing: Coroutine[Any, Any, bool] | None = None
+    """From the engine's last output until somebody awaits it: whether every turn of it is on disk."""
     receipt: bool = False
     """True once every turn of it is on disk."""
     tool_use: Mapping[str, Any] | None = None

@@ -119,6 +119,7 @@ class Policy:
         from serve.api.door import Door
         from serve.api.models import ServedModel
         from serve.api.routes import Middleware
+        from serve.api.vllmapp import VllmApp
         from serve.entry.front import Front
         from serve.entry.health import Health, draining
 
@@ -148,7 +149,7 @@ class Policy:
             },
             draining=draining,
         )
-        front = Front(Middleware(app, door), self._entrance(), self._operation, health)
+        front = Front(Middleware(VllmApp(app), door), self._entrance(), self._operation, health)
         self._start_up.passed("app")
         self._start_up.log()
         return front

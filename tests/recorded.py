@@ -87,12 +87,12 @@ class RecordedEngine:
         assert exchange is not None
         exchange.visit.policy_version = 0
 
-        async def record() -> None:
+        def record() -> None:
             if exchange.recorded and exchange.asked is not None and self._recorder is not None:
-                exchange.receipt = await self._recorder.record(exchange.asked, answered(text))
+                exchange.storing = self._recorder.record(exchange.asked, answered(text))
 
         if not body.get("stream"):
-            await record()
+            record()
             message = {"role": "assistant", "content": text}
             await JSONResponse({"choices": [{"index": 0, "message": message}]})(scope, receive, send)
             return
@@ -100,7 +100,7 @@ class RecordedEngine:
         async def pieces() -> Any:
             for start in range(0, len(text), 40):
                 yield _event({"choices": [{"index": 0, "delta": {"content": text[start : start + 40]}}]})
-            await record()
+            record()
             yield _event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
             yield "data: [DONE]\n\n"
 

@@ -104,26 +104,33 @@ class Recorder:
             return False
         return True
 
-    async def record(self, asked: Asked, *answers: Answered) -> bool:
-        """Store a turn for each answer; True once all are durable, False when one could not be stored.
+    def record(self, asked: Asked, *answers: Answered) -> Coroutine[Any, Any, bool]:
+        """Store a turn for each answer. Await what it returns: True once all are durable, False if one could not be.
 
-        What is begun is done to the end, so that somebody who hangs up meanwhile leaves whole records.
+        The log has short turns when this returns, so that what a caller does before it waits costs no time. What is
+        begun is done to the end: somebody who hangs up while they wait leaves whole records.
         """
         if any(_num_chars(asked, answered) > THREAD_CHARS for answered in answers):
-            return await asyncio.shield(self.record_later(asked, *answers))
+            return self._shielded(asked, answers)
         # In the caller's own task: each further turn of a busy event loop makes the answer wait longer than the sync.
-        appended = [self._append(self._maker(asked, answered), self.counters) for answered in answers]
+        return self._settled([self._append(self._maker(asked, answered), self.counters) for answered in answers])
+
+    async def _shielded(self, asked: Asked, answers: Sequence[Answered]) -> bool:
+        return await asyncio.shield(self.record_later(asked, *answers))
+
+    async def _settled(self, appended: "list[_Appended | None]") -> bool:
         try:
             return await self._settle_all(appended)
         except asyncio.CancelledError:
-            self._begin(self._settle_all(appended))
+            self.finish(self._settle_all(appended))
             raise
 
     def record_later(self, asked: Asked, *answers: Answered) -> "asyncio.Task[bool]":
         """Begin to store them."""
-        return self._begin(self._record(asked, answers))
+        return self.finish(self._record(asked, answers))
 
-    def _begin(self, storing: Coroutine[Any, Any, bool]) -> "asyncio.Task[bool]":
+    def finish(self, storing: Coroutine[Any, Any, bool]) -> "asyncio.Task[bool]":
+        """Await in the background what `record` returned, for whoever cannot wait any more."""
         task = asyncio.create_task(storing)
         self._begun.add(task)
         task.add_done_callback(self._begun.discard)

@@ -7,6 +7,7 @@ other: vLLM would say 200 and put the error into the stream, which no client ret
 """
 
 import json
+from time import time_ns
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -34,6 +35,7 @@ class Reply:
         if message["type"] == "http.response.start":
             self._head = message
             return
+        await self._stored()
         if self._refused:
             return
         if self._head is not None:
@@ -48,6 +50,17 @@ class Reply:
         elif self._promised and _is_done(message) and not self._exchange.receipt:
             await self._send({"type": "http.response.body", "body": NOT_STORED, "more_body": True})
         await self._send(message)
+
+    async def _stored(self) -> None:
+        """Return once the turns of an answer that has ended are on disk, or cannot be."""
+        exchange = self._exchange
+        if exchange.storing is None:
+            return
+        storing, exchange.storing, began_ns = exchange.storing, None, time_ns()
+        try:
+            exchange.receipt = await storing
+        finally:
+            exchange.visit.passed("journal", began_ns)
 
     def _add_headers(self, head: Message) -> None:
         headers = MutableHeaders(raw=head["headers"])

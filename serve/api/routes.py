@@ -20,7 +20,7 @@ from serve.api.feedback import reply_to_feedback
 from serve.api.models import MODELS, is_about_models, reply_about_models
 from serve.api.parameters import check_chat, check_completion
 from serve.api.replies import Reply
-from serve.asgi import ASGIApp, Receive, Scope, Send, read_body, refuse, run_on, with_headers
+from serve.asgi import ASGIApp, Receive, Scope, Send, read_body, refuse, replaying, with_headers, with_length
 from serve.exchange import EXCHANGE, Exchange, Visit, visit_of
 
 CHAT = "/v1/chat/completions"
@@ -86,9 +86,13 @@ class Middleware:
             return
         token = EXCHANGE.set(exchange)
         try:
-            await run_on(escaped, self._app, scope, receive, Reply(send, exchange, self._door))
+            reply = Reply(send, exchange, self._door)
+            await self._app(with_length(scope, len(escaped)), replaying(escaped, receive), reply)
         finally:
             EXCHANGE.reset(token)
+            if exchange.storing is not None and self._door.recorder is not None:
+                # There was nothing left to answer.
+                self._door.recorder.finish(exchange.storing)
             if exchange.asked is None and visit.policy_version is not None and self._door.recorder is not None:
                 self._door.recorder.counters.add("not_recorded.completion")
 

@@ -1,12 +1,13 @@
 """vLLM's async engine, with two additions: requests pass a gate, and answers are recorded.
 
-The last output of a recorded answer is handed on only after its turn is on disk. An answer that nobody waits for any
-more, because the client hung up or the time was over, is taken out of the engine and recorded as far as it came.
+The last output of a recorded answer is handed on with its turn on the way to the disk. `serve.api.replies` waits for
+it; what vLLM makes of the output meanwhile costs no time. An answer that nobody waits for any more, because the client
+hung up or the time was over, is taken out of the engine and recorded as far as it came.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from functools import partial
@@ -105,7 +106,7 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
                 if output.finished:
                     exchange.visit.passed("engine", began_ns)
                 if output.finished and exchange.recorded:
-                    exchange.receipt = await self._record(answering)
+                    exchange.storing = self._record(answering)
                 yield output
         except (asyncio.CancelledError, GeneratorExit):
             # The engine drops the request before anything else waits, and puts out what it still had of it.
@@ -115,16 +116,12 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
                 self._record_broken_off(answering)
             raise
 
-    async def _record(self, answering: Answering) -> bool:
-        """Store the turns of a request that has ended; whether all are durable."""
+    def _record(self, answering: Answering) -> Coroutine[Any, Any, bool] | None:
+        """Store the turns of a request that has ended, as `Recorder.record` does; None where there are none."""
         answers, asked = self._answers(answering), answering.exchange.asked
         if not answers or asked is None or self.recorder is None:
-            return False
-        began_ns = time_ns()
-        try:
-            return await self.recorder.record(asked, *answers)
-        finally:
-            answering.exchange.visit.passed("journal", began_ns)
+            return None
+        return self.recorder.record(asked, *answers)
 
     def _record_broken_off(self, answering: Answering) -> None:
         """Store the turns of a request that nobody waits for any more, in the background."""

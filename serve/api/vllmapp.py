@@ -1,0 +1,69 @@
+"""vLLM's OpenAI app as `serve.api.routes` calls it.
+
+A chat that vLLM's own model of a request accepts goes to vLLM's own handler, in the task that brought it: FastAPI's
+way there costs as much again as the handler. Everything else takes the whole app: what is refused, so that its words
+are vLLM's, browsers of another origin, and every other route.
+"""
+
+import asyncio
+import inspect
+import json
+
+from fastapi import FastAPI
+from pydantic import ValidationError
+from starlette.datastructures import Headers
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+from serve.api.routes import CHAT
+from serve.asgi import Receive, Scope, Send, read_body, replaying, tell_of_leaving
+
+_answer = inspect.unwrap(create_chat_completion)
+"""Without the tasks that listen for a client who leaves: Ray Serve cancels ours."""
+
+
+class VllmApp:
+    """Pure ASGI around the app that vLLM's `build_app` made."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._chats = ExceptionMiddleware(self._chat, handlers=app.exception_handlers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if _is_plain_chat(scope):
+            await self._chats({**scope, "app": self._app}, receive, send)
+        else:
+            await tell_of_leaving(self._app, scope, receive, send)
+
+    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(receive)
+        if body is None:
+            return
+        try:
+            chat = ChatCompletionRequest.model_validate(json.loads(body))
+        except ValidationError:
+            await tell_of_leaving(self._app, scope, replaying(body, receive), send)
+            return
+        response: Response = await _answer(chat, Request(scope, receive))
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # vLLM answers whoever has left with an error.
+            raise asyncio.CancelledError
+        if isinstance(response, StreamingResponse):
+            await response.stream_response(send)
+        else:
+            await response(scope, receive, send)
+
+
+def _is_plain_chat(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    media_type = headers.get("content-type", "").lower().partition(";")[0]
+    chat = scope["method"] == "POST" and path == CHAT
+    return chat and media_type == "application/json" and "origin" not in headers
