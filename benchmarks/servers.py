@@ -103,18 +103,30 @@ def make_policy(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def bare(model: Path, log: Path, *, executor: str) -> Iterator[Server]:
-    """`vllm serve` with the engine settings of ours; `executor` is `uni`, as ours, or vLLM's default here, `mp`."""
+def bare(model: Path, log: Path, *, tuned: bool) -> Iterator[Server]:
+    """`vllm serve` with the limits of ours: `tuned` as ours is, or as it comes.
+
+    As it comes, vLLM runs a worker in a process of its own on a CPU, and chooses its threads and their cores.
+    """
     run = load_run(RECIPE)
     port = free_port()
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
     argv += ["--host", "127.0.0.1", "--served-model-name", "policy", "--dtype", run.policy.dtype, "--enforce-eager"]
     argv += ["--max-model-len", str(run.policy.max_model_len), "--max-num-seqs", str(run.serve.max_num_seqs)]
-    argv += ["--kv-cache-memory-bytes", str(run.serve.kv_cache_mib << 20), "--distributed-executor-backend", executor]
+    argv += ["--kv-cache-memory-bytes", str(run.serve.kv_cache_mib << 20)]
     argv += ["--enable-auto-tool-choice", "--tool-call-parser", run.serve.tool_parser]
-    environment = os.environ | CPU_ENV | ENGINE_ENV
-    if executor == "mp":
-        del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]
+    if tuned:
+        argv += ["--distributed-executor-backend", "uni"]
+        environment = os.environ | CPU_ENV | ENGINE_ENV
+    else:
+        # Nothing is downloaded or reported here, and the compiler that vLLM's defaults ask for is not at hand.
+        kept = {
+            name: (CPU_ENV | ENGINE_ENV)[name]
+            for name in ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "TORCH_COMPILE_DISABLE")
+        }
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "VLLM_"))
+        } | kept
     with log.open("ab") as file:
         process = subprocess.Popen(argv, env=environment, stdout=file, stderr=file)
     try:
