@@ -1,8 +1,8 @@
 """vLLM's OpenAI app as `serve.api.routes` calls it.
 
 A chat that vLLM's own model of a request accepts goes to vLLM's own handler, in the task that brought it: FastAPI's
-way there costs as much again as the handler. Everything else takes the whole app: what is refused, so that its words
-are vLLM's, browsers of another origin, and every other route.
+way there costs as much again as the handler. Everything else takes the whole app: every other route, and what is
+refused, so that the words are vLLM's.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class VllmApp:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if _is_plain_chat(scope):
+        if _is_chat(scope):
             await self._chats({**scope, "app": self._app}, receive, send)
         else:
             await tell_of_leaving(self._app, scope, receive, send)
@@ -61,9 +61,8 @@ class VllmApp:
             await response(scope, receive, send)
 
 
-def _is_plain_chat(scope: Scope) -> bool:
-    headers = Headers(scope=scope)
+def _is_chat(scope: Scope) -> bool:
+    """Whether this is a chat in JSON; vLLM has words for any other type."""
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    media_type = headers.get("content-type", "").lower().partition(";")[0]
-    chat = scope["method"] == "POST" and path == CHAT
-    return chat and media_type == "application/json" and "origin" not in headers
+    media_type = Headers(scope=scope).get("content-type", "").lower().partition(";")[0]
+    return scope["method"] == "POST" and path == CHAT and media_type == "application/json"
