@@ -1,13 +1,45 @@
-"""vLLM's sampler, which ranks no token whose rank nobody reads. Runs in vLLM's worker.
+"""vLLM's sampler, at less cost where the sampled tokens' log-probs alone are wanted. Runs in vLLM's worker.
 
-A rank compares a log-prob with those of the whole vocabulary: two thirds of what a sampled token's log-prob costs.
+That is what recording wants of every token. A rank compares a log-prob with those of the whole vocabulary, two thirds
+of what a log-prob costs to make; and to send it, vLLM encodes three arrays for each request.
 """
 
 from typing import Any
 
 import torch
-from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 from vllm.v1.sample.sampler import Sampler
+
+_UNRANKED = ("<i8", (1,), bytes(8))
+
+
+class _Step(LogprobsLists):  # type: ignore[misc]
+    """What `LogprobsLists` is, where requests get one token each; a slice is encoded already.
+
+    Arrays travel as dtype, shape and bytes (`vllm/v1/serial_utils.py`), and are arrays again for whoever receives them.
+    """
+
+    _ids: bytes
+    _logprobs: bytes
+
+    @classmethod
+    def of(cls, tensors: LogprobsTensors) -> "_Step":
+        ids, logprobs, ranks = (tensor.numpy() for tensor in tensors[:3])
+        step = cls(ids, logprobs, ranks)
+        step._ids, step._logprobs = ids.tobytes(), logprobs.tobytes()
+        return step
+
+    def slice_request(self, req_idx: int, num_positions: int) -> LogprobsLists:
+        if num_positions != 1:
+            return super().slice_request(req_idx, num_positions)
+        start, end = 4 * req_idx, 4 * req_idx + 4
+        ids, logprobs = ("<i4", (1, 1), self._ids[start:end]), ("<f4", (1, 1), self._logprobs[start:end])
+        return LogprobsLists(ids, logprobs, _UNRANKED)
+
+
+class _OnCpu(LogprobsTensors):  # type: ignore[misc]
+    def tolists(self, cu_num_generated_tokens: list[int] | None = None) -> LogprobsLists:
+        return super().tolists(cu_num_generated_tokens) if cu_num_generated_tokens else _Step.of(self)
 
 
 class LeanSampler(Sampler):  # type: ignore[misc]
@@ -29,4 +61,5 @@ class LeanSampler(Sampler):  # type: ignore[misc]
         if num_logprobs or not self._samples:
             return super().gather_logprobs(logprobs, num_logprobs, token_ids)
         ids = token_ids.unsqueeze(-1)
-        return LogprobsTensors(ids.to(torch.int32), logprobs.gather(-1, ids), torch.zeros_like(token_ids))
+        found = (ids.to(torch.int32), logprobs.gather(-1, ids), torch.zeros_like(token_ids))
+        return _OnCpu(*found) if ids.is_cpu else LogprobsTensors(*found)

@@ -9,8 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vllm.platforms import current_platform
+
 from sdpo_ray.records import FileDigest
 from serve.swap import staging
+
+if current_platform.is_cpu():
+    # vLLM makes its model after it has imported this extension, with what is registered by then.
+    import serve.engine.norms  # noqa: F401
 
 
 class SwapExtension:

@@ -134,3 +134,38 @@ def test_the_lean_sampler_ranks_the_tokens_of_prompts():
     found = sampler.gather_logprobs(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0, torch.tensor([2]))
     assert found.selected_token_ranks.tolist() == [3]
     assert found.logprobs[0, 0].item() == pytest.approx(math.log(0.2))
+
+
+def received(lists: Any, *, row: int) -> Any:
+    """What the server gets of one request's share of a step."""
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    share = EngineCoreOutput(request_id="r", new_token_ids=[row], new_logprobs=lists.slice_request(row, 1))
+    sent = [bytes(part) for part in MsgpackEncoder().encode(EngineCoreOutputs(outputs=[share]))]
+    return MsgpackDecoder(EngineCoreOutputs).decode(sent).outputs[0].new_logprobs
+
+
+def test_the_server_receives_of_the_lean_sampler_what_it_would_of_vllms():
+    from vllm.v1.sample.sampler import Sampler
+
+    from serve.engine.sampler import LeanSampler
+
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(3))
+    samplers = (Sampler("processed_logprobs"), LeanSampler("processed_logprobs"))
+    vllms, lean = (sampler(logits.clone(), metadata(0, rows=6)).logprobs_tensors.tolists() for sampler in samplers)
+    for row in range(6):
+        theirs, ours = received(vllms, row=row), received(lean, row=row)
+        assert ours.logprobs.dtype == theirs.logprobs.dtype == np.float32
+        assert ours.logprob_token_ids.dtype == theirs.logprob_token_ids.dtype == np.int32
+        assert ours.logprobs.tolist() == theirs.logprobs.tolist() == vllms.logprobs[row : row + 1].tolist()
+        assert ours.logprob_token_ids.tolist() == theirs.logprob_token_ids.tolist()
+        assert ours.sampled_token_ranks.shape == theirs.sampled_token_ranks.shape
+
+
+def test_a_share_of_several_tokens_of_the_lean_sampler_is_vllms():
+    from serve.engine.sampler import LeanSampler
+
+    lists = LeanSampler("processed_logprobs")(torch.eye(4), metadata(0, rows=4)).logprobs_tensors.tolists()
+    assert lists.slice_request(1, 2).logprob_token_ids.tolist() == [[1], [2]]
+    assert lists.slice_request(1, 0).logprobs.shape == (0, 1)

@@ -1,0 +1,40 @@
+"""RMS norms by vLLM's own CPU kernels, which its wheel has and does not use.
+
+vLLM 0.32 leaves its kernels to GPUs (`vllm/kernels/vllm_c.py`): on a CPU a norm is seven operations of torch, and all
+of them an eighth of a small model's step. Import this before the model is made, in the process that makes it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.layernorm import RMSNorm
+
+_VECTOR = 16
+"""The kernels take rows of whole vectors, of so many floats (`csrc/cpu/layernorm.cpp`)."""
+
+
+@RMSNorm.register_oot(name="RMSNorm")
+class KernelRMSNorm(RMSNorm):  # type: ignore[misc]
+    """Takes vLLM's place for it on the CPU, and computes what it does: its kernels where they fit, and else torch."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # In 16 bits the kernels round once less than torch does, and than the trainer.
+        plain = self.has_weight and self.variance_size_override is None and self.weight.dtype == torch.float32
+        self._fits = plain and self.hidden_size % _VECTOR == 0
+
+    def forward_cpu(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """As `RMSNorm.forward_native`; with a residual, in the place of both."""
+        if not self._fits or x.dtype != torch.float32:
+            return self.forward_native(x, residual)
+        if residual is None:
+            # The kernel reads rows that follow each other; the heads of queries and keys do not.
+            x = x.contiguous()
+            normed = torch.empty_like(x)
+            torch.ops._C.rms_norm(normed, x, self.weight, self.variance_epsilon)
+            return normed
+        if not (x.is_contiguous() and residual.is_contiguous()):
+            return self.forward_native(x, residual)
+        torch.ops._C.fused_add_rms_norm(x, residual, self.weight, self.variance_epsilon)
+        return x, residual
