@@ -1,7 +1,7 @@
 """RMS norms by vLLM's own CPU kernels, which its wheel has and does not use.
 
 vLLM 0.32 leaves its kernels to GPUs (`vllm/kernels/vllm_c.py`): on a CPU a norm is seven operations of torch, and all
-of them an eighth of a small model's step. Import this before the model is made, in the process that makes it.
+of them are a sixth of a small model's step. Import this before the model is made, in the process that makes it.
 """
 
 from typing import Any
