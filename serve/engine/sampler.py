@@ -23,10 +23,9 @@ class _Step(LogprobsLists):  # type: ignore[misc]
     _logprobs: bytes
 
     @classmethod
-    def of(cls, tensors: LogprobsTensors) -> "_Step":
-        ids, logprobs, ranks = (tensor.numpy() for tensor in tensors[:3])
-        step = cls(ids, logprobs, ranks)
-        step._ids, step._logprobs = ids.tobytes(), logprobs.tobytes()
+    def of(cls, lists: LogprobsLists) -> "_Step":
+        step = cls(*lists)
+        step._ids, step._logprobs = step.logprob_token_ids.tobytes(), step.logprobs.tobytes()
         return step
 
     def slice_request(self, req_idx: int, num_positions: int) -> LogprobsLists:
@@ -39,7 +38,8 @@ class _Step(LogprobsLists):  # type: ignore[misc]
 
 class _OnCpu(LogprobsTensors):  # type: ignore[misc]
     def tolists(self, cu_num_generated_tokens: list[int] | None = None) -> LogprobsLists:
-        return super().tolists(cu_num_generated_tokens) if cu_num_generated_tokens else _Step.of(self)
+        lists = super().tolists(cu_num_generated_tokens)
+        return _Step.of(lists) if lists.cu_num_generated_tokens is None else lists
 
 
 class LeanSampler(Sampler):  # type: ignore[misc]
