@@ -62,7 +62,8 @@ def draw_snapshot(
             newest=apart,
         )
         if not plan.interaction_ids:
-            raise DataError(f"nothing to draw: {plan.rule}")
+            more = "all there is was held out, it takes more conversations; " if plan.held_out_ids else ""
+            raise DataError(f"nothing to draw: {more}{plan.rule}")
         wanted = (*plan.interaction_ids, *(plan.held_out_ids if apart else ()))
         found = _interactions(table, wanted, rows)
         if len(found) == len(wanted):

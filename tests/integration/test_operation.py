@@ -310,6 +310,7 @@ def test_nothing_starts_where_others_reach_it_without_a_key(served: Served, tmp_
 
 def test_replicas_share_one_count_and_let_everybody_in_while_it_is_away(ray_cluster: str):
     import ray
+    from ray.exceptions import RayActorError
 
     from serve.entry.sharedlimits import SharedLimiter
 
@@ -323,10 +324,14 @@ def test_replicas_share_one_count_and_let_everybody_in_while_it_is_away(ray_clus
         said = [first.refused, (await other.enter("k", limits)).refused, (await one.enter("k", limits)).refused]
         await other.leave("k", limits, first.ticket, 0)
         said.append((await one.enter("k", limits)).refused)
-        ray.kill(ray.get_actor("limits of unit", namespace="sdpo-ray"), no_restart=True)
-        while not one.counters.values["away"]:
-            assert time.monotonic() < deadline
-            assert not (await one.enter("k", limits)).refused
+        counter = ray.get_actor("limits of unit", namespace="sdpo-ray")
+        ray.kill(counter, no_restart=True)
+        # Ray kills in its own time, and until then the counter says what it said before.
+        with pytest.raises(RayActorError):
+            while time.monotonic() < deadline:
+                await counter.holds.remote("k", first.ticket)
+        assert not (await one.enter("k", limits)).refused
+        assert one.counters.values["away"] == 1
         while not (verdict := await one.enter("k", limits)).ticket:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)

@@ -16,7 +16,11 @@ import pytest
 from openai import OpenAI
 
 from jobs.local import LocalCluster, free_port
+from sdpo_ray.capture.conversation import pairing_keys
+from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.curate.sampling import is_held_out
 from sdpo_ray.curate.store import Table
+from sdpo_ray.headers import CONVERSATION_ID
 from sdpo_ray.storage import Layout
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -28,6 +32,7 @@ ELSEWHERE = {
     "kafka-": "needs a broker of Apache Kafka; tests/integration/test_kafka.py makes its topics itself",
 }
 """Beginnings of commands that do not run here, and why."""
+ANN = "ann@example.org"
 LOGGED = {
     "messages": [
         {"role": "user", "content": "What is the capital of France?"},
@@ -136,13 +141,29 @@ class Operator:
         return file.read_text().splitlines() if file.exists() else []
 
     def _ann_speaks(self) -> str:
-        """A conversation of two turns; gives the receipt of the first."""
+        """Two conversations of two turns, one to judge her policy by, one to learn it from; the latter's first receipt."""
+        key = Pseudonyms.load(Layout(self._root).pseudonym_keys).pairing_key
+
+        def held_out(conversation: str) -> bool:
+            who = {"tenant": "default", "user": ANN, "conversation_id": conversation}
+            return is_held_out(pairing_keys(key=key, **who, messages=(), response="").conversation, 0.25)
+
+        names = [f"ann-{time.monotonic_ns()}-{number}" for number in range(100)]
+        apart, learned = (next(name for name in names if held_out(name) is side) for side in (True, False))
+        self._converse(apart, "What is the capital of Italy?")
+        return self._converse(learned, "What is the capital of France?")
+
+    def _converse(self, conversation: str, question: str) -> str:
         client = OpenAI(base_url=f"{self._url}/v1", api_key=self._shell.value("OPENAI_API_KEY"), timeout=60)
-        messages: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+        messages: list[Any] = [{"role": "user", "content": question}]
         receipts = []
         for follow_up in ("Shorter please.", "Thanks."):
             raw = client.chat.completions.with_raw_response.create(
-                model="policy", messages=messages, max_tokens=32, user="ann@example.org"
+                model="policy",
+                messages=messages,
+                max_tokens=32,
+                user=ANN,
+                extra_headers={CONVERSATION_ID: conversation},
             )
             receipts.append(raw.headers["x-sdpo-turn-id"])
             answer = {"role": "assistant", "content": raw.parse().choices[0].message.content}

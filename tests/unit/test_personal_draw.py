@@ -118,6 +118,12 @@ def test_answers_too_many_versions_old_are_left_out_by_the_users_own_limit(tmp_p
         drawn(table, tmp_path / "snapshot", "nobody")
 
 
+def test_whose_conversations_are_all_held_out_is_told_what_it_takes(tmp_path: Path):
+    table = table_of(Layout(tmp_path), [each for each in said("ann", 30) if is_held_out(each.conversation, 0.25)])
+    with pytest.raises(DataError, match="all there is was held out, it takes more conversations; the newest 0 of 0"):
+        drawn(table, tmp_path / "snapshot", "ann")
+
+
 def test_a_crowd_counts_each_named_user_and_what_is_new(tmp_path: Path):
     anonymous = [replace(each, turn=replace(each.turn, user="")) for each in said("x", 7)]
     table = table_of(Layout(tmp_path), [*said("ann", 5), *anonymous], [*said("ann", 3, at_s=3000.0), *said("bob", 2)])
