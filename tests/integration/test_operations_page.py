@@ -141,7 +141,7 @@ class Operator:
         return file.read_text().splitlines() if file.exists() else []
 
     def _ann_speaks(self) -> str:
-        """Two conversations of two turns, one to judge her policy by, one to learn it from; the latter's first receipt."""
+        """Two conversations of two turns, to judge and to learn her policy by; the latter's first receipt."""
         key = Pseudonyms.load(Layout(self._root).pseudonym_keys).pairing_key
 
         def held_out(conversation: str) -> bool:
