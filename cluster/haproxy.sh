@@ -11,3 +11,5 @@ export RAY_SERVE_HAPROXY_BALANCE_ALGORITHM="hdr(x-sdpo-conversation-id)"
 export RAY_SERVE_CONTROL_LOOP_INTERVAL_S=0.5
 # Ray starts its workers with nice 15; those who wait for an answer wait for no daemon.
 export RAY_worker_niceness=0
+# A node that is told to stop waits for its replicas: `serve.drain_s`, and a little for the journal.
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=80

@@ -21,6 +21,8 @@ HAPROXY = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # Ray starts its workers with nice 15; those who wait for an answer wait for no daemon.
     "RAY_worker_niceness": "0",
+    # A node that is told to stop waits for its replicas: `serve.drain_s`, and a little for the journal.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "80",
 }
 _FIRST_PORT, _CLUSTERS, _PORTS = 20_000, 120, 100
 """Above Ray's own workers (10002-19999) and below the ports that the system gives to anybody (32768)."""

@@ -1,4 +1,4 @@
-"""A replica whose engine died ends with it: its requests would all fail until Ray Serve's next look at its health.
+"""A replica whose engine died, or hangs, ends with it: its requests would all fail until Ray Serve's next look.
 
 With the process go its sockets, so that HAProxy sends the next request to another replica at once; and Ray Serve starts
 a new one at once, too.
@@ -13,24 +13,58 @@ from typing import Protocol
 logger = logging.getLogger("ray.serve")
 
 POLL_S = 0.05
+PULSE_S = 2.0
 
 
 class Engine(Protocol):
-    """What is watched of an engine. `vllm.v1.engine.async_llm.AsyncLLM` is one."""
+    """What is watched of an engine. `serve.engine.asyncllm.RecordingLLM` is one."""
 
     @property
     def errored(self) -> bool: ...
+    async def pulse(self) -> None:
+        """Return when the engine's loop comes round; raise where it is dead."""
+
+    def shutdown(self) -> None: ...
 
 
-def _end() -> None:
-    # Not `sys.exit`, which waits for threads that wait for the engine.
+def end() -> None:
+    """End this process now. Not `sys.exit`, which waits for threads that wait for the engine."""
     os._exit(1)
 
 
-async def die_with(engine: Engine, *, leaving: Callable[[], bool], end: Callable[[], None] = _end) -> None:
-    """End this process when the engine is dead; but not where the process is `leaving`, and has stopped it in peace."""
-    while not engine.errored:
+async def die_with(
+    engine: Engine, *, patience_s: float, leaving: Callable[[], bool], end: Callable[[], None] = end
+) -> None:
+    """End this process when the engine is dead, or has answered nothing for `patience_s`.
+
+    But not where the process is `leaving`, and has stopped the engine in peace.
+    """
+    hanging = asyncio.ensure_future(_hangs(engine, patience_s))
+    while not (engine.errored or hanging.done()):
         await asyncio.sleep(POLL_S)
-    if not leaving():
+    if leaving():
+        return
+    if engine.errored:
         logger.critical("the engine is dead, and this replica ends with it")
-        end()
+    else:
+        logger.critical("the engine has answered nothing for %g s, and this replica ends with it", patience_s)
+        # A process that is stopped would not notice that nobody needs it any more.
+        engine.shutdown()
+    end()
+
+
+async def _hangs(engine: Engine, patience_s: float) -> None:
+    """Return once the engine has answered nothing for so long."""
+    while True:
+        answer = asyncio.ensure_future(engine.pulse())
+        # Counted, not read off a clock: while this process itself was stopped, it has not waited.
+        waited_s = 0.0
+        while not answer.done():
+            if waited_s >= patience_s:
+                answer.cancel()
+                return
+            await asyncio.sleep(POLL_S)
+            waited_s += POLL_S
+        # That it died is for `errored` to say.
+        answer.exception()
+        await asyncio.sleep(PULSE_S)

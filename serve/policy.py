@@ -28,9 +28,10 @@ from serve.adapters.personal import PersonalPolicies
 from serve.arguments import api_arguments, engine_arguments
 from serve.entry.auth import CanaryEntrance, Entrance, ExaminersEntrance, UsersEntrance, private_key
 from serve.entry.health import without_paths
-from serve.lifeline import die_with
+from serve.lifeline import die_with, end
 from serve.logs import kept_open, withhold_words
 from serve.startup import StartUp
+from serve.stopping import drain_on_sigterm, draining
 from serve.swap import staging
 from serve.swap.follow import Audience, Follower, Pointer, Swapping, first_whole, start
 from serve.swap.rolling import Balance, Rolling
@@ -109,7 +110,11 @@ class Policy:
             )
         self._follower = asyncio.ensure_future(self._following.follow())
         self._leaving = False
-        self._lifeline = asyncio.ensure_future(die_with(self._engine, leaving=lambda: self._leaving))
+        patience_s = self._run.serve.engine_patience_s
+        self._lifeline = asyncio.ensure_future(
+            die_with(self._engine, patience_s=patience_s, leaving=lambda: self._leaving)
+        )
+        drain_on_sigterm(end)
         self._start_up.passed("policy")
 
     async def __serve_build_asgi_app__(self) -> Any:
@@ -121,7 +126,7 @@ class Policy:
         from serve.api.routes import Middleware
         from serve.api.vllmapp import VllmApp
         from serve.entry.front import Front
-        from serve.entry.health import Health, draining
+        from serve.entry.health import Health
 
         tasks = await self._engine.get_supported_tasks()
         app = build_app(self._namespace, tasks, self._engine.model_config)

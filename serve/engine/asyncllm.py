@@ -144,6 +144,10 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
                 self.recorder.counters.add("not_recorded.tool_parser")
             return None
 
+    async def pulse(self) -> None:
+        """Return when the engine's loop comes round, between two steps. Raises EngineDeadError."""
+        await self.engine_core.is_sleeping_async()
+
     async def prepare_swaps(self) -> None:
         """Call it once, before anything below."""
         await self.collective_rpc("prepare_swaps")

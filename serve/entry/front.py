@@ -7,7 +7,9 @@ of what was said.
 """
 
 import asyncio
+import logging
 import re
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
@@ -20,8 +22,10 @@ from serve.entry.health import HEALTH, READY
 from serve.entry.intake import BODY_TIMEOUT_S, bounded, check_head
 from serve.entry.operation import REQUEST_ID, Operation
 from serve.entry.passage import Outgoing, Passage, route_of
-from serve.entry.refusals import Refusal, no_key, over_limit, took_too_long
+from serve.entry.refusals import Refusal, gone_wrong, no_key, over_limit, took_too_long
 from serve.exchange import Visit, with_visit
+
+logger = logging.getLogger("ray.serve")
 
 _SANE = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _EVERYBODY = "everybody"
@@ -63,6 +67,11 @@ class Front:
         except asyncio.CancelledError:
             passage.aborted = True
             raise
+        except Exception as error:
+            # Not its words, which may be anybody's.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("a request ended in %s\n%s", type(error).__name__, where)
+            await _refuse(gone_wrong(), passage, scope, receive, outgoing)
         finally:
             passage.end()
             self._operation.end(passage)

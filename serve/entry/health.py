@@ -7,7 +7,6 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import ray
 from starlette.responses import JSONResponse
 
 from sdpo_ray.capture.recorder import Recorder
@@ -87,14 +86,3 @@ class Health:
 def without_paths(text: str) -> str:
     """The text with every path cut down to its last name."""
     return _PATH.sub("", text)
-
-
-def draining() -> bool:
-    """Whether Ray Serve is about to stop this replica.
-
-    Ray 2.60 tells code of ours nothing of it before the last request is over, though its own `/-/healthz` on the
-    replica's port knows; so this looks where that looks.
-    """
-    worker = ray._private.worker.global_worker
-    actor = worker.actors.get(worker.actor_id)
-    return bool(getattr(getattr(actor, "_replica_impl", None), "_shutting_down", False))

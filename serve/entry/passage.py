@@ -81,7 +81,7 @@ class Passage:
         if self.aborted:
             return "aborted"
         if self.reason:
-            return "timeout" if self.reason == "timeout" else "refused"
+            return {"timeout": "timeout", "internal": "error"}.get(self.reason, "refused")
         return "ok" if 200 <= self.status < 400 else "error"
 
     def seconds_in(self, stage: str) -> float:

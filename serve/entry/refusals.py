@@ -60,3 +60,8 @@ def too_slow(timeout_s: float) -> Refusal:
 def took_too_long(timeout_s: float) -> Refusal:
     text = f"the request was given up after {timeout_s:g} s; ask for fewer tokens, or stream"
     return Refusal(504, "timeout", text, "timeout_error", "timeout")
+
+
+def gone_wrong() -> Refusal:
+    text = "something went wrong here, and it is not the request; please try again"
+    return Refusal(500, "internal", text, "server_error", "internal_error")

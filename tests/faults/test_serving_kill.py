@@ -1,4 +1,4 @@
-"""kill -9 of a replica, of an engine, of the Serve controller, under people who never stop asking.
+"""kill -9 of a replica, of an engine, of the Serve controller; SIGSTOP and SIGTERM; under people who never stop asking.
 
 Two replicas behind HAProxy, as a cluster serves. Whatever dies comes back by itself, on the released version; who was
 being answered by it loses that answer and nobody loses another; who has a receipt finds the turn in the journal, once.
@@ -27,13 +27,14 @@ from sdpo_ray.config import load_run
 from sdpo_ray.records import Turn
 from sdpo_ray.storage import Layout
 from tests.conftest import CHECKPOINT
-from tests.faults.watching import chat, engine_of, named, wait_until
+from tests.faults.watching import LONG, chat, engine_of, named, wait_until
 from tests.serving import Served, perturbed, point, release_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 RELEASED = 1
 RECOVERED_S = 240
 """Longest until both replicas answer again: the machines are shared, and an engine takes tens of seconds to start."""
+PATIENCE_S = 10
 NOTICED_S = 0.5
 """A request sent this soon after a kill may still have met what was dying."""
 SEATS = ("raw", "raw", "raw", "stream", "stream", "stream", "retrying", "retrying")
@@ -140,6 +141,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         f"serve.port={free_port()}",
         f"policy.base={CHECKPOINT}",
         "serve.num_replicas=2",
+        f"serve.engine_patience_s={PATIENCE_S}",
         "capture.journal.segment_mib=1",
         "capture.journal.segment_s=2",
     ]
@@ -212,3 +214,51 @@ def test_nobody_notices_that_the_controller_dies(service: Service):
     assert people.failed() == []
     assert {replica.pid for replica in service.replicas()} == replicas
     assert_receipts_hold(service, people)
+
+
+def test_an_engine_that_hangs_is_replaced_with_its_replica(service: Service):
+    with crowd(service) as people:
+        replica = random.choice(service.replicas())
+        engine = engine_of(replica)
+        engine.suspend()
+        wait_until(lambda: not replica.is_running(), "the end of the replica", RECOVERED_S)
+        ended_s = time.monotonic()
+        wait_until(service.is_whole, "two replicas on the released version", RECOVERED_S)
+    assert not engine.is_running()
+    assert_only_those_under_way_failed(people, ended_s)
+    assert_receipts_hold(service, people)
+
+
+def test_a_replica_that_is_told_to_stop_loses_nobody(service: Service):
+    with crowd(service) as people:
+        replica = random.choice(service.replicas())
+        replica.terminate()
+        wait_until(lambda: not replica.is_running(), "the end of the replica", RECOVERED_S)
+        wait_until(service.is_whole, "two replicas on the released version", RECOVERED_S)
+    assert people.failed() == []
+    assert_receipts_hold(service, people)
+
+
+def test_a_node_that_is_told_to_stop_ends_every_stream_that_has_begun(service: Service):
+    """The last test of this cluster. `ray start --block` is what Kubernetes stops first."""
+    num_streams = 8
+    begun = threading.Barrier(num_streams + 1)
+
+    def listen() -> tuple[str, str]:
+        url = f"{service.served.url}/v1/chat/completions"
+        with httpx.stream("POST", url, json=chat(**LONG) | {"stream": True}, timeout=60) as reply:
+            pieces = reply.iter_text()
+            text = next(pieces)
+            begun.wait(timeout=60)
+            return reply.headers["x-sdpo-turn-id"], text + "".join(pieces)
+
+    with ThreadPoolExecutor(num_streams) as pool:
+        seats = [pool.submit(listen) for _ in range(num_streams)]
+        begun.wait(timeout=60)
+        psutil.Process(service.cluster.pid).terminate()
+        heard = [seat.result() for seat in seats]
+    turns = service.served.turns()
+    for turn_id, text in heard:
+        assert text.endswith("data: [DONE]\n\n")
+        assert "not stored" not in text
+        assert len(turns[turn_id].response_ids) == LONG["max_tokens"]

@@ -191,6 +191,38 @@ def test_what_the_app_still_says_when_its_time_is_over_is_not_sent() -> None:
     assert House(stubborn, request_timeout_s=0.05).ask(content=b"{}").status_code == 504
 
 
+def test_what_goes_wrong_is_said_in_openai_s_shape_and_its_words_are_in_no_log(lines: list[dict[str, Any]]) -> None:
+    word = str(4700 + 11)
+
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ValueError(word)
+
+    house = House(broken)
+    reply = house.ask(content=b"{}")
+    assert reply.status_code == 500
+    error = reply.json()["error"]
+    assert (error["type"], error["code"]) == ("server_error", "internal_error")
+    assert f'sdpo_requests_total{{outcome="error",route="{CHAT}",status="500"}} 1.0' in house.numbers()
+    assert 'sdpo_refused_total{reason="internal"} 1.0' in house.numbers()
+    assert "a request ended in ValueError" in lines[0]["message"]
+    assert word not in json.dumps(lines) + reply.text
+
+
+def test_a_stream_in_which_something_goes_wrong_ends_with_an_error() -> None:
+    async def breaking(scope: Scope, receive: Receive, send: Send) -> None:
+        async def pieces() -> AsyncIterator[str]:
+            yield PIECE
+            raise ValueError
+
+        await StreamingResponse(pieces(), media_type="text/event-stream")(scope, receive, send)
+
+    house = House(breaking)
+    reply = house.ask(content=b"{}")
+    assert reply.text.startswith(PIECE)
+    assert json.loads(reply.text.removeprefix(PIECE).removeprefix("data: "))["error"]["code"] == "internal_error"
+    assert f'sdpo_requests_total{{outcome="error",route="{CHAT}",status="200"}} 1.0' in house.numbers()
+
+
 def test_a_key_has_limits_of_its_own_or_the_run_s(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.json"
     generous, keys = ApiKeys.load(path).add("acme", requests_per_minute=3)

@@ -2,39 +2,70 @@
 
 import asyncio
 
+import pytest
+
+from serve import lifeline
 from serve.lifeline import POLL_S, die_with
 
 
 class Engine:
-    """One that is dead once somebody says so."""
+    """One that is dead once somebody says so, and answers unless it is stopped."""
 
     def __init__(self) -> None:
-        self.errored = False
+        self.errored = self.stopped = self.shut_down = False
+
+    async def pulse(self) -> None:
+        while self.stopped:
+            await asyncio.sleep(POLL_S)
+
+    def shutdown(self) -> None:
+        self.shut_down = True
 
 
-def ended(*, dies: bool, leaving: bool) -> list[str]:
-    """Who ended the process, a few looks after the engine did or did not die."""
+def ended(*, dies: bool = False, stops: bool = False, leaving: bool = False, patience_s: float = 60) -> list[str]:
+    """What became of the process, a few looks after the engine died, stopped, or neither."""
     engine, ends = Engine(), list[str]()
 
     async def run() -> None:
-        watch = asyncio.ensure_future(die_with(engine, leaving=lambda: leaving, end=lambda: ends.append("ended")))
+        watch = asyncio.ensure_future(
+            die_with(
+                engine,
+                patience_s=patience_s,
+                leaving=lambda: leaving,
+                end=lambda: ends.append("engine shut down" if engine.shut_down else "ended"),
+            )
+        )
         await asyncio.sleep(2 * POLL_S)
         assert ends == []
-        engine.errored = dies
-        await asyncio.sleep(4 * POLL_S)
+        engine.errored, engine.stopped = dies, stops
+        await asyncio.sleep(8 * POLL_S)
         watch.cancel()
 
     asyncio.run(run())
     return ends
 
 
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifeline, "PULSE_S", POLL_S)
+
+
 def test_a_replica_ends_once_with_its_engine():
-    assert ended(dies=True, leaving=False) == ["ended"]
+    assert ended(dies=True) == ["ended"]
 
 
 def test_it_goes_on_while_the_engine_lives():
-    assert ended(dies=False, leaving=False) == []
+    assert ended(patience_s=POLL_S) == []
 
 
-def test_an_engine_that_is_stopped_with_its_replica_is_no_accident():
-    assert ended(dies=True, leaving=True) == []
+def test_an_engine_that_answers_nothing_is_stopped_for_good_and_the_replica_with_it():
+    assert ended(stops=True, patience_s=2 * POLL_S) == ["engine shut down"]
+
+
+def test_an_engine_that_is_slow_to_answer_is_waited_for():
+    assert ended(stops=True, patience_s=60) == []
+
+
+@pytest.mark.parametrize("how", ["dies", "stops"])
+def test_an_engine_that_is_stopped_with_its_replica_is_no_accident(how: str):
+    assert ended(**{how: True}, leaving=True, patience_s=2 * POLL_S) == []
