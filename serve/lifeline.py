@@ -24,7 +24,7 @@ class Engine(Protocol):
     async def pulse(self) -> None:
         """Return when the engine's loop comes round; raise where it is dead."""
 
-    def shutdown(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 def end() -> None:
@@ -48,8 +48,8 @@ async def die_with(
         logger.critical("the engine is dead, and this replica ends with it")
     else:
         logger.critical("the engine has answered nothing for %g s, and this replica ends with it", patience_s)
-        # A process that is stopped would not notice that nobody needs it any more.
-        engine.shutdown()
+        # It would not notice that nobody needs it any more.
+        engine.kill()
     end()
 
 

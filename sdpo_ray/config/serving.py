@@ -68,7 +68,7 @@ class Serve(Section):
     drain_s: float = Field(default=60, ge=0)
     """How long a replica that is stopped goes on with what it has begun."""
     engine_patience_s: float = Field(default=120, gt=0)
-    """An engine that answers nothing for so long hangs, and its replica is started anew; longer than a step or a load."""
+    """An engine that answers nothing for so long hangs: its replica is started anew. No step or load takes longer."""
     limits: Limits = Limits()
     otlp_endpoint: str = ""
     """Where OpenTelemetry traces go (OTLP over gRPC), such as `http://collector:4317`; empty sends none."""

@@ -148,6 +148,11 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
         """Return when the engine's loop comes round, between two steps. Raises EngineDeadError."""
         await self.engine_core.is_sleeping_async()
 
+    def kill(self) -> None:
+        """End the engine's process. Nothing gentler reaches one that hangs."""
+        for process in self.engine_core.resources.engine_manager.processes:
+            process.kill()
+
     async def prepare_swaps(self) -> None:
         """Call it once, before anything below."""
         await self.collective_rpc("prepare_swaps")

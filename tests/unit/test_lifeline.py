@@ -12,14 +12,14 @@ class Engine:
     """One that is dead once somebody says so, and answers unless it is stopped."""
 
     def __init__(self) -> None:
-        self.errored = self.stopped = self.shut_down = False
+        self.errored = self.stopped = self.killed = False
 
     async def pulse(self) -> None:
         while self.stopped:
             await asyncio.sleep(POLL_S)
 
-    def shutdown(self) -> None:
-        self.shut_down = True
+    def kill(self) -> None:
+        self.killed = True
 
 
 def ended(*, dies: bool = False, stops: bool = False, leaving: bool = False, patience_s: float = 60) -> list[str]:
@@ -32,7 +32,7 @@ def ended(*, dies: bool = False, stops: bool = False, leaving: bool = False, pat
                 engine,
                 patience_s=patience_s,
                 leaving=lambda: leaving,
-                end=lambda: ends.append("engine shut down" if engine.shut_down else "ended"),
+                end=lambda: ends.append("engine killed" if engine.killed else "ended"),
             )
         )
         await asyncio.sleep(2 * POLL_S)
@@ -58,8 +58,8 @@ def test_it_goes_on_while_the_engine_lives():
     assert ended(patience_s=POLL_S) == []
 
 
-def test_an_engine_that_answers_nothing_is_stopped_for_good_and_the_replica_with_it():
-    assert ended(stops=True, patience_s=2 * POLL_S) == ["engine shut down"]
+def test_an_engine_that_answers_nothing_is_killed_and_the_replica_ends_with_it():
+    assert ended(stops=True, patience_s=2 * POLL_S) == ["engine killed"]
 
 
 def test_an_engine_that_is_slow_to_answer_is_waited_for():
