@@ -5,43 +5,33 @@ nobody to tell it. MLflow is not asked.
 """
 
 import asyncio
-import logging
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ray import get_runtime_context
 from ray.serve import get_replica_context
 
-from sdpo_ray.capture.private import Followed
-from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
+from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Run
 from sdpo_ray.errors import SwapError
 from sdpo_ray.headers import POLICY_VERSION, STALL_S, SWAP_ERROR
-from sdpo_ray.records import BASE_VERSION, Fingerprint, Release
-from sdpo_ray.storage import Layout, write_json
+from sdpo_ray.records import BASE_VERSION
+from sdpo_ray.storage import Layout
 from sdpo_ray.telemetry import Counters
 from serve import preload
-from serve.adapters.personal import PersonalPolicies
 from serve.arguments import api_arguments, engine_arguments
-from serve.entry.auth import CanaryEntrance, Entrance, ExaminersEntrance, UsersEntrance, private_key
 from serve.entry.health import without_paths
 from serve.lifeline import die_with, end
 from serve.logs import kept_open, withhold_words
 from serve.startup import StartUp
 from serve.stopping import drain_on_sigterm, draining
-from serve.swap import staging
-from serve.swap.follow import Audience, Follower, Pointer, Swapping, first_whole, start
-from serve.swap.rolling import Balance, Rolling
+from serve.swap.follow import Audience, Follower, Pointer, first_whole, start
 from serve.trial.splitter import Splitter
-
-logger = logging.getLogger("ray.serve")
 
 
 class Policy:
-    """One replica. `audience` is `users`, who are recorded, or `examiner`, which needs the exam key."""
+    """One replica. `audience` is `users` or `canary`, who are recorded, or `examiner`, which needs the exam key."""
 
     # Ray Serve awaits the constructor; vLLM's engine wants the loop that will run it.
     async def __init__(self, run: dict[str, Any], audience: Audience) -> None:  # type: ignore[misc]
@@ -53,67 +43,55 @@ class Policy:
             from serve.exposure import bound_host, require_keys
 
             require_keys(await bound_host(), Layout(self._run.directory).api_keys)
+        from serve import parts
         from serve.engine.asyncllm import RecordingLLM
         from serve.engine.logprobs import install
         from serve.engine.toolcalls import ToolCallReader
         from serve.entry.operation import Operation
-        from serve.metrics import SwapMetrics, publish
+        from serve.metrics import SwapMetrics
         from serve.swap.swapper import Gate
 
         if head_start is not None:
             preload.use(head_start)
         self._start_up.passed("imports")
-        self._layout = Layout(self._run.directory, self._run.tables)
-        self._audience = audience
         if audience == "examiner":
             # It examines whole weights, which are the same policy as the adapter over its base.
             whole = self._run.serve.model_copy(update={"swap": "in_place", "adapters": 0})
             self._run = self._run.model_copy(update={"serve": whole})
-        self._pointer = Pointer(self._layout, audience)
-        known = self._pointer.to_start_on()
+        self._layout = layout = Layout(self._run.directory, self._run.tables)
+        pointer = Pointer(layout, audience)
+        known = pointer.to_start_on()
         loaded = first_whole(known) if self._run.serve.swap == "in_place" else None
         arguments = engine_arguments(self._run, loaded.path if loaded else str(self._run.base))
         with kept_open():
             config = arguments.create_engine_config()
         install()
-        self._engine = RecordingLLM.from_vllm_config(config)
-        await self._engine.collective_rpc("rank_nothing")
+        self._engine = engine = RecordingLLM.from_vllm_config(config)
+        await engine.collective_rpc("rank_nothing")
         self._start_up.passed("engine")
-        self._engine.gate = Gate()
-        self._engine.recorder = self._recorder() if audience != "examiner" else None
+        engine.gate = Gate()
+        engine.recorder = parts.recorder(self._run, layout) if audience != "examiner" else None
         self._namespace = api_arguments(self._run, arguments)
-        self._engine.tool_calls = ToolCallReader(
-            self._run.serve.tool_parser, self._engine.get_tokenizer(), self._engine.model_config
-        )
+        engine.tool_calls = ToolCallReader(self._run.serve.tool_parser, engine.get_tokenizer(), engine.model_config)
         self._format = ChatFormat(arguments.model)
-        await self._engine.prepare_swaps()
-        await self._engine.label(loaded.policy_version if loaded else BASE_VERSION)
+        await engine.prepare_swaps()
+        await engine.label(loaded.policy_version if loaded else BASE_VERSION)
         if not known:
-            known = [loaded := await self._first_release(arguments.model)]
-        self._personal: PersonalPolicies | None = None
-        self._swapper = self._make_swapper(loaded or known[-1], Path(arguments.model))
+            known = [loaded := await parts.first_release(layout, pointer, engine, arguments.model)]
+        self._swapper, self._personal = parts.swapping(
+            self._run, layout, audience, engine, loaded or known[-1], Path(arguments.model)
+        )
         await start(self._swapper, known, loaded=loaded)
-        self._following = Follower(self._pointer, self._swapper, SwapMetrics().swap)
-        self._trial = Splitter(self._run, self._layout) if audience == "users" else None
+        self._following = Follower(pointer, self._swapper, SwapMetrics().swap)
+        self._trial = Splitter(self._run, layout) if audience == "users" else None
         here = get_replica_context()
         self._operation = Operation(self._run.serve, application=here.app_name, replica=here.replica_tag)
-        if self._engine.recorder is not None:
-            capture = self._run.capture
-            alarm_bytes = None if capture.kafka.brokers else capture.journal.alarm_mib << 20
-            publish(
-                self._engine.recorder,
-                self._swapper,
-                lambda: self._following.refused is not None,
-                alarm_bytes,
-                journal=None if alarm_bytes is None else self._layout.journal,
-                more=self._operation.counters | self._personal_counters() | self._trial_counters(),
-            )
+        self._entrance = parts.entrance(self._run, layout, audience)
+        self._publish()
         self._follower = asyncio.ensure_future(self._following.follow())
         self._leaving = False
         patience_s = self._run.serve.engine_patience_s
-        self._lifeline = asyncio.ensure_future(
-            die_with(self._engine, patience_s=patience_s, leaving=lambda: self._leaving)
-        )
+        self._lifeline = asyncio.ensure_future(die_with(engine, patience_s=patience_s, leaving=lambda: self._leaving))
         drain_on_sigterm(end)
         self._start_up.passed("policy")
 
@@ -154,7 +132,7 @@ class Policy:
             },
             draining=draining,
         )
-        front = Front(Middleware(VllmApp(app), door), self._entrance(), self._operation, health)
+        front = Front(Middleware(VllmApp(app), door), self._entrance, self._operation, health)
         self._start_up.passed("app")
         self._start_up.log()
         return front
@@ -183,65 +161,8 @@ class Policy:
             self._follower.result()
         await self._engine.check_health()
 
-    async def _first_release(self, path: str) -> Release:
-        """The base policy as version 0: an engine that has just loaded it is the best witness there is."""
-        token_ids = self._format.text_ids(FINGERPRINT_TEXT)
-        logprobs = await self._engine.logprobs(token_ids)
-        release = Release(
-            policy_version=BASE_VERSION,
-            path=path,
-            previous_version=None,
-            fingerprint=Fingerprint(token_ids=token_ids, logprobs=logprobs),
-            released_at_s=time.time(),
-        )
-        write_json(self._layout.release(BASE_VERSION), release)
-        # Another replica may have been first, and may have been told of a release since.
-        if not self._pointer.path.exists():
-            write_json(self._pointer.path, release)
-        return release
-
-    def _make_swapper(self, serving: Release, model: Path) -> Swapping:
-        """How releases reach this engine; and who in it has a policy of their own."""
-        from serve.adapters.book import AdapterBook
-        from serve.adapters.swap import AdapterSwapper
-        from serve.swap.swapper import Swapper
-
-        config, dtype = self._run.serve, self._run.policy.dtype
-        book = AdapterBook(
-            self._engine, staging.headers(model), slots=config.adapters, max_rank=config.max_lora_rank, dtype=dtype
-        )
-        if config.swap == "adapter":
-            swapper = AdapterSwapper(self._engine, book, serving, base=model, dtype=dtype)
-            self._engine.adapters = swapper
-            return swapper
-        here = get_replica_context().replica_id.unique_id
-        balance = Balance.here(here, get_runtime_context().get_node_id())
-        rolling = Rolling(self._layout.root / f".rolling-{self._audience}.lock", balance)
-        in_place = Swapper(self._engine, self._engine.gate, serving, dtype=dtype, turn=rolling.turn)
-        if config.adapters:
-            pseudonyms = Followed(self._layout.pseudonym_keys, Pseudonyms.load)
-            self._personal = PersonalPolicies(
-                self._layout, pseudonyms.now, book, lambda: in_place.serving.policy_version
-            )
-            self._engine.adapters, self._engine.on_load = self._personal, book.forget
-        return in_place
-
-    def _trial_counters(self) -> dict[str, Counters]:
-        return {} if self._trial is None else {"sdpo_trial_chats": self._trial.counters}
-
-    def _entrance(self) -> Entrance:
-        match self._audience:
-            case "users":
-                return UsersEntrance(self._layout.api_keys, self._run.serve.limits)
-            case "examiner":
-                return ExaminersEntrance(private_key(self._layout.exam_key))
-            case "canary":
-                return CanaryEntrance(private_key(self._layout.trial_key))
-
-    def _personal_counters(self) -> dict[str, Counters]:
-        return {} if self._personal is None else {"sdpo_personal": self._personal.counters}
-
     def _served(self) -> dict[str, str]:
+        """Headers that tell what is served now."""
         headers = {
             POLICY_VERSION: str(self._swapper.serving.policy_version),
             STALL_S: f"{self._swapper.stall_s:.3f}",
@@ -251,12 +172,24 @@ class Policy:
             headers[SWAP_ERROR] = words.encode("ascii", "replace").decode().replace("\n", " ")
         return headers
 
-    def _recorder(self) -> Any:
-        from sdpo_ray.capture.log import open_log
-        from sdpo_ray.capture.recorder import Recorder
-        from sdpo_ray.redaction import Redactor
+    def _publish(self) -> None:
+        """Our numbers on the page of this process; the examination's engine, which records nobody, has vLLM's alone."""
+        from serve.metrics import publish
 
-        config = self._run.capture
-        redactor = Redactor(config.redact, phone_regions=config.phone_regions, presidio=config.presidio)
-        pseudonyms = Followed(self._layout.pseudonym_keys, Pseudonyms.load)
-        return Recorder(open_log(self._layout, config), redactor, pseudonyms.now, timeout_s=config.receipt_timeout_s)
+        if self._engine.recorder is None:
+            return
+        more: dict[str, Counters] = {**self._operation.counters}
+        if self._personal is not None:
+            more["sdpo_personal"] = self._personal.counters
+        if self._trial is not None:
+            more["sdpo_trial_chats"] = self._trial.counters
+        capture = self._run.capture
+        alarm_bytes = None if capture.kafka.brokers else capture.journal.alarm_mib << 20
+        publish(
+            self._engine.recorder,
+            self._swapper,
+            lambda: self._following.refused is not None,
+            alarm_bytes,
+            journal=None if alarm_bytes is None else self._layout.journal,
+            more=more,
+        )
