@@ -65,6 +65,7 @@ async def _hangs(engine: Engine, patience_s: float) -> None:
                 return
             await asyncio.sleep(POLL_S)
             waited_s += POLL_S
-        # That it died is for `errored` to say.
-        answer.exception()
+        if not answer.cancelled():
+            # That it died is for `errored` to say.
+            answer.exception()
         await asyncio.sleep(PULSE_S)
