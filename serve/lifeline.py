@@ -12,7 +12,7 @@ from typing import Protocol
 
 logger = logging.getLogger("ray.serve")
 
-POLL_S = 0.05
+POLL_S = 0.02
 PULSE_S = 2.0
 
 
