@@ -38,7 +38,7 @@ def ended(*, dies: bool = False, stops: bool = False, leaving: bool = False, pat
         await asyncio.sleep(2 * POLL_S)
         assert ends == []
         engine.errored, engine.stopped = dies, stops
-        await asyncio.sleep(8 * POLL_S)
+        await asyncio.sleep(40 * POLL_S)
         watch.cancel()
 
     asyncio.run(run())
