@@ -12,12 +12,15 @@ from typing import Protocol
 
 logger = logging.getLogger("ray.serve")
 
-POLL_S = 0.02
+POLL_S = 0.05
 PULSE_S = 2.0
 
 
 class Engine(Protocol):
     """What is watched of an engine. `serve.engine.asyncllm.RecordingLLM` is one."""
+
+    died: asyncio.Event
+    """Set when a request is told that the engine is dead."""
 
     @property
     def errored(self) -> bool: ...
@@ -40,11 +43,13 @@ async def die_with(
     But not where the process is `leaving`, and has stopped the engine in peace.
     """
     hanging = asyncio.ensure_future(_hangs(engine, patience_s))
-    while not (engine.errored or hanging.done()):
-        await asyncio.sleep(POLL_S)
+    # Whoever is told asks again at once: there is no time for a look.
+    told = asyncio.ensure_future(engine.died.wait())
+    while not (engine.errored or told.done() or hanging.done()):
+        await asyncio.wait({told, hanging}, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
     if leaving():
         return
-    if engine.errored:
+    if engine.errored or told.done():
         logger.critical("the engine is dead, and this replica ends with it")
     else:
         logger.critical("the engine has answered nothing for %g s, and this replica ends with it", patience_s)

@@ -70,9 +70,9 @@ def swapping(
     return in_place, personal
 
 
-async def first_release(layout: Layout, pointer: Pointer, engine: RecordingLLM, path: str) -> Release:
+async def first_release(layout: Layout, pointer: Pointer, engine: RecordingLLM, chat: ChatFormat, path: str) -> Release:
     """The base policy at `path` as version 0: an engine that has just loaded it is the best witness there is."""
-    token_ids = ChatFormat(path).text_ids(FINGERPRINT_TEXT)
+    token_ids = chat.text_ids(FINGERPRINT_TEXT)
     release = Release(
         policy_version=BASE_VERSION,
         path=path,

@@ -69,7 +69,7 @@ class Policy:
         self._engine = engine = RecordingLLM.from_vllm_config(config)
         await engine.collective_rpc("rank_nothing")
         self._start_up.passed("engine")
-        engine.gate = Gate()
+        engine.gate, engine.died = Gate(), asyncio.Event()
         engine.recorder = parts.recorder(self._run, layout) if audience != "examiner" else None
         self._namespace = api_arguments(self._run, arguments)
         engine.tool_calls = ToolCallReader(self._run.serve.tool_parser, engine.get_tokenizer(), engine.model_config)
@@ -77,7 +77,7 @@ class Policy:
         await engine.prepare_swaps()
         await engine.label(loaded.policy_version if loaded else BASE_VERSION)
         if not known:
-            known = [loaded := await parts.first_release(layout, pointer, engine, arguments.model)]
+            known = [loaded := await parts.first_release(layout, pointer, engine, self._format, arguments.model)]
         self._swapper, self._personal = parts.swapping(
             self._run, layout, audience, engine, loaded or known[-1], Path(arguments.model)
         )

@@ -20,6 +20,7 @@ from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from sdpo_ray.capture.recorder import Answered, Recorder
 from sdpo_ray.errors import DataError
@@ -44,6 +45,8 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
     """AsyncLLM that `serve.swap.swapper` can steer and `capture.recorder` can read."""
 
     gate: Gate
+    died: asyncio.Event
+    """Set when a request is told that the engine is dead."""
     recorder: Recorder | None
     tool_calls: ToolCallReader
     adapters: Admission | None = None
@@ -108,6 +111,9 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
                 if output.finished and exchange.recorded:
                     exchange.storing = self._record(answering)
                 yield output
+        except EngineDeadError:
+            self.died.set()
+            raise
         except (asyncio.CancelledError, GeneratorExit):
             # The engine drops the request before anything else waits, and puts out what it still had of it.
             await outputs.aclose()

@@ -50,18 +50,15 @@ class Usage:
     """What the processes behind the service hold."""
 
     fds: int
-    server_mib: float
-    engine_mib: float
-    """Resident memory."""
+    rss_mib: float
 
     @classmethod
     def now(cls) -> "Usage":
-        servers = [*named("ProxyActor"), *replicas()]
-        engines = [engine_of(replica) for replica in replicas()]
+        behind = [*named("ProxyActor"), *replicas()]
+        behind += [engine_of(replica) for replica in replicas()]
         return cls(
-            fds=sum(process.num_fds() for process in (*servers, *engines)),
-            server_mib=sum(process.memory_info().rss for process in servers) / (1 << 20),
-            engine_mib=sum(process.memory_info().rss for process in engines) / (1 << 20),
+            fds=sum(process.num_fds() for process in behind),
+            rss_mib=sum(process.memory_info().rss for process in behind) / (1 << 20),
         )
 
 

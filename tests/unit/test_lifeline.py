@@ -13,6 +13,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.errored = self.stopped = self.killed = False
+        self.died = asyncio.Event()
 
     async def pulse(self) -> None:
         while self.stopped:
@@ -52,6 +53,21 @@ def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_replica_ends_once_with_its_engine():
     assert ended(dies=True) == ["ended"]
+
+
+def test_it_does_not_look_first_where_somebody_was_told():
+    engine, ends = Engine(), list[str]()
+
+    async def run() -> None:
+        watch = asyncio.ensure_future(
+            die_with(engine, patience_s=60, leaving=lambda: False, end=lambda: ends.append("ended"))
+        )
+        await asyncio.sleep(0)
+        engine.died.set()
+        await watch
+
+    asyncio.run(run())
+    assert ends == ["ended"]
 
 
 def test_it_goes_on_while_the_engine_lives():
