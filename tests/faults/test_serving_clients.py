@@ -19,7 +19,7 @@ ROUNDS = 5 if SLOW else 1
 AT_ONCE = 32
 GROWN_MIB = 96
 """Memory that processes may grow by without having lost any: heaps of 2 GiB, and a cache of 64 MiB that the engine
-touches as it goes. The second thousand hang-ups cost 31 to 98 MiB, the next four thousand 43: so two thousand come first."""
+touches as it goes. The second thousand hang-ups cost 31 to 98 MiB, four thousand more 43; so two come first."""
 GROWN_FDS = 16
 CHAT = "/v1/chat/completions"
 
