@@ -27,8 +27,9 @@ from sdpo_ray.config import load_run
 from sdpo_ray.records import Turn
 from sdpo_ray.storage import Layout
 from tests.conftest import CHECKPOINT
-from tests.faults.watching import LONG, chat, engine_of, named, wait_until
+from tests.faults.watching import chat, engine_of, named, wait_until
 from tests.serving import Served, perturbed, point, release_of
+from tests.streaming import assert_begun_streams_end_whole
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 RELEASED = 1
@@ -244,24 +245,5 @@ def test_a_replica_that_is_told_to_stop_loses_nobody(service: Service):
 
 def test_a_node_that_is_told_to_stop_ends_every_stream_that_has_begun(service: Service):
     """The last test of this cluster. `ray start --block` is what Kubernetes stops first."""
-    num_streams = 8
-    begun = threading.Barrier(num_streams + 1)
-
-    def listen() -> tuple[str, str]:
-        url = f"{service.served.url}/v1/chat/completions"
-        with httpx.stream("POST", url, json=chat(**LONG) | {"stream": True}, timeout=60) as reply:
-            pieces = reply.iter_text()
-            text = next(pieces)
-            begun.wait(timeout=60)
-            return reply.headers["x-sdpo-turn-id"], text + "".join(pieces)
-
-    with ThreadPoolExecutor(num_streams) as pool:
-        seats = [pool.submit(listen) for _ in range(num_streams)]
-        begun.wait(timeout=60)
-        psutil.Process(service.cluster.pid).terminate()
-        heard = [seat.result() for seat in seats]
-    turns = service.served.turns()
-    for turn_id, text in heard:
-        assert text.endswith("data: [DONE]\n\n")
-        assert "not stored" not in text
-        assert len(turns[turn_id].response_ids) == LONG["max_tokens"]
+    node = psutil.Process(service.cluster.pid)
+    assert_begun_streams_end_whole(service.served, node.terminate, num_tokens=400)

@@ -5,11 +5,11 @@ One engine more than the session's, with keys, tight limits and a collector of t
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sdpo_ray.records import FinishReason
 from sdpo_ray.storage import Layout
 from tests.conftest import CHECKPOINT
 from tests.serving import Served
+from tests.streaming import assert_begun_streams_end_whole
 from tests.telescope import Telescope, attributes
 
 pytestmark = pytest.mark.integration
@@ -346,28 +347,9 @@ def test_every_stream_that_has_begun_ends_when_the_application_is_stopped(guarde
     """The last test of this application: it stops it under load."""
     from ray import serve
 
-    begun, streams = threading.Barrier(9), 8
-
-    def listen(seat: int) -> tuple[str, str]:
-        body = {"model": "policy", "messages": QUESTION, "stream": True, **long(200)}
-        headers = {"authorization": f"Bearer {guarded.keys['free']}"}
-        url = f"{guarded.served.url}/v1/chat/completions"
-        with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as reply:
-            pieces = reply.iter_text()
-            text = next(pieces)
-            begun.wait(timeout=60)
-            return reply.headers["x-sdpo-turn-id"], text + "".join(pieces)
-
-    with ThreadPoolExecutor(streams) as pool:
-        seats = [pool.submit(listen, seat) for seat in range(streams)]
-        begun.wait(timeout=60)
-        serve.delete("guarded")
-        heard = [seat.result() for seat in seats]
-    turns = guarded.served.turns()
-    for turn_id, text in heard:
-        assert text.endswith("data: [DONE]\n\n")
-        assert "not stored" not in text
-        assert len(turns[turn_id].response_ids) == 200
+    headers = {"authorization": f"Bearer {guarded.keys['free']}"}
+    stop = partial(serve.delete, "guarded")
+    assert_begun_streams_end_whole(guarded.served, stop, num_tokens=200, headers=headers)
     # The journal was closed in order: no segment is left with room at its end.
     segments = sorted(guarded.served.layout.journal.glob("*.log"))
     assert segments

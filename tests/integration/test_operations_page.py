@@ -18,6 +18,7 @@ from openai import OpenAI
 from jobs.local import LocalCluster, free_port
 from sdpo_ray.capture.conversation import pairing_keys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.config import Personal
 from sdpo_ray.curate.sampling import is_held_out
 from sdpo_ray.curate.store import Table
 from sdpo_ray.headers import CONVERSATION_ID
@@ -146,7 +147,8 @@ class Operator:
 
         def held_out(conversation: str) -> bool:
             who = {"tenant": "default", "user": ANN, "conversation_id": conversation}
-            return is_held_out(pairing_keys(key=key, **who, messages=(), response="").conversation, 0.25)
+            keys = pairing_keys(key=key, **who, messages=(), response="")
+            return is_held_out(keys.conversation, Personal().held_out)
 
         names = [f"ann-{time.monotonic_ns()}-{number}" for number in range(100)]
         apart, learned = (next(name for name in names if held_out(name) is side) for side in (True, False))
