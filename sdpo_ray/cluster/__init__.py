@@ -1,0 +1,1 @@
+"""A Ray cluster on this machine, and deployment to one that is there."""

@@ -1,0 +1,1 @@
+"""Conversation logs from other systems: import, conversion, export."""

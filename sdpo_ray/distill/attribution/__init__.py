@@ -1,0 +1,1 @@
+"""What an interaction teaches, token by token."""

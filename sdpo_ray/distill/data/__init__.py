@@ -1,0 +1,1 @@
+"""Interactions to packed training batches."""

@@ -1,0 +1,1 @@
+"""The SDPO loss: advantages, teachers, drift, and one optimizer step."""

@@ -1,0 +1,1 @@
+"""One update under Ray Train and DeepSpeed."""

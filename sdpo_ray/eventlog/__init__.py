@@ -1,0 +1,1 @@
+"""The log between serving and curation: durable, ordered, read by position."""

@@ -1,0 +1,1 @@
+"""The event log on a file system that replicas and jobs share."""

@@ -1,0 +1,1 @@
+"""What interactions teach, for people to read."""

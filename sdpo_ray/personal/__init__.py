@@ -1,0 +1,1 @@
+"""Personal policies: a LoRA adapter for one user or tenant, trained, evaluated and stored."""

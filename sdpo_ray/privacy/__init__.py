@@ -1,0 +1,1 @@
+"""Erasure of a user, and lineage from what was said to the policies that learned from it."""

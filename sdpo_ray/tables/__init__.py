@@ -1,0 +1,1 @@
+"""The tables `turns`, `feedback`, `pending` and `interactions`, on Delta Lake."""

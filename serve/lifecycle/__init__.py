@@ -1,0 +1,1 @@
+"""Start, health and shutdown of one replica."""
