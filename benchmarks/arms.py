@@ -10,14 +10,14 @@ import torch
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Distill, Run
-from sdpo_ray.distill.attention import PACKED
-from sdpo_ray.distill.hindsight import examples
-from sdpo_ray.distill.load import load_packed
-from sdpo_ray.distill.packing import shard
-from sdpo_ray.distill.sample import turn_of
-from sdpo_ray.distill.scorer import Scorer
-from sdpo_ray.distill.step import Policy, run_step
-from sdpo_ray.distill.teacher import Teacher
+from sdpo_ray.distill.data.examples import examples
+from sdpo_ray.distill.data.packing import shard
+from sdpo_ray.distill.loss.step import Policy, run_step
+from sdpo_ray.distill.loss.teacher import Teacher
+from sdpo_ray.distill.model.attention import PACKED
+from sdpo_ray.distill.model.hf_sampling import turn_of
+from sdpo_ray.distill.model.load import load_packed
+from sdpo_ray.distill.model.packed_lm import Scorer
 from sdpo_ray.records import Interaction, Message, Role
 from sdpo_ray.simulate.users import PERSONAS, judge, react
 from sdpo_ray.simulate.world import Question, is_right, sample_prompt

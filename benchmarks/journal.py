@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from sdpo_ray.capture.events import encode
-from sdpo_ray.capture.journal import Journal
-from sdpo_ray.capture.wakeups import settled
+from sdpo_ray.capture.future_bridge import settled
+from sdpo_ray.eventlog.codec import encode
+from sdpo_ray.eventlog.journal.log import Journal
 from sdpo_ray.records import Consent, FinishReason, Message, Role, Sampling, Turn, VersionSpan
 
 SEGMENT_BYTES = 16 << 20

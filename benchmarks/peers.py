@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from workload import Workload
 
-from sdpo_ray.distill.hindsight import Example
+from sdpo_ray.distill.data.examples import Example
 
 Step = Callable[[Sequence[Example]], float]
 
@@ -21,10 +21,10 @@ Step = Callable[[Sequence[Example]], float]
 def ours(model: Any, work: Workload) -> Step:
     """`run_step` as the learner calls it, without DeepSpeed."""
     from sdpo_ray.config import Distill
-    from sdpo_ray.distill.attention import PACKED, register
-    from sdpo_ray.distill.packing import shard
-    from sdpo_ray.distill.scorer import Scorer
-    from sdpo_ray.distill.step import Policy, run_step
+    from sdpo_ray.distill.data.packing import shard
+    from sdpo_ray.distill.loss.step import Policy, run_step
+    from sdpo_ray.distill.model.attention import PACKED, register
+    from sdpo_ray.distill.model.packed_lm import Scorer
 
     register()
     model.set_attn_implementation(PACKED)

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 from startup import RECIPE, first_answer
 
-from jobs.deploy import deploy
-from jobs.local import LocalCluster, free_port, stop_tree
+from sdpo_ray.cluster.local_cluster import LocalCluster, free_port, stop_tree
+from sdpo_ray.cluster.serve_deploy import deploy
 from sdpo_ray.config import Run, load_run
-from serve.placement import CPU_ENV, ENGINE_ENV
+from serve.ray_options import CPU_ENV, ENGINE_ENV
 
 TINY = load_run(RECIPE).base
 

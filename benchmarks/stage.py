@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdpo_ray.capture.conversation import pairing_keys
-from sdpo_ray.capture.log import open_log
+from sdpo_ray.capture.pairing_keys import pairing_keys
 from sdpo_ray.config import Capture, Curate
-from sdpo_ray.curate.pending import index
-from sdpo_ray.curate.ship import ship
-from sdpo_ray.curate.stream import Curator
+from sdpo_ray.curate.ingest import ship
+from sdpo_ray.curate.pairing_index import index
+from sdpo_ray.curate.pipeline import Curator
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, FinishReason, Message, Role, Sampling, Turn, VersionSpan
-from sdpo_ray.storage import Layout
 
 CHARS, TOKENS = 420, 64
 """Of a question, an answer and a reaction each; ids and log-probs of each prompt and answer. About 3 kB in the log."""

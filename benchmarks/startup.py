@@ -7,7 +7,7 @@ its first answer. Ours is timed twice: from deploying on a Ray cluster that is u
 start. `vllm serve` runs as its documentation says for this model and these limits (`--enforce-eager`, no
 compilation); it is called by its module, since the CPU distribution's name breaks the `vllm` command.
 
-The budget says where our seconds go, by what the replica notes in its log while it starts (`serve/startup.py`).
+The budget says where our seconds go, by what the replica notes in its log while it starts (`serve/lifecycle/startup_timer.py`).
 """
 
 import argparse
@@ -26,10 +26,10 @@ from typing import Any
 
 from report import as_markdown, show
 
-from jobs.deploy import deploy
-from jobs.local import LocalCluster, free_port, stop_tree
+from sdpo_ray.cluster.local_cluster import LocalCluster, free_port, stop_tree
+from sdpo_ray.cluster.serve_deploy import deploy
 from sdpo_ray.config import load_run
-from serve.placement import CPU_ENV
+from serve.ray_options import CPU_ENV
 
 REPOSITORY = Path(__file__).parent.parent
 RECIPE = REPOSITORY / "jobs" / "recipes" / "laptop.toml"

@@ -32,14 +32,15 @@ import uvloop
 from report import as_markdown, commit, machine, show
 from startup import RECIPE
 
-from jobs.deploy import deploy
-from jobs.local import LocalCluster, free_port
-from sdpo_ray.capture.log import open_log
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
+from sdpo_ray.cluster.local_cluster import LocalCluster, free_port
+from sdpo_ray.cluster.serve_deploy import deploy
 from sdpo_ray.config import Run, load_run
+from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.headers import POLICY_VERSION, STALL_S, SWAP_ERROR, TURN_ID
+from sdpo_ray.io.files import write_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Fingerprint, Release, Turn
-from sdpo_ray.storage import Layout, write_json
 
 CLIENTS = 16
 MAX_TOKENS = 64
@@ -122,19 +123,19 @@ def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
     from safetensors.torch import load_file
 
     from sdpo_ray.config.distill import Lora
-    from sdpo_ray.distill import adapter
-    from sdpo_ray.distill.export import export
-    from sdpo_ray.distill.load import load_policy
+    from sdpo_ray.distill.model import lora_adapter
+    from sdpo_ray.distill.model.load import load_policy
+    from sdpo_ray.distill.train.export import export
     from sdpo_ray.records import Candidate
 
     token_ids = ChatFormat(run.base).text_ids(FINGERPRINT_TEXT)
-    lora = Lora(rank=8 if adapters else 0, alpha=16)
+    config = Lora(rank=8 if adapters else 0, alpha=16)
     made = []
     for version in range(1, NUM_POLICIES + 1):
         generator = torch.Generator().manual_seed(version)
         if adapters:
             model = load_policy(run.base)
-            adapter.inject(model, lora, parent=run.base, base=run.base, seed=version)
+            lora_adapter.inject(model, config, parent=run.base, base=run.base, seed=version)
             found = {name: each.detach() for name, each in model.named_parameters() if each.requires_grad}
         else:
             found = load_file(run.base / "model.safetensors")
@@ -146,14 +147,14 @@ def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
             snapshot_id="",
             fingerprint=Fingerprint(token_ids=token_ids, logprobs=()),
         )
-        candidate = export(candidate, trained, parent=run.base, base=run.base, lora=lora, teacher=None)
+        candidate = export(candidate, trained, parent=run.base, base=run.base, lora=config, teacher=None)
         made.append(
             Release(
                 policy_version=version,
                 path=candidate.path,
                 previous_version=0,
                 fingerprint=candidate.fingerprint,
-                adapter=f"{candidate.path}/{adapter.ADAPTER}" if adapters else "",
+                adapter=f"{candidate.path}/{lora_adapter.ADAPTER}" if adapters else "",
                 digests=candidate.digests,
             )
         )

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
-from sdpo_ray.storage import Layout
+from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
+from sdpo_ray.io.paths import Layout
 
 if TYPE_CHECKING:
-    from sdpo_ray.curate.stream import Curator, Progress
+    from sdpo_ray.curate.pipeline import Curator, Progress
 
 
 def main(run: RunFile = LAPTOP, overrides: Overrides = None, print_config: PrintConfig = False) -> None:
@@ -18,9 +18,9 @@ def main(run: RunFile = LAPTOP, overrides: Overrides = None, print_config: Print
     import msgspec
     import ray
 
-    from sdpo_ray.capture.log import open_log
-    from sdpo_ray.curate.stream import Curator
-    from sdpo_ray.curate.turnstile import undisturbed
+    from sdpo_ray.curate.pipeline import Curator
+    from sdpo_ray.eventlog.factory import open_log
+    from sdpo_ray.io.locks import undisturbed
 
     layout = Layout(resolved.directory, resolved.tables)
     with plain_errors():

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
+from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jobs.forgetting import Erased
+    from sdpo_ray.privacy.erasure import Erased
 
 User = Annotated[str | None, typer.Option(help="The name that the client sent as `user`, as it sent it.")]
 Tenant = Annotated[str, typer.Option(help="Whose user it is; without API keys everybody is of the tenant default.")]
@@ -52,9 +52,9 @@ def main(
         import msgspec
         from rich.console import Console
 
-        from jobs.forgetting import Forgetting
-        from jobs.whose import whose
-        from sdpo_ray.storage import Layout
+        from sdpo_ray.io.paths import Layout
+        from sdpo_ray.privacy.data_subject import whose
+        from sdpo_ray.privacy.erasure import Forgetting
 
         named = whose(Layout(resolved.directory, resolved.tables), tenant=tenant, user=user, turn_ids=turn or ())
         console = Console(stderr=True)

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
+from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.config import Run
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.storage import Layout
+from sdpo_ray.io.paths import Layout
 
 _LISTED = 20
 _OUT = Path("runs") / "explain"
@@ -23,7 +23,8 @@ def main(
         str | None, typer.Option(help="Id of an answered turn: the header x-sdpo-turn-id of its answer.")
     ] = None,
     case: Annotated[
-        Path | None, typer.Option(help="JSON file of cases in place of a turn; jobs/cases.py has the forms.")
+        Path | None,
+        typer.Option(help="JSON file of cases in place of a turn; sdpo_ray/explain/cases.py has the forms."),
     ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="Policy directory. Default: the one that answered, else the champion.")
@@ -50,8 +51,8 @@ def main(
 
 
 def _turn(run: Run, turn_id: str, policy: Path | None, out: Path | None) -> None:
-    from jobs.interactions import find, policy_of
-    from jobs.reading import Reading
+    from sdpo_ray.explain.attribution_report import Reading
+    from sdpo_ray.explain.interaction_lookup import find, policy_of
 
     interaction = find(Layout(run.directory, run.tables), turn_id)
     path, which = (policy, "as you asked") if policy else policy_of(run, interaction.turn.policy_version)
@@ -68,9 +69,9 @@ def page_of(turn_id: str) -> Path:
 
 
 def _cases(run: Run, file: Path, policy: Path | None, out: Path | None, seed: int, max_tokens: int) -> None:
-    from jobs.cases import read_cases
-    from jobs.interactions import champion
-    from jobs.reading import Reading
+    from sdpo_ray.explain.attribution_report import Reading
+    from sdpo_ray.explain.cases import read_cases
+    from sdpo_ray.explain.interaction_lookup import champion
 
     cases = read_cases(file)
     path, which = (policy, "as you asked") if policy else champion(run)
@@ -86,7 +87,7 @@ def _list(run: Run) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from jobs.interactions import newest
+    from sdpo_ray.explain.interaction_lookup import newest
 
     table = Table("turn", "answered by", "follow-up at", "user", "next", title="explain one with --turn", box=None)
     for each in newest(Layout(run.directory, run.tables), _LISTED):

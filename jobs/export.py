@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
+from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.storage import Layout, require_ready
+from sdpo_ray.io.files import require_ready
+from sdpo_ray.io.paths import Layout
 
 if TYPE_CHECKING:
-    from jobs.selection import Selected
-    from sdpo_ray.curate.exporters import What
+    from sdpo_ray.datasets.export_query import Selected
+    from sdpo_ray.datasets.export_rows import What
 
 
 def main(
@@ -52,8 +53,8 @@ def main(
     with plain_errors():
         if out is None:
             raise ConfigError("give --out FILE")
-        from jobs.selection import Selection, from_feedback, from_snapshot, from_table
-        from sdpo_ray.curate.exporters import What
+        from sdpo_ray.datasets.export_query import Selection, from_feedback, from_snapshot, from_table
+        from sdpo_ray.datasets.export_rows import What
 
         if what not in list(What):
             raise ConfigError(f"there is no {what!r} to export; there are {', '.join(What)}")
@@ -78,7 +79,7 @@ def _write(selected: "Selected", out: Path, what: "What", limit: int | None) -> 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from jobs.writing import writing
+    from sdpo_ray.datasets.row_writer import writing
 
     total = selected.num_rows if limit is None else min(limit, selected.num_rows)
     num_rows = 0

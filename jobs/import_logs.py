@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commandline import Overrides, command, plain_errors
+from sdpo_ray.cli.options import Overrides, command, plain_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from sdpo_ray.config import Run
-    from sdpo_ray.curate.importers import Format
-    from sdpo_ray.curate.refused import ImportReport
-    from sdpo_ray.curate.unroll import Limits
+    from sdpo_ray.datasets.conversation_split import Limits
+    from sdpo_ray.datasets.formats import Format
+    from sdpo_ray.datasets.import_report import ImportReport
 
 Files = Annotated[list[Path], typer.Argument(help="JSON Lines, JSON array or Parquet, gzipped or not.")]
 Out = Annotated[Path | None, typer.Option(help="Make a snapshot: directory to write; must not exist.")]
@@ -52,9 +52,9 @@ def main(
 ) -> None:
     """Read logs of chats to learn from. The defaults are the paper's filters."""
     from sdpo_ray.config import load_run
-    from sdpo_ray.curate.importers import Format
     from sdpo_ray.curate.language import LANGUAGES
-    from sdpo_ray.curate.unroll import Limits
+    from sdpo_ray.datasets.conversation_split import Limits
+    from sdpo_ray.datasets.formats import Format
     from sdpo_ray.errors import ConfigError
 
     with plain_errors():
@@ -89,7 +89,7 @@ def main(
 def _make(
     files: list[Path], form: "Format | None", limits: "Limits", out: Path, *, limit: int, seed: int, held_out: float
 ) -> None:
-    from sdpo_ray.curate.offline import Import
+    from sdpo_ray.datasets.import_snapshot import Import
 
     logs = Import(limits=limits, limit=limit, seed=seed, held_out=held_out)
     with _bars() as progress:
@@ -101,8 +101,8 @@ def _make(
 
 
 def _record(files: list[Path], form: "Format | None", limits: "Limits", run: "Run") -> None:
-    from jobs.recording import record
-    from sdpo_ray.curate.logreader import LogReader
+    from sdpo_ray.datasets.log_ingest import record
+    from sdpo_ray.datasets.log_reader import LogReader
 
     reader, n, numbers = LogReader(limits), 0, 0
     with _bars() as progress:

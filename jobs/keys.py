@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.commandline import LAPTOP, Overrides, RunFile, plain_errors
+from sdpo_ray.cli.options import LAPTOP, Overrides, RunFile, plain_errors
 from sdpo_ray.config import load_run
-from sdpo_ray.storage import Layout
+from sdpo_ray.io.paths import Layout
 
 _OWN = "{}, 0 for any; [serve.limits] of the run where it is not given."
 app = typer.Typer(
@@ -49,7 +49,7 @@ def add(
 
     With the first key the run begins to ask for one: whoever calls without is refused with 401.
     """
-    from sdpo_ray.capture.apikeys import ApiKeys
+    from sdpo_ray.capture.api_keys import ApiKeys
 
     with plain_errors():
         before = ApiKeys.load(_layout(run, overrides).api_keys)
@@ -68,7 +68,7 @@ def add(
 @app.command("list")
 def list_keys(run: RunFile = LAPTOP, overrides: Overrides = None) -> None:
     """List the keys of the API by id, tenant, day and limits of their own; the keys themselves are kept nowhere."""
-    from sdpo_ray.capture.apikeys import ApiKeys
+    from sdpo_ray.capture.api_keys import ApiKeys
 
     with plain_errors():
         known = ApiKeys.load(_layout(run, overrides).api_keys)
@@ -91,7 +91,7 @@ def revoke(
     overrides: Overrides = None,
 ) -> None:
     """Refuse a key of the API from now on. After the last one the run still asks for keys, and nobody has one."""
-    from sdpo_ray.capture.apikeys import ApiKeys
+    from sdpo_ray.capture.api_keys import ApiKeys
 
     with plain_errors():
         now = ApiKeys.load(_layout(run, overrides).api_keys).revoke(key_id)

@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
+from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.config import Run
 from sdpo_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from jobs.descent import Ancestor, Traced
+    from sdpo_ray.privacy.lineage import Ancestor, Traced
 
 _SHOWN = 5
 """Users of a policy that the tree names; JSON has them all."""
@@ -48,12 +48,12 @@ def main(
 
 
 def _trace(run: Run, tenant: str, user: str | None, turn: str | None) -> "Traced":
-    from jobs.books import read_books
-    from jobs.descent import trace
-    from jobs.whose import whose
-    from sdpo_ray.curate.traces import Tables, traces_of
-    from sdpo_ray.promote.personal import drew
-    from sdpo_ray.storage import Layout
+    from sdpo_ray.io.paths import Layout
+    from sdpo_ray.personal.store import drew
+    from sdpo_ray.privacy.data_subject import whose
+    from sdpo_ray.privacy.lineage import trace
+    from sdpo_ray.privacy.run_history import read_books
+    from sdpo_ray.privacy.user_footprint import Tables, traces_of
 
     layout = Layout(run.directory, run.tables)
     named = whose(layout, tenant=tenant, user=user, turn_ids=() if turn is None else (turn,))
@@ -64,10 +64,10 @@ def _trace(run: Run, tenant: str, user: str | None, turn: str | None) -> "Traced
 
 
 def _line(run: Run, release: str) -> "list[Ancestor]":
-    from jobs.books import read_books
-    from jobs.descent import ancestors
-    from sdpo_ray.curate.pinned import users_of
-    from sdpo_ray.storage import Layout
+    from sdpo_ray.io.paths import Layout
+    from sdpo_ray.privacy.lineage import ancestors
+    from sdpo_ray.privacy.run_history import read_books
+    from sdpo_ray.privacy.snapshot_erasure import users_of
 
     number = release.removeprefix("v")
     if not number.isdecimal():

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
+from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.config import Run
 from sdpo_ray.errors import ConfigError, DataError, NotReady
 
 if TYPE_CHECKING:
-    from jobs.personal import Heard
-    from sdpo_ray.promote.personal import Attempt
+    from sdpo_ray.personal.store import Attempt
+    from sdpo_ray.personal.trainer import Heard
 
 User = Annotated[str | None, typer.Option(help="The name that the client sends as `user`, as it sends it.")]
 Tenant = Annotated[str, typer.Option(help="Whose user it is; without API keys everybody is of the tenant default.")]
@@ -76,11 +76,11 @@ def main(
 
 
 def _learn_one(run: Run, tenant: str, user: str | None, whole_tenant: bool) -> None:
-    from jobs.adapters import require_adapters
-    from jobs.connecting import connected
-    from jobs.owners import named
-    from jobs.personal import Personalizer
-    from sdpo_ray.storage import Layout
+    from sdpo_ray.cluster.ray_session import connected
+    from sdpo_ray.io.paths import Layout
+    from sdpo_ray.personal.config import require_adapters
+    from sdpo_ray.personal.owners import named
+    from sdpo_ray.personal.trainer import Personalizer
 
     require_adapters(run)
     owner = named(Layout(run.directory, run.tables), tenant=tenant, user=user, whole_tenant=whole_tenant)
@@ -90,9 +90,9 @@ def _learn_one(run: Run, tenant: str, user: str | None, whole_tenant: bool) -> N
 
 
 def _learn_all(run: Run, every_s: float) -> None:
-    from jobs.adapters import require_adapters
-    from jobs.connecting import connected
-    from jobs.personal import Personalizer
+    from sdpo_ray.cluster.ray_session import connected
+    from sdpo_ray.personal.config import require_adapters
+    from sdpo_ray.personal.trainer import Personalizer
 
     require_adapters(run)
     with connected(run), _progress() as heard:
@@ -112,9 +112,10 @@ def _learn_all(run: Run, every_s: float) -> None:
 
 
 def _forget(run: Run, tenant: str, user: str | None, whole_tenant: bool) -> None:
-    from jobs.owners import named
-    from jobs.personal import forget_owners, runs_of
-    from sdpo_ray.storage import Layout, changing
+    from sdpo_ray.io.locks import changing
+    from sdpo_ray.io.paths import Layout
+    from sdpo_ray.personal.owners import named
+    from sdpo_ray.personal.trainer import forget_owners, runs_of
 
     layout = Layout(run.directory, run.tables)
     owner = named(layout, tenant=tenant, user=user, whole_tenant=whole_tenant)
@@ -128,9 +129,9 @@ def _show(run: Run) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sdpo_ray.promote.personal import known_owners, newest_attempt, served_policy
+    from sdpo_ray.io.paths import Layout
+    from sdpo_ray.personal.store import known_owners, newest_attempt, served_policy
     from sdpo_ray.promote.release import served_release
-    from sdpo_ray.storage import Layout
 
     layout = Layout(run.directory, run.tables)
     champion = served_release(layout)
@@ -155,7 +156,7 @@ def _progress() -> "Iterator[Heard]":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from jobs.personal import Heard
+    from sdpo_ray.personal.trainer import Heard
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:

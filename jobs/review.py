@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
+from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.storage import Layout
+from sdpo_ray.io.paths import Layout
 
 if TYPE_CHECKING:
     from sdpo_ray.promote.registry import Registry

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
-from sdpo_ray.storage import Layout
+from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
+from sdpo_ray.io.paths import Layout
 
 
 def main(
@@ -19,9 +19,9 @@ def main(
 ) -> None:
     """Roll the served policy back to an earlier release. No request fails, and the wheel goes on from there."""
     resolved = read_run(run, overrides, print_config)
+    from sdpo_ray.promote.canary import end
     from sdpo_ray.promote.registry import Registry
     from sdpo_ray.promote.release import confirm, release_to_restore, rollback
-    from sdpo_ray.promote.trial import end
 
     layout = Layout(resolved.directory, resolved.tables)
     with plain_errors():

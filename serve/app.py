@@ -7,10 +7,10 @@ from ray import serve
 from ray.serve import Application
 
 from sdpo_ray.config import load_run
-from sdpo_ray.storage import Layout
-from serve.exposure import require_keys
-from serve.placement import actor, replicas
-from serve.policy import Policy
+from sdpo_ray.io.paths import Layout
+from serve.deployment import Policy
+from serve.lifecycle.bind_check import require_keys
+from serve.ray_options import actor, replicas
 
 MAX_ONGOING_REQUESTS = 1000
 """Far above what vLLM admits: vLLM's own queue limit answers 503, Ray Serve's would hide it."""
@@ -43,7 +43,7 @@ def build(args: Arguments) -> Application:
         health_check_period_s=2,
         graceful_shutdown_timeout_s=run.serve.drain_s + END_S,
         graceful_shutdown_wait_loop_s=0.5,
-        # `serve.entry.accesslog` has lines of its own, which say more.
+        # `serve.gateway.access_log` has lines of its own, which say more.
         logging_config={"encoding": "JSON", "enable_access_log": False},
     )
     return deployment.bind(run=run.model_dump(mode="json"), audience=args.audience)

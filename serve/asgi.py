@@ -23,7 +23,7 @@ def refuse(
 
 
 async def read_body(receive: Receive) -> bytes | None:
-    """The request's body; None when the client left first. `serve.entry.intake` bounds it."""
+    """The request's body; None when the client left first. `serve.gateway.body_limits` bounds it."""
     body = bytearray()
     while True:
         message = await receive()

@@ -6,24 +6,25 @@ from pathlib import Path
 from ray import get_runtime_context
 from ray.serve import get_replica_context
 
-from sdpo_ray.capture.log import open_log
-from sdpo_ray.capture.private import Followed
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config import Run
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.io.files import write_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.io.watched_file import Followed
 from sdpo_ray.records import BASE_VERSION, Fingerprint, Release
 from sdpo_ray.redaction import Redactor
-from sdpo_ray.storage import Layout, write_json
-from serve.adapters.book import AdapterBook
-from serve.adapters.personal import PersonalPolicies
-from serve.adapters.swap import AdapterSwapper
-from serve.engine.asyncllm import RecordingLLM
-from serve.entry.auth import CanaryEntrance, Entrance, ExaminersEntrance, UsersEntrance, private_key
-from serve.swap import staging
-from serve.swap.follow import Audience, Pointer, Swapping
-from serve.swap.rolling import Balance, Rolling
-from serve.swap.swapper import Swapper
+from serve.engine.recording_engine import RecordingLLM
+from serve.gateway.auth import CanaryEntrance, Entrance, ExaminersEntrance, UsersEntrance, private_key
+from serve.lora.lora_cache import AdapterBook
+from serve.lora.lora_swapper import AdapterSwapper
+from serve.lora.personal_policies import PersonalPolicies
+from serve.weights import checkpoint_io
+from serve.weights.release_watcher import Audience, Pointer, Swapping
+from serve.weights.rolling_update import Balance, Rolling
+from serve.weights.swapper import Swapper
 
 
 def entrance(run: Run, layout: Layout, audience: Audience) -> Entrance:
@@ -54,7 +55,7 @@ def swapping(
     """
     config, dtype = run.serve, run.policy.dtype
     book = AdapterBook(
-        engine, staging.headers(model), slots=config.adapters, max_rank=config.max_lora_rank, dtype=dtype
+        engine, checkpoint_io.headers(model), slots=config.adapters, max_rank=config.max_lora_rank, dtype=dtype
     )
     if config.swap == "adapter":
         engine.adapters = by_adapter = AdapterSwapper(engine, book, serving, base=model, dtype=dtype)

@@ -16,18 +16,18 @@ from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Run
 from sdpo_ray.errors import SwapError
 from sdpo_ray.headers import POLICY_VERSION, STALL_S, SWAP_ERROR
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import BASE_VERSION
-from sdpo_ray.storage import Layout
 from sdpo_ray.telemetry import Counters
-from serve import preload
-from serve.arguments import api_arguments, engine_arguments
-from serve.entry.health import without_paths
-from serve.lifeline import die_with, end
-from serve.logs import kept_open, withhold_words
-from serve.startup import StartUp
-from serve.stopping import drain_on_sigterm, draining
-from serve.swap.follow import Audience, Follower, Pointer, first_whole, start
-from serve.trial.splitter import Splitter
+from serve.canary.router import Splitter
+from serve.engine.vllm_args import api_arguments, engine_arguments
+from serve.gateway.health import without_paths
+from serve.lifecycle import forkserver
+from serve.lifecycle.engine_watchdog import die_with, end
+from serve.lifecycle.graceful_shutdown import drain_on_sigterm, draining
+from serve.lifecycle.log_privacy import kept_open, withhold_words
+from serve.lifecycle.startup_timer import StartUp
+from serve.weights.release_watcher import Audience, Follower, Pointer, first_whole, start
 
 
 class Policy:
@@ -38,21 +38,21 @@ class Policy:
         self._start_up = StartUp()
         self._run = Run.model_validate(run)
         withhold_words()
-        head_start = preload.start() if self._run.serve.num_gpus == 0 else None
+        head_start = forkserver.start() if self._run.serve.num_gpus == 0 else None
         if audience == "users":
-            from serve.exposure import bound_host, require_keys
+            from serve.lifecycle.bind_check import bound_host, require_keys
 
             require_keys(await bound_host(), Layout(self._run.directory).api_keys)
-        from serve import parts
-        from serve.engine.asyncllm import RecordingLLM
+        from serve import builder
         from serve.engine.logprobs import install
-        from serve.engine.toolcalls import ToolCallReader
-        from serve.entry.operation import Operation
-        from serve.metrics import SwapMetrics
-        from serve.swap.swapper import Gate
+        from serve.engine.recording_engine import RecordingLLM
+        from serve.engine.tool_calls import ToolCallReader
+        from serve.gateway.observability import Operation
+        from serve.gateway.policy_metrics import SwapMetrics
+        from serve.weights.swapper import Gate
 
         if head_start is not None:
-            preload.use(head_start)
+            forkserver.use(head_start)
         self._start_up.passed("imports")
         if audience == "examiner":
             # It examines whole weights, which are the same policy as the adapter over its base.
@@ -70,15 +70,15 @@ class Policy:
         await engine.collective_rpc("rank_nothing")
         self._start_up.passed("engine")
         engine.gate, engine.died = Gate(), asyncio.Event()
-        engine.recorder = parts.recorder(self._run, layout) if audience != "examiner" else None
+        engine.recorder = builder.recorder(self._run, layout) if audience != "examiner" else None
         self._namespace = api_arguments(self._run, arguments)
         engine.tool_calls = ToolCallReader(self._run.serve.tool_parser, engine.get_tokenizer(), engine.model_config)
         self._format = ChatFormat(arguments.model)
         await engine.prepare_swaps()
         await engine.label(loaded.policy_version if loaded else BASE_VERSION)
         if not known:
-            known = [loaded := await parts.first_release(layout, pointer, engine, self._format, arguments.model)]
-        self._swapper, self._personal = parts.swapping(
+            known = [loaded := await builder.first_release(layout, pointer, engine, self._format, arguments.model)]
+        self._swapper, self._personal = builder.swapping(
             self._run, layout, audience, engine, loaded or known[-1], Path(arguments.model)
         )
         await start(self._swapper, known, loaded=loaded)
@@ -86,7 +86,7 @@ class Policy:
         self._trial = Splitter(self._run, layout) if audience == "users" else None
         here = get_replica_context()
         self._operation = Operation(self._run.serve, application=here.app_name, replica=here.replica_tag)
-        self._entrance = parts.entrance(self._run, layout, audience)
+        self._entrance = builder.entrance(self._run, layout, audience)
         self._publish()
         self._follower = asyncio.ensure_future(self._following.follow())
         self._leaving = False
@@ -99,12 +99,12 @@ class Policy:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
 
-        from serve.api.door import Door
+        from serve.api.context import Door
         from serve.api.models import ServedModel
         from serve.api.routes import Middleware
-        from serve.api.vllmapp import VllmApp
-        from serve.entry.front import Front
-        from serve.entry.health import Health
+        from serve.api.vllm_app import VllmApp
+        from serve.gateway.health import Health
+        from serve.gateway.middleware import Front
 
         tasks = await self._engine.get_supported_tasks()
         app = build_app(self._namespace, tasks, self._engine.model_config)
@@ -174,7 +174,7 @@ class Policy:
 
     def _publish(self) -> None:
         """Our numbers on the page of this process; the examination's engine, which records nobody, has vLLM's alone."""
-        from serve.metrics import publish
+        from serve.gateway.policy_metrics import publish
 
         if self._engine.recorder is None:
             return

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from time import time_ns
 from typing import Any
 
-from sdpo_ray.capture.apikeys import DEFAULT_TENANT
-from sdpo_ray.capture.conversation import Asked
+from sdpo_ray.capture.api_keys import DEFAULT_TENANT
+from sdpo_ray.capture.chat_request import Asked
 from serve.asgi import Scope
 
 _VISIT = "sdpo_ray.visit"
@@ -15,7 +15,7 @@ _VISIT = "sdpo_ray.visit"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Part of a visit, in nanoseconds since 1970. Made where it is waited for; read by `serve.entry.passage`."""
+    """Part of a visit, in nanoseconds since 1970. Made where it is waited for; read by `serve.gateway.request_record`."""
 
     name: str
     began_ns: int
@@ -24,7 +24,7 @@ class Stage:
 
 @dataclass(slots=True)
 class Visit:
-    """One request that was let in. Made by `serve.entry.front`; the routes read it, the engine writes to it."""
+    """One request that was let in. Made by `serve.gateway.middleware`; the routes read it, the engine writes to it."""
 
     path: str
     request_id: str
@@ -48,7 +48,7 @@ class Visit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """A LoRA adapter as the engine knows it. Made by `serve.adapters.book`."""
+    """A LoRA adapter as the engine knows it. Made by `serve.lora.lora_cache`."""
 
     name: str
     number: int
@@ -58,7 +58,7 @@ class Adapter:
 
 @dataclass(slots=True)
 class Exchange:
-    """What a chat asked, and what becomes of it. Made by `serve.api.routes`; written to by `serve.engine.asyncllm`."""
+    """What a chat asked, and what becomes of it. Made by `serve.api.routes`; written to by `serve.engine.recording_engine`."""
 
     visit: Visit
     asked: Asked | None
@@ -83,7 +83,7 @@ EXCHANGE: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
 def visit_of(scope: Scope) -> Visit:
-    """The visit that `serve.entry.front` put into an ASGI scope."""
+    """The visit that `serve.gateway.middleware` put into an ASGI scope."""
     visit: Visit = scope[_VISIT]
     return visit
 

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.haproxy import own_haproxy
-from jobs.local import ENVIRONMENT, free_port
-from sdpo_ray.storage import Layout
-from tests.serving import Served
+from sdpo_ray.cluster.haproxy import own_haproxy
+from sdpo_ray.cluster.local_cluster import ENVIRONMENT, free_port
+from sdpo_ray.io.paths import Layout
+from tests.support.paths import CHECKPOINT
+from tests.support.serving import Served
 
 os.environ.update(ENVIRONMENT)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("PYTHONPATH", str(Path(__file__).parent.parent))
-
-CHECKPOINT = Path(__file__).parent.parent / "sdpo_ray" / "simulate" / "tiny_policy" / "checkpoint"
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +52,7 @@ def served(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """The users' application, serving the tiny policy."""
     from ray import serve
 
-    from jobs.commandline import LAPTOP
+    from sdpo_ray.cli.options import LAPTOP
     from serve.app import Arguments, build
 
     root = tmp_path_factory.mktemp("served")
@@ -74,7 +73,7 @@ def examiner(served: Served) -> Iterator[str]:
     """The engine that examines candidates, beside the users' one. Gives its URL."""
     from ray import serve
 
-    from jobs.commandline import LAPTOP
+    from sdpo_ray.cli.options import LAPTOP
     from serve.app import Arguments, build
 
     arguments = Arguments(run_file=str(LAPTOP), overrides=list(served.overrides), audience="examiner")

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from sdpo_ray.capture.private import write_private
 from sdpo_ray.config import Limits
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.storage import changing, read_json
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.locks import changing
+from sdpo_ray.io.watched_file import write_private
 
 DEFAULT_TENANT = "default"
 """Everybody's, where a run has no keys of the API."""
@@ -24,7 +25,7 @@ _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """What is kept of a key. Made by `jobs.keys`; read by `serve.entry.auth`."""
+    """What is kept of a key. Made by `jobs.keys`; read by `serve.gateway.auth`."""
 
     key_id: str
     tenant: str

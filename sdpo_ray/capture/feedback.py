@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from sdpo_ray.capture.consent import consent_of
-from sdpo_ray.capture.conversation import keyed_digest
+from sdpo_ray.capture.pairing_keys import keyed_digest
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import Consent, Feedback, Thumb
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from sdpo_ray.capture.private import write_private
-from sdpo_ray.storage import changing, read_json
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.locks import changing
+from sdpo_ray.io.watched_file import write_private
 
 LEGACY = "pseudonym.key"
 """File of the single key of an earlier version, beside the file of keys."""

@@ -13,12 +13,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sdpo_ray.capture.conversation import Asked, pairing_keys
+from sdpo_ray.capture.chat_request import Asked
 from sdpo_ray.capture.feedback import Given
+from sdpo_ray.capture.future_bridge import settled
+from sdpo_ray.capture.pairing_keys import pairing_keys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.capture.wakeups import settled
 from sdpo_ray.errors import DataError, TooManyDigits
-from sdpo_ray.eventlog import EventLog
+from sdpo_ray.eventlog.protocol import EventLog
 from sdpo_ray.records import Consent, Event, Feedback, FinishReason, Sampling, ToolCall, Turn, VersionSpan
 from sdpo_ray.redaction import Redactor, redact_feedback, redact_turn
 from sdpo_ray.telemetry import Counters
@@ -37,7 +38,7 @@ class _NotRedacted(DataError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """One response as the engine made it. Made by `serve.engine.asyncllm`; read by `Recorder`."""
+    """One response as the engine made it. Made by `serve.engine.recording_engine`; read by `Recorder`."""
 
     choice: int
     """Index of the response among the `n` that were asked for."""

@@ -10,7 +10,7 @@ import typer
 from sdpo_ray.config import Run, load_run, to_json
 from sdpo_ray.errors import SdpoError
 
-LAPTOP = Path(__file__).parent / "recipes" / "laptop.toml"
+LAPTOP = Path(__file__).parents[2] / "jobs" / "recipes" / "laptop.toml"
 
 RunFile = Annotated[Path, typer.Option("--run", help="TOML run file; see jobs/recipes/.")]
 Overrides = Annotated[

@@ -15,7 +15,7 @@ def connected(run: Run) -> Iterator[None]:
     """Connected to the cluster that is there, else to one on this machine for as long as the block runs."""
     import ray
 
-    from jobs.local import ENVIRONMENT
+    from sdpo_ray.cluster.local_cluster import ENVIRONMENT
 
     if ray.is_initialized():
         yield

@@ -1,10 +1,4 @@
-"""Deploy the applications of a run, declaratively, through Ray's REST API, as `serve deploy` does.
-
-    python jobs/deploy.py --run jobs/recipes/laptop.toml
-    python jobs/deploy.py --run my.toml --print > serve.yaml      # for `serve deploy`, or KubeRay
-
-Run it again after a change of the run file: what did not change goes on serving.
-"""
+"""Deploy the applications of a run through Ray's REST API, as `serve deploy` does."""
 
 import json
 import time
@@ -12,16 +6,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 import yaml
 
-from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.config import Run
 from sdpo_ray.errors import ConfigError
 
-SERVE = Path(__file__).parent.parent / "serve"
+SERVE = Path(__file__).parents[2] / "serve"
 TIMEOUT_S = 240
 _SCALE = ("serve.num_replicas", "serve.autoscale.")
 
@@ -85,29 +77,3 @@ def _wait(url: str, num_applications: int) -> None:
         time.sleep(0.3)
     words = "; ".join(f"{name}: {a['status']} {a['message'][-1500:]}" for name, a in applications.items())
     raise ConfigError(f"Ray Serve could not deploy: {words}")
-
-
-def main(
-    run: RunFile = LAPTOP,
-    overrides: Overrides = None,
-    print_config: PrintConfig = False,
-    address: Annotated[
-        str,
-        typer.Option(envvar=["RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"], help="Ray's dashboard."),
-    ] = "http://127.0.0.1:8265",
-    print_: Annotated[bool, typer.Option("--print", help="Print the Serve config file, and deploy nothing.")] = False,
-    wait: Annotated[bool, typer.Option(help="Wait until everything runs.")] = True,
-) -> None:
-    """Serve the policy of a run on the Ray cluster that is up: users' application, and the engine that examines."""
-    resolved = read_run(run, overrides, print_config)
-    run_file = run.absolute()
-    if print_:
-        typer.echo(yaml.safe_dump(serve_config(resolved, run_file, overrides or []), sort_keys=False))
-        return
-    with plain_errors():
-        deploy(address.rstrip("/"), resolved, run_file, overrides or [], wait=wait)
-    typer.echo(f"{resolved.serve.url} serves {resolved.serve.served_name}" if wait else "asked for")
-
-
-if __name__ == "__main__":
-    command(main)

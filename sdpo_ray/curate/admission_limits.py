@@ -16,7 +16,7 @@ HOUR_S = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """What the limits look at in an interaction. Made by `curate.stream` from light columns."""
+    """What the limits look at in an interaction. Made by `curate.pipeline` from light columns."""
 
     interaction_id: str
     tenant: str

@@ -12,14 +12,21 @@ import pyarrow.dataset as ds
 
 from sdpo_ray.config import Capture, Curate
 from sdpo_ray.curate.admission import Refusal, Rules, admit, said_in_turn
-from sdpo_ray.curate.bulk import collector_paused
 from sdpo_ray.curate.comments import said_in_comment
+from sdpo_ray.curate.gc_pause import collector_paused
 from sdpo_ray.curate.language import Detect, detector
-from sdpo_ray.curate.sessionize import follows
-from sdpo_ray.curate.store import read_files
+from sdpo_ray.curate.pairing import follows
 from sdpo_ray.records import Feedback, Interaction, Turn
 from sdpo_ray.redaction import Redactor
-from sdpo_ray.tables import FEEDBACK, INTERACTION, TURN, feedback_from_arrow, interactions_to_arrow, turns_from_arrow
+from sdpo_ray.tables.arrow_schemas import (
+    FEEDBACK,
+    INTERACTION,
+    TURN,
+    feedback_from_arrow,
+    interactions_to_arrow,
+    turns_from_arrow,
+)
+from sdpo_ray.tables.delta_table import read_files
 
 REFUSAL = "refusal"
 WORK = pa.schema(
@@ -36,7 +43,7 @@ OUTCOME = INTERACTION.append(pa.field(REFUSAL, pa.string()))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """An answer and what was said of it. Made by `curate.stream`; read by `admit_block`."""
+    """An answer and what was said of it. Made by `curate.pipeline`; read by `admit_block`."""
 
     answer: str
     answer_batch: int

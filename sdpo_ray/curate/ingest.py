@@ -13,12 +13,12 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from sdpo_ray.curate.bulk import collector_paused
-from sdpo_ray.curate.store import Table
+from sdpo_ray.curate.gc_pause import collector_paused
 from sdpo_ray.errors import LostEvents
-from sdpo_ray.eventlog import EventLog
+from sdpo_ray.eventlog.protocol import EventLog
 from sdpo_ray.records import FOREIGN, Event, Feedback, Turn
-from sdpo_ray.tables import feedback_to_arrow, turns_to_arrow
+from sdpo_ray.tables.arrow_schemas import feedback_to_arrow, turns_to_arrow
+from sdpo_ray.tables.delta_table import Table
 
 DUPLICATE_TURN = "duplicate_turn"
 """Delivered twice; the first one is kept. Feedback that is sent twice is one by design, and not counted."""
@@ -29,7 +29,7 @@ _Kind = TypeVar("_Kind", Turn, Feedback)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipped:
-    """Made by `ship`; read by `curate.stream`."""
+    """Made by `ship`; read by `curate.pipeline`."""
 
     num_turns: int
     num_feedback: int

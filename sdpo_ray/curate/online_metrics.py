@@ -1,6 +1,6 @@
 """What came of the answers that were asked for since some moment: how users reacted to them, and what they took.
 
-A reaction is a follow-up or a comment, whose words `curate.complaints` reads, or a thumb or an edited answer. The first
+A reaction is a follow-up or a comment, whose words `curate.dissatisfaction_rules` reads, or a thumb or an edited answer. The first
 of each conversation with each policy counts, since those of one conversation are not independent of each other.
 """
 
@@ -12,17 +12,17 @@ import pyarrow.dataset as ds
 
 from sdpo_ray.curate.admission import Refusal
 from sdpo_ray.curate.comments import said_in_comment
-from sdpo_ray.curate.complaints import complains
-from sdpo_ray.curate.store import Table
+from sdpo_ray.curate.dissatisfaction_rules import complains
 from sdpo_ray.records import Feedback, FinishReason, Thumb, Turn
-from sdpo_ray.tables import feedback_from_arrow, interactions_from_arrow, turns_from_arrow
+from sdpo_ray.tables.arrow_schemas import feedback_from_arrow, interactions_from_arrow, turns_from_arrow
+from sdpo_ray.tables.delta_table import Table
 
 _WITHOUT_WORDS = ("started_at_s", "finished_at_s", "response_ids", "version_spans", "finish_reason", "adapter")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reaction:
-    """Made by `Reactions`; read by `jobs.trials`."""
+    """Made by `Reactions`; read by `sdpo_ray.pipeline.canary_runner`."""
 
     policy_version: int
     """Of the answer."""
@@ -31,7 +31,7 @@ class Reaction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """An answer that was given to its end. Made by `Reactions`; read by `jobs.trials`."""
+    """An answer that was given to its end. Made by `Reactions`; read by `sdpo_ray.pipeline.canary_runner`."""
 
     policy_version: int
     seconds: float

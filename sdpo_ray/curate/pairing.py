@@ -61,7 +61,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairing:
-    """Made by `pair`; read by `curate.stream`."""
+    """Made by `pair`; read by `curate.pipeline`."""
 
     pairs: tuple[Pair, ...]
     unpaired: Counter[str]

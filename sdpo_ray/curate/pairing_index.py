@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from sdpo_ray.curate.kinds import BATCH
-from sdpo_ray.curate.sessionize import Horizon, Waiting
-from sdpo_ray.curate.store import Table
-from sdpo_ray.tables import PENDING
+from sdpo_ray.curate.pairing import Horizon, Waiting
+from sdpo_ray.tables.arrow_schemas import PENDING
+from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.specs import BATCH
 
 _TURNS = "turns"
 _WAITING = list(Waiting.__dataclass_fields__)

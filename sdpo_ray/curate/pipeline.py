@@ -22,16 +22,16 @@ import pyarrow.dataset as ds
 
 from sdpo_ray.config import Capture, Curate
 from sdpo_ray.curate.admission import Refusal
-from sdpo_ray.curate.blocks import REFUSAL, WORK, Work, admit_block
-from sdpo_ray.curate.erasures import Erasures
-from sdpo_ray.curate.limits import HOUR_S, Admitted, within_limits
-from sdpo_ray.curate.pending import horizon, index, related
-from sdpo_ray.curate.sessionize import Pair, pair
-from sdpo_ray.curate.ship import positions, ship
-from sdpo_ray.curate.store import Table
-from sdpo_ray.eventlog import EventLog
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import INTERACTION, feedback_from_arrow
+from sdpo_ray.curate.admission_limits import HOUR_S, Admitted, within_limits
+from sdpo_ray.curate.admission_task import REFUSAL, WORK, Work, admit_block
+from sdpo_ray.curate.ingest import positions, ship
+from sdpo_ray.curate.pairing import Pair, pair
+from sdpo_ray.curate.pairing_index import horizon, index, related
+from sdpo_ray.eventlog.protocol import EventLog
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.tables.arrow_schemas import INTERACTION, feedback_from_arrow
+from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.tombstones import Erasures
 
 _DECIDED, _SEEN, _FEEDBACK = "pending.decided", "pending.seen", "feedback.decided"
 """Positions in `interactions`: `sessionize.Horizon`, and the batch of `feedback` whose comments are decided."""

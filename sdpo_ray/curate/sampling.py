@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from sdpo_ray.config import Curate
 from sdpo_ray.curate.quotas import Part, Pool, fill, parts_of, user_cap
 from sdpo_ray.records import FOREIGN, Refusal
-from sdpo_ray.tables import split_of
+from sdpo_ray.tables.arrow_schemas import split_of
 
 LIGHT_COLUMNS = ("interaction_id", "follow_up_at_s", "policy_version", "split", "tenant", "user", "batch")
 """What a draw looks at."""

@@ -10,11 +10,11 @@ import pyarrow.dataset as ds
 
 from sdpo_ray.config import Curate
 from sdpo_ray.curate.sampling import COUNTED_COLUMNS, LIGHT_COLUMNS, count_trainable, draw
-from sdpo_ray.curate.store import Table
 from sdpo_ray.errors import DataError
+from sdpo_ray.io.files import is_ready, read_json, sealed_directory, write_json
 from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.storage import is_ready, read_json, sealed_directory, write_json
-from sdpo_ray.tables import interactions_from_arrow, write_interactions
+from sdpo_ray.tables.arrow_schemas import interactions_from_arrow, write_interactions
+from sdpo_ray.tables.delta_table import Table
 
 HELD_OUT = "held_out"
 """Directory within a personal policy's snapshot, with what was held out of it."""

@@ -13,9 +13,9 @@ from itertools import pairwise, takewhile
 
 import msgspec
 
-from sdpo_ray.curate.importers import Conversation
 from sdpo_ray.curate.language import Detect, is_stated, sample
-from sdpo_ray.curate.refused import Refused
+from sdpo_ray.datasets.formats import Conversation
+from sdpo_ray.datasets.import_report import Refused
 from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Role, Sampling, Turn
 
 
@@ -37,7 +37,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unrolled:
-    """What became of one record. Made by `unroll`; read by `curate.offline`."""
+    """What became of one record. Made by `unroll`; read by `datasets.import_snapshot`."""
 
     interactions: tuple[Interaction, ...]
     refused: Counter[Refused]

@@ -13,12 +13,17 @@ import pyarrow.dataset as ds
 
 from sdpo_ray.curate.admission import Refusal
 from sdpo_ray.curate.comments import said_in_comment
-from sdpo_ray.curate.exporters import What, interaction_rows, label_rows, preference_rows
-from sdpo_ray.curate.store import Table
+from sdpo_ray.datasets.export_rows import What, interaction_rows, label_rows, preference_rows
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback, Turn
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import SNAPSHOT_FILE, feedback_from_arrow, interactions_from_arrow, turns_from_arrow
+from sdpo_ray.tables.arrow_schemas import (
+    SNAPSHOT_FILE,
+    feedback_from_arrow,
+    interactions_from_arrow,
+    turns_from_arrow,
+)
+from sdpo_ray.tables.delta_table import Table
 
 UNEDITED = "unedited"
 """The edited answer is the answer."""

@@ -1,4 +1,4 @@
-"""Interactions and feedback as rows that other trainers read; pure. The counterpart of `curate.importers`.
+"""Interactions and feedback as rows that other trainers read; pure. The counterpart of `datasets.formats`.
 
 Messages are OpenAI's. `interactions` are the importer's own `triples`, and TRL's prompt and completion; `preferences`
 are TRL's for DPO, `labels` its for KTO (https://huggingface.co/docs/trl/dataset_formats). `tools` and `template_kwargs`

@@ -30,7 +30,7 @@ _BETWEEN = re.compile(r"[ \t\r\n,]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line, array element or row of Parquet. Made by `read_rows`; read by `curate.offline`."""
+    """One line, array element or row of Parquet. Made by `read_rows`; read by `datasets.import_snapshot`."""
 
     number: int
     """From 1: of the line in a file of lines, else of the record."""

@@ -1,7 +1,7 @@
 """Records of the logs of elsewhere become conversations: WildChat, WildFeedback, OpenAI messages, plain triples; pure.
 
 A record that is not what its format says is refused. Nothing is read that a log does not state: no language is guessed
-here, and times are those of `curate.fields.times_of`.
+here, and times are those of `datasets.log_fields.times_of`.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sdpo_ray.curate.fields import TIMES, json_of, mappings, stated, text_of, times_of
+from sdpo_ray.datasets.log_fields import TIMES, json_of, mappings, stated, text_of, times_of
 from sdpo_ray.errors import ConfigError, DataError
 from sdpo_ray.records import Message, Role, ToolCall
 
@@ -28,7 +28,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """One record of a log. Made by `read_record`; read by `curate.unroll`."""
+    """One record of a log. Made by `read_record`; read by `datasets.conversation_split`."""
 
     messages: tuple[Message, ...]
     times_s: tuple[float, ...]

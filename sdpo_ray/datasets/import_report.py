@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sdpo_ray.curate.importers import Format
+from sdpo_ray.datasets.formats import Format
 
 
 class Refused(StrEnum):

@@ -11,15 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sdpo_ray.curate.importers import Format
-from sdpo_ray.curate.logreader import LogReader
-from sdpo_ray.curate.refused import ImportReport, Refused, RefusedCount
 from sdpo_ray.curate.sampling import is_held_out
-from sdpo_ray.curate.unroll import Limits
+from sdpo_ray.datasets.conversation_split import Limits
+from sdpo_ray.datasets.formats import Format
+from sdpo_ray.datasets.import_report import ImportReport, Refused, RefusedCount
+from sdpo_ray.datasets.log_reader import LogReader
 from sdpo_ray.errors import ConfigError, DataError
+from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.storage import sealed_directory, write_json
-from sdpo_ray.tables import write_interactions
+from sdpo_ray.tables.arrow_schemas import write_interactions
 
 
 class Import:

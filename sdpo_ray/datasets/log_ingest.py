@@ -10,18 +10,18 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 
-from sdpo_ray.capture.conversation import keyed_digest
-from sdpo_ray.capture.log import open_log
+from sdpo_ray.capture.pairing_keys import keyed_digest
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Run
 from sdpo_ray.errors import TooManyDigits
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Feedback, Interaction, PairingKeys, Turn
 from sdpo_ray.redaction import Redactor, redact_feedback, redact_turn
-from sdpo_ray.storage import Layout
 
 _IN_FLIGHT = 512
 _FIRST_KNOWN_S = 1e8
-"""Earlier times are the numbers that stand for unknown ones (`curate.fields.times_of`)."""
+"""Earlier times are the numbers that stand for unknown ones (`datasets.log_fields.times_of`)."""
 
 
 def record(interactions: Iterable[Interaction], run: Run) -> tuple[int, int]:

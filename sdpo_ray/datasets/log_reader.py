@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from sdpo_ray.curate.importers import FIELDS, Conversation, Format, detect_format, read_record
 from sdpo_ray.curate.language import detector
-from sdpo_ray.curate.logfiles import Row, read_rows
-from sdpo_ray.curate.refused import Refused, Source
-from sdpo_ray.curate.unroll import Limits, unroll
+from sdpo_ray.datasets.conversation_split import Limits, unroll
+from sdpo_ray.datasets.file_reader import Row, read_rows
+from sdpo_ray.datasets.formats import FIELDS, Conversation, Format, detect_format, read_record
+from sdpo_ray.datasets.import_report import Refused, Source
 from sdpo_ray.errors import ConfigError, DataError
 from sdpo_ray.records import Interaction
 

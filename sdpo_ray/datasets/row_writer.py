@@ -10,9 +10,9 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo_ray.curate.exporters import SCHEMAS, What, json_lines
+from sdpo_ray.datasets.export_rows import SCHEMAS, What, json_lines
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.storage import fsync_directory
+from sdpo_ray.io.files import fsync_directory
 
 Write = Callable[[pa.Table], None]
 

@@ -9,10 +9,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jobs.simulate import Traffic
 from sdpo_ray.config import Run
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Report
-from sdpo_ray.storage import Layout, read_json
+from sdpo_ray.simulate.http_clients import Traffic
 from sdpo_ray.telemetry import Event
 
 _COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}

@@ -1,36 +1,29 @@
-"""`make demo`: the whole wheel on this machine, with every real part, watched on one screen.
-
-Starts Ray, the Serve application and simulated users; submits `jobs/continual.py` as a user would; goes on until
-three updates are promoted and one reckless one is refused; writes summary.json and figure.png; stops everything
-it started. Exits with 1 when what it must show does not hold.
-"""
+"""The demonstration: cluster, serving, simulated users and training loop on this machine, shown on one screen."""
 
 import contextlib
 import json
-import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.live import Live
 
-from jobs.commandline import LAPTOP, command, plain_errors
-from jobs.deploy import deploy
-from jobs.local import LocalCluster, free_port, require_port, stop_tree
-from jobs.provenance import code_commit
-from jobs.screen import Screen
-from jobs.simulate import Traffic
+from sdpo_ray.cluster.local_cluster import LocalCluster, free_port, stop_tree
+from sdpo_ray.cluster.serve_deploy import deploy
 from sdpo_ray.config import Run, load_run
-from sdpo_ray.errors import ConfigError, SdpoError
-from sdpo_ray.storage import Layout, read_json, write_json
+from sdpo_ray.demo.dashboard import Screen
+from sdpo_ray.errors import SdpoError
+from sdpo_ray.io.files import read_json, write_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.pipeline.code_version import code_commit
+from sdpo_ray.simulate.http_clients import Traffic
 from sdpo_ray.telemetry import read_events
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 RECKLESS = ["distill.learning_rate=0.02", "distill.drift.max_kl_to_base=none"]
 """Fifty times the recipe's rate, and the learner's own stop switched off: the update that the gate has to refuse."""
 PROMOTIONS = 3
@@ -55,8 +48,8 @@ class Demo:
 
     def go(self, *, keep: bool) -> list[str]:
         """Run it all. Returns what does not hold, in words; nothing when all does."""
-        from jobs.figure import draw
-        from jobs.summary import failures, summarize
+        from sdpo_ray.demo.run_plot import draw
+        from sdpo_ray.demo.run_summary import failures, summarize
 
         began = time.monotonic()
         with contextlib.ExitStack() as stack:
@@ -179,33 +172,3 @@ class Demo:
             typer.echo("stopping")
         finally:
             stop_tree(process.pid)
-
-
-def main(
-    run: Annotated[Path, typer.Option(help="TOML run file.")] = LAPTOP,
-    root: Annotated[Path, typer.Option(help="Where everything is written; emptied first.")] = REPOSITORY
-    / "runs"
-    / "demo",
-    seed: Annotated[int, typer.Option(help="Seed of users, draws and updates.")] = 0,
-    port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
-    keep: Annotated[bool, typer.Option(help="Leave everything up afterwards, until Ctrl-C.")] = False,
-) -> None:
-    """Show the whole wheel: three promotions, one refusal, no failed request."""
-    overrides = [f"root={root.resolve()}", f"seed={seed}", f"serve.port={port}"]
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    with plain_errors():
-        require_port(port, "the API")
-        root.parent.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(root.parent).free) < MIN_FREE_BYTES:
-            raise ConfigError(f"{root.parent} has {free >> 20} MiB free; the demo needs {MIN_FREE_BYTES >> 20} MiB")
-        shutil.rmtree(root, ignore_errors=True)
-        root.mkdir(parents=True)
-        broken = Demo(run.resolve(), overrides).go(keep=keep)
-    typer.echo(f"{root}/summary.json and {root}/figure.png hold the result")
-    for failure in broken:
-        typer.secho(f"does not hold: {failure}", err=True, fg="red")
-    raise typer.Exit(1 if broken else 0)
-
-
-if __name__ == "__main__":
-    command(main)

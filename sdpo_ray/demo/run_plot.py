@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.summary import Examined, Summary
+from sdpo_ray.demo.run_summary import Examined, Summary
 from sdpo_ray.evaluate.statistics import Estimate
 from sdpo_ray.records import Verdict
 

@@ -5,14 +5,15 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jobs.simulate import Traffic
 from sdpo_ray.config import Run
-from sdpo_ray.curate.store import Table
-from sdpo_ray.cycle import Outcome
 from sdpo_ray.evaluate.statistics import Estimate
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.pipeline.cycle import Outcome
 from sdpo_ray.promote.release import served_release
 from sdpo_ray.records import BASE_VERSION, Report, Score, Snapshot, Verdict
-from sdpo_ray.storage import Layout, read_json
+from sdpo_ray.simulate.http_clients import Traffic
+from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import read_events
 
 
@@ -47,7 +48,7 @@ class Requests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """`summary.json`. Made by `summarize`; read by people and `jobs.figure`."""
+    """`summary.json`. Made by `summarize`; read by people and `sdpo_ray.demo.run_plot`."""
 
     seed: int
     promotions: int

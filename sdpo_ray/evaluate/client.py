@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from sdpo_ray.errors import DataError
 from sdpo_ray.headers import POLICY_VERSION
+from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.records import FinishReason
-from sdpo_ray.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

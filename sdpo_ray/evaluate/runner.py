@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdpo_ray.config import Run
-from sdpo_ray.evaluate.endpoint import Answers, generate, load_answers, save_answers
+from sdpo_ray.evaluate.client import Answers, generate, load_answers, save_answers
+from sdpo_ray.io.files import read_json, write_json
+from sdpo_ray.io.locks import changing
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.promote.release import confirm
 from sdpo_ray.records import Release
 from sdpo_ray.simulate.world import sample_prompt
-from sdpo_ray.storage import Layout, changing, read_json, write_json
 
 
 class Examination:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from sdpo_ray.errors import DataError
-from sdpo_ray.evaluate.endpoint import Answers
+from sdpo_ray.evaluate.client import Answers
 from sdpo_ray.evaluate.judge import Judge
 from sdpo_ray.evaluate.probes.collapse import collapse
 from sdpo_ray.evaluate.probes.gain import gain

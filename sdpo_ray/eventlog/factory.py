@@ -1,15 +1,15 @@
 """Which event log a run file asks for."""
 
-from sdpo_ray.capture.journal import Journal
 from sdpo_ray.config.data import Capture
-from sdpo_ray.eventlog import EventLog
-from sdpo_ray.storage import Layout
+from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.protocol import EventLog
+from sdpo_ray.io.paths import Layout
 
 
 def open_log(layout: Layout, config: Capture, *, name: str = "replica") -> EventLog:
     """Kafka where brokers are named, else the journal under the root. `name` tells people who wrote what."""
     if config.kafka.brokers:
-        from sdpo_ray.capture.kafka import KafkaLog
+        from sdpo_ray.eventlog.kafka.log import KafkaLog
 
         return KafkaLog(config.kafka, name=name)
     return Journal(

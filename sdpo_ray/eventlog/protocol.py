@@ -15,7 +15,7 @@ from sdpo_ray.records import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What one `poll` found. Made by an `EventLog`; read by `curate.ship`."""
+    """What one `poll` found. Made by an `EventLog`; read by `curate.ingest`."""
 
     events: tuple[Event, ...]
     """In the order of their partition."""

@@ -8,16 +8,16 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from jobs.cases import Case
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Run
-from sdpo_ray.distill.load import load_policy
-from sdpo_ray.distill.sample import sample
-from sdpo_ray.distill.signal import noise_floor, token_signals
+from sdpo_ray.distill.attribution.token_attribution import noise_floor, token_signals
+from sdpo_ray.distill.model.hf_sampling import sample
+from sdpo_ray.distill.model.load import load_policy
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.promote.heatmap import write_cells, write_words
-from sdpo_ray.promote.page import strongest, write_html
+from sdpo_ray.explain.cases import Case
 from sdpo_ray.records import Consent, FinishReason, Interaction, Sampling, TokenSignal, Turn
+from sdpo_ray.report.token_html import strongest, write_html
+from sdpo_ray.report.token_png import write_cells, write_words
 from sdpo_ray.telemetry import Counters
 
 _NOTABLE = 0.1
@@ -59,7 +59,7 @@ class Reading:
         """
         refused = ", ".join(f"{reason}: {n}" for reason, n in sorted(self._counts.values.items()))
         if not self._signals:
-            raise ConfigError(f"nothing to draw ({refused}); sdpo_ray/distill/hindsight.py says what these mean")
+            raise ConfigError(f"nothing to draw ({refused}); sdpo_ray/distill/data/examples.py says what these mean")
         out.mkdir(parents=True, exist_ok=True)
         write_html(self._signals, out / "index.html", title=title, unrelated=self._unrelated)
         write_cells(self._signals, out / "cells.png", unrelated=self._unrelated)

@@ -66,7 +66,7 @@ def read_cases(path: Path) -> list[Case]:
             listed = raw if isinstance(raw, list) else [raw]
             found = [_own(each, number) for number, each in enumerate(msgspec.convert(listed, list[_Own]), start=1)]
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}; see the forms in jobs/cases.py") from None
+        raise ConfigError(f"{path}: {error}; see the forms in sdpo_ray/explain/cases.py") from None
     if not found:
         raise ConfigError(f"{path} holds no case")
     if twice := [name for name, n in Counter(case.name for case in found).items() if n > 1]:

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 from sdpo_ray.config import Run
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.io.files import is_ready, read_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.promote.release import served_release
 from sdpo_ray.records import BASE_VERSION, Interaction, Release
-from sdpo_ray.storage import Layout, is_ready, read_json
 
 if TYPE_CHECKING:
-    from sdpo_ray.curate.store import Table
+    from sdpo_ray.tables.delta_table import Table
 
 
 def find(layout: Layout, turn_id: str) -> Interaction:
@@ -20,7 +21,7 @@ def find(layout: Layout, turn_id: str) -> Interaction:
     """
     import pyarrow.dataset as ds
 
-    from sdpo_ray.tables import interactions_from_arrow
+    from sdpo_ray.tables.arrow_schemas import interactions_from_arrow
 
     if interactions := _existing(layout, "interactions"):
         named = (ds.field("interaction_id") == turn_id) | (ds.field("turn", "turn_id") == turn_id)
@@ -42,7 +43,7 @@ def newest(layout: Layout, limit: int) -> list[Interaction]:
     """The last interactions, newest first. Raises ConfigError where there is none."""
     import pyarrow.dataset as ds
 
-    from sdpo_ray.tables import interactions_from_arrow
+    from sdpo_ray.tables.arrow_schemas import interactions_from_arrow
 
     if table := _existing(layout, "interactions"):
         times = sorted(table.read(["follow_up_at_s"])["follow_up_at_s"].to_pylist())[-limit:]
@@ -82,7 +83,7 @@ def _existing(layout: Layout, name: str) -> "Table | None":
     """A table that somebody made; looking for one makes none."""
     from deltalake import DeltaTable
 
-    from sdpo_ray.curate.store import Table
+    from sdpo_ray.tables.delta_table import Table
 
     if not DeltaTable.is_deltatable(layout.table(name)):
         return None

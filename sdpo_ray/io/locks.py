@@ -9,8 +9,21 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from sdpo_ray.storage import Layout
+from sdpo_ray.io.paths import Layout
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """While it lasts, no other process changes `path`: read it inside, and write it back inside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from sdpo_ray.errors import DataError
-from sdpo_ray.storage import fsync_directory
+from sdpo_ray.io.files import fsync_directory
 
 logger = logging.getLogger(__name__)
 _Content = TypeVar("_Content")

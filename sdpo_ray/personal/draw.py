@@ -12,8 +12,8 @@ import pyarrow.dataset as ds
 from sdpo_ray.config import Curate, Personal
 from sdpo_ray.curate.sampling import COUNTED_COLUMNS, fresh
 from sdpo_ray.curate.snapshot import draw_snapshot
-from sdpo_ray.curate.store import Table
 from sdpo_ray.records import Snapshot
+from sdpo_ray.tables.delta_table import Table
 
 _WHO = ("tenant", "user")
 

@@ -7,8 +7,8 @@ champion, and the page of the registered model is for what all are served.
 from collections.abc import Collection
 from typing import Any
 
-from sdpo_ray.promote.ledger import Entry
 from sdpo_ray.promote.registry import Registry
+from sdpo_ray.promote.run_log import Entry
 
 SUFFIX = "-personal"
 """Behind the model's name: the experiment."""

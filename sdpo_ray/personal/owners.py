@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sdpo_ray.capture.conversation import owner_digest
+from sdpo_ray.capture.pairing_keys import owner_digest
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Personal
-from sdpo_ray.curate.personal import Crowd
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.promote.personal import newest_attempt, served_policy
-from sdpo_ray.storage import Layout
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.personal.draw import Crowd
+from sdpo_ray.personal.store import newest_attempt, served_policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

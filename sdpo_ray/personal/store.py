@@ -14,8 +14,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdpo_ray.io.files import read_json, sealed_directory, write_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Candidate, FileDigest, PersonalPolicy, Report, Snapshot, Verdict
-from sdpo_ray.storage import Layout, read_json, sealed_directory, write_json
 
 SNAPSHOT, CANDIDATE, ADAPTER = "snapshot", "candidate", "adapter"
 """Directories of an attempt. The candidate's has whole weights, for the examination, and goes after the verdict."""
@@ -29,7 +30,7 @@ _EXAMINED = 1 << 48
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """What became of an update of a personal policy. Made by `jobs.personal`; kept as `outcome.json`."""
+    """What became of an update of a personal policy. Made by `sdpo_ray.personal.trainer`; kept as `outcome.json`."""
 
     owner: str
     version: int

@@ -9,28 +9,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.adapters import distill_config, require_adapters
-from jobs.examining import Examination
-from jobs.owners import Owner, due
-from jobs.provenance import code_commit
 from sdpo_ray.config import Run
-from sdpo_ray.curate.personal import Crowd, draw_personal
 from sdpo_ray.curate.snapshot import HELD_OUT
-from sdpo_ray.curate.store import Table
-from sdpo_ray.distill.job import read_gains
-from sdpo_ray.distill.launch import distill
+from sdpo_ray.distill.train.launch import distill
+from sdpo_ray.distill.train.update_spec import read_gains
 from sdpo_ray.errors import DataError, LearnerError, NotReady, ReleaseError, SwapError
+from sdpo_ray.evaluate.runner import Examination
 from sdpo_ray.evaluate.suite import examine_personal
-from sdpo_ray.promote import gate, personal
-from sdpo_ray.promote.ledger import Entry
-from sdpo_ray.promote.personal import Attempt
-from sdpo_ray.promote.personal_runs import PersonalRuns
+from sdpo_ray.io.files import is_ready, read_json
+from sdpo_ray.io.locks import changing
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.personal import store
+from sdpo_ray.personal.config import distill_config, require_adapters
+from sdpo_ray.personal.draw import Crowd, draw_personal
+from sdpo_ray.personal.mlflow_runs import PersonalRuns
+from sdpo_ray.personal.owners import Owner, due
+from sdpo_ray.personal.store import Attempt
+from sdpo_ray.pipeline.code_version import code_commit
+from sdpo_ray.promote import gate
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.release import served_release
+from sdpo_ray.promote.run_log import Entry
 from sdpo_ray.records import BASE_VERSION, Candidate, Decision, Release, Report, Snapshot, Verdict
 from sdpo_ray.simulate.world import is_right
-from sdpo_ray.storage import Layout, changing, is_ready, read_json
-from sdpo_ray.tables import read_erased
+from sdpo_ray.tables.arrow_schemas import read_erased
+from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import EventFile
 
 
@@ -93,8 +96,8 @@ class Personalizer:
 
     def _learn(self, owner: Owner) -> Attempt:
         layout, champion, least = self._layout, self.champion(), self._run.personal.min_interactions
-        personal.sweep(layout, owner.digest)
-        version = personal.next_version(layout, owner.digest)
+        store.sweep(layout, owner.digest)
+        version = store.next_version(layout, owner.digest)
         directory = layout.personal_version(owner.digest, version)
         seed = self._run.seed * 1_000_003 + version
         self._heard.says("drawing")
@@ -106,7 +109,7 @@ class Personalizer:
                 )
             snapshot = draw_personal(
                 self._table,
-                directory / personal.SNAPSHOT,
+                directory / store.SNAPSHOT,
                 tenant=owner.tenant,
                 users=owner.users,
                 champion_version=champion.policy_version,
@@ -137,7 +140,7 @@ class Personalizer:
             snapshot=snapshot,
             parent=champion,
             policy_version=version,
-            out=self._layout.personal_version(owner.digest, version) / personal.CANDIDATE,
+            out=self._layout.personal_version(owner.digest, version) / store.CANDIDATE,
             config=self._config,
             max_model_len=self._run.policy.max_model_len,
             seed=seed,
@@ -150,7 +153,7 @@ class Personalizer:
         self._heard.says("examining")
         layout = self._layout
         base = read_json(layout.release(BASE_VERSION), Release)
-        number = personal.examined_as(owner.digest, candidate.policy_version)
+        number = store.examined_as(owner.digest, candidate.policy_version)
         merged = Release(
             policy_version=number,
             path=candidate.path,
@@ -193,13 +196,13 @@ class Personalizer:
         """What is written down and served, if anything; no erasure runs meanwhile."""
         layout, decision, policy = self._layout, judged.decision, None
         if not is_ready(Path(snapshot.path)) or read_erased(Path(snapshot.path)):
-            personal.remove(layout, owner.digest)
+            store.remove(layout, owner.digest)
             raise NotReady("some of what it learned from was erased meanwhile: nothing is kept of it")
         if decision.verdict is Verdict.PROMOTE and self.champion().policy_version != champion.policy_version:
             moved = f"the champion is v{self.champion().policy_version} by now, and it is over"
             decision = replace(decision, verdict=Verdict.HOLD, reasons=(f"{moved} v{champion.policy_version}",))
         if decision.verdict is Verdict.PROMOTE and judged.candidate is not None:
-            policy = personal.seal_adapter(layout, owner.digest, judged.candidate)
+            policy = store.seal_adapter(layout, owner.digest, judged.candidate)
         attempt = Attempt(
             owner=owner.digest,
             version=version,
@@ -223,7 +226,7 @@ class Personalizer:
                 decision=decision,
             )
             runs.record(owner.digest, attempt.name, entry)
-        personal.conclude(layout, attempt, policy)
+        store.conclude(layout, attempt, policy)
         if policy is not None:
             forget_owners(layout, runs, owner.former)
         EventFile(layout.events).write(
@@ -248,4 +251,4 @@ def runs_of(run: Run, layout: Layout) -> PersonalRuns:
 def forget_owners(layout: Layout, runs: PersonalRuns, owners: Sequence[str]) -> list[str]:
     """Remove everything of these owners, MLflow's runs included; those of whom there was something."""
     runs.forget(owners)
-    return [owner for owner in owners if personal.remove(layout, owner)]
+    return [owner for owner in owners if store.remove(layout, owner)]

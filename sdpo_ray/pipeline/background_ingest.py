@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from jobs.background import repeatedly
 from sdpo_ray.config import Run
-from sdpo_ray.storage import Layout
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.pipeline.periodic import repeatedly
 
 SHIP_S = 5.0
 """Seconds between two looks at the event log."""
@@ -15,12 +15,12 @@ SHIP_S = 5.0
 def shipping(run: Run, layout: Layout, *, every_s: float = SHIP_S) -> Iterator[None]:
     """Store what is new in the log for as long as the block runs; nothing is paired meanwhile.
 
-    It needs no turn of its own (`curate.turnstile`): what an erased user left in the log never enters.
+    It needs no turn of its own (`io.locks`): what an erased user left in the log never enters.
     """
-    from sdpo_ray.capture.log import open_log
-    from sdpo_ray.curate.erasures import Erasures
-    from sdpo_ray.curate.ship import ship
-    from sdpo_ray.curate.store import Table
+    from sdpo_ray.curate.ingest import ship
+    from sdpo_ray.eventlog.factory import open_log
+    from sdpo_ray.tables.delta_table import Table
+    from sdpo_ray.tables.tombstones import Erasures
 
     turns, feedback, erasures = Table.turns(layout), Table.feedback(layout), Erasures(layout)
     with closing(open_log(layout, run.capture, name="ship")) as log:

@@ -10,15 +10,15 @@ from pathlib import Path
 import msgspec
 
 from sdpo_ray.config import Run
-from sdpo_ray.curate.reactions import Reactions
-from sdpo_ray.curate.stream import Curator
-from sdpo_ray.curate.turnstile import undisturbed
+from sdpo_ray.curate.online_metrics import Reactions
+from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.errors import ReleaseError, SwapError
-from sdpo_ray.promote import trial as trials
+from sdpo_ray.io.locks import undisturbed
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.promote import canary as trials
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.release import confirm
 from sdpo_ray.records import Candidate, Release, Report, Trial, Verdict
-from sdpo_ray.storage import Layout
 from sdpo_ray.telemetry import Event, EventFile
 
 
@@ -145,7 +145,7 @@ class _Watch:
 
 
 class _Copies:
-    """What `serve.trial.shadow` wrote down of a candidate's answers, line by line as it comes."""
+    """What `serve.canary.shadow` wrote down of a candidate's answers, line by line as it comes."""
 
     def __init__(self, folder: Path, *, since_s: float) -> None:
         self._folder = folder

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdpo_ray.errors import LearnerError
+from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.records import Candidate, Decision, Report, Snapshot, Verdict
-from sdpo_ray.storage import read_json, write_json
 from sdpo_ray.telemetry import EventFile
 
 STAGES = ("draw", "distill", "evaluate", "decide", "release")

@@ -1,31 +1,32 @@
-"""The stages of the wheel, wired for one run: what `sdpo_ray.cycle` calls, with every real part behind it."""
+"""The stages of the wheel, wired for one run: what `sdpo_ray.pipeline.cycle` calls, with every real part behind it."""
 
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
-from jobs.examining import Examination
-from jobs.provenance import code_commit
-from jobs.trials import Trials
 from sdpo_ray.config import Run
+from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.curate.snapshot import draw_snapshot
-from sdpo_ray.curate.stream import Curator
-from sdpo_ray.cycle import Begun, Outcome, Stages
-from sdpo_ray.distill.launch import distill
-from sdpo_ray.distill.relevance import read_relevance
+from sdpo_ray.distill.attribution.relevance import read_relevance
+from sdpo_ray.distill.train.launch import distill
 from sdpo_ray.errors import ReleaseError, SwapError
-from sdpo_ray.evaluate.endpoint import Answers
+from sdpo_ray.evaluate.client import Answers
+from sdpo_ray.evaluate.runner import Examination
 from sdpo_ray.evaluate.suite import examine
+from sdpo_ray.io.files import read_json, write_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.pipeline.canary_runner import Trials
+from sdpo_ray.pipeline.code_version import code_commit
+from sdpo_ray.pipeline.cycle import Begun, Outcome, Stages
 from sdpo_ray.promote import gate
-from sdpo_ray.promote.follow import Move, follow_alias
-from sdpo_ray.promote.ledger import Entry
+from sdpo_ray.promote.alias_sync import Move, follow_alias
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.release import confirm, point_at, rollback, served_release
+from sdpo_ray.promote.run_log import Entry
 from sdpo_ray.records import BASE_VERSION, Candidate, Decision, Release, Report, Snapshot, Verdict
 from sdpo_ray.simulate.users import judge, persona_of
 from sdpo_ray.simulate.world import is_right
-from sdpo_ray.storage import Layout, read_json, write_json
 from sdpo_ray.telemetry import Counters, EventFile
 
 _PROGRESS_EVERY = 16

@@ -1,10 +1,4 @@
-"""The main job: turn the wheel, forever or for some turns.
-
-    ray job submit --working-dir . -- python jobs/continual.py --run jobs/recipes/laptop.toml
-
-Gather interactions from live traffic, draw a snapshot, make an update, examine it, decide, release. Killed at
-any moment it goes on where it was when it is started again; SIGTERM stops it cleanly. Serving must be up.
-"""
+"""The training loop: curate until there is enough, then run one cycle; forever, or for some cycles."""
 
 import contextlib
 import fcntl
@@ -16,24 +10,24 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from jobs.background import repeatedly
-from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
-from jobs.shipping import shipping
 from sdpo_ray.config import Run
-from sdpo_ray.curate.turnstile import undisturbed
-from sdpo_ray.cycle import Begun, begin, next_cycle, turn
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.locks import undisturbed
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.pipeline.background_ingest import shipping
+from sdpo_ray.pipeline.cycle import Begun, begin, next_cycle, turn
+from sdpo_ray.pipeline.periodic import repeatedly
 from sdpo_ray.records import BASE_VERSION
-from sdpo_ray.storage import Layout, read_json
 from sdpo_ray.telemetry import EventFile
 
 if TYPE_CHECKING:
-    from jobs.stages import Wheel
-    from sdpo_ray.curate.stream import Curator
+    from sdpo_ray.curate.pipeline import Curator
+    from sdpo_ray.pipeline.stages import Wheel
 
 GATHER_S = 1.0
 """Seconds between two looks at the journal."""
@@ -43,9 +37,9 @@ def continual(run: Run, turns: int) -> None:
     """Turn the wheel `turns` times (0: until the process is stopped)."""
     import ray
 
-    from jobs.stages import Wheel
-    from sdpo_ray.capture.log import open_log
-    from sdpo_ray.curate.stream import Curator
+    from sdpo_ray.curate.pipeline import Curator
+    from sdpo_ray.eventlog.factory import open_log
+    from sdpo_ray.pipeline.stages import Wheel
     from sdpo_ray.promote.registry import Registry
     from sdpo_ray.records import Release
 
@@ -95,8 +89,8 @@ def one_turn(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", event
 
 def gather(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", events: EventFile, cycle: int) -> None:
     """Curate what arrives until there is enough for a cycle."""
-    from jobs.stages import last_batch
     from sdpo_ray.curate.snapshot import count_new
+    from sdpo_ray.pipeline.stages import last_batch
 
     since = last_batch(layout, cycle)
     refused: Counter[str] = Counter()
@@ -167,19 +161,3 @@ def stop(signum: int, frame: FrameType | None) -> None:
     """Leave at once: whatever is half-done is done again, and nothing is done twice."""
     typer.echo("stopped; the next start goes on where this one was")
     raise SystemExit(0)
-
-
-def main(
-    run: RunFile = LAPTOP,
-    overrides: Overrides = None,
-    print_config: PrintConfig = False,
-    turns: Annotated[int, typer.Option(help="Stop after so many turns; 0 goes on for ever.", min=0)] = 0,
-) -> None:
-    """Turn the wheel: gather, draw, distill, evaluate, decide, release."""
-    resolved = read_run(run, overrides, print_config)
-    with plain_errors():
-        continual(resolved, turns)
-
-
-if __name__ == "__main__":
-    command(main)

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import pyarrow.dataset as ds
 
-from sdpo_ray.curate.store import Table
+from sdpo_ray.tables.delta_table import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Made by `conversation_of`; read by `curate.traces`."""
+    """Made by `conversation_of`; read by `privacy.user_footprint`."""
 
     turn_ids: frozenset[str]
     keys: frozenset[str]

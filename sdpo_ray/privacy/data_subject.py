@@ -5,11 +5,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.curate.erasures import Erasure, Erasures
-from sdpo_ray.curate.pinned import erased_by
-from sdpo_ray.curate.traces import Tables, Traces, traces_of
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.storage import Layout
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.privacy.snapshot_erasure import erased_by
+from sdpo_ray.privacy.user_footprint import Tables, Traces, traces_of
+from sdpo_ray.tables.tombstones import Erasure, Erasures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from jobs.books import Learned, read_books
-from jobs.emptying import Emptying
 from jobs.explain import page_of
-from jobs.whose import Whose
-from sdpo_ray.capture.conversation import owner_digest
+from sdpo_ray.capture.pairing_keys import owner_digest
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Run
-from sdpo_ray.curate.erasures import Erasure, Erasures
-from sdpo_ray.curate.pinned import rewrite, rows_of, snapshots_under
-from sdpo_ray.curate.traces import Tables, Traces, count, remove
-from sdpo_ray.curate.turnstile import undisturbed
-from sdpo_ray.promote import personal
-from sdpo_ray.promote.forget import forget_in_file
+from sdpo_ray.io.locks import changing, undisturbed
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.personal import store
+from sdpo_ray.privacy.data_subject import Whose
+from sdpo_ray.privacy.journal_purge import Emptying
+from sdpo_ray.privacy.run_history import Learned, read_books
+from sdpo_ray.privacy.snapshot_erasure import rewrite, rows_of, snapshots_under
+from sdpo_ray.privacy.user_footprint import Tables, Traces, count, remove
+from sdpo_ray.promote.artifact_erasure import forget_in_file
 from sdpo_ray.records import Event
-from sdpo_ray.storage import Layout, changing
+from sdpo_ray.tables.tombstones import Erasure, Erasures
 from sdpo_ray.telemetry import EventFile
 
 _MLFLOW_DATABASE, _MLFLOW_ARTIFACTS = "mlflow.db", "mlartifacts"
@@ -146,7 +146,7 @@ class Forgetting:
         found.personal = self._personal(self._whose.learned_from(self._layout, traces))
         for owner in found.personal:
             self._say("removing personal policies")
-            personal.remove(self._layout, owner)
+            store.remove(self._layout, owner)
         for path, ids in self._held(traces):
             self._say(f"rewriting {path}")
             rewrite(path, ids, erasure_id=found.erasure_id)
@@ -161,7 +161,7 @@ class Forgetting:
         found.records = [str(path) for path in _records(root) if forget_in_file(path, gone)]
         if self._run.promote.tracking_uri or (root / _MLFLOW_DATABASE).exists():
             self._say("asking MLflow")
-            from sdpo_ray.promote.personal_runs import PersonalRuns
+            from sdpo_ray.personal.mlflow_runs import PersonalRuns
             from sdpo_ray.promote.registry import Registry
 
             promote = self._run.promote
@@ -178,8 +178,8 @@ class Forgetting:
 
     def _personal(self, gone: Collection[str]) -> list[str]:
         """Owners of what is theirs, and of what has learned from them."""
-        known = set(personal.known_owners(self._layout))
-        return sorted((self._owners() & known) | {each.owner for each in personal.drew(self._layout, gone)})
+        known = set(store.known_owners(self._layout))
+        return sorted((self._owners() & known) | {each.owner for each in store.drew(self._layout, gone)})
 
     def _begun(self, gone: Collection[str]) -> list[Path]:
         """What an update that was broken off has learned of them so far: it begins anew."""
@@ -203,4 +203,4 @@ def _broken_off(layout: Layout) -> list[Path]:
     """What a draw, an update or a record left half-written, which nobody goes on with."""
     patterns = ("snapshots/.*.partial", "candidates/.*.partial", "candidates/*/.*.json.*", "cycles/*/.*.json.*")
     of_wheel = [path for pattern in patterns for path in sorted(layout.root.glob(pattern))]
-    return [*of_wheel, *personal.left_behind(layout)]
+    return [*of_wheel, *store.left_behind(layout)]

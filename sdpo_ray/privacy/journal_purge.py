@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable
 
-from sdpo_ray.capture.log import open_log
 from sdpo_ray.config import Run
-from sdpo_ray.curate.erasures import Erasures
-from sdpo_ray.curate.ship import ship
-from sdpo_ray.curate.traces import Tables
+from sdpo_ray.curate.ingest import ship
 from sdpo_ray.errors import NotReady
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.privacy.user_footprint import Tables
 from sdpo_ray.records import Event
-from sdpo_ray.storage import Layout
+from sdpo_ray.tables.tombstones import Erasures
 
 _POLL_S = 0.5
 _GRACE_S = 60.0

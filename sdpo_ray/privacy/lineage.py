@@ -4,13 +4,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.books import Books, Learned, Update
-from sdpo_ray.curate.traces import Traces
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.promote import personal
+from sdpo_ray.io.files import is_ready
+from sdpo_ray.personal import store
+from sdpo_ray.privacy.run_history import Books, Learned, Update
+from sdpo_ray.privacy.user_footprint import Traces
 from sdpo_ray.records import BASE_VERSION, Verdict
-from sdpo_ray.storage import is_ready
-from sdpo_ray.tables import read_erased
+from sdpo_ray.tables.arrow_schemas import read_erased
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Traced:
     """All three: in the tables now."""
     drew: list[Drew]
     learned: list[Learned]
-    personal: list[personal.Drew]
+    personal: list[store.Drew]
     """Personal policies, and attempts at one."""
 
 
@@ -65,7 +65,7 @@ class Ancestor:
     served: bool
 
 
-def trace(books: Books, traces: Traces, interaction_ids: Collection[str], drew: Sequence[personal.Drew] = ()) -> Traced:
+def trace(books: Books, traces: Traces, interaction_ids: Collection[str], drew: Sequence[store.Drew] = ()) -> Traced:
     """What became of `traces`, whose interactions have, or had, these ids; `drew` is of personal policies."""
     wanted = set(interaction_ids)
     return Traced(

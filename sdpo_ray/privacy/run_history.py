@@ -6,10 +6,11 @@ An update is said to have learned from an interaction when its snapshot held it;
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sdpo_ray.cycle import Begun, Outcome
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.pipeline.cycle import Begun, Outcome
 from sdpo_ray.promote.release import released_versions, served_release
 from sdpo_ray.records import Snapshot, Verdict
-from sdpo_ray.storage import Layout, read_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from sdpo_ray.curate.conversations import conversation_of
-from sdpo_ray.curate.store import Table
-from sdpo_ray.storage import Layout
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.privacy.conversation_trace import conversation_of
+from sdpo_ray.tables.delta_table import Table
 
 
 @dataclass(frozen=True, slots=True)

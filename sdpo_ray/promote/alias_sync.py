@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sdpo_ray.errors import ReleaseError
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.promote.release import point_at, released_versions, rollback, served_release
 from sdpo_ray.records import Candidate, Release
-from sdpo_ray.storage import Layout
 
 
 class Move(StrEnum):

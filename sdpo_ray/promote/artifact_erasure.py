@@ -4,8 +4,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.records import Candidate
-from sdpo_ray.storage import read_json, write_json
 
 
 def without(candidate: Candidate, erased: Collection[str]) -> Candidate:

@@ -4,7 +4,7 @@
     it answered enough, and nothing was found against it                       PROMOTE
     it did not answer enough in time                                           HOLD
 
-Both questions are put to `promote.sequential`, each with half of `alpha`, so one may look as often as one likes. Of
+Both questions are put to `promote.sequential_test`, each with half of `alpha`, so one may look as often as one likes. Of
 complaints there is one outcome a conversation. An answer of the champion is slow when it takes longer a token than the
 median of its latest ones, an answer of the candidate when it takes more than `max_slower` times that: as long as the
 candidate is not slower than `max_slower` allows, its answers are slow no more often than the champion's. Answers are
@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from statistics import median
 
 from sdpo_ray.config import TrialRules
+from sdpo_ray.io.files import fsync_directory, read_json, write_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.promote.release import release_of
-from sdpo_ray.promote.sequential import HigherRate
+from sdpo_ray.promote.sequential_test import HigherRate
 from sdpo_ray.records import Candidate, Release, Trial, Verdict
-from sdpo_ray.storage import Layout, fsync_directory, read_json, write_json
 
 _SETTLED = 8
 """The champion's answers of one length whose median is a first guess at what it takes."""

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from sdpo_ray.errors import DataError
-from sdpo_ray.promote import ledger
-from sdpo_ray.promote.forget import forget_in_file
-from sdpo_ray.promote.ledger import Entry, parameters, points, write_files
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.promote import run_log
+from sdpo_ray.promote.artifact_erasure import forget_in_file
+from sdpo_ray.promote.run_log import Entry, parameters, points, write_files
 from sdpo_ray.records import Candidate, Release, Snapshot, Verdict
-from sdpo_ray.storage import Layout, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -247,16 +248,16 @@ class Registry:
 
         artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=self.tracking_uri)
         names = {each.path for each in artifacts.list_artifacts()}
-        if ledger.CANDIDATE_FILE not in names:
+        if run_log.CANDIDATE_FILE not in names:
             return False
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            record = folder / ledger.CANDIDATE_FILE
-            artifacts.download_artifacts(ledger.CANDIDATE_FILE, str(folder))
+            record = folder / run_log.CANDIDATE_FILE
+            artifacts.download_artifacts(run_log.CANDIDATE_FILE, str(folder))
             if not forget_in_file(record, erased):
                 return False
-            ledger.write_signals(read_json(record, Candidate), folder, cycle=int(run.data.tags.get("cycle", 0)))
-            for figure in ledger.SIGNALS:
+            run_log.write_signals(read_json(record, Candidate), folder, cycle=int(run.data.tags.get("cycle", 0)))
+            for figure in run_log.SIGNALS:
                 if (folder / figure).exists():
                     artifacts.log_artifact(str(folder / figure))
                 elif figure in names:

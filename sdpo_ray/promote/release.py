@@ -2,7 +2,7 @@
 
 The pointer is one small file that every replica follows. MLflow's alias `champion` says the same to people.
 Move the alias first, the pointer after it, in both directions: whoever is killed between the two leaves an
-alias that `promote.follow` brings the pointer to.
+alias that `promote.alias_sync` brings the pointer to.
 """
 
 import http.client
@@ -15,8 +15,9 @@ from pathlib import Path
 
 from sdpo_ray.errors import ReleaseError, SwapError
 from sdpo_ray.headers import POLICY_VERSION, SWAP_ERROR
+from sdpo_ray.io.files import read_json, write_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import BASE_VERSION, Candidate, Release
-from sdpo_ray.storage import Layout, read_json, write_json
 
 """`v<policy version>: <why>`, while a replica refuses what the pointer names."""
 ADAPTER = "adapter"

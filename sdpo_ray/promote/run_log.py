@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_ray.config import Run, keys, to_json
-from sdpo_ray.promote.figures import score_intervals, training_curves
-from sdpo_ray.promote.heatmap import write_words
-from sdpo_ray.promote.page import write_html
+from sdpo_ray.io.files import write_json
 from sdpo_ray.records import Candidate, Decision, Relevance, Report, Snapshot
-from sdpo_ray.storage import write_json
+from sdpo_ray.report.token_html import write_html
+from sdpo_ray.report.token_png import write_words
+from sdpo_ray.report.training_plots import score_intervals, training_curves
 
 CANDIDATE_FILE = "candidate.json"
 SIGNALS = ("signal.html", "signal.png")

@@ -17,8 +17,8 @@ class Verdict(StrEnum):
 class Fingerprint:
     """Log-probs that a policy's weights must reproduce on a fixed text.
 
-    `logprobs[i]` is log p(token_ids[i + 1] | token_ids[:i + 1]). Made by `distill.export`, away from
-    the serving engine; read by `serve.swap.swapper`, which refuses weights whose engine disagrees.
+    `logprobs[i]` is log p(token_ids[i + 1] | token_ids[:i + 1]). Made by `distill.train.export`, away from
+    the serving engine; read by `serve.weights.swapper`, which refuses weights whose engine disagrees.
     """
 
     token_ids: tuple[int, ...]
@@ -27,7 +27,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileDigest:
-    """What a file held when it was exported. Made by `distill.export`; `serve.swap.staging` refuses anything else."""
+    """What a file held when it was exported. Made by `distill.train.export`; `serve.weights.checkpoint_io` refuses anything else."""
 
     name: str
     """Path within the candidate's directory."""
@@ -36,7 +36,7 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """One optimizer step of an update. Made by `distill.learner`; read by `promote.registry`."""
+    """One optimizer step of an update. Made by `distill.train.learner`; read by `promote.registry`."""
 
     step: int
     loss: float
@@ -61,7 +61,7 @@ class StepMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSignal:
-    """What each token of one answer is moved by. Made by `distill.signal`; drawn by `promote.heatmap`."""
+    """What each token of one answer is moved by. Made by `distill.signal`; drawn by `report.token_png`."""
 
     interaction_id: str
     prompt: str
@@ -77,7 +77,7 @@ class TokenSignal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relevance:
-    """Whether a follow-up says anything about its answer. Made by `distill.relevance`; recorded by `promote.registry`.
+    """Whether a follow-up says anything about its answer. Made by `distill.attribution.relevance`; recorded by `promote.registry`.
 
     Recorded, not acted on: every interaction is learned from alike.
     """
@@ -96,7 +96,7 @@ class Relevance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """What an adapter gained on one interaction that it never saw. Made by `distill.gain`; read by `evaluate`."""
+    """What an adapter gained on one interaction that it never saw. Made by `distill.loss.kl_gain`; read by `evaluate`."""
 
     interaction_id: str
     conversation: str
@@ -183,7 +183,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A candidate among users, before it is promoted. Made by `promote.trial`; read by `serve.trial.splitter`.
+    """A candidate among users, before it is promoted. Made by `promote.trial`; read by `serve.canary.router`.
 
     The file `trial.json` holds it; without the file nobody meets a candidate.
     """
@@ -198,13 +198,13 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersonalPolicy:
-    """A LoRA adapter over one shared policy, for one user or tenant. Made by jobs; read by `serve.adapters.personal`.
+    """A LoRA adapter over one shared policy, for one user or tenant. Made by jobs; read by `serve.lora.personal_policies`.
 
     The file `personal/<owner>.json` points at it. Where the shared policy has moved on, it is stale and not served.
     """
 
     owner: str
-    """Keyed digest of tenant and pseudonym: `capture.conversation.owners`."""
+    """Keyed digest of tenant and pseudonym: `capture.chat_request.owners`."""
     version: int
     """Counts this owner's personal policies from 1."""
     name: str

@@ -101,7 +101,7 @@ class PairingKeys:
     """Keyed digests (HMAC-SHA256, 32 hex digits) of what was said, in the words before any redaction.
 
     Each covers tenant, user and conversation id, too, so people who never met share none of them unless they are
-    anonymous and used identical words. Made by `capture.conversation`; read by `curate.sessionize`.
+    anonymous and used identical words. Made by `capture.chat_request`; read by `curate.pairing`.
     """
 
     prompt: str = ""

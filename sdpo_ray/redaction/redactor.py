@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.redaction.accounts import cards, ibans
-from sdpo_ray.redaction.addresses import emails, ips
+from sdpo_ray.redaction.cards_ibans import cards, ibans
 from sdpo_ray.redaction.credentials import secrets
+from sdpo_ray.redaction.emails_ips import emails, ips
 from sdpo_ray.redaction.phones import Phones
 from sdpo_ray.redaction.presidio import Presidio
 

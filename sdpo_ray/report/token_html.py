@@ -10,14 +10,14 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from sdpo_ray.promote.palette import TICKS, colour, hexadecimal, ink, strength
 from sdpo_ray.records import TokenSignal
+from sdpo_ray.report.colormap import TICKS, colour, hexadecimal, ink, strength
 
 CONTINUED = "\u00b7"
 """Stands for a token whose character the token before it has shown."""
 _STRONGEST = 8
 _LARGEST_EXPONENT = 700.0
-_TEMPLATE = Path(__file__).with_name("page.jinja")
+_TEMPLATE = Path(__file__).with_name("token_page.jinja")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

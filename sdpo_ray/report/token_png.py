@@ -17,9 +17,9 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from sdpo_ray.promote.page import CONTINUED
-from sdpo_ray.promote.palette import TICKS, colour, hexadecimal, ink, strength
 from sdpo_ray.records import TokenSignal
+from sdpo_ray.report.colormap import TICKS, colour, hexadecimal, ink, strength
+from sdpo_ray.report.token_html import CONTINUED
 
 _FONT = "DejaVu Sans Mono"
 _COLUMNS = 96

@@ -1,8 +1,4 @@
-"""People who talk to the served policy where no real ones do: persona users over plain HTTP.
-
-They use the stock `openai` client and send nothing but the conversation and a name: ask, read, react, go.
-`OPENAI_API_KEY` is their key, where the run asks for one.
-"""
+"""Simulated users who talk to a served policy over HTTP."""
 
 import asyncio
 import os
@@ -12,16 +8,13 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from jobs.commandline import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.config import Run
 from sdpo_ray.headers import POLICY_VERSION, TURN_ID
+from sdpo_ray.io.files import write_json
 from sdpo_ray.simulate.users import Persona, persona_of, react
 from sdpo_ray.simulate.world import sample_prompt
-from sdpo_ray.storage import write_json
 
 
 @dataclass(slots=True, kw_only=True)
@@ -125,25 +118,3 @@ async def talk_all(run: Run, *, base_url: str, conversations: int, stats: Path |
     if stats is not None:
         write_json(stats, traffic)
     return traffic
-
-
-def main(
-    run: RunFile = LAPTOP,
-    overrides: Overrides = None,
-    print_config: PrintConfig = False,
-    url: Annotated[str, typer.Option(help="OpenAI-compatible endpoint; default: the run's own.")] = "",
-    conversations: Annotated[int, typer.Option(help="Stop after so many; 0 goes on until Ctrl-C.")] = 0,
-    stats: Annotated[Path | None, typer.Option(help="Keep counts in this JSON file.")] = None,
-) -> None:
-    """Let simulated people with one taste talk to the served policy."""
-    resolved = read_run(run, overrides, print_config)
-    base_url = url or f"{resolved.serve.url}/v1"
-    with plain_errors():
-        traffic = asyncio.run(talk_all(resolved, base_url=base_url, conversations=conversations, stats=stats))
-    typer.echo(f"{traffic.conversations} conversations, {traffic.requests} requests, {traffic.failed} failed")
-    for error, count in traffic.errors.items():
-        typer.echo(f"{count} x {error}", err=True)
-
-
-if __name__ == "__main__":
-    command(main)

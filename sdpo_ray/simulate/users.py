@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.simulate.phrases import HELD_OUT_PRAISES, PRAISES, WORDINGS, Attribute, Wish
 from sdpo_ray.simulate.style import Length, style_of
-from sdpo_ray.simulate.wordings import HELD_OUT_PRAISES, PRAISES, WORDINGS, Attribute, Wish
 from sdpo_ray.simulate.world import Split
 
 Preference = Literal["A", "B", "C"]

@@ -122,7 +122,7 @@ INTERACTION = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErasedRow:
-    """What is left of a row of a snapshot whose user was erased. Made by `curate.pinned`; read by `jobs.lineage`."""
+    """What is left of a row of a snapshot whose user was erased. Made by `privacy.snapshot_erasure`; read by `jobs.lineage`."""
 
     interaction_id: str
     digest: str

@@ -20,7 +20,7 @@ from deltalake import (
 )
 from deltalake.exceptions import DeltaError
 
-from sdpo_ray.curate.place import Place
+from sdpo_ray.tables.object_store import Place
 
 APPENDED = "table.batch"
 """Number of the last commit of rows."""
@@ -35,7 +35,7 @@ ROWS_A_GROUP = 4096
 """Of a Parquet row group: what a reader skips, or decodes at once."""
 WRITER = WriterProperties(compression="ZSTD", max_row_group_size=ROWS_A_GROUP)
 NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
-"""Checkpoints are made by `curate.maintenance` alone, which syncs them before it removes what they replace."""
+"""Checkpoints are made by `tables.compaction` alone, which syncs them before it removes what they replace."""
 TRIES = 8
 _Result = TypeVar("_Result")
 

@@ -6,10 +6,10 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import DeltaError
 
-from sdpo_ray.curate.commits import MAINTAINED, NO_HOOKS, WRITER, commit_rows, opened, paths, rewrite
-from sdpo_ray.curate.datafiles import taken_away, written
-from sdpo_ray.curate.kinds import BATCH, Kind
-from sdpo_ray.curate.place import Place
+from sdpo_ray.tables.commits import MAINTAINED, NO_HOOKS, WRITER, commit_rows, opened, paths, rewrite
+from sdpo_ray.tables.object_store import Place
+from sdpo_ray.tables.parquet_rewrite import taken_away, written
+from sdpo_ray.tables.specs import BATCH, Kind
 
 FILE_BYTES = 64 << 20
 """What small files are put together to: an erasure rewrites that much for one row."""

@@ -16,13 +16,13 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from sdpo_ray.curate import maintenance, removal
-from sdpo_ray.curate.commits import APPENDED, MAINTAINED, TRIES, commit_rows, opened, paths, pause
-from sdpo_ray.curate.kinds import BATCH, FEEDBACKS, INTERACTIONS, PENDINGS, TURNS, Kind
-from sdpo_ray.curate.migrations import open_table
-from sdpo_ray.curate.place import LOG, Place
-from sdpo_ray.curate.place import read_files as read_files
-from sdpo_ray.storage import Layout
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.tables import compaction, row_deletion
+from sdpo_ray.tables.commits import APPENDED, MAINTAINED, TRIES, commit_rows, opened, paths, pause
+from sdpo_ray.tables.migrations import open_table
+from sdpo_ray.tables.object_store import LOG, Place
+from sdpo_ray.tables.object_store import read_files as read_files
+from sdpo_ray.tables.specs import BATCH, FEEDBACKS, INTERACTIONS, PENDINGS, TURNS, Kind
 
 
 class Table:
@@ -177,7 +177,7 @@ class Table:
 
     def delete(self, ids: Collection[str]) -> int:
         """Take rows out by id; their number. They stay on disk until `purge`. Raises DeltaError."""
-        removed = removal.delete(self._place, self._kind, ids)
+        removed = row_deletion.delete(self._place, self._kind, ids)
         self.refresh()
         return removed
 
@@ -186,7 +186,7 @@ class Table:
 
         Readers of an older version look again. Raises DeltaError.
         """
-        removal.purge(self._place, self._kind)
+        row_deletion.purge(self._place, self._kind)
         self.refresh()
 
     def maintain(self, *, every: int, keep_files_h: float, expire_before_s: float | None = None) -> bool:
@@ -201,7 +201,7 @@ class Table:
         self.refresh()
         if not self.is_due(every):
             return False
-        done = maintenance.maintain(self._place, self._kind, keep_files_h=keep_files_h, expire_before_s=expire_before_s)
+        done = compaction.maintain(self._place, self._kind, keep_files_h=keep_files_h, expire_before_s=expire_before_s)
         self.refresh()
         return done
 

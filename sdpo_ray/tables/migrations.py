@@ -12,7 +12,10 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
-from sdpo_ray.curate.commits import (
+from sdpo_ray.errors import ConfigError
+from sdpo_ray.records import Interaction, Turn
+from sdpo_ray.tables.arrow_schemas import LIGHT, interactions_to_arrow, turns_to_arrow
+from sdpo_ray.tables.commits import (
     APPENDED,
     MIGRATED,
     NO_HOOKS,
@@ -25,11 +28,8 @@ from sdpo_ray.curate.commits import (
     opened,
     pause,
 )
-from sdpo_ray.curate.kinds import BATCH, FEEDBACKS, PENDINGS, SCHEMA_VERSION, Kind
-from sdpo_ray.curate.place import Place
-from sdpo_ray.errors import ConfigError
-from sdpo_ray.records import Interaction, Turn
-from sdpo_ray.tables import LIGHT, interactions_to_arrow, turns_to_arrow
+from sdpo_ray.tables.object_store import Place
+from sdpo_ray.tables.specs import BATCH, FEEDBACKS, PENDINGS, SCHEMA_VERSION, Kind
 
 _Record = TypeVar("_Record", Turn, Interaction)
 _ROWS = 1024

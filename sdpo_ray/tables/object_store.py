@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.storage import fsync_directory
+from sdpo_ray.io.files import fsync_directory
 
 _S3 = "s3://"
 LOG = "_delta_log"

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake.transaction import AddAction, RemoveAction
 
-from sdpo_ray.curate.commits import ROWS_A_GROUP
-from sdpo_ray.curate.kinds import BATCH, Kind
-from sdpo_ray.curate.place import Place
+from sdpo_ray.tables.commits import ROWS_A_GROUP
+from sdpo_ray.tables.object_store import Place
+from sdpo_ray.tables.specs import BATCH, Kind
 
 Keep = Callable[[pa.RecordBatch], pa.RecordBatch]
 

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import DeltaError
 
-from sdpo_ray.curate.commits import (
+from sdpo_ray.tables.commits import (
     APPENDED,
     NO_HOOKS,
     REWRITTEN,
@@ -24,9 +24,9 @@ from sdpo_ray.curate.commits import (
     pause,
     rewrite,
 )
-from sdpo_ray.curate.datafiles import taken_away, written
-from sdpo_ray.curate.kinds import Kind
-from sdpo_ray.curate.place import LOG, Place
+from sdpo_ray.tables.object_store import LOG, Place
+from sdpo_ray.tables.parquet_rewrite import taken_away, written
+from sdpo_ray.tables.specs import Kind
 
 _FILE = "__filename"
 _FILES_A_COMMIT = 64

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
+from sdpo_ray.io.files import read_json, write_json
+from sdpo_ray.io.locks import changing
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Event, Turn
-from sdpo_ray.storage import Layout, changing, read_json, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,11 @@ from sdpo_ray.chat import ControlTokens
 from sdpo_ray.config import Capture
 from serve.api.models import ServedModel
 from serve.asgi import Receive, Scope, Send
-from serve.exchange import Exchange
+from serve.request_context import Exchange
 
 
 class Splitter(Protocol):
-    """Hands some chats to another engine: `serve.trial.splitter` while a candidate is on trial."""
+    """Hands some chats to another engine: `serve.canary.router` while a candidate is on trial."""
 
     async def take(self, exchange: Exchange, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
         """Whether it answered; when it did not, not one byte is out. `body` is what the client sent."""
@@ -21,7 +21,7 @@ class Splitter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """Made by `serve.policy`; read by `serve.api.routes`, `serve.api.replies` and `serve.api.feedback`."""
+    """Made by `serve.deployment`; read by `serve.api.routes`, `serve.api.response` and `serve.api.feedback`."""
 
     recorder: Recorder | None
     """None on the examination engine, which records nobody."""

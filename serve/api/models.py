@@ -15,7 +15,7 @@ MODELS = "/v1/models"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """Made by `serve.policy`; read by `serve.api.routes`."""
+    """Made by `serve.deployment`; read by `serve.api.routes`."""
 
     name: str
     max_model_len: int

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdpo_ray.errors import DataError
-from serve.api.schemas import check_constraint, check_forced_tools, check_response_format
+from serve.api.schema_limits import check_constraint, check_forced_tools, check_response_format
 
 MAX_DEPTH = 64
 """Lists and objects within each other; vLLM's own limit for schemas."""

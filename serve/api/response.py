@@ -13,9 +13,9 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 
 from sdpo_ray.headers import POLICY_VERSION, TURN_ID
-from serve.api.door import Door
+from serve.api.context import Door
 from serve.asgi import Message, Send
-from serve.exchange import Exchange
+from serve.request_context import Exchange
 
 NOT_STORED = f": {TURN_ID} not stored\n\n".encode()
 

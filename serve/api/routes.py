@@ -11,17 +11,17 @@ from uuid import uuid4
 
 from starlette.datastructures import Headers
 
+from sdpo_ray.capture.chat_request import read_request
 from sdpo_ray.capture.consent import default_consent
-from sdpo_ray.capture.conversation import read_request
 from sdpo_ray.errors import DataError
-from serve.api.door import Door
-from serve.api.escape import escape, escape_completion
+from serve.api.context import Door
+from serve.api.control_tokens import escape, escape_completion
 from serve.api.feedback import reply_to_feedback
 from serve.api.models import MODELS, is_about_models, reply_about_models
-from serve.api.parameters import check_chat, check_completion
-from serve.api.replies import Reply
+from serve.api.request_allowlist import check_chat, check_completion
+from serve.api.response import Reply
 from serve.asgi import ASGIApp, Receive, Scope, Send, read_body, refuse, replaying, with_headers, with_length
-from serve.exchange import EXCHANGE, Exchange, Visit, visit_of
+from serve.request_context import EXCHANGE, Exchange, Visit, visit_of
 
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"

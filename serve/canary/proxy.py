@@ -14,8 +14,8 @@ import httpx
 
 from sdpo_ray.headers import POLICY_VERSION, TURN_ID
 from serve.asgi import Send
-from serve.entry.refusals import Refusal
-from serve.exchange import Exchange
+from serve.gateway.http_errors import Refusal
+from serve.request_context import Exchange
 
 CONNECT_S = 2.0
 IDLE_CONNECTIONS = 64

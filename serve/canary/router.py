@@ -17,20 +17,22 @@ from typing import Any
 import httpx
 from starlette.datastructures import Headers
 
-from sdpo_ray.capture.conversation import Asked, keyed_digest, owners, pairing_keys
-from sdpo_ray.capture.private import Followed
+from sdpo_ray.capture.chat_request import Asked
+from sdpo_ray.capture.pairing_keys import keyed_digest, owners, pairing_keys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Run
 from sdpo_ray.errors import DataError
 from sdpo_ray.headers import CONSENT, CONVERSATION_ID, TENANT
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.io.watched_file import Followed
 from sdpo_ray.records import Trial
-from sdpo_ray.storage import Layout, read_json
 from sdpo_ray.telemetry import Counters
 from serve.asgi import Receive, Scope, Send
-from serve.entry.auth import private_key
-from serve.exchange import Exchange
-from serve.trial.relay import Away, Relay
-from serve.trial.shadow import Shadow
+from serve.canary.proxy import Away, Relay
+from serve.canary.shadow import Shadow
+from serve.gateway.auth import private_key
+from serve.request_context import Exchange
 
 _PASSED_ON = (CONVERSATION_ID, "x-request-id", "traceparent", "tracestate")
 

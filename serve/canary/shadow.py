@@ -17,7 +17,7 @@ import httpx
 from sdpo_ray.headers import CONSENT
 from sdpo_ray.records import Consent
 from sdpo_ray.telemetry import Counters, EventFile
-from serve.trial.relay import Away, Relay
+from serve.canary.proxy import Away, Relay
 
 AT_ONCE = 4
 

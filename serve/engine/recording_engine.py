@@ -1,6 +1,6 @@
 """vLLM's async engine, with two additions: requests pass a gate, and answers are recorded.
 
-The last output of a recorded answer is handed on with its turn on the way to the disk. `serve.api.replies` waits for
+The last output of a recorded answer is handed on with its turn on the way to the disk. `serve.api.response` waits for
 it; what vLLM makes of the output meanwhile costs no time. An answer that nobody waits for any more, because the client
 hung up or the time was over, is taken out of the engine and recorded as far as it came.
 """
@@ -25,13 +25,13 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from sdpo_ray.capture.recorder import Answered, Recorder
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import FileDigest
-from serve.adapters.book import Admission
-from serve.engine.answering import Answering
 from serve.engine.logprobs import RECORDED_ALONE
-from serve.engine.toolcalls import ToolCallReader
-from serve.exchange import EXCHANGE, Adapter
-from serve.swap.staging import within
-from serve.swap.swapper import Gate
+from serve.engine.request_recorder import Answering
+from serve.engine.tool_calls import ToolCallReader
+from serve.lora.lora_cache import Admission
+from serve.request_context import EXCHANGE, Adapter
+from serve.weights.checkpoint_io import within
+from serve.weights.swapper import Gate
 
 logger = logging.getLogger(__name__)
 _FINGERPRINT = "fingerprint-"
@@ -42,7 +42,7 @@ _ADDING: ContextVar[Answering | None] = ContextVar("adding", default=None)
 
 
 class RecordingLLM(AsyncLLM):  # type: ignore[misc]
-    """AsyncLLM that `serve.swap.swapper` can steer and `capture.recorder` can read."""
+    """AsyncLLM that `serve.weights.swapper` can steer and `capture.recorder` can read."""
 
     gate: Gate
     died: asyncio.Event

@@ -11,7 +11,7 @@ from typing import Any
 
 from sdpo_ray.capture.recorder import Answered
 from sdpo_ray.records import FinishReason, Sampling, ToolCall, VersionSpan
-from serve.exchange import Exchange
+from serve.request_context import Exchange
 
 CallsOf = Callable[[str, Sequence[int]], tuple[ToolCall, ...]]
 """Calls of tools that a client is shown for this text and these token ids."""
@@ -31,7 +31,7 @@ class _Choice:
 
 
 class Answering:
-    """Follows a request's outputs, each of which brings what is new. Made by `serve.engine.asyncllm`; for one task."""
+    """Follows a request's outputs, each of which brings what is new. Made by `serve.engine.recording_engine`; for one task."""
 
     def __init__(self, exchange: Exchange, params: Any, calls_of: CallsOf | None) -> None:
         self.exchange = exchange

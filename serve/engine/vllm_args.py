@@ -6,8 +6,8 @@ from typing import Any
 
 from sdpo_ray.config import Run
 from sdpo_ray.errors import ConfigError
-from serve.adapters.files import engine_options
-from serve.placement import executor
+from serve.lora.validation import engine_options
+from serve.ray_options import executor
 
 
 def engine_arguments(run: Run, model: str) -> Any:
@@ -26,11 +26,11 @@ def engine_arguments(run: Run, model: str) -> Any:
         kv_cache_memory_bytes=run.serve.kv_cache_mib << 20,
         max_num_seqs=run.serve.max_num_seqs,
         max_num_queued_reqs=run.serve.max_queued,
-        worker_extension_cls="serve.swap.weights.SwapExtension",
+        worker_extension_cls="serve.weights.worker_extension.SwapExtension",
         # Log-probs after temperature and top-p are those of the policy that sampled.
         logprobs_mode="processed_logprobs",
         # Left to itself, vLLM takes for good what fits the first constrained request, most often xgrammar, which a
-        # pattern of 17 characters stops for hours. llguidance has limits: see `serve.api.schemas`.
+        # pattern of 17 characters stops for hours. llguidance has limits: see `serve.api.schema_limits`.
         structured_outputs_config=StructuredOutputsConfig(backend="guidance"),
         otlp_traces_endpoint=run.serve.otlp_endpoint or None,
         **engine_options(run, Path(model)),

@@ -8,8 +8,8 @@ import asyncio
 import logging
 from typing import Any
 
-from serve.entry.auth import OPEN
-from serve.entry.passage import Passage
+from serve.gateway.auth import OPEN
+from serve.gateway.request_record import Passage
 
 logger = logging.getLogger("ray.serve")
 _FLUSH_S = 1.0

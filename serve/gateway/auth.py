@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sdpo_ray.capture.apikeys import DEFAULT_TENANT, ApiKeys
-from sdpo_ray.capture.private import Followed
+from sdpo_ray.capture.api_keys import DEFAULT_TENANT, ApiKeys
 from sdpo_ray.config import Limits
 from sdpo_ray.headers import TENANT
+from sdpo_ray.io.watched_file import Followed
 
 UNLIMITED = Limits()
 OPEN = ("/health", "/ready", "/metrics")
@@ -21,7 +21,7 @@ OPEN = ("/health", "/ready", "/metrics")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Somebody who may enter. Made by an `Entrance`; read by `serve.entry.front` and `serve.entry.limits`."""
+    """Somebody who may enter. Made by an `Entrance`; read by `serve.gateway.middleware` and `serve.gateway.rate_limit`."""
 
     tenant: str = DEFAULT_TENANT
     key_id: str = ""
@@ -43,7 +43,7 @@ class Entrance(Protocol):
 class UsersEntrance:
     """Asks for a key of the API where the run has any. Keys that are added or revoked count at once.
 
-    A run without keys holds to loopback (`serve.exposure`), where nobody can be told from anybody: `limits` then
+    A run without keys holds to loopback (`serve.lifecycle.bind_check`), where nobody can be told from anybody: `limits` then
     apply to all of them together.
     """
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from serve.asgi import Message, Receive, Scope
-from serve.entry.refusals import too_large, too_slow
+from serve.gateway.http_errors import too_large, too_slow
 
 BODY_TIMEOUT_S = 30.0
 MAX_HEADER_BYTES = 32 << 10

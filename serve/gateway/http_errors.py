@@ -40,7 +40,7 @@ def no_key() -> Refusal:
 
 
 def over_limit(what: str, retry_after_s: int, headers: Mapping[str, str]) -> Refusal:
-    """`what` is the limit that is reached, as `serve.entry.limits` names it."""
+    """`what` is the limit that is reached, as `serve.gateway.rate_limit` names it."""
     said = {"requests": "requests a minute", "tokens": "tokens a minute", "concurrent": "requests at once"}[what]
     text = f"this key has used up its {said}; please try again in {retry_after_s} s"
     again = {**headers, "retry-after": str(retry_after_s)}

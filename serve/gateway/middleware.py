@@ -17,13 +17,13 @@ from uuid import uuid4
 from starlette.datastructures import Headers
 
 from serve.asgi import ASGIApp, Receive, Scope, Send
-from serve.entry.auth import Caller, Entrance
-from serve.entry.health import HEALTH, READY
-from serve.entry.intake import BODY_TIMEOUT_S, bounded, check_head
-from serve.entry.operation import REQUEST_ID, Operation
-from serve.entry.passage import Outgoing, Passage, route_of
-from serve.entry.refusals import Refusal, gone_wrong, no_key, over_limit, took_too_long
-from serve.exchange import Visit, with_visit
+from serve.gateway.auth import Caller, Entrance
+from serve.gateway.body_limits import BODY_TIMEOUT_S, bounded, check_head
+from serve.gateway.health import HEALTH, READY
+from serve.gateway.http_errors import Refusal, gone_wrong, no_key, over_limit, took_too_long
+from serve.gateway.observability import REQUEST_ID, Operation
+from serve.gateway.request_record import Outgoing, Passage, route_of
+from serve.request_context import Visit, with_visit
 
 logger = logging.getLogger("ray.serve")
 

@@ -6,19 +6,19 @@ from starlette.datastructures import MutableHeaders
 from sdpo_ray.config import Serve
 from sdpo_ray.telemetry import Counters
 from serve.asgi import Scope
-from serve.entry.accesslog import AccessLog
-from serve.entry.limits import Gatekeeper, Limiter
-from serve.entry.passage import Passage
-from serve.entry.sharedlimits import SharedLimiter
-from serve.entry.tracing import Tracing
-from serve.entry.traffic import Traffic
+from serve.gateway.access_log import AccessLog
+from serve.gateway.rate_limit import Gatekeeper, Limiter
+from serve.gateway.request_metrics import Traffic
+from serve.gateway.request_record import Passage
+from serve.gateway.shared_rate_limit import SharedLimiter
+from serve.gateway.tracing import Tracing
 
 REQUEST_ID = "x-request-id"
 _TICKET_GRACE_S = 60.0
 
 
 class Operation:
-    """Made by `serve.policy`; used by `serve.entry.front` for every request.
+    """Made by `serve.deployment`; used by `serve.gateway.middleware` for every request.
 
     `application` and `replica` are Ray Serve's names. `registry` is where the numbers go.
     """

@@ -53,7 +53,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Whether a request may begin. Made by a `Gatekeeper`; read by `serve.entry.front`."""
+    """Whether a request may begin. Made by a `Gatekeeper`; read by `serve.gateway.middleware`."""
 
     ticket: str = ""
     """Handed back when the request is over."""

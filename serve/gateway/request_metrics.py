@@ -7,8 +7,8 @@ before and behind, the gate of a swap and the journal's fsync, is here. Labels h
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from serve.entry.auth import OPEN
-from serve.entry.passage import Passage
+from serve.gateway.auth import OPEN
+from serve.gateway.request_record import Passage
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 

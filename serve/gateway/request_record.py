@@ -10,8 +10,8 @@ from starlette.datastructures import MutableHeaders
 from serve.api.models import MODELS, is_about_models
 from serve.api.routes import FEEDBACK, ROUTES
 from serve.asgi import Message, Send
-from serve.entry.auth import OPEN
-from serve.exchange import Visit
+from serve.gateway.auth import OPEN
+from serve.request_context import Visit
 
 ABORTED = 499
 """The status of a request whose client left before it was told one, as nginx has it. Nobody receives it."""
@@ -39,7 +39,7 @@ def route_of(path: str) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class Passage:
-    """Made by `serve.entry.front`; read by `accesslog`, `traffic` and `tracing` beside it once it has ended."""
+    """Made by `serve.gateway.middleware`; read by `accesslog`, `traffic` and `tracing` beside it once it has ended."""
 
     visit: Visit
     method: str

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from sdpo_ray.config import Limits
 from sdpo_ray.telemetry import Counters
-from serve.entry.limits import Limiter, Verdict
+from serve.gateway.rate_limit import Limiter, Verdict
 
 logger = logging.getLogger("ray.serve")
 

@@ -6,8 +6,8 @@ under ours. No attribute holds text of anybody.
 
 from starlette.datastructures import MutableHeaders
 
-from serve.entry.accesslog import line
-from serve.entry.passage import Passage
+from serve.gateway.access_log import line
+from serve.gateway.request_record import Passage
 
 _ATTRIBUTES = {
     "method": "http.request.method",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import ray
 
-from sdpo_ray.capture.apikeys import ApiKeys
+from sdpo_ray.capture.api_keys import ApiKeys
 from sdpo_ray.config import Serve
 from sdpo_ray.errors import ConfigError
 

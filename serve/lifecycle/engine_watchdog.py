@@ -17,7 +17,7 @@ PULSE_S = 2.0
 
 
 class Engine(Protocol):
-    """What is watched of an engine. `serve.engine.asyncllm.RecordingLLM` is one."""
+    """What is watched of an engine. `serve.engine.recording_engine.RecordingLLM` is one."""
 
     died: asyncio.Event
     """Set when a request is told that the engine is dead."""

@@ -10,7 +10,12 @@ import multiprocessing
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
-MODULES = ["vllm.v1.engine.core", "vllm.v1.worker.cpu_worker", "vllm.model_executor.models.qwen3", "serve.swap.weights"]
+MODULES = [
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.qwen3",
+    "serve.weights.worker_extension",
+]
 
 
 def start() -> BaseContext:

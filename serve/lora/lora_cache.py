@@ -15,10 +15,10 @@ from typing import Protocol
 
 from sdpo_ray.errors import SwapError
 from sdpo_ray.records import FileDigest, Fingerprint
-from serve.adapters import files
-from serve.exchange import Adapter, Exchange
-from serve.swap import staging
-from serve.swap.swapper import TOLERANCE, require_match
+from serve.lora import validation
+from serve.request_context import Adapter, Exchange
+from serve.weights import checkpoint_io
+from serve.weights.swapper import TOLERANCE, require_match
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Crowded(SwapError):
 
 
 class Engine(Protocol):
-    """What the book needs of an engine. `serve.engine.asyncllm.RecordingLLM` is one."""
+    """What the book needs of an engine. `serve.engine.recording_engine.RecordingLLM` is one."""
 
     async def add_adapter(self, adapter: Adapter) -> None: ...
     async def remove_adapter(self, adapter: Adapter) -> None: ...
@@ -46,15 +46,15 @@ class Admission(Protocol):
 
 
 class AdapterBook:
-    """Which adapters are in the engine. `base` is what `staging.headers` says of the weights beneath them, `slots` is
+    """Which adapters are in the engine. `base` is what `checkpoint_io.headers` says of the weights beneath them, `slots` is
     how many a batch may mix."""
 
     def __init__(
-        self, engine: Engine, base: Mapping[str, staging.Tensor], *, slots: int, max_rank: int, dtype: str
+        self, engine: Engine, base: Mapping[str, checkpoint_io.Tensor], *, slots: int, max_rank: int, dtype: str
     ) -> None:
         self._engine = engine
         self._base = base
-        self._capacity = slots + files.CACHED
+        self._capacity = slots + validation.CACHED
         self._max_rank = max_rank
         self._tolerance = TOLERANCE[dtype]
         self._loaded: dict[str, Adapter] = {}
@@ -116,7 +116,7 @@ class AdapterBook:
 
     async def _load(self, name: str, path: str, fingerprint: Fingerprint, digests: Sequence[FileDigest]) -> Adapter:
         try:
-            await asyncio.to_thread(files.check, Path(path), self._base, max_rank=self._max_rank, digests=digests)
+            await asyncio.to_thread(validation.check, Path(path), self._base, max_rank=self._max_rank, digests=digests)
         except Exception as error:
             raise SwapError(f"{name} cannot be read: {error}") from error
         while len(self._loaded) >= self._capacity:

@@ -7,20 +7,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from sdpo_ray.errors import DataError, SwapError
+from sdpo_ray.io.files import read_json
 from sdpo_ray.records import Release
-from sdpo_ray.storage import read_json
-from serve.adapters.book import AdapterBook, Engine
-from serve.adapters.files import CONFIG, AdapterConfig
-from serve.exchange import Adapter, Exchange
-from serve.swap.staging import within
-from serve.swap.swapper import TOLERANCE, require_match
+from serve.lora.lora_cache import AdapterBook, Engine
+from serve.lora.validation import CONFIG, AdapterConfig
+from serve.request_context import Adapter, Exchange
+from serve.weights.checkpoint_io import within
+from serve.weights.swapper import TOLERANCE, require_match
 
 logger = logging.getLogger(__name__)
 _RETIRE_POLL_S = 0.5
 
 
 class AdapterSwapper:
-    """As `serve.swap.swapper.Swapper`, and says which adapter a request is given when it enters the engine.
+    """As `serve.weights.swapper.Swapper`, and says which adapter a request is given when it enters the engine.
 
     `base` is the directory of the weights in the engine; a release without an adapter is those weights.
     """

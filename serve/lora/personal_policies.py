@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from sdpo_ray.capture.conversation import owners
+from sdpo_ray.capture.pairing_keys import owners
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.errors import DataError, SwapError
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import PersonalPolicy
-from sdpo_ray.storage import Layout, read_json
 from sdpo_ray.telemetry import Counters
-from serve.adapters.book import AdapterBook, Crowded
-from serve.exchange import Adapter, Exchange
+from serve.lora.lora_cache import AdapterBook, Crowded
+from serve.request_context import Adapter, Exchange
 
 logger = logging.getLogger(__name__)
 LOOK_S = 1.0

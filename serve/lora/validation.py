@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sdpo_ray.config import Run
 from sdpo_ray.errors import DataError
+from sdpo_ray.io.files import read_json
 from sdpo_ray.records import FileDigest
-from sdpo_ray.storage import read_json
-from serve.swap import staging
+from serve.weights import checkpoint_io
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -48,18 +48,18 @@ def engine_options(run: Run, model: Path) -> dict[str, object]:
         # One over what is ever asked of it: vLLM itself never has to read an adapter again.
         "max_cpu_loras": run.serve.adapters + CACHED + 1,
         "max_lora_rank": rank,
-        "lora_target_modules": linear_layers(staging.headers(model)),
+        "lora_target_modules": linear_layers(checkpoint_io.headers(model)),
     }
 
 
-def linear_layers(base: Mapping[str, staging.Tensor]) -> list[str]:
+def linear_layers(base: Mapping[str, checkpoint_io.Tensor]) -> list[str]:
     """The last names of the linear layers of a checkpoint's body."""
     names = (name.split(".") for name, tensor in base.items() if len(tensor.shape) == 2)
     return sorted({parts[-2] for parts in names if "layers" in parts and parts[-1] == "weight"})
 
 
 def check(
-    path: Path, base: Mapping[str, staging.Tensor], *, max_rank: int, digests: Sequence[FileDigest] = ()
+    path: Path, base: Mapping[str, checkpoint_io.Tensor], *, max_rank: int, digests: Sequence[FileDigest] = ()
 ) -> AdapterConfig:
     """Read an adapter whole. Raises DataError naming what keeps it from being served over `base`."""
     try:
@@ -68,7 +68,7 @@ def check(
         raise DataError(f"{path} has no {CONFIG}") from None
     if not 1 <= config.r <= max_rank:
         raise DataError(f"its rank is {config.r}, and serve.max_lora_rank is {max_rank}")
-    found = staging.headers(path)
+    found = checkpoint_io.headers(path)
     if not (path / WEIGHTS).exists():
         raise DataError(f"{WEIGHTS} is missing")
     for name, tensor in found.items():
@@ -82,5 +82,5 @@ def check(
             raise DataError(f"{name} is {tensor.shape}, not {wanted}")
         if tensor.dtype not in _FLOATS:
             raise DataError(f"{name} is in {tensor.dtype}")
-    staging.read(path, digests)
+    checkpoint_io.read(path, digests)
     return config

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from sdpo_ray.errors import DataError, SwapError
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import BASE_VERSION, Release, Trial
-from sdpo_ray.storage import Layout, read_json
-from serve.swap import staging
+from serve.weights import checkpoint_io
 
 logger = logging.getLogger("ray.serve")
 
@@ -24,7 +25,7 @@ FOLLOW_S = 0.2
 
 
 class Swapping(Protocol):
-    """`serve.swap.swapper.Swapper` or `serve.adapters.swap.AdapterSwapper`."""
+    """`serve.weights.swapper.Swapper` or `serve.lora.lora_swapper.AdapterSwapper`."""
 
     serving: Release
     stall_s: float
@@ -79,7 +80,7 @@ def first_whole(releases: Sequence[Release]) -> Release | None:
     """The first whose weights are there, by their headers."""
     for release in releases:
         try:
-            staging.headers(Path(release.path))
+            checkpoint_io.headers(Path(release.path))
         except (OSError, DataError) as error:
             logger.error("v%d cannot be started on: %s", release.policy_version, error)
         else:

@@ -35,7 +35,7 @@ Turn = Callable[[], AbstractAsyncContextManager[bool]]
 
 
 class Engine(Protocol):
-    """What a swap needs of an engine. `serve.engine.asyncllm.RecordingLLM` is one."""
+    """What a swap needs of an engine. `serve.engine.recording_engine.RecordingLLM` is one."""
 
     async def stage(self, path: str, digests: Sequence[FileDigest]) -> None: ...
     async def drained(self) -> None: ...

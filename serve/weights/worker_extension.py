@@ -12,7 +12,7 @@ from typing import Any
 from vllm.platforms import current_platform
 
 from sdpo_ray.records import FileDigest
-from serve.swap import staging
+from serve.weights import checkpoint_io
 
 if current_platform.is_cpu():
     # vLLM makes its model after it has imported this extension, with what is registered by then.
@@ -25,14 +25,14 @@ class SwapExtension:
     device: Any
     model_runner: Any
     reload_weights: Any
-    _known: dict[str, staging.Tensor]
+    _known: dict[str, checkpoint_io.Tensor]
     _staged: "Future[dict[str, Any]]"
 
     def prepare_swaps(self) -> None:
         """Remember the architecture, which the engine's own files need not be there to tell later."""
-        self._known = staging.headers(Path(self.model_runner.model_config.model))
+        self._known = checkpoint_io.headers(Path(self.model_runner.model_config.model))
         if self.device.type == "cpu" and self.model_runner.lora_config is not None:
-            from serve.adapters.cpu_lora import use_exact_products
+            from serve.lora.cpu_lora import use_exact_products
 
             use_exact_products(self.model_runner.lora_manager)
 
@@ -66,8 +66,8 @@ class SwapExtension:
             self._prepack_tied_heads()
 
     def _read(self, path: Path, digests: list[FileDigest]) -> dict[str, Any]:
-        staging.require_same(staging.headers(path), self._known)
-        return staging.read(path, digests)
+        checkpoint_io.require_same(checkpoint_io.headers(path), self._known)
+        return checkpoint_io.read(path, digests)
 
     def _prepack_tied_heads(self) -> None:
         # vLLM 0.32 on the CPU keeps a oneDNN-packed copy of a tied output head that its own reload does not

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from sdpo_ray.config import keys, load_run
+from tests.support.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parent.parent.parent
 JOBS = [
     *("backup", "continual", "curate", "deploy", "distill", "erase", "explain", "export", "lineage", "personalize"),
     *("review", "rollback", "simulate"),

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.curate.store import Table
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import interactions_to_arrow
-from tests.builders import interaction
-from tests.conftest import CHECKPOINT
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.tables.arrow_schemas import interactions_to_arrow
+from sdpo_ray.tables.delta_table import Table
+from tests.support.builders import interaction
+from tests.support.paths import CHECKPOINT, REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 CASES = REPOSITORY.parent / "shared" / "data" / "sdpo_signal_cases" / "signal_analysis_cases.json"
 PNG = b"\x89PNG\r\n"
 

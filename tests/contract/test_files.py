@@ -2,15 +2,14 @@
 
 import re
 import subprocess
-from pathlib import Path
 
 import yaml
 
-from jobs.commandline import LAPTOP
-from jobs.deploy import serve_config
+from sdpo_ray.cli.options import LAPTOP
+from sdpo_ray.cluster.serve_deploy import serve_config
 from sdpo_ray.config import Run, load_run
+from tests.support.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parent.parent.parent
 BINARY = {".png", ".safetensors"}
 
 

@@ -2,9 +2,10 @@
 
 import re
 import subprocess
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-REPOSITORY = Path(__file__).parent.parent.parent
+from tests.support.paths import REPOSITORY
+
 # Packages whose every file has a line of its own; any other directory may be one line.
 SPELLED_OUT = ("sdpo_ray", "serve", "jobs", "cluster", "benchmarks")
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sdpo_ray.config import Curate
+from tests.support.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parent.parent.parent
 SEGMENT_BYTES = 64 << 10
 MAX_BYTES = 512 << 10
 """Of the journal: so little that it is full at times."""

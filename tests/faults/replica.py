@@ -6,18 +6,18 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from sdpo_ray.capture.conversation import Asked
+from sdpo_ray.capture.chat_request import Asked
 from sdpo_ray.capture.feedback import Given
-from sdpo_ray.capture.journal import Journal
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.config import Capture
+from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent
 from sdpo_ray.redaction import Redactor
-from sdpo_ray.storage import Layout
-from tests.answers import answered
 from tests.faults.crash import MAX_BYTES, SEGMENT_BYTES, ready
-from tests.faults.people import FOLLOW_UPS, Note, Notes, Person, people, read_notes
+from tests.faults.simulated_users import FOLLOW_UPS, Note, Notes, Person, people, read_notes
+from tests.support.engine_responses import answered
 
 SEATS = 6
 PAUSE_S = 0.1

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 import httpx
 import psutil
 
-from tests.serving import Served
+from tests.support.serving import Served
 
 LONG = {"max_tokens": 400, "min_tokens": 400, "ignore_eos": True}
 """As long an answer as the tiny policy can give."""

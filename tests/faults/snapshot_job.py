@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from sdpo_ray.capture.journal import Journal
 from sdpo_ray.config import Capture
+from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.curate.snapshot import count_new, draw_snapshot
-from sdpo_ray.curate.stream import Curator
+from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.io.files import is_ready, read_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Snapshot
-from sdpo_ray.storage import Layout, is_ready, read_json
 from tests.faults.crash import CURATE, SEGMENT_BYTES, ready
 
 MIN_NEW = 40

@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 from deltalake.exceptions import DeltaError
 
-from sdpo_ray.capture.journal import Journal
-from sdpo_ray.curate.pending import index
-from sdpo_ray.curate.ship import ship
-from sdpo_ray.curate.store import Table
-from sdpo_ray.storage import Layout
+from sdpo_ray.curate.ingest import ship
+from sdpo_ray.curate.pairing_index import index
+from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.tables.delta_table import Table
 from tests.faults.crash import SEGMENT_BYTES
 
 

@@ -13,17 +13,17 @@ from urllib.parse import urlparse
 
 import pytest
 
-from jobs.simulate import talk_all
 from sdpo_ray.config import load_run
-from sdpo_ray.curate.store import Table
-from sdpo_ray.cycle import STAGES, Outcome
+from sdpo_ray.io.files import read_json
+from sdpo_ray.pipeline.cycle import STAGES, Outcome
 from sdpo_ray.records import Decision, Snapshot, Verdict
-from sdpo_ray.storage import read_json
+from sdpo_ray.simulate.http_clients import talk_all
+from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import Event, read_events
-from tests.serving import Served
+from tests.support.paths import REPOSITORY
+from tests.support.serving import Served
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
-REPOSITORY = Path(__file__).parent.parent.parent
 # Here the gate passes whatever was measured: this is about the wheel, not about what it learns.
 LENIENT = [
     "promote.min_win_rate=0",

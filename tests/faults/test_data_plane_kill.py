@@ -8,26 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.capture.journal import Journal
 from sdpo_ray.config import Capture
-from sdpo_ray.curate.stream import Curator, Progress
+from sdpo_ray.curate.pipeline import Curator, Progress
+from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Snapshot
-from sdpo_ray.storage import Layout, read_json
-from sdpo_ray.tables import feedback_from_arrow, interactions_from_arrow, read_interactions, rows_digest
+from sdpo_ray.tables.arrow_schemas import (
+    feedback_from_arrow,
+    interactions_from_arrow,
+    read_interactions,
+    rows_digest,
+)
 from tests.faults.crash import CURATE, MAX_BYTES, SEGMENT_BYTES, START_S, Processes, fresh_seed
-from tests.faults.lanes import KILLS, SLOW
-from tests.faults.people import Note, Person, read_notes
+from tests.faults.repetitions import KILLS, SLOW
+from tests.faults.simulated_users import Note, Person, read_notes
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300 + 20 * KILLS)]
 REPLICAS = ("left", "right")
 COMMANDS = {replica: ("tests.faults.replica", replica) for replica in REPLICAS} | {
     "committer": ("tests.faults.committer",),
     "second_committer": ("tests.faults.committer",),
-    "job": ("tests.faults.drawing", "draw"),
+    "job": ("tests.faults.snapshot_job", "draw"),
 }
 if SLOW:
     # Two of them need more of Ray than a push can wait for.
-    COMMANDS["second_job"] = ("tests.faults.drawing", "advance")
+    COMMANDS["second_job"] = ("tests.faults.snapshot_job", "advance")
 LONGEST_LIFE_S = dict.fromkeys(COMMANDS, 1.5) | {"job": 4.0, "second_job": 4.0}
 
 

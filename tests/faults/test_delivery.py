@@ -8,19 +8,19 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from sdpo_ray.capture.journal import Journal
 from sdpo_ray.config import Capture, Curate
-from sdpo_ray.curate.pending import index
-from sdpo_ray.curate.sessionize import Unpaired
-from sdpo_ray.curate.ship import DUPLICATE_TURN, Shipped, ship
-from sdpo_ray.curate.store import Table
-from sdpo_ray.curate.stream import Curator
-from sdpo_ray.eventlog import EventLog
+from sdpo_ray.curate.ingest import DUPLICATE_TURN, Shipped, ship
+from sdpo_ray.curate.pairing import Unpaired
+from sdpo_ray.curate.pairing_index import index
+from sdpo_ray.curate.pipeline import Curator
+from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.protocol import EventLog
 from sdpo_ray.headers import TURN_ID
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Turn
-from sdpo_ray.storage import Layout
+from sdpo_ray.tables.delta_table import Table
 from tests.faults.test_disk import ask, repeat, write
-from tests.recorded import client_of, recorder_of
+from tests.support.recorded_engine import client_of, recorder_of
 
 SEGMENT_BYTES = 16 << 10
 HOUR_S = 3600.0

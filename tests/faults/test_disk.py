@@ -14,15 +14,15 @@ from typing import Any, Protocol
 import httpx
 import pytest
 
-from sdpo_ray.capture.journal import Journal
+from sdpo_ray.eventlog.journal.log import Journal
 from sdpo_ray.headers import TURN_ID
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Turn
-from sdpo_ray.storage import Layout
-from serve.api.replies import NOT_STORED
-from tests.conversations import turn
+from serve.api.response import NOT_STORED
 from tests.faults.crash import REPOSITORY, SEGMENT_BYTES
-from tests.faults.disks import SmallDisk, small_disk
-from tests.recorded import client_of, recorder_of, text_of
+from tests.faults.small_disk import SmallDisk, small_disk
+from tests.support.conversations import turn
+from tests.support.recorded_engine import client_of, recorder_of, text_of
 
 
 class Disk(Protocol):
@@ -71,7 +71,7 @@ class Faked:
                 return real(*args, **options)
             raise OSError(self._number, os.strerror(self._number))
 
-        self._patch.setattr(f"sdpo_ray.capture.writer.os.{self._call}", failing)
+        self._patch.setattr(f"sdpo_ray.eventlog.journal.writer.os.{self._call}", failing)
 
     def mend(self) -> None:
         self._patch.undo()
@@ -170,7 +170,7 @@ def test_a_committer_on_a_full_disk_loses_nothing_and_goes_on_when_there_is_room
 @contextmanager
 def stepwise(root: Path, disk: SmallDisk) -> Iterator[Callable[[str], dict[str, Any]]]:
     """A committer whose tables are on `disk`; the journal is not."""
-    command = [sys.executable, "-m", "tests.faults.stepwise", str(root), str(disk.mounted / "tables")]
+    command = [sys.executable, "-m", "tests.faults.stepping_committer", str(root), str(disk.mounted / "tables")]
     with subprocess.Popen(
         disk.inside(command), cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.capture.journal import Journal
+from sdpo_ray.eventlog.journal.log import Journal
 from tests.faults.crash import REPOSITORY, fresh_seed
-from tests.faults.lanes import KILLS
+from tests.faults.repetitions import KILLS
 
 pytestmark = pytest.mark.timeout(60 + 5 * KILLS)
 SEGMENT_BYTES = 20_000
 WRITER = """
 import sys, threading, time
 from pathlib import Path
-from sdpo_ray.capture.journal import Journal
+from sdpo_ray.eventlog.journal.log import Journal
 from sdpo_ray.records import Consent, Feedback, Thumb
 journal = Journal(Path(sys.argv[1]), segment_bytes=20_000, segment_s=0.05)
 acknowledged = open(sys.argv[2], "ab", buffering=0)
@@ -42,7 +42,7 @@ while True:
 READER = """
 import json, os, sys
 from pathlib import Path
-from sdpo_ray.capture.journal import Journal
+from sdpo_ray.eventlog.journal.log import Journal
 log, after = Journal(Path(sys.argv[1]), segment_bytes=1), {}
 stored = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT | os.O_APPEND)
 whole = os.read(stored, 1 << 30).rpartition(b"\\n")[0]

@@ -6,15 +6,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from sdpo_ray.capture.journal import Journal
 from sdpo_ray.config import Capture, Curate
-from sdpo_ray.curate.store import Table
-from sdpo_ray.curate.stream import Curator
-from sdpo_ray.eventlog import EventLog
+from sdpo_ray.curate.pipeline import Curator
+from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.protocol import EventLog
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Event, Feedback
-from sdpo_ray.storage import Layout
-from tests.conversations import dialogue
+from sdpo_ray.tables.delta_table import Table
 from tests.faults.crash import SEGMENT_BYTES
+from tests.support.conversations import dialogue
 
 pytestmark = pytest.mark.integration
 

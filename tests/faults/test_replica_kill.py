@@ -9,7 +9,7 @@ import openai
 import psutil
 import pytest
 
-from tests.serving import Served, perturbed, point, release_of
+from tests.support.serving import Served, perturbed, point, release_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 

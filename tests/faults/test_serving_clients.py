@@ -7,9 +7,9 @@ import time
 import httpx
 import pytest
 
-from tests.faults.lanes import SLOW
-from tests.faults.watching import LONG, Usage, Wire, at_most, chat, is_idle, metric, wait_until
-from tests.serving import Served
+from tests.faults.repetitions import SLOW
+from tests.faults.service_probes import LONG, Usage, Wire, at_most, chat, is_idle, metric, wait_until
+from tests.support.serving import Served
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600 if SLOW else 600)]
 HANG_UPS = 1000

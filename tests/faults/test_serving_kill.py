@@ -20,16 +20,16 @@ import openai
 import psutil
 import pytest
 
-from jobs.commandline import LAPTOP
-from jobs.deploy import deploy
-from jobs.local import LocalCluster, free_port
+from sdpo_ray.cli.options import LAPTOP
+from sdpo_ray.cluster.local_cluster import LocalCluster, free_port
+from sdpo_ray.cluster.serve_deploy import deploy
 from sdpo_ray.config import load_run
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Turn
-from sdpo_ray.storage import Layout
-from tests.conftest import CHECKPOINT
-from tests.faults.watching import chat, engine_of, named, wait_until
-from tests.serving import Served, perturbed, point, release_of
-from tests.streaming import assert_begun_streams_end_whole
+from tests.faults.service_probes import chat, engine_of, named, wait_until
+from tests.support.paths import CHECKPOINT
+from tests.support.serving import Served, perturbed, point, release_of
+from tests.support.streaming import assert_begun_streams_end_whole
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 RELEASED = 1

@@ -13,23 +13,23 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conversations import turn
 
-from sdpo_ray.curate.store import Table
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import turns_to_arrow
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.tables.arrow_schemas import turns_to_arrow
+from sdpo_ray.tables.delta_table import Table
 from tests.faults.crash import REPOSITORY, fresh_seed
-from tests.faults.lanes import KILLS, SLOW
+from tests.faults.repetitions import KILLS, SLOW
+from tests.support.conversations import turn
 
 pytestmark = pytest.mark.timeout(120 + 10 * KILLS)
 SECONDS = 60.0 if SLOW else 8.0
 COMMITTER = """
 import sys
 from pathlib import Path
-from tests.conversations import turn
-from sdpo_ray.curate.store import Table
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import turns_to_arrow
+from tests.support.conversations import turn
+from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.io.files import Layout
+from sdpo_ray.tables.arrow_schemas import turns_to_arrow
 table, log = Table.turns(Layout(Path(sys.argv[1]))), sys.argv[3]
 acknowledged = open(sys.argv[2], "ab", buffering=0)
 template = turns_to_arrow([turn("t", user="u"), turn("t", user="v")])
@@ -46,8 +46,8 @@ while True:
 MAINTAINER = """
 import sys
 from pathlib import Path
-from sdpo_ray.curate.store import Table
-from sdpo_ray.storage import Layout
+from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.io.files import Layout
 table = Table.turns(Layout(Path(sys.argv[1])))
 print("ready", flush=True)
 while True:
@@ -59,8 +59,8 @@ READER = """
 import sys
 from collections import Counter
 from pathlib import Path
-from sdpo_ray.curate.store import Table
-from sdpo_ray.storage import Layout
+from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.io.files import Layout
 table, after, seen = Table.turns(Layout(Path(sys.argv[1]))), 0, Counter()
 print("ready", flush=True)
 for line in sys.stdin:

@@ -5,8 +5,8 @@ from typing import Any
 
 import httpx
 
-from tests.faults.lanes import SLOW
-from tests.serving import Served
+from tests.faults.repetitions import SLOW
+from tests.support.serving import Served
 
 EXAMPLES = 2000 if SLOW else 150
 TIMEOUT_S = 60

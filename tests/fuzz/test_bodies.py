@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.bodies import chats, completions
 from tests.fuzz.replies import EXAMPLES, ORDINARY, TIMEOUT_S, assert_in_order, assert_still_answers
-from tests.serving import Served
+from tests.support.serving import Served
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 fuzzed = settings(

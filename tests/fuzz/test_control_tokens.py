@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sdpo_ray.chat import ChatFormat
-from serve.api.escape import escape
+from serve.api.control_tokens import escape
 from tests.fuzz.bodies import CONTROL
 from tests.fuzz.replies import EXAMPLES, TIMEOUT_S
-from tests.serving import Served
+from tests.support.paths import CHECKPOINT
+from tests.support.serving import Served
 
-CHECKPOINT = Path(__file__).parents[2] / "sdpo_ray" / "simulate" / "tiny_policy" / "checkpoint"
 PRINTS_ALL = (
     "{{ messages | tojson }}\n{{ tools | tojson }}\n{{ documents | tojson }}\n{{ note | tojson }}"
     "\n{{ reasoning_effort }}"

@@ -1,7 +1,6 @@
 """OpenAI's own specification, as schemathesis reads it: what it allows and what it forbids, on every path we serve."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,10 +9,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 
 from tests.fuzz.replies import EXAMPLES, TIMEOUT_S, assert_in_order, assert_still_answers
-from tests.serving import Served
+from tests.support.paths import SHARED_DATA
+from tests.support.serving import Served
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
-SPEC = Path(__file__).parents[2].parent / "shared" / "data" / "openai_openapi" / "openapi.yaml"
+SPEC = SHARED_DATA / "openai_openapi" / "openapi.yaml"
 SERVED = ("/chat/completions", "/completions", "/models", "/models/{model}")
 
 

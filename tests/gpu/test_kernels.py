@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from sdpo_ray.distill.head import fused_loss, logprobs
-from sdpo_ray.distill.load import load_packed
-from sdpo_ray.distill.packing import Rows
-from sdpo_ray.distill.scorer import Scorer
-from tests.builders import tiny_policy
+from sdpo_ray.distill.data.packing import Rows
+from sdpo_ray.distill.model.lm_head import fused_loss, logprobs
+from sdpo_ray.distill.model.load import load_packed
+from sdpo_ray.distill.model.packed_lm import Scorer
+from tests.support.builders import tiny_policy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 

@@ -13,23 +13,23 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
-from jobs.stages import Wheel
-from sdpo_ray.capture.log import open_log
 from sdpo_ray.config import load_run
-from sdpo_ray.curate.store import Table
-from sdpo_ray.curate.stream import Curator
-from sdpo_ray.cycle import Begun, Outcome
+from sdpo_ray.curate.pipeline import Curator
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.io.files import read_json, write_json
+from sdpo_ray.pipeline.cycle import Begun, Outcome
+from sdpo_ray.pipeline.stages import Wheel
+from sdpo_ray.promote.canary import begin, current, end
 from sdpo_ray.promote.registry import Registry
-from sdpo_ray.promote.trial import begin, current, end
 from sdpo_ray.records import Candidate, Decision, Release, Report, Verdict
 from sdpo_ray.simulate.world import is_right, sample_prompt
-from sdpo_ray.storage import read_json, write_json
-from sdpo_ray.tables import turns_from_arrow
+from sdpo_ray.tables.arrow_schemas import turns_from_arrow
+from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import EventFile, read_events
-from tests.serving import Served, perturbed, release_of
+from tests.support.paths import REPOSITORY
+from tests.support.serving import Served, perturbed, release_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), pytest.mark.usefixtures("back_to_base")]
-REPOSITORY = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def canary(served: Served) -> Iterator[str]:
     """The engine for candidates on trial, beside the users' one. Gives its URL."""
     from ray import serve
 
-    from jobs.commandline import LAPTOP
+    from sdpo_ray.cli.options import LAPTOP
     from serve.app import Arguments, build
 
     arguments = Arguments(run_file=str(LAPTOP), overrides=list(served.overrides), audience="canary")

@@ -8,17 +8,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conversations import dialogue, turn
 
-from sdpo_ray.capture.log import open_log
 from sdpo_ray.config import Capture
-from sdpo_ray.curate.store import Table
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Event
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import interactions_from_arrow
+from sdpo_ray.tables.arrow_schemas import interactions_from_arrow
+from sdpo_ray.tables.delta_table import Table
+from tests.support.conversations import dialogue, turn
+from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.integration
-REPOSITORY = Path(__file__).parent.parent.parent
 
 
 def job(name: str, address: str, *arguments: object) -> str:

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.export import fingerprint
-from sdpo_ray.distill.launch import distill
-from sdpo_ray.distill.load import load_policy
-from sdpo_ray.distill.relevance import read_relevance
-from sdpo_ray.distill.signal import token_signals
+from sdpo_ray.distill.attribution.relevance import read_relevance
+from sdpo_ray.distill.attribution.token_attribution import token_signals
+from sdpo_ray.distill.model.load import load_policy
+from sdpo_ray.distill.train.export import fingerprint
+from sdpo_ray.distill.train.launch import distill
 from sdpo_ray.errors import LearnerError
+from sdpo_ray.io.files import is_ready
 from sdpo_ray.records import Candidate, Interaction, Refusal, Snapshot
-from sdpo_ray.storage import is_ready
 from sdpo_ray.telemetry import Counters
-from tests.builders import interaction, release, snapshot, tiny_policy, with_turn
+from tests.support.builders import interaction, release, snapshot, tiny_policy, with_turn
 
 pytestmark = pytest.mark.integration
 

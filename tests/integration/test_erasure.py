@@ -13,27 +13,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from confluent_kafka import Producer
-from conversations import dialogue, turn
 
-from jobs.forgetting import Forgetting
-from jobs.whose import whose
-from sdpo_ray.capture.journal import Journal
-from sdpo_ray.capture.log import open_log
 from sdpo_ray.config import Run, load_run, parse_run
+from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.curate.snapshot import draw_snapshot
-from sdpo_ray.curate.store import Table
-from sdpo_ray.curate.stream import Curator
-from sdpo_ray.curate.traces import Tables
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.io.files import read_json, sealed_directory, write_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.privacy.data_subject import whose
+from sdpo_ray.privacy.erasure import Forgetting
+from sdpo_ray.privacy.user_footprint import Tables
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.records import Candidate, Interaction, Verdict
-from sdpo_ray.storage import Layout, read_json, sealed_directory, write_json
-from sdpo_ray.tables import interactions_to_arrow, read_interactions, turns_to_arrow
-from tests.books import entry
-from tests.remains import books, hits, pseudonym, signal
-from tests.serving import Served
+from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions, turns_to_arrow
+from sdpo_ray.tables.delta_table import Table
+from tests.support.conversations import dialogue, turn
+from tests.support.cycle_records import entry
+from tests.support.paths import REPOSITORY
+from tests.support.serving import Served
+from tests.support.user_data import books, hits, pseudonym, signal
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
-REPOSITORY = Path(__file__).parent.parent.parent
 LAPTOP = REPOSITORY / "jobs" / "recipes" / "laptop.toml"
 VICTIM = "mallory@victims.example.org"
 SECRET = "xylophonic"

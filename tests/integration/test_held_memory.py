@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdpo_ray.config import Distill
-from tests.sharded import examples
+from tests.support.gloo_workers import examples
 
 pytestmark = pytest.mark.integration
 
@@ -55,7 +55,7 @@ def test_a_learner_holds_what_was_said(tmp_path: Path):
 
 def _said(policy: Path, config: Distill) -> int:
     """Bytes on device and host between two steps, where no base is watched. A CPU is both."""
-    from sdpo_ray.distill.memory import estimate
+    from sdpo_ray.distill.train.memory import estimate
 
     found = estimate(policy, config, 64)
     written = 4 * found.num_trained * (2 if config.teacher.kind == "ema" else 1)
@@ -83,9 +83,9 @@ def _worker(rank: int, port: int, out: Path) -> None:
 
 def _held(policy: Path, config: Distill, rank: int) -> int:
     """Bytes of all tensors when the gradient of the second step is whole: moments are there since the first."""
-    from sdpo_ray.distill.drift import Base
-    from sdpo_ray.distill.learner import Learner
-    from sdpo_ray.distill.watch import BaseView
+    from sdpo_ray.distill.loss.drift import Base
+    from sdpo_ray.distill.loss.kl_monitor import BaseView
+    from sdpo_ray.distill.train.learner import Learner
 
     unwatched = Base(view=BaseView(hidden={}, head_VD=None), logprobs={})
     before = _storages()

@@ -13,24 +13,23 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
-from conversations import turn
 
-from sdpo_ray.capture.events import event_id
-from sdpo_ray.capture.kafka import KafkaLog
-from sdpo_ray.capture.log import open_log
 from sdpo_ray.config.data import Capture, Kafka
 from sdpo_ray.errors import ConfigError, CorruptLog, DataError, LogFull, LostEvents
-from sdpo_ray.eventlog import EventLog
+from sdpo_ray.eventlog.codec import event_id
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.eventlog.kafka.log import KafkaLog
+from sdpo_ray.eventlog.protocol import EventLog
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Event
-from sdpo_ray.storage import Layout
-from tests.faults.lanes import SLOW
+from tests.faults.repetitions import SLOW
+from tests.support.conversations import turn
+from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.integration
-REPOSITORY = Path(__file__).parent.parent.parent
 TOPIC = "sdpo-events"
 QUIET = {"log_level": "0"}
 MIB = 1 << 20
@@ -164,7 +163,7 @@ def test_an_unknown_option_says_so(cluster):
 
 
 def test_no_broker_fails_the_append_in_time_and_the_read(monkeypatch):
-    monkeypatch.setattr("sdpo_ray.capture.consumer._TIMEOUT_S", 1.0)
+    monkeypatch.setattr("sdpo_ray.eventlog.kafka.consumer._TIMEOUT_S", 1.0)
     log = KafkaLog(Kafka(brokers="127.0.0.1:1", options=QUIET | {"delivery.timeout.ms": "500"}))
     began = time.monotonic()
     with pytest.raises(ConnectionError, match="did not take the event"):
@@ -217,7 +216,7 @@ def test_a_producer_that_failed_for_good_is_replaced(cluster, monkeypatch):
         made.append(Producer(options))
         return made[-1] if len(made) > 1 else Fatal()
 
-    monkeypatch.setattr("sdpo_ray.capture.producer.Producer", make)
+    monkeypatch.setattr("sdpo_ray.eventlog.kafka.producer.Producer", make)
     log = cluster.log()
     with pytest.raises(ConnectionError, match="out of order"):
         log.append(turn("lost")).result(timeout=10)
@@ -261,7 +260,7 @@ def test_truncation_asks_to_delete_what_lies_before_the_positions(log, monkeypat
             done.set_result(None)
             return dict.fromkeys(positions, done)
 
-    monkeypatch.setattr("sdpo_ray.capture.consumer.AdminClient", lambda options: Admin())
+    monkeypatch.setattr("sdpo_ray.eventlog.kafka.consumer.AdminClient", lambda options: Admin())
     log.truncate({f"{TOPIC}/0": 7, f"{TOPIC}/3": 0})
     assert [(each.topic, each.partition, each.offset) for each in asked] == [(TOPIC, 0, 7)]
 
@@ -287,9 +286,10 @@ def test_the_run_file_says_which_log_it_is(cluster, tmp_path):
 
 WRITER = """
 import sys, threading, time
-from sdpo_ray.capture.kafka import KafkaLog
+from sdpo_ray.eventlog.kafka.log import KafkaLog
 from sdpo_ray.config.data import Kafka
 from sdpo_ray.records import Consent, Feedback, Thumb
+from tests.support.paths import REPOSITORY
 log = KafkaLog(Kafka(brokers=sys.argv[1], options={"log_level": "0"}))
 acknowledged = open(sys.argv[2], "ab", buffering=0)
 slots = threading.Semaphore(16)

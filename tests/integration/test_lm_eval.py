@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tests.serving import Served, Witness
+from tests.support.serving import Served, Witness
 
 pytestmark = pytest.mark.integration
 DOCS = [

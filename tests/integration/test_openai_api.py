@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.records import FinishReason, Message, Role, Turn
-from tests.serving import Served, Witness
+from tests.support.serving import Served, Witness
 
 pytestmark = pytest.mark.integration
 QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]

@@ -16,15 +16,15 @@ from typing import Any
 import httpx
 import pytest
 
-from sdpo_ray.capture.apikeys import ApiKeys
+from sdpo_ray.capture.api_keys import ApiKeys
 from sdpo_ray.config import Limits
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import FinishReason
-from sdpo_ray.storage import Layout
-from tests.conftest import CHECKPOINT
-from tests.serving import Served
-from tests.streaming import assert_begun_streams_end_whole
-from tests.telescope import Telescope, attributes
+from tests.support.otlp_collector import Telescope, attributes
+from tests.support.paths import CHECKPOINT
+from tests.support.serving import Served
+from tests.support.streaming import assert_begun_streams_end_whole
 
 pytestmark = pytest.mark.integration
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -57,7 +57,7 @@ class Guarded:
 def guarded(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     from ray import serve
 
-    from jobs.commandline import LAPTOP
+    from sdpo_ray.cli.options import LAPTOP
     from serve.app import Arguments, build
 
     root = tmp_path_factory.mktemp("guarded")
@@ -297,9 +297,9 @@ def test_a_trace_goes_through_us_into_the_engine(guarded: Guarded):
 
 
 def test_nothing_starts_where_others_reach_it_without_a_key(served: Served, tmp_path: Path):
-    from jobs.commandline import LAPTOP
+    from sdpo_ray.cli.options import LAPTOP
     from serve.app import Arguments, build
-    from serve.exposure import bound_host
+    from serve.lifecycle.bind_check import bound_host
 
     overrides = [f"root={tmp_path}", "serve.host=0.0.0.0"]
     with pytest.raises(ConfigError, match="without a key"):
@@ -313,7 +313,7 @@ def test_replicas_share_one_count_and_let_everybody_in_while_it_is_away(ray_clus
     import ray
     from ray.exceptions import RayActorError
 
-    from serve.entry.sharedlimits import SharedLimiter
+    from serve.gateway.shared_rate_limit import SharedLimiter
 
     async def scenario() -> list[str]:
         one, other = SharedLimiter("unit", 60), SharedLimiter("unit", 60)

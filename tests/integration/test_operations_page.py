@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from jobs.local import LocalCluster, free_port
-from sdpo_ray.capture.conversation import pairing_keys
+from sdpo_ray.capture.pairing_keys import pairing_keys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.cluster.local_cluster import LocalCluster, free_port
 from sdpo_ray.config import Personal
 from sdpo_ray.curate.sampling import is_held_out
-from sdpo_ray.curate.store import Table
 from sdpo_ray.headers import CONVERSATION_ID
-from sdpo_ray.storage import Layout
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.tables.delta_table import Table
+from tests.support.paths import REPOSITORY
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
-REPOSITORY = Path(__file__).parent.parent.parent
 PAGE = (REPOSITORY / "docs" / "operations.md").read_text()
 PROGRAMS = ("curl", "export", "kafka-", "python", "ray", "serve", "source", "tail")
 ELSEWHERE = {

@@ -11,32 +11,32 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from jobs.forgetting import Forgetting
-from jobs.owners import Owner, named
-from jobs.personal import Heard, Personalizer
-from jobs.whose import whose
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Run, load_run
 from sdpo_ray.curate.sampling import is_held_out
 from sdpo_ray.curate.snapshot import HELD_OUT
-from sdpo_ray.curate.store import Table
-from sdpo_ray.distill.contexts import hindsight_block
-from sdpo_ray.distill.launch import distill
-from sdpo_ray.distill.load import load_policy
-from sdpo_ray.distill.sample import sample
-from sdpo_ray.promote import personal
+from sdpo_ray.distill.data.contexts import hindsight_block
+from sdpo_ray.distill.model.hf_sampling import sample
+from sdpo_ray.distill.model.load import load_policy
+from sdpo_ray.distill.train.launch import distill
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.personal import store
+from sdpo_ray.personal.owners import Owner, named
+from sdpo_ray.personal.trainer import Heard, Personalizer
+from sdpo_ray.privacy.data_subject import whose
+from sdpo_ray.privacy.erasure import Forgetting
 from sdpo_ray.records import Interaction, Message, Release, Role, Verdict
 from sdpo_ray.simulate.users import PERSONAS, react, violations
 from sdpo_ray.simulate.world import sample_prompt
-from sdpo_ray.storage import Layout, read_json
-from sdpo_ray.tables import interactions_to_arrow, read_interactions
-from tests.builders import interaction, release, snapshot, tiny_policy
-from tests.conftest import CHECKPOINT
-from tests.remains import hits, pseudonym
-from tests.serving import Served
+from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions
+from sdpo_ray.tables.delta_table import Table
+from tests.support.builders import interaction, release, snapshot, tiny_policy
+from tests.support.paths import CHECKPOINT, REPOSITORY
+from tests.support.serving import Served
+from tests.support.user_data import hits, pseudonym
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
-REPOSITORY = Path(__file__).parent.parent.parent
 TASTE, CROWD = PERSONAS["cheerful"], PERSONAS["concise"]
 SAID = 80
 QUIET = Heard(says=lambda words: None, steps=lambda done, total: None)
@@ -107,7 +107,7 @@ def town(served: Served, examiner: str) -> Town:
 
 
 @pytest.fixture(scope="module")
-def attempt(town: Town) -> personal.Attempt:
+def attempt(town: Town) -> store.Attempt:
     assert read_json(town.layout.release_pointer, Release).policy_version == 0
     return Personalizer(town.run, QUIET).learn(town.owner("cheerful"))
 
@@ -118,10 +118,10 @@ def adapted(town: Town, policy: Any) -> Any:
     return PeftModel.from_pretrained(load_policy(town.base), policy.adapter).eval()
 
 
-def test_whose_taste_is_not_the_crowds_gets_a_policy_of_their_own(town: Town, attempt: personal.Attempt):
+def test_whose_taste_is_not_the_crowds_gets_a_policy_of_their_own(town: Town, attempt: store.Attempt):
     assert attempt.verdict is Verdict.PROMOTE, attempt.reasons
     owner = town.owner("cheerful").digest
-    policy = personal.served_policy(town.layout, owner)
+    policy = store.served_policy(town.layout, owner)
     assert policy is not None
     assert (policy.name, policy.base_version, policy.version) == (attempt.name, 0, 1)
     model, chat = adapted(town, policy), ChatFormat(town.base)
@@ -138,8 +138,8 @@ def test_whose_taste_is_not_the_crowds_gets_a_policy_of_their_own(town: Town, at
     assert wrong[1] < wrong[0] - 0.1, "wishes that an answer to a question nobody asked leaves open"
 
 
-def test_the_gain_is_what_transformers_computes_of_what_was_held_out(town: Town, attempt: personal.Attempt):
-    policy = personal.served_policy(town.layout, attempt.owner)
+def test_the_gain_is_what_transformers_computes_of_what_was_held_out(town: Town, attempt: store.Attempt):
+    policy = store.served_policy(town.layout, attempt.owner)
     held_out = read_interactions(Path(attempt.snapshot.path) / HELD_OUT)
     assert {each.interaction_id for each in held_out}.isdisjoint(attempt.snapshot.interaction_ids)
     shared, own, chat = load_policy(town.base), adapted(town, policy), ChatFormat(town.base)
@@ -165,7 +165,7 @@ def test_the_gain_is_what_transformers_computes_of_what_was_held_out(town: Town,
     assert 0 < gain.low < gain.value
 
 
-def test_follow_ups_of_others_teach_a_policy_that_its_user_is_spared(town: Town, attempt: personal.Attempt):
+def test_follow_ups_of_others_teach_a_policy_that_its_user_is_spared(town: Town, attempt: store.Attempt):
     refused = Personalizer(town.run, QUIET).learn(town.owner("shuffled"))
     assert refused.verdict is not Verdict.PROMOTE
     assert refused.name == ""
@@ -174,8 +174,8 @@ def test_follow_ups_of_others_teach_a_policy_that_its_user_is_spared(town: Town,
     assert gain is not None
     assert theirs is not None
     assert gain.value < 0 < theirs.value
-    assert personal.served_policy(town.layout, refused.owner) is None
-    last = personal.newest_attempt(town.layout, refused.owner)
+    assert store.served_policy(town.layout, refused.owner) is None
+    last = store.newest_attempt(town.layout, refused.owner)
     assert last == refused
     assert sorted(path.name for path in town.layout.personal_version(refused.owner, 1).iterdir()) == [
         "outcome.json",
@@ -184,7 +184,7 @@ def test_follow_ups_of_others_teach_a_policy_that_its_user_is_spared(town: Town,
 
 
 def test_the_books_have_numbers_and_nothing_that_anybody_said_and_erasure_removes_them(
-    town: Town, attempt: personal.Attempt
+    town: Town, attempt: store.Attempt
 ):
     mlflow = MlflowClient(f"sqlite:///{town.layout.root.resolve()}/mlflow.db")
     experiment = mlflow.get_experiment_by_name("policy-personal")

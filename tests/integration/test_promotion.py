@@ -12,20 +12,20 @@ from urllib.parse import urlparse
 import pytest
 from mlflow import MlflowClient
 
-from jobs.stages import Wheel
-from sdpo_ray.capture.log import open_log
 from sdpo_ray.config import TrialRules, load_run
-from sdpo_ray.curate.stream import Curator
-from sdpo_ray.cycle import Begun, Outcome
+from sdpo_ray.curate.pipeline import Curator
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.io.files import read_json, write_json
+from sdpo_ray.pipeline.cycle import Begun, Outcome
+from sdpo_ray.pipeline.stages import Wheel
+from sdpo_ray.promote.canary import begin, current
 from sdpo_ray.promote.registry import Registry
-from sdpo_ray.promote.trial import begin, current
 from sdpo_ray.records import Candidate, Decision, Release, Report, Verdict
-from sdpo_ray.storage import read_json, write_json
 from sdpo_ray.telemetry import EventFile, read_events
-from tests.serving import Served, perturbed, release_of
+from tests.support.paths import REPOSITORY
+from tests.support.serving import Served, perturbed, release_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240), pytest.mark.usefixtures("back_to_base")]
-REPOSITORY = Path(__file__).parent.parent.parent
 
 
 class Office:

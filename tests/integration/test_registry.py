@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from sdpo_ray.errors import DataError
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.records import Decision, Fingerprint, Release, Verdict
-from sdpo_ray.storage import Layout, read_json
-from tests.books import entry
+from tests.support.cycle_records import entry
 
 pytestmark = pytest.mark.integration
 

@@ -18,23 +18,23 @@ from typing import Any
 import httpx
 import pytest
 
-from sdpo_ray.capture.log import open_log
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.config import Capture, Curate
-from sdpo_ray.curate.sessionize import Unpaired
-from sdpo_ray.curate.stream import Curator
+from sdpo_ray.curate.pairing import Unpaired
+from sdpo_ray.curate.pipeline import Curator
+from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.headers import CONVERSATION_ID, TURN_ID
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Interaction
 from sdpo_ray.redaction import Redactor
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import interactions_from_arrow
-from tests.recorded import client_of, text_of
+from sdpo_ray.tables.arrow_schemas import interactions_from_arrow
+from tests.support.paths import SHARED_DATA
+from tests.support.recorded_engine import client_of, text_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
-HH = DATA / "hh_rlhf" / "derived" / "helpful-base_interactions.jsonl"
-OASST = DATA / "oasst" / "derived" / "en_100_interactions.jsonl"
+HH = SHARED_DATA / "hh_rlhf" / "derived" / "helpful-base_interactions.jsonl"
+OASST = SHARED_DATA / "oasst" / "derived" / "en_100_interactions.jsonl"
 ALL = os.environ.get("SDPO_REPLAY") == "all"
 AT_ONCE = 48
 CAPTURE = Capture()

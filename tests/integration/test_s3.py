@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conversations import turn
 from moto.server import ThreadedMotoServer
 
-from sdpo_ray.curate.store import Table, read_files
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import TURN, turns_from_arrow, turns_to_arrow
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.tables.arrow_schemas import TURN, turns_from_arrow, turns_to_arrow
+from sdpo_ray.tables.delta_table import Table, read_files
+from tests.support.conversations import turn
 
 pytestmark = pytest.mark.integration
 BUCKET = "tables"

@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from jobs.commandline import LAPTOP
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.headers import CONVERSATION_ID, TURN_ID
-from tests.conftest import CHECKPOINT
+from tests.support.paths import CHECKPOINT
 
 # Two engines, one after the other, beside whatever else the machine does.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

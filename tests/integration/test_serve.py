@@ -13,10 +13,10 @@ import pytest
 from openai import OpenAI
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.distill.adapter import ADAPTER
-from sdpo_ray.distill.gather import TEACHER
+from sdpo_ray.distill.model.lora_adapter import ADAPTER
+from sdpo_ray.distill.train.zero_gather import TEACHER
 from sdpo_ray.records import Consent, FinishReason, Message, Role, ToolCall
-from tests.serving import Served, Witness, perturbed, point, release_of
+from tests.support.serving import Served, Witness, perturbed, point, release_of
 
 pytestmark = pytest.mark.integration
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

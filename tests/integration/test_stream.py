@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conversations import Town, changed, chat, dialogue, may_pair, towns, turn, undisputed
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.capture.log import open_log
 from sdpo_ray.config import Capture, Curate
 from sdpo_ray.curate.admission import Refusal
-from sdpo_ray.curate.sessionize import Unpaired
-from sdpo_ray.curate.store import Table
-from sdpo_ray.curate.stream import Curator, Progress
+from sdpo_ray.curate.pairing import Unpaired
+from sdpo_ray.curate.pipeline import Curator, Progress
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Event, Feedback, Interaction, Redaction, Thumb
 from sdpo_ray.redaction import Redactor, redact_turn
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import feedback_from_arrow, interactions_from_arrow, turns_from_arrow
+from sdpo_ray.tables.arrow_schemas import feedback_from_arrow, interactions_from_arrow, turns_from_arrow
+from sdpo_ray.tables.delta_table import Table
+from tests.support.conversations import Town, changed, chat, dialogue, may_pair, towns, turn, undisputed
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 

@@ -16,15 +16,16 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs.owners import named
-from sdpo_ray.capture.conversation import owners
+from sdpo_ray.capture.pairing_keys import owners
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.promote.personal import Attempt, conclude, remove, seal_adapter
+from sdpo_ray.io.files import write_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.personal.owners import named
+from sdpo_ray.personal.store import Attempt, conclude, remove, seal_adapter
 from sdpo_ray.records import Candidate, Snapshot, Turn, Verdict
-from sdpo_ray.storage import Layout, write_json
-from tests.adapters import ADAPTER, CONFIG, WEIGHTS, adapted, adapter_release, personal, rewrite
-from tests.conftest import CHECKPOINT
-from tests.serving import Served, Witness, perturbed, point, release_of
+from tests.support.adapters import ADAPTER, CONFIG, WEIGHTS, adapted, adapter_release, personal, rewrite
+from tests.support.paths import CHECKPOINT
+from tests.support.serving import Served, Witness, perturbed, point, release_of
 
 pytestmark = pytest.mark.integration
 QUESTION = "What is the capital of France?"
@@ -42,7 +43,7 @@ def deployed(url: str, root: Path, name: str, *overrides: str) -> Iterator[Serve
     """An application of its own beside the others."""
     from ray import serve
 
-    from jobs.commandline import LAPTOP
+    from sdpo_ray.cli.options import LAPTOP
     from serve.app import Arguments, build
 
     said = (f"root={root}", f"policy.base={CHECKPOINT}", "serve.adapters=2", "serve.max_lora_rank=8", *overrides)

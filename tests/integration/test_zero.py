@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sdpo_ray.config import Distill
-from tests.builders import tiny_policy
-from tests.sharded import Case, Learned, learn
+from tests.support.builders import tiny_policy
+from tests.support.gloo_workers import Case, Learned, learn
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

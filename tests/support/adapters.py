@@ -6,10 +6,10 @@ from typing import Any
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config.distill import Lora
-from sdpo_ray.distill.adapter import ADAPTER, CONFIG, WEIGHTS
-from sdpo_ray.distill.adapter import inject as inject_adapter
-from sdpo_ray.distill.export import export
-from sdpo_ray.distill.load import load_policy
+from sdpo_ray.distill.model.load import load_policy
+from sdpo_ray.distill.model.lora_adapter import ADAPTER, CONFIG, WEIGHTS
+from sdpo_ray.distill.model.lora_adapter import inject as inject_adapter
+from sdpo_ray.distill.train.export import export
 from sdpo_ray.records import Candidate, Fingerprint, PersonalPolicy, Release
 
 LORA = Lora(rank=4, alpha=8)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdpo_ray.chat import ChatFormat
+from sdpo_ray.io.files import sealed_directory
 from sdpo_ray.records import (
     Consent,
     Fingerprint,
@@ -19,8 +20,7 @@ from sdpo_ray.records import (
     Turn,
     VersionSpan,
 )
-from sdpo_ray.storage import sealed_directory
-from sdpo_ray.tables import write_interactions
+from sdpo_ray.tables.arrow_schemas import write_interactions
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -6,10 +6,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from sdpo_ray.capture.conversation import pairing_keys
-from sdpo_ray.curate.sessionize import Waiting
+from sdpo_ray.capture.pairing_keys import pairing_keys
+from sdpo_ray.curate.pairing import Waiting
 from sdpo_ray.records import Consent, FinishReason, Message, Role, Sampling, Turn, VersionSpan
-from tests.builders import tool_use
+from tests.support.builders import tool_use
 
 KEY = b"the key of pairing of all tests"
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sdpo_ray.config import Run
-from sdpo_ray.promote.ledger import Entry
+from sdpo_ray.promote.run_log import Entry
 from sdpo_ray.records import (
     Candidate,
     Decision,

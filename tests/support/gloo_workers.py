@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.hindsight import Example
+from sdpo_ray.distill.data.examples import Example
 from sdpo_ray.records import StepMetrics
 
 LENGTHS = (3, 5, 7, 9)
@@ -93,11 +93,11 @@ def _worker(rank: int, num_workers: int, port: int, policy: Path, cases: dict[st
 
 
 def _learn(rank: int, num_workers: int, policy: Path, case: Case, directory: Path) -> Learned:
-    from sdpo_ray.distill import checkpoint
-    from sdpo_ray.distill.drift import Base, load_base, view_of
-    from sdpo_ray.distill.gather import taught, whole
-    from sdpo_ray.distill.learner import Learner
-    from sdpo_ray.distill.packing import batches
+    from sdpo_ray.distill.data.packing import batches
+    from sdpo_ray.distill.loss.drift import Base, load_base, view_of
+    from sdpo_ray.distill.train import checkpoint
+    from sdpo_ray.distill.train.learner import Learner
+    from sdpo_ray.distill.train.zero_gather import taught, whole
 
     def learner() -> Learner:
         return Learner(policy, case.config, num_steps=6, seed=0, rank=rank, num_workers=num_workers)

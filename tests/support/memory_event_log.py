@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 
 from sdpo_ray.errors import LostEvents
-from sdpo_ray.eventlog import Batch
+from sdpo_ray.eventlog.protocol import Batch
 from sdpo_ray.records import Event
 
 

@@ -14,19 +14,19 @@ from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.chat import ControlTokens
 from sdpo_ray.config import Capture, Serve
-from sdpo_ray.eventlog import Batch, EventLog
+from sdpo_ray.eventlog.protocol import Batch, EventLog
 from sdpo_ray.headers import POLICY_VERSION
 from sdpo_ray.records import Event
 from sdpo_ray.redaction import Redactor
-from serve.api.door import Door, Splitter
+from serve.api.context import Door, Splitter
 from serve.api.models import ServedModel
 from serve.api.routes import Middleware
-from serve.entry.auth import Entrance, UsersEntrance
-from serve.entry.front import Front
-from serve.entry.health import Health
-from serve.entry.operation import Operation
-from serve.exchange import EXCHANGE
-from tests.answers import answered
+from serve.gateway.auth import Entrance, UsersEntrance
+from serve.gateway.health import Health
+from serve.gateway.middleware import Front
+from serve.gateway.observability import Operation
+from serve.request_context import EXCHANGE
+from tests.support.engine_responses import answered
 
 KINDS = Capture().redact
 

@@ -11,8 +11,9 @@ import httpx
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config import Capture
+from sdpo_ray.io.files import write_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Event, Feedback, Fingerprint, Release, Turn
-from sdpo_ray.storage import Layout, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Served:
 
     def events(self) -> tuple[Event, ...]:
         """Everything in the journal, as often as it is there."""
-        from sdpo_ray.capture.log import open_log
+        from sdpo_ray.eventlog.factory import open_log
 
         return open_log(self.layout, Capture()).poll({}, max_events=1_000_000, max_bytes=1 << 30).events
 

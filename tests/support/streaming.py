@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
-from tests.serving import Served
+from tests.support.serving import Served
 
 STREAMS = 8
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.hindsight import Example
-from sdpo_ray.distill.objective import Terms
-from sdpo_ray.distill.packing import MicroBatch, Rows
-from sdpo_ray.distill.scorer import Scorer
-from sdpo_ray.distill.step import Policy, StepSums, run_step
-from sdpo_ray.distill.student import Student, Taught
+from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.packing import MicroBatch, Rows
+from sdpo_ray.distill.loss.advantages import Terms
+from sdpo_ray.distill.loss.sdpo_loss import Student, Taught
+from sdpo_ray.distill.loss.step import Policy, StepSums, run_step
+from sdpo_ray.distill.model.packed_lm import Scorer
 
 CPU = torch.device("cpu")
 

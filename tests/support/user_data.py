@@ -8,17 +8,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from conversations import changed, dialogue
 
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.curate.pending import index
-from sdpo_ray.curate.traces import Tables
-from sdpo_ray.cycle import Begun, Outcome
+from sdpo_ray.curate.pairing_index import index
+from sdpo_ray.io.files import sealed_directory, write_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.pipeline.cycle import Begun, Outcome
+from sdpo_ray.privacy.user_footprint import Tables
 from sdpo_ray.records import Candidate, Interaction, Snapshot, TokenSignal, Turn, Verdict
-from sdpo_ray.storage import Layout, sealed_directory, write_json
-from sdpo_ray.tables import feedback_to_arrow, interactions_to_arrow, turns_to_arrow
-from tests import builders
-from tests.books import entry
+from sdpo_ray.tables.arrow_schemas import feedback_to_arrow, interactions_to_arrow, turns_to_arrow
+from tests.support import builders
+from tests.support.conversations import changed, dialogue
+from tests.support.cycle_records import entry
 
 
 def pseudonym(layout: Layout, user: str) -> str:

@@ -1,4 +1,4 @@
-"""vLLM's own reading of chat requests: `python -m tests.rendering POLICY OUT` takes named bodies on stdin.
+"""vLLM's own reading of chat requests: `python -m tests.support.vllm_rendering POLICY OUT` takes named bodies on stdin.
 
 A process of its own, since importing vLLM warns and sets up more than a test should have around it.
 """

@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from sdpo_ray.chat import ChatFormat, ControlTokens
 from sdpo_ray.records import Message, Role
-from tests.builders import tiny_policy
+from tests.support.builders import tiny_policy
 
 CONTROL = ControlTokens(["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
 

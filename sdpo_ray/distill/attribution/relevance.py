@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from sdpo_ray.distill.hindsight import Example
+from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.io.files import read_json
 from sdpo_ray.records import Interaction, Relevance
-from sdpo_ray.storage import read_json
 
 RELEVANCE_FILE = "relevance.json"
 """A list of `Relevance` beside the candidate's weights; no file where the update did not ask."""

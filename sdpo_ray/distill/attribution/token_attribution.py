@@ -10,7 +10,7 @@ from typing import Any
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.hindsight import Example, examples
+from sdpo_ray.distill.data.examples import Example, examples
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import Interaction, Role, TokenSignal
 from sdpo_ray.telemetry import Counters

@@ -24,7 +24,7 @@ _CHARS_A_TOKEN = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contexts:
-    """Made by `contexts`; read by `distill.hindsight`."""
+    """Made by `contexts`; read by `distill.data.examples`."""
 
     prompt_ids: tuple[int, ...]
     hindsight_ids: tuple[int, ...]

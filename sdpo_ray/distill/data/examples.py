@@ -11,8 +11,8 @@ from functools import cache, partial
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.contexts import Contexts, contexts, hindsight_block, shortened
-from sdpo_ray.distill.refusal import Altered, Unusable, content, cut_off, staleness, unfit
+from sdpo_ray.distill.data.contexts import Contexts, contexts, hindsight_block, shortened
+from sdpo_ray.distill.data.filters import Altered, Unusable, content, cut_off, staleness, unfit
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import FOREIGN, FinishReason, Interaction, Sampling, Turn
 from sdpo_ray.telemetry import Counters

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdpo_ray.distill.hindsight import Example
+from sdpo_ray.distill.data.examples import Example
 
 MicroBatch = tuple[Example, ...]
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.hindsight import Example
-from sdpo_ray.distill.load import compute_dtype, load_packed
-from sdpo_ray.distill.packing import Rows, micro_batches, rows
-from sdpo_ray.distill.scorer import Scorer, Work, scores_of
-from sdpo_ray.distill.step import StepSums
-from sdpo_ray.distill.watch import BaseView
+from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.packing import Rows, micro_batches, rows
+from sdpo_ray.distill.loss.kl_monitor import BaseView
+from sdpo_ray.distill.loss.step import StepSums
+from sdpo_ray.distill.model.load import compute_dtype, load_packed
+from sdpo_ray.distill.model.packed_lm import Scorer, Work, scores_of
 from sdpo_ray.errors import LearnerError
 
 _WINDOW = 4

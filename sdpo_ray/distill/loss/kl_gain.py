@@ -14,13 +14,13 @@ from torch import Tensor
 
 from sdpo_ray.config import Distill
 from sdpo_ray.config.distill import Teacher as TeacherConfig
-from sdpo_ray.distill.head import logits
-from sdpo_ray.distill.hindsight import Example
-from sdpo_ray.distill.learner import Learner
-from sdpo_ray.distill.objective import normalized, reverse_kl
-from sdpo_ray.distill.packing import Rows, micro_batches, rows
-from sdpo_ray.distill.scorer import Work
-from sdpo_ray.distill.teacher import Teacher
+from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.packing import Rows, micro_batches, rows
+from sdpo_ray.distill.loss.advantages import normalized, reverse_kl
+from sdpo_ray.distill.loss.teacher import Teacher
+from sdpo_ray.distill.model.lm_head import logits
+from sdpo_ray.distill.model.packed_lm import Work
+from sdpo_ray.distill.train.learner import Learner
 from sdpo_ray.records import Gain, Interaction
 
 _AT_ONCE = 32

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdpo_ray.distill.head import logits
-from sdpo_ray.distill.hindsight import Example
-from sdpo_ray.distill.objective import normalized, reverse_kl
+from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.loss.advantages import normalized, reverse_kl
+from sdpo_ray.distill.model.lm_head import logits
 
 _AT_ONCE = 32
 """Watched tokens whose distributions exist beside the chunk's logits."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.head import fused_loss, logits, logprobs, score_
-from sdpo_ray.distill.objective import (
+from sdpo_ray.distill.data.packing import Rows
+from sdpo_ray.distill.loss.advantages import (
     Terms,
     advantages,
     base_pull,
@@ -17,8 +17,8 @@ from sdpo_ray.distill.objective import (
     reverse_kl,
     target_logprobs,
 )
-from sdpo_ray.distill.packing import Rows
-from sdpo_ray.distill.watch import Watch
+from sdpo_ray.distill.loss.kl_monitor import Watch
+from sdpo_ray.distill.model.lm_head import fused_loss, logits, logprobs, score_
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

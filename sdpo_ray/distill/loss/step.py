@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.objective import Terms, finite_rows, token_weights
-from sdpo_ray.distill.packing import MicroBatch, Rows, rows
-from sdpo_ray.distill.scorer import Work, scores_of
-from sdpo_ray.distill.student import Student, Taught
-from sdpo_ray.distill.watch import BaseView, Watch
+from sdpo_ray.distill.data.packing import MicroBatch, Rows, rows
+from sdpo_ray.distill.loss.advantages import Terms, finite_rows, token_weights
+from sdpo_ray.distill.loss.kl_monitor import BaseView, Watch
+from sdpo_ray.distill.loss.sdpo_loss import Student, Taught
+from sdpo_ray.distill.model.packed_lm import Work, scores_of
 from sdpo_ray.errors import LearnerError
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.attention import PACKED, register
+from sdpo_ray.distill.model.attention import PACKED, register
 
 Dtype = Literal["float32", "bfloat16"]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sdpo_ray.distill.head import logprobs
-from sdpo_ray.distill.packing import Rows
+from sdpo_ray.distill.data.packing import Rows
+from sdpo_ray.distill.model.lm_head import logprobs
 from sdpo_ray.errors import ConfigError
 
 Work = Callable[[Tensor, Tensor], Any]

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sdpo_ray.distill.learner import Learner
+from sdpo_ray.distill.train.learner import Learner
+from sdpo_ray.io.files import READY, fsync_directory, is_ready
 from sdpo_ray.records import Refusal, StepMetrics
-from sdpo_ray.storage import READY, fsync_directory, is_ready
 
 _TAG = "engine"
 

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config.distill import Lora
-from sdpo_ray.distill import adapter
-from sdpo_ray.distill.gather import TEACHER
-from sdpo_ray.distill.job import CANDIDATE_FILE, GAINS_FILE
-from sdpo_ray.distill.load import Dtype, load_policy
-from sdpo_ray.distill.relevance import RELEVANCE_FILE
+from sdpo_ray.distill.attribution.relevance import RELEVANCE_FILE
+from sdpo_ray.distill.model import lora_adapter
+from sdpo_ray.distill.model.load import Dtype, load_policy
+from sdpo_ray.distill.train.update_spec import CANDIDATE_FILE, GAINS_FILE
+from sdpo_ray.distill.train.zero_gather import TEACHER
 from sdpo_ray.errors import LearnerError
+from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.records import Candidate, FileDigest, Fingerprint, Gain, Relevance
-from sdpo_ray.storage import sealed_directory, write_json
 
 _WEIGHTS = "model.safetensors"
 _COMPANIONS = (
@@ -55,10 +55,10 @@ def export(
     from safetensors.torch import save_file
 
     with sealed_directory(Path(candidate.path)) as aside:
-        weights = adapter.merged(read_tensors(base), trained, lora) if lora.rank else _renamed(trained, base)
+        weights = lora_adapter.merged(read_tensors(base), trained, lora) if lora.rank else _renamed(trained, base)
         save_file(weights, aside / _WEIGHTS, metadata={"format": "pt"})
         if lora.rank:
-            adapter.save(trained, aside / adapter.ADAPTER, base=base, lora=lora)
+            lora_adapter.save(trained, aside / lora_adapter.ADAPTER, base=base, lora=lora)
         if teacher is not None:
             (aside / TEACHER).parent.mkdir()
             save_file(teacher, aside / TEACHER, metadata={"format": "pt"})
@@ -97,7 +97,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _digests(path: Path) -> tuple[FileDigest, ...]:
     """Of the weights, and of the adapter where there is one."""
     found = []
-    for name in (_WEIGHTS, f"{adapter.ADAPTER}/{adapter.WEIGHTS}"):
+    for name in (_WEIGHTS, f"{lora_adapter.ADAPTER}/{lora_adapter.WEIGHTS}"):
         if (path / name).exists():
             with (path / name).open("rb") as file:
                 found.append(FileDigest(name=name, sha256=hashlib.file_digest(file, "sha256").hexdigest()))

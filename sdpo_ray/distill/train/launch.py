@@ -10,11 +10,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.job import CANDIDATE_FILE, Job, num_steps
-from sdpo_ray.distill.worker import train
+from sdpo_ray.distill.train.update_spec import CANDIDATE_FILE, Job, num_steps
+from sdpo_ray.distill.train.worker import train
 from sdpo_ray.errors import LearnerError
+from sdpo_ray.io.files import is_ready, read_json
 from sdpo_ray.records import Candidate, Release, Snapshot
-from sdpo_ray.storage import is_ready, read_json
 
 _POLL_S = 0.1
 

@@ -14,16 +14,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill import adapter
-from sdpo_ray.distill.drift import Base
-from sdpo_ray.distill.engine import deepspeed_config, deepspeed_engine, learning_rate
-from sdpo_ray.distill.gather import go_on_teaching
-from sdpo_ray.distill.hindsight import Example
-from sdpo_ray.distill.load import checkpoint_activations, compute_dtype, load_packed
-from sdpo_ray.distill.packing import micro_batches, rows, shard
-from sdpo_ray.distill.scorer import Scorer, scores_of
-from sdpo_ray.distill.step import Policy, StepSums, run_step
-from sdpo_ray.distill.teacher import Teacher
+from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.packing import micro_batches, rows, shard
+from sdpo_ray.distill.loss.drift import Base
+from sdpo_ray.distill.loss.step import Policy, StepSums, run_step
+from sdpo_ray.distill.loss.teacher import Teacher
+from sdpo_ray.distill.model import lora_adapter
+from sdpo_ray.distill.model.load import checkpoint_activations, compute_dtype, load_packed
+from sdpo_ray.distill.model.packed_lm import Scorer, scores_of
+from sdpo_ray.distill.train.deepspeed_engine import deepspeed_config, deepspeed_engine, learning_rate
+from sdpo_ray.distill.train.zero_gather import go_on_teaching
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.records import StepMetrics
 
@@ -60,7 +60,7 @@ class Learner:
         self.device = (
             torch.device("cuda", torch.cuda.current_device()) if config.workers.use_gpu else torch.device("cpu")
         )
-        self.base = parent if apart else adapter.base_of(parent, config.lora)
+        self.base = parent if apart else lora_adapter.base_of(parent, config.lora)
         """The checkpoint beneath the adapter; the parent where all parameters learn."""
         zero3 = config.workers.zero_stage == 3
         self.model: Any = load_packed(
@@ -70,7 +70,7 @@ class Learner:
             zero3=deepspeed_config(config) if zero3 else None,
         )
         if config.lora.rank:
-            adapter.inject(self.model, config.lora, parent=parent, base=self.base, seed=seed)
+            lora_adapter.inject(self.model, config.lora, parent=parent, base=self.base, seed=seed)
         if config.workers.activation_checkpointing:
             checkpoint_activations(self.model, reentrant=zero3)
         self.trained = {

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.shape import Shape, read_shape
+from sdpo_ray.distill.model.model_spec import Shape, read_shape
 
 _FP32 = 4
 _8BIT_ADAMW = 2 + 2 * _FP32 / 256

@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sdpo_ray.config import Run
-from sdpo_ray.distill.job import num_steps
-from sdpo_ray.distill.memory import Memory, estimate
-from sdpo_ray.distill.shape import read_shape
+from sdpo_ray.distill.model.model_spec import read_shape
+from sdpo_ray.distill.train.memory import Memory, estimate
+from sdpo_ray.distill.train.update_spec import num_steps
 from sdpo_ray.records import Snapshot
-from sdpo_ray.tables import read_interactions
+from sdpo_ray.tables.arrow_schemas import read_interactions
 
 _GIB = 2**30
 _SPARE = 0.1
@@ -122,7 +122,7 @@ def _shape(run: Run) -> Path:
     if (run.base / "config.json").exists() or not run.policy.shape:
         return run.base / "config.json"
     here = Path(run.policy.shape).expanduser()
-    return here if here.exists() else Path(__file__).parents[1] / here
+    return here if here.exists() else Path(__file__).parents[3] / here
 
 
 def _visible_gib() -> float | None:

@@ -15,19 +15,20 @@ import msgspec
 import torch.distributed as dist
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.distill import checkpoint
-from sdpo_ray.distill.drift import Base, DriftStop, base_logprobs, load_base, probes, view_of
-from sdpo_ray.distill.export import export
-from sdpo_ray.distill.gain import gains
-from sdpo_ray.distill.gather import taught, whole
-from sdpo_ray.distill.hindsight import Example, examples
-from sdpo_ray.distill.job import Job, num_steps
-from sdpo_ray.distill.learner import Learner
-from sdpo_ray.distill.packing import batches
-from sdpo_ray.distill.refusal import Altered
-from sdpo_ray.distill.relevance import measure, pick
-from sdpo_ray.distill.signal import assemble
+from sdpo_ray.distill.attribution.relevance import measure, pick
+from sdpo_ray.distill.attribution.token_attribution import assemble
+from sdpo_ray.distill.data.examples import Example, examples
+from sdpo_ray.distill.data.filters import Altered
+from sdpo_ray.distill.data.packing import batches
+from sdpo_ray.distill.loss.drift import Base, DriftStop, base_logprobs, load_base, probes, view_of
+from sdpo_ray.distill.loss.kl_gain import gains
+from sdpo_ray.distill.train import checkpoint
+from sdpo_ray.distill.train.export import export
+from sdpo_ray.distill.train.learner import Learner
+from sdpo_ray.distill.train.update_spec import Job, num_steps
+from sdpo_ray.distill.train.zero_gather import taught, whole
 from sdpo_ray.errors import DataError, LearnerError
+from sdpo_ray.io.files import require_ready
 from sdpo_ray.records import (
     Candidate,
     Fingerprint,
@@ -39,8 +40,7 @@ from sdpo_ray.records import (
     StepMetrics,
     TokenSignal,
 )
-from sdpo_ray.storage import require_ready
-from sdpo_ray.tables import read_erased, read_interactions
+from sdpo_ray.tables.arrow_schemas import read_erased, read_interactions
 from sdpo_ray.telemetry import Counters
 
 _NON_FINITE = "non_finite_advantage"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_ray.config import Distill
+from sdpo_ray.io.files import read_json
 from sdpo_ray.records import Gain, Release, Snapshot
-from sdpo_ray.storage import read_json
 
 CANDIDATE_FILE = "candidate.json"
 """The record in a candidate's directory. Here, so that whoever only starts an update need not import torch."""

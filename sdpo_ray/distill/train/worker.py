@@ -2,9 +2,9 @@
 
 import os
 
-from sdpo_ray.distill.job import Job
+from sdpo_ray.distill.train.update_spec import Job
 from sdpo_ray.errors import SdpoError
-from sdpo_ray.storage import is_ready
+from sdpo_ray.io.files import is_ready
 
 
 def train(job: Job) -> str | None:
@@ -25,7 +25,7 @@ def _train(job: Job) -> None:
     if not job.config.workers.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     # DeepSpeed picks its accelerator when it is imported.
-    from sdpo_ray.distill.update import Update
+    from sdpo_ray.distill.train.train_loop import Update
 
     context = ray.train.get_context()
     Update(job, rank=context.get_world_rank(), num_workers=context.get_world_size()).go()

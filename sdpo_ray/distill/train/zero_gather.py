@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sdpo_ray.distill.teacher import Teacher
+from sdpo_ray.distill.loss.teacher import Teacher
 
 TEACHER = "teacher/weights.safetensors"
 """The moving average's weights in a candidate's directory: not beside the policy's, for vLLM loads all it finds."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from sdpo_ray.evaluate.endpoint import Answers
+from sdpo_ray.evaluate.client import Answers
 from sdpo_ray.evaluate.probes import score
 from sdpo_ray.evaluate.statistics import proportion, ratio_of_means
 from sdpo_ray.records import FinishReason, Score

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
-from sdpo_ray.evaluate.endpoint import Answers
+from sdpo_ray.evaluate.client import Answers
 from sdpo_ray.evaluate.probes import score
 from sdpo_ray.evaluate.statistics import paired_difference, proportion
 from sdpo_ray.records import Score

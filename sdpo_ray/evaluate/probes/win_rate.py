@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Literal
 
-from sdpo_ray.evaluate.endpoint import Answers
+from sdpo_ray.evaluate.client import Answers
 from sdpo_ray.evaluate.judge import Judge, Result, compare
 from sdpo_ray.evaluate.probes import score
 from sdpo_ray.evaluate.statistics import proportion, ties_half

@@ -1,7 +1,7 @@
 """The event log on a disk that replicas and jobs share: durable before acknowledged, in the process that serves.
 
 One thread takes whatever waits, writes it in one go, syncs once, and only then resolves the futures: the busier, the
-more events share a sync. `capture.writer` says what it writes, `capture.reader` how it is read.
+more events share a sync. `eventlog.journal.writer` says what it writes, `eventlog.journal.reader` how it is read.
 """
 
 import queue
@@ -9,10 +9,10 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
-from sdpo_ray.capture.events import encode
-from sdpo_ray.capture.reader import SegmentReader
-from sdpo_ray.capture.writer import SegmentWriter
 from sdpo_ray.errors import LogFull
+from sdpo_ray.eventlog.codec import encode
+from sdpo_ray.eventlog.journal.reader import SegmentReader
+from sdpo_ray.eventlog.journal.writer import SegmentWriter
 from sdpo_ray.records import Event
 
 _MAX_BATCH_BYTES = 8 << 20

@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sdpo_ray.capture.events import decode
-from sdpo_ray.capture.segments import SUFFIX, frames, written_bytes
 from sdpo_ray.errors import CorruptLog
-from sdpo_ray.eventlog import Batch
+from sdpo_ray.eventlog.codec import decode
+from sdpo_ray.eventlog.journal.segments import SUFFIX, frames, written_bytes
+from sdpo_ray.eventlog.protocol import Batch
 from sdpo_ray.records import Event
 
 _OFFSET_BITS = 36

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sdpo_ray.capture.segments import HEAD_BYTES, SUFFIX, frame, head
 from sdpo_ray.errors import LogFull
-from sdpo_ray.storage import fsync_directory
+from sdpo_ray.eventlog.journal.segments import HEAD_BYTES, SUFFIX, frame, head
+from sdpo_ray.io.files import fsync_directory
 
 _LOOK_AGAIN_S = 1.0
 

@@ -15,10 +15,10 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from sdpo_ray.capture.events import decode
 from sdpo_ray.config.data import Kafka
 from sdpo_ray.errors import ConfigError, CorruptLog, LostEvents
-from sdpo_ray.eventlog import Batch
+from sdpo_ray.eventlog.codec import decode
+from sdpo_ray.eventlog.protocol import Batch
 from sdpo_ray.records import Event
 
 logger = logging.getLogger(__name__)

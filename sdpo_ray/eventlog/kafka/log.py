@@ -8,10 +8,10 @@ positions. The options are librdkafka's: https://github.com/confluentinc/librdka
 from collections.abc import Mapping
 from concurrent.futures import Future
 
-from sdpo_ray.capture.consumer import KafkaReader
-from sdpo_ray.capture.producer import KafkaWriter
 from sdpo_ray.config.data import Kafka
-from sdpo_ray.eventlog import Batch
+from sdpo_ray.eventlog.kafka.consumer import KafkaReader
+from sdpo_ray.eventlog.kafka.producer import KafkaWriter
+from sdpo_ray.eventlog.protocol import Batch
 from sdpo_ray.records import Event
 
 

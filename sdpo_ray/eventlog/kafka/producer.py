@@ -11,9 +11,9 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from sdpo_ray.capture.events import encode, event_id
 from sdpo_ray.config.data import Kafka
 from sdpo_ray.errors import ConfigError, DataError, LogFull
+from sdpo_ray.eventlog.codec import encode, event_id
 from sdpo_ray.records import Event, Turn
 
 _DEFAULTS = {

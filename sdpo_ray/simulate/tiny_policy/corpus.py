@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdpo_ray.chat import HINDSIGHT
+from sdpo_ray.simulate.phrases import PRAISES, WORDINGS, Wish
 from sdpo_ray.simulate.style import STYLES, VARIANTS, Style, answer
-from sdpo_ray.simulate.wordings import PRAISES, WORDINGS, Wish
 from sdpo_ray.simulate.world import Question, sample_prompt
 
 _WISHES = tuple(WORDINGS)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "sdpo_step.py"
+from tests.support.paths import REPOSITORY
+
+BENCHMARK = REPOSITORY / "benchmarks" / "sdpo_step.py"
 
 
 def test_the_benchmark_of_a_step_measures_the_same_loss_and_gradient_everywhere(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from starlette.datastructures import Headers
 
-from sdpo_ray.capture.apikeys import ApiKeys
+from sdpo_ray.capture.api_keys import ApiKeys
 from sdpo_ray.config import Limits
 from sdpo_ray.errors import ConfigError, DataError
-from serve.entry.auth import Entrance, ExaminersEntrance, UsersEntrance
+from serve.gateway.auth import Entrance, ExaminersEntrance, UsersEntrance
+from tests.support.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 CHAT = "/v1/chat/completions"
 
 

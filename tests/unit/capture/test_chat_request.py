@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from sdpo_ray.capture.chat_request import Asked, read_request
 from sdpo_ray.capture.consent import consent_of, default_consent
-from sdpo_ray.capture.conversation import Asked, read_request
 from sdpo_ray.capture.prompt import offered_tools, template_arguments, text_messages
 from sdpo_ray.config import Capture, Tenant
 from sdpo_ray.errors import DataError

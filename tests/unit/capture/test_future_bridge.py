@@ -4,7 +4,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from sdpo_ray.capture.wakeups import settled
+from sdpo_ray.capture.future_bridge import settled
 
 
 def futures(number: int) -> list["Future[int]"]:

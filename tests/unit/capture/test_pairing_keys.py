@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo_ray.capture.conversation import pairing_keys
+from sdpo_ray.capture.pairing_keys import pairing_keys
 from sdpo_ray.records import Message, PairingKeys, Role
-from tests.builders import dialogue, tool_use
+from tests.support.builders import dialogue, tool_use
 
 KEY = bytes(range(32))
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.capture.private import Followed
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.errors import DataError
-
-REPOSITORY = Path(__file__).parents[2]
+from sdpo_ray.io.watched_file import Followed
+from tests.support.paths import REPOSITORY
 
 
 def test_a_pseudonym_is_an_hmac_of_the_user_under_the_newest_key(tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 import sdpo_ray.capture.recorder as module
-from sdpo_ray.capture.conversation import Asked, pairing_keys
+from sdpo_ray.capture.chat_request import Asked
 from sdpo_ray.capture.feedback import Given
+from sdpo_ray.capture.pairing_keys import pairing_keys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.recorder import THREAD_CHARS, Answered, Recorder
 from sdpo_ray.records import Consent, Event, FinishReason, Message, Role, Sampling, ToolCall, Turn, VersionSpan
 from sdpo_ray.redaction import Redactor
 from sdpo_ray.redaction.turns import MAX_DIGITS
-from tests.builders import dialogue
-from tests.recorded import KINDS, MemoryLog, recorder_of
+from tests.support.builders import dialogue
+from tests.support.recorded_engine import KINDS, MemoryLog, recorder_of
 
 ASKED = Asked(
     turn_id="t", tenant="acme", user="", conversation_id="", consent=Consent.TRAIN,

@@ -6,7 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from jobs.haproxy import HAPROXY, own_haproxy
+from sdpo_ray.cluster.haproxy import HAPROXY, own_haproxy
+from tests.support.paths import REPOSITORY
 
 MAX_SOCKET_CHARS = 107
 """sizeof(sun_path) - 1 in unix(7)."""
@@ -51,7 +52,7 @@ def test_a_clusters_ports_are_its_own_and_outside_of_what_ray_and_the_system_giv
 
 
 def test_the_shell_script_says_what_the_code_says():
-    script = Path(__file__).parents[2] / "cluster" / "haproxy.sh"
+    script = REPOSITORY / "cluster" / "haproxy.sh"
     shell = ["sh", "-c", f". {script}; env"]
     said = subprocess.run(shell, env={"PATH": os.environ["PATH"]}, check=True, capture_output=True, text=True).stdout
     assert dict(line.split("=", 1) for line in said.splitlines() if line.startswith("RAY_")) == HAPROXY

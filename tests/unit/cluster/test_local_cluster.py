@@ -5,7 +5,7 @@ import sys
 import psutil
 import pytest
 
-from jobs.local import free_port, require_port, stop_tree
+from sdpo_ray.cluster.local_cluster import free_port, require_port, stop_tree
 from sdpo_ray.errors import ConfigError
 
 

@@ -1,12 +1,12 @@
 from dataclasses import replace
 
 import pytest
-from conversations import changed, chat, dialogue, turn
 
 from sdpo_ray.config import Curate
 from sdpo_ray.curate.admission import Refusal, Rules, Said, admit, said_in_turn
 from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Redaction, Role, Turn, VersionSpan
-from tests.builders import tool_use
+from tests.support.builders import tool_use
+from tests.support.conversations import changed, chat, dialogue, turn
 
 ANSWER = turn("t1", "Capital of France?", response="It is  Paris.")
 SAID = Said(interaction_id="t1", text="shorter", said_in="t2", consent=Consent.TRAIN, at_s=110.0)

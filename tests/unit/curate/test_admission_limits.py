@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sdpo_ray.config import Curate
 from sdpo_ray.curate.admission import Refusal
-from sdpo_ray.curate.limits import Admitted, within_limits
+from sdpo_ray.curate.admission_limits import Admitted, within_limits
 
 
 def one(name: str, at_s: float, *, user: str = "ann", tenant: str = "shop", content: str | None = None) -> Admitted:

@@ -1,10 +1,9 @@
 from dataclasses import replace
 
-from conversations import turn
-
 from sdpo_ray.curate.admission import Refusal, Said
 from sdpo_ray.curate.comments import said_in_comment
 from sdpo_ray.records import Consent, Feedback
+from tests.support.conversations import turn
 
 ANSWER = turn("t1", "Capital of France?", tenant="shop", user="k1.ann")
 GIVEN = Feedback(

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from sdpo_ray.curate.complaints import complains
-from sdpo_ray.simulate.wordings import HELD_OUT_PRAISES, PRAISES, WORDINGS
+from sdpo_ray.curate.dissatisfaction_rules import complains
+from sdpo_ray.simulate.phrases import HELD_OUT_PRAISES, PRAISES, WORDINGS
+from tests.support.paths import SHARED_DATA
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
-HELPFUL = DATA / "hh_rlhf" / "derived" / "helpful-base_interactions.jsonl"
-CASES = DATA / "sdpo_signal_cases" / "signal_analysis_cases.json"
+HELPFUL = SHARED_DATA / "hh_rlhf" / "derived" / "helpful-base_interactions.jsonl"
+CASES = SHARED_DATA / "sdpo_signal_cases" / "signal_analysis_cases.json"
 SEEN = {
     16, 51, 82, 129, 186, 187, 221, 241, 242, 244, 248, 286, 287, 320, 335, 385, 415, 428, 477, 491, 497, 539, 541, 542,
     560, 622, 661, 663, 672, 689, 690, 718, 843, 851, 945, 950, 976, 1033, 1076, 1138, 1140, 1277, 1332, 1348, 1362,

@@ -6,19 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conversations import dialogue, turn
-from eventlogs import MemoryLog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.capture.journal import Journal
-from sdpo_ray.curate.ship import Shipped, ship
-from sdpo_ray.curate.store import Table
+from sdpo_ray.curate.ingest import Shipped, ship
 from sdpo_ray.errors import CorruptLog, LostEvents
-from sdpo_ray.eventlog import EventLog
+from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.protocol import EventLog
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Event, Feedback, Turn
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import feedback_from_arrow, turns_from_arrow
+from sdpo_ray.tables.arrow_schemas import feedback_from_arrow, turns_from_arrow
+from sdpo_ray.tables.delta_table import Table
+from tests.support.conversations import dialogue, turn
+from tests.support.memory_event_log import MemoryLog
 
 
 def given_on(turn_id: str, name: str = "f0", **changes: object) -> Feedback:

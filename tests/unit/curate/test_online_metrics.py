@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from sdpo_ray.curate.reactions import Given, Reaction, Reactions
-from sdpo_ray.curate.store import Table
+from sdpo_ray.curate.online_metrics import Given, Reaction, Reactions
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback, FinishReason, Interaction, Thumb, Turn, VersionSpan
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import feedback_to_arrow, interactions_to_arrow, turns_to_arrow
-from tests.conversations import turn
+from sdpo_ray.tables.arrow_schemas import feedback_to_arrow, interactions_to_arrow, turns_to_arrow
+from sdpo_ray.tables.delta_table import Table
+from tests.support.conversations import turn
 
 SINCE_S = 1000.0
 

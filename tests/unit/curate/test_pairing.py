@@ -2,13 +2,24 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import pytest
-from conversations import Town, brute_force, changed, chat, dialogue, may_pair, towns, turn, undisputed, waiting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.curate.sessionize import Horizon, Pair, Pairing, Unpaired, follows, pair
+from sdpo_ray.curate.pairing import Horizon, Pair, Pairing, Unpaired, follows, pair
 from sdpo_ray.records import Message, Role, Turn
-from tests.builders import tool_use
+from tests.support.builders import tool_use
+from tests.support.conversations import (
+    Town,
+    brute_force,
+    changed,
+    chat,
+    dialogue,
+    may_pair,
+    towns,
+    turn,
+    undisputed,
+    waiting,
+)
 
 ASKED = turn("t1", "2+2?", response="5")
 CORRECTED = turn("t2", "2+2?", "5", "no, 4", response="4", at_s=110.0)

@@ -3,16 +3,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversations import Town, dialogue, towns, turn, waiting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.curate.pending import horizon, index, related
-from sdpo_ray.curate.sessionize import Horizon, Waiting, pair
-from sdpo_ray.curate.store import Table
+from sdpo_ray.curate.pairing import Horizon, Waiting, pair
+from sdpo_ray.curate.pairing_index import horizon, index, related
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import PairingKeys, Turn
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import PENDING, turns_to_arrow
+from sdpo_ray.tables.arrow_schemas import PENDING, turns_to_arrow
+from sdpo_ray.tables.delta_table import Table
+from tests.support.conversations import Town, dialogue, towns, turn, waiting
 
 
 class Tables:

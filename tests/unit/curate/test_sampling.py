@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sdpo_ray.config import Curate
 from sdpo_ray.curate.sampling import LIGHT_COLUMNS, NotDrawn, Plan, count_trainable, is_held_out
 from sdpo_ray.curate.sampling import draw as draw_at
-from sdpo_ray.tables import split_of
+from sdpo_ray.tables.arrow_schemas import split_of
 
 NOW_S = 1_000_000.0
 DAY_S = 86_400.0

@@ -10,13 +10,14 @@ from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Curate
 from sdpo_ray.curate.sampling import is_held_out
 from sdpo_ray.curate.snapshot import count_new, draw_snapshot
-from sdpo_ray.curate.store import Table
 from sdpo_ray.errors import DataError
+from sdpo_ray.io.files import is_ready, read_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.storage import Layout, is_ready, read_json
-from sdpo_ray.tables import interactions_to_arrow, read_interactions, rows_digest
-from tests.builders import interaction
-from tests.conftest import CHECKPOINT
+from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions, rows_digest
+from sdpo_ray.tables.delta_table import Table
+from tests.support.builders import interaction
+from tests.support.paths import CHECKPOINT
 
 NOW_S = 10_000.0
 

@@ -13,13 +13,20 @@ from typer.testing import CliRunner
 
 from jobs import export, import_logs
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.curate.exporters import SCHEMAS, What
-from sdpo_ray.curate.store import Table
+from sdpo_ray.datasets import export_query
+from sdpo_ray.datasets.export_rows import SCHEMAS, What
+from sdpo_ray.io.files import write_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback, Interaction, Thumb
-from sdpo_ray.storage import Layout, write_json
-from sdpo_ray.tables import feedback_to_arrow, interactions_to_arrow, read_interactions, turns_to_arrow
-from tests.builders import interaction, snapshot, with_turn
-from tests.conftest import CHECKPOINT
+from sdpo_ray.tables.arrow_schemas import (
+    feedback_to_arrow,
+    interactions_to_arrow,
+    read_interactions,
+    turns_to_arrow,
+)
+from sdpo_ray.tables.delta_table import Table
+from tests.support.builders import interaction, snapshot, with_turn
+from tests.support.paths import CHECKPOINT
 
 DAY_S = 86_400.0
 
@@ -130,10 +137,9 @@ def test_filters_take_what_they_say(root: Path, tmp_path: Path, arguments: tuple
 
 
 def test_few_rows_at_a_time_are_the_same_rows(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from jobs import selection
 
     whole = exported(root, tmp_path / "whole.jsonl")
-    monkeypatch.setattr(selection, "_ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(export_query, "_ROWS_AT_ONCE", 1)
     assert exported(root, tmp_path / "parts.jsonl") == whole
     assert len(exported(root, tmp_path / "cut.jsonl", "--limit", 8)) == 8
 

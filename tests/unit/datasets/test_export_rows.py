@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.curate.exporters import SCHEMAS, What, interaction_rows, json_lines, label_rows, preference_rows
-from sdpo_ray.curate.importers import Format, detect_format, read_record
-from sdpo_ray.curate.logfiles import read_rows
-from sdpo_ray.curate.unroll import Limits, unroll
+from sdpo_ray.datasets.conversation_split import Limits, unroll
+from sdpo_ray.datasets.export_rows import SCHEMAS, What, interaction_rows, json_lines, label_rows, preference_rows
+from sdpo_ray.datasets.file_reader import read_rows
+from sdpo_ray.datasets.formats import Format, detect_format, read_record
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import Consent, Feedback, Interaction, Message, Redaction, Role, Thumb
-from tests.builders import as_text, dialogue, interaction, tool_use
-from tests.conftest import CHECKPOINT
+from tests.support.builders import as_text, dialogue, interaction, tool_use
+from tests.support.paths import CHECKPOINT
 
 TOOLS = '[{"type":"function","function":{"name":"weather","parameters":{"type":"object"}}}]'
 EVERYTHING = Limits(max_messages=1000, max_answer_chars=10**9, language=None)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.curate import logfiles
-from sdpo_ray.curate.logfiles import MAX_RECORD_BYTES, read_rows
+from sdpo_ray.datasets import file_reader
+from sdpo_ray.datasets.file_reader import MAX_RECORD_BYTES, read_rows
 from sdpo_ray.errors import DataError
 
 FIELDS = ("a", "b")
@@ -119,7 +119,7 @@ def test_a_line_that_is_too_long_is_stepped_over_unread(tmp_path: Path):
 
 
 def test_the_longest_line_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logfiles, "MAX_RECORD_BYTES", 10)
+    monkeypatch.setattr(file_reader, "MAX_RECORD_BYTES", 10)
     path = write(tmp_path / "log.jsonl", b'{"a":123}\n{"a":1234}\n{"a":1}\n')
     assert numbers(path) == [(1, True), (2, False), (3, True)]
 

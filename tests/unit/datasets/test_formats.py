@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from sdpo_ray.curate.importers import Conversation, Format, detect_format, read_record
 from sdpo_ray.curate.language import LANGUAGES, detector, is_stated, sample
-from sdpo_ray.curate.refused import Refused
-from sdpo_ray.curate.unroll import Limits, Unrolled, prompt_before, unroll
+from sdpo_ray.datasets.conversation_split import Limits, Unrolled, prompt_before, unroll
+from sdpo_ray.datasets.formats import Conversation, Format, detect_format, read_record
+from sdpo_ray.datasets.import_report import Refused
 from sdpo_ray.errors import ConfigError, DataError
 from sdpo_ray.records import Consent, FinishReason, Message, Role, ToolCall
 

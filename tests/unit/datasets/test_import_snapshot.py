@@ -10,18 +10,19 @@ import typer
 from typer.testing import CliRunner
 
 from jobs import import_logs
-from jobs.commandline import LAPTOP
-from sdpo_ray.capture.log import open_log
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import Capture
-from sdpo_ray.curate.refused import ImportReport, Refused
 from sdpo_ray.curate.sampling import is_held_out
+from sdpo_ray.datasets.import_report import ImportReport, Refused
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.io.files import is_ready, read_json, require_ready
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Feedback, Interaction, Snapshot, Turn
-from sdpo_ray.storage import Layout, is_ready, read_json, require_ready
-from sdpo_ray.tables import read_interactions, rows_digest
+from sdpo_ray.tables.arrow_schemas import read_interactions, rows_digest
+from tests.support.paths import SHARED_DATA
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
-HH = DATA / "hh_rlhf" / "derived" / "helpful-base_interactions.jsonl"
-OASST = DATA / "oasst" / "derived" / "en_100_interactions.jsonl"
+HH = SHARED_DATA / "hh_rlhf" / "derived" / "helpful-base_interactions.jsonl"
+OASST = SHARED_DATA / "oasst" / "derived" / "en_100_interactions.jsonl"
 
 
 def run(*arguments: object) -> tuple[int, str]:

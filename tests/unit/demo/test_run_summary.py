@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.figure import draw
-from jobs.summary import Examined, Requests, Summary, WinRate, failures
+from sdpo_ray.demo.run_plot import draw
+from sdpo_ray.demo.run_summary import Examined, Requests, Summary, WinRate, failures
 from sdpo_ray.evaluate.statistics import Estimate
 from sdpo_ray.records import Verdict
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from sdpo_ray.errors import DataError
-from sdpo_ray.evaluate.endpoint import Answers, generate, load_answers, save_answers, seed_of
+from sdpo_ray.evaluate.client import Answers, generate, load_answers, save_answers, seed_of
 from sdpo_ray.records import FinishReason
 
 PROMPTS = [f"question {index}" for index in range(20)]

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from sdpo_ray.errors import DataError
-from sdpo_ray.evaluate.endpoint import Answer, Answers
+from sdpo_ray.evaluate.client import Answer, Answers
 from sdpo_ray.evaluate.judge import Result, compare
 from sdpo_ray.evaluate.probes.collapse import collapse, repeats_itself
 from sdpo_ray.evaluate.probes.retention import retention

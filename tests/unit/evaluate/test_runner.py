@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from jobs import examining
-from jobs.examining import Examination
 from sdpo_ray.config import parse_run
-from sdpo_ray.evaluate.endpoint import Answer, Answers
+from sdpo_ray.evaluate import runner
+from sdpo_ray.evaluate.client import Answer, Answers
+from sdpo_ray.evaluate.runner import Examination
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import FinishReason, Release
-from sdpo_ray.storage import Layout, read_json
-from tests import builders
+from tests.support import builders
 
 
 class Engine:
@@ -48,8 +49,8 @@ def layout(tmp_path: Path) -> Layout:
 @pytest.fixture
 def engine(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> Engine:
     made = Engine(layout)
-    monkeypatch.setattr(examining, "confirm", lambda url, version, timeout_s: 0.0)
-    monkeypatch.setattr(examining, "generate", made.generate)
+    monkeypatch.setattr(runner, "confirm", lambda url, version, timeout_s: 0.0)
+    monkeypatch.setattr(runner, "generate", made.generate)
     return made
 
 
@@ -99,6 +100,6 @@ def test_the_engine_goes_back_from_weights_that_will_be_gone(layout: Layout, eng
 
 
 def test_the_questions_are_the_same_in_every_run_and_no_two_are_alike():
-    assert examining.examination(50) == examining.examination(50)[:50]
-    assert examining.examination(60)[:50] == examining.examination(50)
-    assert len(set(examining.examination(192))) == 192
+    assert runner.examination(50) == runner.examination(50)[:50]
+    assert runner.examination(60)[:50] == runner.examination(50)
+    assert len(set(runner.examination(192))) == 192

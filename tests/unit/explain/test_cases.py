@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cases import Case, read_cases
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.explain.cases import Case, read_cases
 from sdpo_ray.records import Message, Role
 
 

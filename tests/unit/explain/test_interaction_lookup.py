@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.interactions import champion, find, newest, policy_of
 from sdpo_ray.config import Run, parse_run
-from sdpo_ray.curate.store import Table
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.explain.interaction_lookup import champion, find, newest, policy_of
+from sdpo_ray.io.files import sealed_directory, write_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Fingerprint, Interaction, Release
-from sdpo_ray.storage import Layout, sealed_directory, write_json
-from sdpo_ray.tables import interactions_to_arrow, turns_to_arrow
-from tests.conversations import turn
+from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, turns_to_arrow
+from sdpo_ray.tables.delta_table import Table
+from tests.support.conversations import turn
 
 
 def interaction(name: str, *, at_s: float = 1.0) -> Interaction:

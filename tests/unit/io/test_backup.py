@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.backup import back_up, secret_files
-from sdpo_ray.capture.log import open_log
 from sdpo_ray.config import Capture
 from sdpo_ray.config.data import Journal
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.io.backup import back_up, secret_files
+from sdpo_ray.io.files import is_ready
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Turn
-from sdpo_ray.storage import Layout, is_ready
-from tests.conversations import turn
+from tests.support.conversations import turn
 
 SMALL = Capture(journal=Journal(segment_mib=1, segment_s=3600))
 

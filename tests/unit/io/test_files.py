@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from sdpo_ray.errors import DataError, NotReady
-from sdpo_ray.storage import is_ready, read_json, require_ready, sealed_directory, write_json
+from sdpo_ray.io.files import is_ready, read_json, require_ready, sealed_directory, write_json
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from sdpo_ray.curate.turnstile import undisturbed
-from sdpo_ray.storage import Layout
+from sdpo_ray.io.locks import undisturbed
+from sdpo_ray.io.paths import Layout
 
 
 def test_one_at_a_time_has_the_turn_and_the_other_is_told_that_it_waits(tmp_path):

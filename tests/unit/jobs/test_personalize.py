@@ -9,20 +9,23 @@ from typing import ClassVar
 
 import pytest
 import typer
-from test_erase_personal import a_run, learned, owner_of
 from typer.testing import CliRunner
 
-from jobs import connecting, personal, personalize
-from jobs.owners import Owner
-from jobs.personal import Heard
+from jobs import personalize
 from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.cluster import ray_session
 from sdpo_ray.config import Run
-from sdpo_ray.curate.store import Table
 from sdpo_ray.errors import DataError
-from sdpo_ray.promote.personal import Attempt, known_owners
+from sdpo_ray.io.files import write_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.personal import trainer
+from sdpo_ray.personal.owners import Owner
+from sdpo_ray.personal.store import Attempt, known_owners
+from sdpo_ray.personal.trainer import Heard
 from sdpo_ray.records import Snapshot, Verdict
-from sdpo_ray.storage import Layout, write_json
-from tests import builders
+from sdpo_ray.tables.delta_table import Table
+from tests.support import builders
+from tests.unit.privacy.test_erasure_personal import a_run, learned, owner_of
 
 
 def typed(layout: Layout, *arguments: str, code: int = 0) -> str:
@@ -113,8 +116,8 @@ class _Personalizer:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Personalizer]]:
     """Neither Ray nor a learner."""
-    monkeypatch.setattr(personal, "Personalizer", _Personalizer)
-    monkeypatch.setattr(connecting, "connected", lambda run: nullcontext())
+    monkeypatch.setattr(trainer, "Personalizer", _Personalizer)
+    monkeypatch.setattr(ray_session, "connected", lambda run: nullcontext())
     _Personalizer.learned.clear()
     before = signal.getsignal(signal.SIGTERM)
     yield _Personalizer
@@ -155,7 +158,7 @@ def test_forget_removes_one_policy_under_every_name_and_leaves_what_was_said(
             forgotten.extend(owners)
             return 0
 
-    monkeypatch.setattr(personal, "runs_of", lambda run, layout: Runs())
+    monkeypatch.setattr(trainer, "runs_of", lambda run, layout: Runs())
     ann = owner_of(layout, "ann").digest
     Pseudonyms.load(layout.pseudonym_keys).rotate()
     assert "the shared policy answers from now on" in typed(layout, "--forget", "--user", "ann")

@@ -5,19 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conversations import dialogue
 
 from sdpo_ray.config import Curate, Personal
-from sdpo_ray.curate.personal import Crowd, draw_personal
-from sdpo_ray.curate.pinned import snapshots_under
 from sdpo_ray.curate.sampling import is_held_out
 from sdpo_ray.curate.snapshot import HELD_OUT
-from sdpo_ray.curate.store import Table
 from sdpo_ray.errors import DataError
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.personal.draw import Crowd, draw_personal
+from sdpo_ray.privacy.snapshot_erasure import snapshots_under
 from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import interactions_to_arrow, read_interactions
-from tests.remains import interactions_of
+from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions
+from sdpo_ray.tables.delta_table import Table
+from tests.support.conversations import dialogue
+from tests.support.user_data import interactions_of
 
 NOW_S = 10_000.0
 CHAMPION = 3

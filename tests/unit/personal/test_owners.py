@@ -4,17 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_personal_draw import CHAMPION, crowd_of, said, table_of
 
-from jobs.owners import Owner, due, named
-from sdpo_ray.capture.conversation import owner_digest, owners
+from sdpo_ray.capture.pairing_keys import owner_digest, owners
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Personal
-from sdpo_ray.curate.store import Table
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.promote.personal import Attempt
+from sdpo_ray.io.files import write_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.personal.owners import Owner, due, named
+from sdpo_ray.personal.store import Attempt
 from sdpo_ray.records import Fingerprint, PersonalPolicy, Snapshot, Verdict
-from sdpo_ray.storage import Layout, write_json
+from sdpo_ray.tables.delta_table import Table
+from tests.unit.personal.test_draw import CHAMPION, crowd_of, said, table_of
 
 KEY = b"k" * 32
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.promote import personal
-from sdpo_ray.promote.personal import Attempt
+from sdpo_ray.io.files import READY, is_ready, write_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.personal import store
+from sdpo_ray.personal.store import Attempt
 from sdpo_ray.records import Candidate, Fingerprint, PersonalPolicy, Snapshot, Verdict
-from sdpo_ray.storage import READY, Layout, is_ready, write_json
 
 OWNER = "0123456789abcdef0123456789abcdef"
 
@@ -18,7 +19,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def drawn(layout: Layout, version: int, *ids: str, owner: str = OWNER) -> Snapshot:
-    path = layout.personal_version(owner, version) / personal.SNAPSHOT
+    path = layout.personal_version(owner, version) / store.SNAPSHOT
     snapshot = Snapshot(
         snapshot_id=f"s{version}", table_version=0, seed=0, rule="", interaction_ids=ids, held_out_ids=("h",),
         path=str(path), digest="", last_interaction_at_s=0.0,
@@ -29,7 +30,7 @@ def drawn(layout: Layout, version: int, *ids: str, owner: str = OWNER) -> Snapsh
 
 
 def candidate(layout: Layout, version: int, *, weights: bytes = b"weights", owner: str = OWNER) -> Candidate:
-    path = layout.personal_version(owner, version) / personal.CANDIDATE
+    path = layout.personal_version(owner, version) / store.CANDIDATE
     (path / "adapter").mkdir(parents=True)
     (path / "adapter" / "adapter_model.safetensors").write_bytes(weights)
     (path / "adapter" / "adapter_config.json").write_text("{}")
@@ -46,12 +47,12 @@ def attempt(
     """A whole attempt, as the job leaves it."""
     snapshot = drawn(layout, version, "a", "b", owner=owner)
     made = candidate(layout, version, weights=weights, owner=owner)
-    policy = personal.seal_adapter(layout, owner, made) if passes else None
+    policy = store.seal_adapter(layout, owner, made) if passes else None
     ended = Attempt(
         owner=owner, version=version, base_version=7, snapshot=snapshot, ended_at_s=1.0, reasons=("so",),
         verdict=Verdict.PROMOTE if passes else Verdict.HOLD, name=policy.name if policy else "",
     )  # fmt: skip
-    personal.conclude(layout, ended, policy)
+    store.conclude(layout, ended, policy)
     return policy
 
 
@@ -62,7 +63,7 @@ def versions(layout: Layout) -> list[str]:
 def test_a_policy_is_served_by_its_adapter_alone(layout: Layout):
     policy = attempt(layout, 1)
     assert policy is not None
-    assert personal.served_policy(layout, OWNER) == policy
+    assert store.served_policy(layout, OWNER) == policy
     assert is_ready(Path(policy.adapter))
     assert sorted(path.name for path in Path(policy.adapter).iterdir()) == [
         READY,
@@ -70,22 +71,22 @@ def test_a_policy_is_served_by_its_adapter_alone(layout: Layout):
         "adapter_model.safetensors",
     ]
     assert (policy.base_version, policy.version, policy.fingerprint.logprobs) == (7, 1, (-0.5,))
-    assert not (layout.personal_version(OWNER, 1) / personal.CANDIDATE).exists(), "merged weights are large"
+    assert not (layout.personal_version(OWNER, 1) / store.CANDIDATE).exists(), "merged weights are large"
 
 
 def test_what_was_refused_leaves_its_reasons_and_whoever_was_served_is_served(layout: Layout):
     policy = attempt(layout, 1)
     attempt(layout, 2, passes=False)
-    assert personal.served_policy(layout, OWNER) == policy
-    last = personal.newest_attempt(layout, OWNER)
+    assert store.served_policy(layout, OWNER) == policy
+    last = store.newest_attempt(layout, OWNER)
     assert last is not None
     assert (last.version, last.verdict, last.reasons, last.name) == (2, Verdict.HOLD, ("so",), "")
-    assert personal.next_version(layout, OWNER) == 3
+    assert store.next_version(layout, OWNER) == 3
 
 
 def test_no_name_is_used_for_other_weights_even_after_everything_was_removed(layout: Layout):
     first = attempt(layout, 1)
-    assert personal.remove(layout, OWNER)
+    assert store.remove(layout, OWNER)
     again = attempt(layout, 1, weights=b"other weights")
     same = attempt(layout, 2, weights=b"other weights")
     assert first is not None
@@ -108,27 +109,27 @@ def test_what_is_served_stays_however_many_attempts_fail(layout: Layout):
     for version in range(2, 9):
         attempt(layout, version, passes=False)
     assert versions(layout) == ["v0001", "v0008"]
-    assert personal.served_policy(layout, OWNER) == policy
+    assert store.served_policy(layout, OWNER) == policy
 
 
 def test_a_broken_off_attempt_goes_and_its_number_comes_again(layout: Layout):
     attempt(layout, 1)
     drawn(layout, 2, "c")
     candidate(layout, 2)
-    assert personal.next_version(layout, OWNER) == 3
-    personal.sweep(layout, OWNER)
+    assert store.next_version(layout, OWNER) == 3
+    store.sweep(layout, OWNER)
     assert versions(layout) == ["v0001"]
-    assert personal.next_version(layout, OWNER) == 2
+    assert store.next_version(layout, OWNER) == 2
 
 
 def test_removing_leaves_nothing_and_removing_nobody_says_so(layout: Layout):
     attempt(layout, 1)
     drawn(layout, 2, "under way")
-    assert personal.known_owners(layout) == [OWNER]
-    assert personal.remove(layout, OWNER)
+    assert store.known_owners(layout) == [OWNER]
+    assert store.remove(layout, OWNER)
     assert list(layout.personal.rglob("*")) == []
-    assert not personal.remove(layout, OWNER)
-    assert personal.known_owners(layout) == []
+    assert not store.remove(layout, OWNER)
+    assert store.known_owners(layout) == []
 
 
 def test_a_removal_that_was_broken_off_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch):
@@ -139,34 +140,34 @@ def test_a_removal_that_was_broken_off_is_found(layout: Layout, monkeypatch: pyt
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(personal.shutil, "rmtree", killed)
+        patch.setattr(store.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            personal.remove(layout, OWNER)
-    assert personal.known_owners(layout) == []
-    assert personal.served_policy(layout, OWNER) is None
-    (left,) = personal.left_behind(layout)
-    assert (left / "v0001" / personal.SNAPSHOT).exists()
+            store.remove(layout, OWNER)
+    assert store.known_owners(layout) == []
+    assert store.served_policy(layout, OWNER) is None
+    (left,) = store.left_behind(layout)
+    assert (left / "v0001" / store.SNAPSHOT).exists()
     partial = layout.personal_version("other", 1) / ".snapshot.partial"
     partial.mkdir(parents=True)
-    assert partial in personal.left_behind(layout)
+    assert partial in store.left_behind(layout)
 
 
 def test_who_learned_from_what_is_said_by_the_snapshots_under_way_or_not(layout: Layout):
     attempt(layout, 1)
     attempt(layout, 2)
     drawn(layout, 1, "b", "x", owner="f" * 32)
-    found = personal.drew(layout, {"b", "x", "h"})
+    found = store.drew(layout, {"b", "x", "h"})
     assert [(each.owner, each.version, each.num_interactions, each.served) for each in found] == [
         (OWNER, 1, 1, False),
         (OWNER, 2, 1, True),
         ("f" * 32, 1, 2, False),
     ]
     # What was held out was not learned from.
-    assert personal.drew(layout, {"h"}) == []
+    assert store.drew(layout, {"h"}) == []
 
 
 def test_the_examination_never_takes_an_attempt_for_anything_else():
-    numbers = {personal.examined_as(owner, version) for owner in ("a", "b") for version in range(1, 50)}
+    numbers = {store.examined_as(owner, version) for owner in ("a", "b") for version in range(1, 50)}
     assert len(numbers) == 98
     assert min(numbers) >= 1 << 48
     assert max(numbers) < 1 << 53, "exact in JSON wherever it is read"

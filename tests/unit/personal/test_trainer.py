@@ -6,25 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_erase import VICTIM, erase
-from test_erase_personal import owner_of, people, store
 
-import jobs.personal as update
-from jobs.adapters import distill_config
-from jobs.personal import Heard, Personalizer
+import sdpo_ray.personal.trainer as update
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Run, load_run, parse_run
-from sdpo_ray.distill.job import GAINS_FILE
+from sdpo_ray.distill.train.update_spec import GAINS_FILE
 from sdpo_ray.errors import ConfigError, DataError, LearnerError, NotReady, ReleaseError
-from sdpo_ray.evaluate.endpoint import Answer, Answers
-from sdpo_ray.promote import personal
-from sdpo_ray.promote.ledger import Entry
+from sdpo_ray.evaluate.client import Answer, Answers
+from sdpo_ray.io.files import sealed_directory, write_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.personal import store as personal_store
+from sdpo_ray.personal.config import distill_config
+from sdpo_ray.personal.trainer import Heard, Personalizer
+from sdpo_ray.promote.run_log import Entry
 from sdpo_ray.records import Candidate, Fingerprint, FinishReason, Gain, Interaction, Release, Turn, Verdict
-from sdpo_ray.storage import Layout, sealed_directory, write_json
-from sdpo_ray.tables import read_interactions
+from sdpo_ray.tables.arrow_schemas import read_interactions
 from sdpo_ray.telemetry import read_events
-from tests import builders
-from tests.remains import hits, interactions_of
+from tests.support import builders
+from tests.support.user_data import hits, interactions_of
+from tests.unit.privacy.test_erasure import VICTIM, erase
+from tests.unit.privacy.test_erasure_personal import owner_of, people, store
 
 QUIET = Heard(says=lambda words: None, steps=lambda done, total: None)
 BOOKS: list[tuple[str, str, Entry]] = []
@@ -125,7 +126,7 @@ def test_who_gained_is_served_over_the_champion_of_now_and_the_books_have_it(
     ann = owner_of(layout, "ann")
     attempt = Personalizer(run, QUIET).learn(ann)
     assert attempt.verdict is Verdict.PROMOTE, attempt.reasons
-    policy = personal.served_policy(layout, ann.digest)
+    policy = personal_store.served_policy(layout, ann.digest)
     assert policy is not None
     assert (policy.base_version, policy.name) == (3, attempt.name)
     assert learner.asked["parent"].policy_version == 3
@@ -144,8 +145,8 @@ def test_who_lost_keeps_the_shared_policy_and_the_reason_is_kept(run: Run, layou
     attempt = Personalizer(run, QUIET).learn(ann)
     assert attempt.verdict is Verdict.REJECT
     assert "against what its user asked for" in attempt.reasons[0]
-    assert personal.served_policy(layout, ann.digest) is None
-    assert personal.newest_attempt(layout, ann.digest) == attempt
+    assert personal_store.served_policy(layout, ann.digest) is None
+    assert personal_store.newest_attempt(layout, ann.digest) == attempt
     assert BOOKS[0][1] == ""
 
 
@@ -155,7 +156,7 @@ def test_a_champion_that_moved_on_meanwhile_leaves_nothing_to_serve(run: Run, la
     attempt = Personalizer(run, QUIET).learn(ann)
     assert attempt.verdict is Verdict.HOLD
     assert attempt.reasons == ("the champion is v4 by now, and it is over v3",)
-    assert personal.served_policy(layout, ann.digest) is None
+    assert personal_store.served_policy(layout, ann.digest) is None
     assert not list(layout.personal.rglob("adapter"))
 
 
@@ -168,7 +169,7 @@ def test_what_was_erased_meanwhile_is_neither_served_nor_kept(run: Run, layout: 
             store(layout, said, conversations_of(said))
         with pytest.raises(NotReady, match="erased meanwhile"):
             Personalizer(run, QUIET).learn(owner)
-        assert personal.known_owners(layout) == []
+        assert personal_store.known_owners(layout) == []
         assert BOOKS == []
 
 
@@ -207,7 +208,7 @@ def test_a_policy_under_a_new_key_takes_the_place_of_the_one_before(run: Run, la
     Pseudonyms.load(layout.pseudonym_keys).rotate()
     after = owner_of(layout, "ann")
     Personalizer(run, QUIET).learn(after)
-    assert personal.known_owners(layout) == [after.digest]
+    assert personal_store.known_owners(layout) == [after.digest]
 
 
 def test_a_run_whose_engines_serve_no_adapters_is_told_what_to_set(run: Run):

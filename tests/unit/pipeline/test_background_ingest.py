@@ -5,14 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conversations import turn
 
-from jobs.commandline import LAPTOP
-from jobs.shipping import shipping
-from sdpo_ray.capture.log import open_log
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import Run, load_run
-from sdpo_ray.curate.store import Table
-from sdpo_ray.storage import Layout
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.pipeline.background_ingest import shipping
+from sdpo_ray.tables.delta_table import Table
+from tests.support.conversations import turn
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.continual import Alarm
 from sdpo_ray.config import Run, parse_run
+from sdpo_ray.pipeline.training_loop import Alarm
 from sdpo_ray.telemetry import EventFile, read_events
 
 

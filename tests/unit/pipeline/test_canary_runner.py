@@ -9,17 +9,17 @@ from typing import Any, ClassVar
 
 import pytest
 
-from jobs.trials import Trials
 from sdpo_ray.config import parse_run
-from sdpo_ray.curate.store import Table
 from sdpo_ray.headers import POLICY_VERSION, SWAP_ERROR
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.pipeline.canary_runner import Trials
+from sdpo_ray.promote.canary import begin, current
 from sdpo_ray.promote.release import point_at
-from sdpo_ray.promote.trial import begin, current
 from sdpo_ray.records import Candidate, Fingerprint, Interaction, Report, Verdict, VersionSpan
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import interactions_to_arrow
+from sdpo_ray.tables.arrow_schemas import interactions_to_arrow
+from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import EventFile, read_events
-from tests.conversations import turn
+from tests.support.conversations import turn
 
 WHY = ("win rate 0.61",)
 

@@ -5,8 +5,8 @@ from dataclasses import fields
 
 import pytest
 
-from sdpo_ray.cycle import STAGES, Begun, Outcome, Stages, begin, next_cycle, turn
 from sdpo_ray.errors import LearnerError
+from sdpo_ray.pipeline.cycle import STAGES, Begun, Outcome, Stages, begin, next_cycle, turn
 from sdpo_ray.records import Candidate, Decision, Fingerprint, Report, Snapshot, Verdict
 from sdpo_ray.telemetry import EventFile, read_events
 

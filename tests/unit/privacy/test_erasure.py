@@ -9,27 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conversations import changed, dialogue
 
-from jobs import forgetting
-from jobs.forgetting import Erased, Forgetting
-from jobs.whose import whose
-from sdpo_ray.capture.journal import Journal
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import parse_run
-from sdpo_ray.curate import pinned
-from sdpo_ray.curate.erasures import Erasures
-from sdpo_ray.curate.store import Table
-from sdpo_ray.curate.traces import Tables
-from sdpo_ray.curate.turnstile import undisturbed
-from sdpo_ray.distill.update import _interactions as learned_from
+from sdpo_ray.distill.train.train_loop import _interactions as learned_from
 from sdpo_ray.errors import ConfigError, DataError
+from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.io.files import READY, read_json
+from sdpo_ray.io.locks import undisturbed
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.privacy import erasure, snapshot_erasure
+from sdpo_ray.privacy.data_subject import whose
+from sdpo_ray.privacy.erasure import Erased, Forgetting
+from sdpo_ray.privacy.user_footprint import Tables
 from sdpo_ray.records import Candidate, Consent, Feedback, Interaction, Snapshot, Turn
-from sdpo_ray.storage import READY, Layout, read_json
-from sdpo_ray.tables import read_erased, read_interactions
-from tests.remains import finished_cycle, hits, interactions_of, people, pseudonym, store
+from sdpo_ray.tables.arrow_schemas import read_erased, read_interactions
+from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.tombstones import Erasures
+from tests.support.conversations import changed, dialogue
+from tests.support.paths import REPOSITORY
+from tests.support.user_data import finished_cycle, hits, interactions_of, people, pseudonym, store
 
-REPOSITORY = Path(__file__).parent.parent.parent
 VICTIM = "mallory@example.org"
 
 
@@ -270,9 +270,9 @@ class Killed(BaseException):
 
 
 STEPS = {
-    "a snapshot's record": (pinned, "write_json"),
-    "a snapshot's rows": (pinned.pq, "write_table"),
-    "a candidate": (forgetting, "forget_in_file"),
+    "a snapshot's record": (snapshot_erasure, "write_json"),
+    "a snapshot's rows": (snapshot_erasure.pq, "write_table"),
+    "a candidate": (erasure, "forget_in_file"),
     "a table": (Table, "delete"),
     "files": (Table, "purge"),
     "the end": (Erasures, "finish"),

@@ -4,24 +4,25 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_erase import VICTIM, Killed, erase, job
 
-from jobs.books import read_books
-from jobs.descent import trace
-from jobs.owners import Owner, named
-from jobs.whose import whose
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Curate, Personal
-from sdpo_ray.curate.personal import draw_personal
 from sdpo_ray.curate.snapshot import HELD_OUT
-from sdpo_ray.curate.store import Table
-from sdpo_ray.curate.traces import Tables
-from sdpo_ray.promote import personal
-from sdpo_ray.promote.personal import Attempt
+from sdpo_ray.io.locks import changing
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.personal import store as personal_store
+from sdpo_ray.personal.draw import draw_personal
+from sdpo_ray.personal.owners import Owner, named
+from sdpo_ray.personal.store import Attempt
+from sdpo_ray.privacy.data_subject import whose
+from sdpo_ray.privacy.lineage import trace
+from sdpo_ray.privacy.run_history import read_books
+from sdpo_ray.privacy.user_footprint import Tables
 from sdpo_ray.records import Candidate, Fingerprint, Verdict
-from sdpo_ray.storage import Layout, changing
-from sdpo_ray.tables import split_of
-from tests.remains import finished_cycle, hits, interactions_of, people, pseudonym, store
+from sdpo_ray.tables.arrow_schemas import split_of
+from sdpo_ray.tables.delta_table import Table
+from tests.support.user_data import finished_cycle, hits, interactions_of, people, pseudonym, store
+from tests.unit.privacy.test_erasure import VICTIM, Killed, erase, job
 
 PEOPLE = ("ann", VICTIM, "bob")
 
@@ -40,7 +41,7 @@ def learned(layout: Layout, owner: Owner, *, version: int = 1, ended: bool = Tru
     directory = layout.personal_version(owner.digest, version)
     snapshot = draw_personal(
         Table.interactions(layout),
-        directory / personal.SNAPSHOT,
+        directory / personal_store.SNAPSHOT,
         tenant=owner.tenant,
         users=owner.users,
         champion_version=3,
@@ -49,7 +50,7 @@ def learned(layout: Layout, owner: Owner, *, version: int = 1, ended: bool = Tru
         curate=Curate(max_user_share=1.0),
         personal=Personal(held_out=held_out),
     )
-    made = directory / personal.CANDIDATE
+    made = directory / personal_store.CANDIDATE
     (made / "adapter").mkdir(parents=True)
     (made / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     if not ended:
@@ -59,12 +60,12 @@ def learned(layout: Layout, owner: Owner, *, version: int = 1, ended: bool = Tru
         policy_version=version, parent_version=3, path=str(made), snapshot_id=snapshot.snapshot_id,
         fingerprint=fingerprint,
     )  # fmt: skip
-    policy = personal.seal_adapter(layout, owner.digest, candidate)
+    policy = personal_store.seal_adapter(layout, owner.digest, candidate)
     attempt = Attempt(
         owner=owner.digest, version=version, base_version=3, snapshot=snapshot, verdict=Verdict.PROMOTE, reasons=(),
         name=policy.name, ended_at_s=1.0,
     )  # fmt: skip
-    personal.conclude(layout, attempt, policy)
+    personal_store.conclude(layout, attempt, policy)
 
 
 def a_run(layout: Layout) -> None:
@@ -85,9 +86,9 @@ def test_their_policy_goes_with_everything_and_so_does_a_tenants_that_learned_fr
     erased = erase(layout)
     assert hits(layout.root, words) == {}
     assert erased.personal == sorted([theirs.digest, everybody.digest])
-    assert personal.known_owners(layout) == [ann.digest]
-    assert personal.served_policy(layout, ann.digest) is not None
-    assert personal.served_policy(layout, everybody.digest) is None
+    assert personal_store.known_owners(layout) == [ann.digest]
+    assert personal_store.served_policy(layout, ann.digest) is not None
+    assert personal_store.served_policy(layout, everybody.digest) is None
     # Nothing was rewritten that went as a whole.
     assert erased.snapshots == {}
     learned(layout, everybody)
@@ -97,7 +98,7 @@ def test_their_policy_goes_with_everything_and_so_does_a_tenants_that_learned_fr
 def test_a_dry_run_names_the_same_owners_and_removes_none(layout: Layout):
     a_run(layout)
     found = erase(layout, dry=True)
-    assert len(personal.known_owners(layout)) == 3
+    assert len(personal_store.known_owners(layout)) == 3
     assert found.personal == erase(layout).personal
 
 
@@ -112,12 +113,12 @@ def test_what_only_tested_a_tenants_policy_is_taken_out_and_the_policy_stays(lay
     tester = order[0]
     share = (split_of(splits[order[0]]) + split_of(splits[order[1]])) / 2 / 2**32
     learned(layout, everybody, held_out=share)
-    held_out = layout.personal_version(everybody.digest, 1) / personal.SNAPSHOT / HELD_OUT
+    held_out = layout.personal_version(everybody.digest, 1) / personal_store.SNAPSHOT / HELD_OUT
     erased = erase(layout, user=tester)
     assert erased.personal == []
     assert erased.snapshots == {str(held_out): 6}
     assert hits(layout.root, (tester,)) == {}
-    assert personal.served_policy(layout, everybody.digest) is not None
+    assert personal_store.served_policy(layout, everybody.digest) is not None
 
 
 def test_their_policies_are_found_under_every_key(layout: Layout):
@@ -126,7 +127,7 @@ def test_their_policies_are_found_under_every_key(layout: Layout):
     Pseudonyms.load(layout.pseudonym_keys).rotate()
     assert owner_of(layout, VICTIM).digest != before
     assert before in erase(layout).personal
-    assert before not in personal.known_owners(layout)
+    assert before not in personal_store.known_owners(layout)
 
 
 def test_an_update_under_way_loses_its_snapshot_and_so_never_ends(layout: Layout):
@@ -163,12 +164,12 @@ def test_an_erasure_killed_at_a_policy_is_finished_by_the_next(layout: Layout, m
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(personal.shutil, "rmtree", killed)
+        patch.setattr(personal_store.shutil, "rmtree", killed)
         with pytest.raises(Killed):
             erase(layout)
     erase(layout)
     assert hits(layout.root, (VICTIM, pseudonym(layout, VICTIM), theirs)) == {}
-    assert personal.known_owners(layout) == [owner_of(layout, "ann").digest]
+    assert personal_store.known_owners(layout) == [owner_of(layout, "ann").digest]
 
 
 def test_lineage_names_the_personal_policies_that_learned_from_somebody(layout: Layout):
@@ -177,7 +178,7 @@ def test_lineage_names_the_personal_policies_that_learned_from_somebody(layout: 
     asked = whose(layout, tenant="default", user=VICTIM, turn_ids=())
     traces = asked.traces(Tables.of(layout))
     ids = asked.learned_from(layout, traces)
-    found = trace(read_books(layout), traces, ids, personal.drew(layout, ids)).personal
+    found = trace(read_books(layout), traces, ids, personal_store.drew(layout, ids)).personal
     assert {(each.owner, each.num_interactions, each.served) for each in found} == {
         (theirs.digest, 2, True),
         (everybody.digest, 2, True),

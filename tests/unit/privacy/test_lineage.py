@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from jobs.books import Books, Update, read_books
-from jobs.descent import ancestors, trace
-from sdpo_ray.curate.traces import Traces
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.io.files import write_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.privacy.lineage import ancestors, trace
+from sdpo_ray.privacy.run_history import Books, Update, read_books
+from sdpo_ray.privacy.user_footprint import Traces
 from sdpo_ray.records import Verdict
-from sdpo_ray.storage import Layout, write_json
-from tests import builders
-from tests.books import entry
-from tests.remains import finished_cycle, interactions_of, people, pseudonym, store
+from tests.support import builders
+from tests.support.cycle_records import entry
+from tests.support.paths import REPOSITORY
+from tests.support.user_data import finished_cycle, interactions_of, people, pseudonym, store
 
-REPOSITORY = Path(__file__).parent.parent.parent
 NOTHING = Traces(
     turn_ids=frozenset(), feedback_ids=frozenset(), interaction_ids=frozenset(), conversations=frozenset(), alike=0
 )

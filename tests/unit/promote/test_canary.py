@@ -8,9 +8,9 @@ import pytest
 
 from sdpo_ray.config import TrialRules
 from sdpo_ray.errors import DataError
-from sdpo_ray.promote.trial import Arm, Judge, begin, current, end
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.promote.canary import Arm, Judge, begin, current, end
 from sdpo_ray.records import Candidate, Fingerprint, Release, Trial, Verdict
-from sdpo_ray.storage import Layout
 
 HOUR_S = 3600.0
 STARTED_S = 1_000_000.0

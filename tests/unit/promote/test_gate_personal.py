@@ -7,7 +7,7 @@ import pytest
 
 from sdpo_ray.config import Personal, Promote
 from sdpo_ray.errors import DataError
-from sdpo_ray.evaluate.endpoint import Answer
+from sdpo_ray.evaluate.client import Answer
 from sdpo_ray.evaluate.probes.gain import gain
 from sdpo_ray.evaluate.statistics import mean_over_clusters
 from sdpo_ray.evaluate.suite import examine_personal

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from sdpo_ray.errors import ReleaseError, SwapError
-from sdpo_ray.promote.follow import Move, follow_alias, next_move
+from sdpo_ray.io.files import read_json
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.promote.alias_sync import Move, follow_alias, next_move
 from sdpo_ray.promote.release import confirm, point_at, released_versions, rollback, served_release
 from sdpo_ray.records import Candidate, FileDigest, Fingerprint, Release
-from sdpo_ray.storage import Layout, read_json
 
 FINGERPRINT = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
 

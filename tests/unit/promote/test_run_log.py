@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from sdpo_ray.config import Run, parse_run
-from sdpo_ray.promote.ledger import parameters, points, write_files
+from sdpo_ray.io.files import read_json
+from sdpo_ray.promote.run_log import parameters, points, write_files
 from sdpo_ray.records import Candidate, Decision, Relevance, Report, Snapshot, TokenSignal
-from sdpo_ray.storage import read_json
-from tests.books import entry
+from tests.support.cycle_records import entry
 
 PNG = b"\x89PNG\r\n"
 

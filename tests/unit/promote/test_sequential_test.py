@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo_ray.promote.sequential import ODDS, PRIOR, HigherRate, log_factor
+from sdpo_ray.promote.sequential_test import ODDS, PRIOR, HigherRate, log_factor
 
 
 def answers_until(rng: random.Random, champion: float, candidate: float, *, needed: float, most: int) -> int | None:

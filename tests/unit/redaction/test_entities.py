@@ -7,11 +7,11 @@ drama numbers, card networks' test cards, the examples of the IBAN registry, 192
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from sdpo_ray.redaction import Kind, Redactor
+from tests.support.paths import SHARED_DATA
 
 REDACTOR = Redactor(tuple(Kind), phone_regions=("US", "GB", "DE"))
 
@@ -222,7 +222,7 @@ def test_what_only_looks_like_it_stays(text: str) -> None:
 
 
 def test_in_ten_thousand_texts_of_real_people_one_number_and_one_address_are_found() -> None:
-    file = Path(__file__).parents[3] / "shared" / "data" / "hh_rlhf" / "derived" / "helpful-base_interactions.jsonl"
+    file = SHARED_DATA / "hh_rlhf" / "derived" / "helpful-base_interactions.jsonl"
     if not file.exists():
         pytest.skip("the conversations of hh_rlhf are not here")
     found: Counter[str] = Counter()

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from sdpo_ray.promote.palette import SATURATION, colour, contrast, hexadecimal, ink, luminance, strength
+from sdpo_ray.report.colormap import SATURATION, colour, contrast, hexadecimal, ink, luminance, strength
 
 NATS = [0.0, 0.01, 0.05, 0.1, 0.3, 1.0, 3.0, 7.0, 15.0]
 

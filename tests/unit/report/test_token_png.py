@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from sdpo_ray.promote.heatmap import write_cells, write_words
-from sdpo_ray.promote.page import CONTINUED, cells, strongest, write_html
-from sdpo_ray.promote.palette import colour, strength
 from sdpo_ray.records import TokenSignal
+from sdpo_ray.report.colormap import colour, strength
+from sdpo_ray.report.token_html import CONTINUED, cells, strongest, write_html
+from sdpo_ray.report.token_png import write_cells, write_words
 
 
 def signal(name: str = "a", **changes: object) -> TokenSignal:

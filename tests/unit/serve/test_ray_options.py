@@ -8,7 +8,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 
 from sdpo_ray.config import Serve
-from serve.placement import CPU_ENV, ENGINE_ENV, actor, executor, replicas
+from serve.ray_options import CPU_ENV, ENGINE_ENV, actor, executor, replicas
 
 
 def deployment(section: Serve) -> Any:

@@ -5,8 +5,8 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-from jobs.simulate import Seat, Traffic
 from sdpo_ray.config import Run, Serve, Simulate
+from sdpo_ray.simulate.http_clients import Seat, Traffic
 from sdpo_ray.simulate.users import persona_of
 
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from sdpo_ray.simulate.phrases import HELD_OUT_PRAISES, PRAISES, WORDINGS, Wish
 from sdpo_ray.simulate.users import PERSONAS, judge, oracle_follow_up, react, violations
-from sdpo_ray.simulate.wordings import HELD_OUT_PRAISES, PRAISES, WORDINGS, Wish
 from sdpo_ray.simulate.world import STYLES, Length, answer, questions, style_of
 
 CONCISE = PERSONAS["concise"]

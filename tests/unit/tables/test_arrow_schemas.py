@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
-from conversations import turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +24,7 @@ from sdpo_ray.records import (
     Turn,
     VersionSpan,
 )
-from sdpo_ray.tables import (
+from sdpo_ray.tables.arrow_schemas import (
     FEEDBACK,
     TURN,
     content_of,
@@ -40,6 +39,7 @@ from sdpo_ray.tables import (
     turns_to_arrow,
     write_interactions,
 )
+from tests.support.conversations import turn
 
 ids_of_tokens = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4)
 redactions = st.lists(st.builds(Redaction, kind=st.text(), n=st.integers(1, 2**40)), min_size=1, max_size=2).map(tuple)

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conversations import turn
 from deltalake import DeltaTable
 
-from sdpo_ray.curate import maintenance
-from sdpo_ray.curate.store import Table, read_files
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import TURN, turns_to_arrow
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.tables.arrow_schemas import TURN, compaction, turns_to_arrow
+from sdpo_ray.tables.delta_table import Table, read_files
+from tests.support.conversations import turn
 
 
 def fill(table: Table, start: int, stop: int) -> None:
@@ -164,7 +163,7 @@ def test_of_two_maintainers_at_once_one_has_nothing_to_do(tmp_path, monkeypatch)
     layout = Layout(tmp_path)
     table = Table.turns(layout)
     fill(table, 1, 6)
-    other, commit = Table.turns(layout), maintenance.commit_rows
+    other, commit = Table.turns(layout), compaction.commit_rows
     done = []
 
     def after_another(*what: object) -> None:
@@ -173,7 +172,7 @@ def test_of_two_maintainers_at_once_one_has_nothing_to_do(tmp_path, monkeypatch)
             done[0] = other.maintain(every=2, keep_files_h=1)
         commit(*what)
 
-    monkeypatch.setattr(maintenance, "commit_rows", after_another)
+    monkeypatch.setattr(compaction, "commit_rows", after_another)
     assert not table.maintain(every=2, keep_files_h=1)
     assert done == [True]
     assert ids(table) == names(1, 6)
@@ -183,7 +182,7 @@ def test_of_two_compactions_at_once_one_is_committed(tmp_path, monkeypatch):
     layout = Layout(tmp_path)
     table = Table.turns(layout)
     fill(table, 1, 6)
-    other, written = Table.turns(layout), maintenance.written
+    other, written = Table.turns(layout), compaction.written
     overtaken = []
 
     def after_another(*what: object) -> object:
@@ -194,7 +193,7 @@ def test_of_two_compactions_at_once_one_is_committed(tmp_path, monkeypatch):
             overtaken[0] = other.maintain(every=1, keep_files_h=1)
         return anew
 
-    monkeypatch.setattr(maintenance, "written", after_another)
+    monkeypatch.setattr(compaction, "written", after_another)
     assert table.maintain(every=1, keep_files_h=1)
     assert overtaken == [True]
     assert ids(table) == names(1, 8)
@@ -223,7 +222,7 @@ def test_a_maintainer_that_dies_between_steps_leaves_a_whole_table(tmp_path, mon
     table = Table.turns(layout)
     fill(table, 1, 6)
     with monkeypatch.context() as patch:
-        patch.setattr(maintenance, step, die)
+        patch.setattr(compaction, step, die)
         with pytest.raises(Killed):
             table.maintain(every=2, keep_files_h=0, expire_before_s=0.0)
     again = Table.turns(layout)

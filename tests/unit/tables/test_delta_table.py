@@ -6,16 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from conversations import turn
 from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.curate.store import Table, read_files
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback, Interaction, Turn
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import (
+from sdpo_ray.tables.arrow_schemas import (
     FEEDBACK,
     INTERACTION,
     PENDING,
@@ -25,6 +23,8 @@ from sdpo_ray.tables import (
     turns_from_arrow,
     turns_to_arrow,
 )
+from sdpo_ray.tables.delta_table import Table, read_files
+from tests.support.conversations import turn
 
 
 def rows(*turns: Turn) -> pa.Table:
@@ -146,13 +146,13 @@ def test_what_lies_outside_the_batches_is_not_opened(tmp_path):
 
 def test_an_append_that_cannot_be_written_raises_and_leaves_nothing_behind(tmp_path, monkeypatch):
     table = Table.turns(Layout(tmp_path))
-    monkeypatch.setattr("sdpo_ray.curate.store.pause", lambda attempt: None)
+    monkeypatch.setattr("sdpo_ray.tables.delta_table.pause", lambda attempt: None)
 
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sdpo_ray.curate.store.commit_rows", no_space)
+        patch.setattr("sdpo_ray.tables.delta_table.commit_rows", no_space)
         with pytest.raises(OSError, match="No space left"):
             table.append(rows(turn("t0")), {"log": 1})
     assert (table.batch, table.position("log")) == (0, None)
@@ -161,7 +161,7 @@ def test_an_append_that_cannot_be_written_raises_and_leaves_nothing_behind(tmp_p
 
 def test_a_commit_that_was_made_although_it_failed_is_not_made_twice(tmp_path, monkeypatch):
     """An object store may answer a commit with an error and have made it."""
-    from sdpo_ray.curate.commits import commit_rows
+    from sdpo_ray.tables.commits import commit_rows
 
     table = Table.turns(Layout(tmp_path))
 
@@ -170,7 +170,7 @@ def test_a_commit_that_was_made_although_it_failed_is_not_made_twice(tmp_path, m
         raise OSError("connection reset")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sdpo_ray.curate.store.commit_rows", made_and_lost)
+        patch.setattr("sdpo_ray.tables.delta_table.commit_rows", made_and_lost)
         assert table.append(rows(turn("t0")), {"log": 1}) is None
     table.refresh()
     assert (ids(table), table.position("log"), table.batch) == (["t0"], 1, 1)

@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conversations import turn
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 
-from sdpo_ray.curate import migrations
-from sdpo_ray.curate.commits import MIGRATED
-from sdpo_ray.curate.store import Table
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Interaction, PairingKeys, Redaction, ToolCall, Turn
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import (
+from sdpo_ray.tables.arrow_schemas import (
     content_of,
     interactions_from_arrow,
     interactions_to_arrow,
+    migrations,
     split_of,
     turns_from_arrow,
     turns_to_arrow,
 )
+from sdpo_ray.tables.commits import MIGRATED
+from sdpo_ray.tables.delta_table import Table
+from tests.support.conversations import turn
 
 TEXT, NUMBER = pa.string(), pa.float64()
 TOOL_CALL = pa.struct([("call_id", TEXT), ("name", TEXT), ("arguments", TEXT)])

@@ -6,13 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conversations import turn
 from deltalake import WriterProperties
 
-from sdpo_ray.curate import commits, removal
-from sdpo_ray.curate.store import Table
-from sdpo_ray.storage import Layout
-from sdpo_ray.tables import turns_from_arrow, turns_to_arrow
+from sdpo_ray.io.paths import Layout
+from sdpo_ray.tables.arrow_schemas import commits, row_deletion, turns_from_arrow, turns_to_arrow
+from sdpo_ray.tables.delta_table import Table
+from tests.support.conversations import turn
 
 
 def ids(table: Table, **how) -> list[str]:
@@ -96,7 +95,7 @@ def test_rows_beside_a_deleted_one_stay_as_they_were(tmp_path):
 
 
 def test_deletion_from_many_files_takes_several_commits(tmp_path, monkeypatch):
-    monkeypatch.setattr(removal, "_FILES_A_COMMIT", 2)
+    monkeypatch.setattr(row_deletion, "_FILES_A_COMMIT", 2)
     table = Table.turns(Layout(tmp_path))
     for batch in range(5):
         table.append(turns_to_arrow([turn(f"a{batch}"), turn(f"b{batch}")]), {})
@@ -157,9 +156,9 @@ def test_a_writer_that_was_under_way_during_a_purge_cannot_commit_a_file_that_is
     table = Table.turns(layout)
     table.append(turns_to_arrow([turn("t0")]), {"log": 1})
     slow, pending = Table.turns(layout), []
-    names = removal.Place.names
+    names = row_deletion.Place.names
 
-    def with_one_under_way(place: removal.Place) -> list[str]:
+    def with_one_under_way(place: row_deletion.Place) -> list[str]:
         # In the middle of the purge: the writer looked at the table before, and its file is there.
         found = names(place)
         if not pending:
@@ -168,7 +167,7 @@ def test_a_writer_that_was_under_way_during_a_purge_cannot_commit_a_file_that_is
             found.append(pending[0])
         return found
 
-    monkeypatch.setattr(removal.Place, "names", with_one_under_way)
+    monkeypatch.setattr(row_deletion.Place, "names", with_one_under_way)
     table.purge()
     assert not (Path(layout.table("turns")) / pending[0]).exists()
     assert slow.append(turns_to_arrow([turn("t1")]), {"log": 2}) is None
@@ -181,7 +180,7 @@ def test_a_deletion_begun_before_another_rewriting_is_done_again_on_top_of_it(tm
     layout = Layout(tmp_path)
     table, other = Table.turns(layout), Table.turns(layout)
     table.append(turns_to_arrow([turn(f"t{n}") for n in range(4)]), {"log": 1})
-    without, overtaken = removal.written, []
+    without, overtaken = row_deletion.written, []
 
     def after_another(*what: object, **how: object) -> object:
         anew = without(*what, **how)
@@ -192,7 +191,7 @@ def test_a_deletion_begun_before_another_rewriting_is_done_again_on_top_of_it(tm
             other.append(turns_to_arrow([turn("t4")]), {"log": 2})
         return anew
 
-    monkeypatch.setattr(removal, "written", after_another)
+    monkeypatch.setattr(row_deletion, "written", after_another)
     assert table.delete(["t1"]) == 1
     assert ids(table) == ["t0", "t2", "t4"]
 
@@ -201,7 +200,7 @@ def test_a_deletion_is_not_hindered_by_appends(tmp_path, monkeypatch):
     layout = Layout(tmp_path)
     table, other = Table.turns(layout), Table.turns(layout)
     table.append(turns_to_arrow([turn("t0"), turn("t1")]), {"log": 0})
-    without, tries = removal.written, []
+    without, tries = row_deletion.written, []
 
     def after_an_append(*what: object, **how: object) -> object:
         anew = without(*what, **how)
@@ -210,7 +209,7 @@ def test_a_deletion_is_not_hindered_by_appends(tmp_path, monkeypatch):
         assert other.append(turns_to_arrow([turn(f"new-{len(tries)}")]), {"log": len(tries)}) is not None
         return anew
 
-    monkeypatch.setattr(removal, "written", after_an_append)
+    monkeypatch.setattr(row_deletion, "written", after_an_append)
     assert table.delete(["t1"]) == 1
     assert len(tries) == 1
     assert ids(table) == ["new-1", "t0"]

@@ -1,10 +1,9 @@
 from dataclasses import replace
 
-from conversations import turn
-
-from sdpo_ray.curate.erasures import Erasures
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback
-from sdpo_ray.storage import Layout
+from sdpo_ray.tables.tombstones import Erasures
+from tests.support.conversations import turn
 
 SAID = turn("t1", tenant="shop", user="k1.ann", at_s=100.0)
 GIVEN = Feedback(

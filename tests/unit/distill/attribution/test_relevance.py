@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.distill.hindsight import Example
-from sdpo_ray.distill.relevance import Probe, measure, pick, read_relevance
+from sdpo_ray.distill.attribution.relevance import Probe, measure, pick, read_relevance
+from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.io.files import write_json
 from sdpo_ray.records import Interaction, Relevance
-from sdpo_ray.storage import write_json
-from tests.builders import interaction
-from tests.conftest import CHECKPOINT
-from tests.learning import made
+from tests.support.builders import interaction
+from tests.support.paths import CHECKPOINT
+from tests.support.training_batches import made
 
 
 def said(*follow_ups: str, conversations: Sequence[str] = ()) -> list[Interaction]:

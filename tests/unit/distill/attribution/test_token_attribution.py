@@ -10,16 +10,16 @@ from torch import Tensor, arange, float64, inference_mode, tensor
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.hindsight import examples
-from sdpo_ray.distill.load import load_policy
-from sdpo_ray.distill.sample import sample
-from sdpo_ray.distill.signal import assemble, noise_floor, score, token_signals, token_strings
+from sdpo_ray.distill.attribution.token_attribution import assemble, noise_floor, score, token_signals, token_strings
+from sdpo_ray.distill.data.examples import examples
+from sdpo_ray.distill.model.hf_sampling import sample
+from sdpo_ray.distill.model.load import load_policy
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import FinishReason, Interaction, Message, Role, TokenSignal
 from sdpo_ray.simulate.world import sample_prompt
 from sdpo_ray.telemetry import Counters
-from tests.builders import as_text, interaction, tiny_policy, with_turn
-from tests.conftest import CHECKPOINT
+from tests.support.builders import as_text, interaction, tiny_policy, with_turn
+from tests.support.paths import CHECKPOINT
 
 ROOM = 1000
 

@@ -1,7 +1,6 @@
 """Bounded follow-ups, and the choice of messages that both contexts share."""
 
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,11 +8,10 @@ from hypothesis import strategies as st
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config.distill import Context
-from sdpo_ray.distill.contexts import contexts, hindsight_block, shortened
+from sdpo_ray.distill.data.contexts import contexts, hindsight_block, shortened
 from sdpo_ray.records import Message, Role
-from tests.builders import dialogue, tiny_policy, tool_use
-
-CHECKPOINT = Path(__file__).parents[2] / "sdpo_ray" / "simulate" / "tiny_policy" / "checkpoint"
+from tests.support.builders import dialogue, tiny_policy, tool_use
+from tests.support.paths import CHECKPOINT
 
 
 @pytest.fixture(scope="module", params=["bytes", "merges"])

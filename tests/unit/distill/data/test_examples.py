@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import PRESETS, Distill
-from sdpo_ray.distill.hindsight import Example, examples
+from sdpo_ray.distill.data.examples import Example, examples
 from sdpo_ray.records import FOREIGN, FinishReason, Interaction, Message, Redaction, Role, Sampling, VersionSpan
 from sdpo_ray.telemetry import Counters
-from tests.builders import TOOL_CHATML, as_text, dialogue, interaction, tiny_policy, tool_use, with_turn
+from tests.support.builders import TOOL_CHATML, as_text, dialogue, interaction, tiny_policy, tool_use, with_turn
+from tests.support.paths import CHECKPOINT
 
 ONLINE = (
     "\n\n=== HINDSIGHT CONTEXT ===\n"
@@ -127,7 +128,7 @@ BLOCK_IDS = {
 
 @pytest.mark.parametrize("template", BLOCK_IDS)
 def test_golden_15_the_token_ids_of_each_wording_are_these(template: str) -> None:
-    chat = ChatFormat(Path(__file__).parents[2] / "sdpo_ray" / "simulate" / "tiny_policy" / "checkpoint")
+    chat = ChatFormat(CHECKPOINT)
     found = one(chat, interaction(chat, prompt="2 + 2?", follow_up="Shorter please."), template=template)
     assert list(found.prompt_ids) == ASKED + ANSWER_NOW
     assert list(found.hindsight_ids) == ASKED + BLOCK_IDS[template] + ANSWER_NOW
@@ -338,10 +339,10 @@ def test_golden_17_the_first_k_tokens_are_counted_in_each_sequence(chat: ChatFor
 def test_golden_17_an_answer_without_scored_tokens_gives_no_nan(tmp_path: Path, normalize: str, k: int) -> None:
     import torch
 
-    from sdpo_ray.distill.load import load_packed
-    from sdpo_ray.distill.packing import rows
-    from sdpo_ray.distill.scorer import Scorer
-    from sdpo_ray.distill.step import Policy, run_step
+    from sdpo_ray.distill.data.packing import rows
+    from sdpo_ray.distill.loss.step import Policy, run_step
+    from sdpo_ray.distill.model.load import load_packed
+    from sdpo_ray.distill.model.packed_lm import Scorer
 
     path = tiny_policy(tmp_path)
     chat, model = ChatFormat(path), load_packed(path)
@@ -422,7 +423,7 @@ def test_golden_18_json_escapes_hide_no_control_string(tool_chat: ChatFormat, ar
 
 
 def test_golden_19_ids_of_the_engine_are_kept_where_the_tokenizer_would_choose_others() -> None:
-    chat = ChatFormat(Path(__file__).parents[2] / "sdpo_ray" / "simulate" / "tiny_policy" / "checkpoint")
+    chat = ChatFormat(CHECKPOINT)
     letters = tuple(each for letter in "Please" for each in chat.text_ids(letter))
     assert len(chat.text_ids("Please")) < len(letters), "the tokenizer would merge them"
     strange = (*letters, *chat.text_ids("<|endoftext|>"), chat.eos_id)

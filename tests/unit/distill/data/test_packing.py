@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo_ray.distill.hindsight import Example
-from sdpo_ray.distill.packing import batches, micro_batches, rows, shard
-from tests.learning import CPU, made
+from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.packing import batches, micro_batches, rows, shard
+from tests.support.training_batches import CPU, made
 
 lengths = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 30), st.integers(1, 20)), max_size=30)
 

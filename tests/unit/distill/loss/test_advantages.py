@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sdpo_ray.config.distill import Signal
-from sdpo_ray.distill.objective import (
+from sdpo_ray.distill.loss.advantages import (
     Terms,
     advantages,
     base_pull,
@@ -25,7 +25,7 @@ from sdpo_ray.distill.objective import (
     target_logprobs,
     token_weights,
 )
-from tests.learning import learns
+from tests.support.training_batches import learns
 
 _NAN = math.nan
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.drift import DriftStop, base_logprobs, load_base, probes
-from sdpo_ray.distill.load import load_policy
-from sdpo_ray.distill.step import StepSums
+from sdpo_ray.distill.loss.drift import DriftStop, base_logprobs, load_base, probes
+from sdpo_ray.distill.loss.step import StepSums
+from sdpo_ray.distill.model.load import load_policy
 from sdpo_ray.errors import LearnerError
-from tests.builders import tiny_policy
-from tests.learning import CPU, alone, batch, chosen, made
+from tests.support.builders import tiny_policy
+from tests.support.training_batches import CPU, alone, batch, chosen, made
 
 _SUMS = StepSums(
     loss=0.0,

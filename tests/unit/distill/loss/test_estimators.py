@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo_ray.distill.objective import moves
-from tests.learning import SIGNALS, Tree, learns, table
+from sdpo_ray.distill.loss.advantages import moves
+from tests.support.training_batches import SIGNALS, Tree, learns, table
 
 _TIGHT = {"rtol": 0, "atol": 1e-12}
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo_ray.distill.gain import _AT_ONCE, _gained
-from sdpo_ray.distill.job import GAINS_FILE, read_gains
+from sdpo_ray.distill.loss.kl_gain import _AT_ONCE, _gained
+from sdpo_ray.distill.train.update_spec import GAINS_FILE, read_gains
 from sdpo_ray.errors import DataError
+from sdpo_ray.io.files import write_json
 from sdpo_ray.records import Gain
-from sdpo_ray.storage import write_json
 
 
 class Context:

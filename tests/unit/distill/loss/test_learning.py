@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.hindsight import Example
-from sdpo_ray.distill.load import load_packed
-from sdpo_ray.distill.packing import Rows, micro_batches
-from sdpo_ray.distill.scorer import Scorer
-from sdpo_ray.distill.step import Policy, run_step
-from tests.builders import tiny_policy
-from tests.learning import CPU, learns
+from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.packing import Rows, micro_batches
+from sdpo_ray.distill.loss.step import Policy, run_step
+from sdpo_ray.distill.model.load import load_packed
+from sdpo_ray.distill.model.packed_lm import Scorer
+from tests.support.builders import tiny_policy
+from tests.support.training_batches import CPU, learns
 
 _PROMPT, _SAID = (5, 17, 40, 8), (90, 91, 92)
 _STEPS = 8

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.hindsight import Example
-from sdpo_ray.distill.load import load_packed, load_policy
-from sdpo_ray.distill.packing import micro_batches
-from tests.builders import tiny_policy
-from tests.learning import alone, chosen, gradient, learns, made, step, table
+from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.packing import micro_batches
+from sdpo_ray.distill.model.load import load_packed, load_policy
+from tests.support.builders import tiny_policy
+from tests.support.training_batches import alone, chosen, gradient, learns, made, step, table
 
 _EXACT = {"rtol": 1e-6, "atol": 1e-9}
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.attention import PACKED, register
-from sdpo_ray.distill.drift import load_base, view_of
-from sdpo_ray.distill.head import logprobs
-from sdpo_ray.distill.hindsight import Example
-from sdpo_ray.distill.load import load_packed, load_policy
-from sdpo_ray.distill.packing import MicroBatch, Rows, micro_batches, rows, shard
-from sdpo_ray.distill.scorer import Scorer
+from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.packing import MicroBatch, Rows, micro_batches, rows, shard
+from sdpo_ray.distill.loss.drift import load_base, view_of
+from sdpo_ray.distill.model.attention import PACKED, register
+from sdpo_ray.distill.model.lm_head import logprobs
+from sdpo_ray.distill.model.load import load_packed, load_policy
+from sdpo_ray.distill.model.packed_lm import Scorer
 from sdpo_ray.errors import ConfigError, LearnerError
-from tests.builders import tiny_policy
-from tests.learning import CPU, SIGNALS, alone, batch, chosen, gradient, learns, made, policy, step
+from tests.support.builders import tiny_policy
+from tests.support.training_batches import CPU, SIGNALS, alone, batch, chosen, gradient, learns, made, policy, step
 
 
 @pytest.fixture(scope="module")

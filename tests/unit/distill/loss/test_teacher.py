@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from sdpo_ray.config import Distill
 from sdpo_ray.config.distill import Lora
 from sdpo_ray.config.distill import Teacher as TeacherConfig
-from sdpo_ray.distill import adapter
-from sdpo_ray.distill.load import load_packed
-from sdpo_ray.distill.packing import micro_batches
-from sdpo_ray.distill.step import run_step
-from sdpo_ray.distill.teacher import Teacher
-from tests.builders import tiny_policy
-from tests.learning import SIGNALS, batch, gradient, learns, policy, step
+from sdpo_ray.distill.data.packing import micro_batches
+from sdpo_ray.distill.loss.step import run_step
+from sdpo_ray.distill.loss.teacher import Teacher
+from sdpo_ray.distill.model import lora_adapter
+from sdpo_ray.distill.model.load import load_packed
+from tests.support.builders import tiny_policy
+from tests.support.training_batches import SIGNALS, batch, gradient, learns, policy, step
 
 _LORA = Lora(rank=4, alpha=8)
 
@@ -116,7 +116,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _adapted(path: Path) -> tuple[Any, list[nn.Parameter]]:
     """A model with an adapter that learned something, and what of it learns."""
     model = load_packed(path)
-    adapter.inject(model, _LORA, parent=path, base=path, seed=0)
+    lora_adapter.inject(model, _LORA, parent=path, base=path, seed=0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     _disturb(trained)
     return model, trained

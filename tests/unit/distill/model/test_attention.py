@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo_ray.distill.attention import PACKED, packed_attention, register
-from sdpo_ray.distill.packing import Rows, rows
-from sdpo_ray.distill.scorer import Scorer
-from tests.learning import CPU, made
+from sdpo_ray.distill.data.packing import Rows, rows
+from sdpo_ray.distill.model.attention import PACKED, packed_attention, register
+from sdpo_ray.distill.model.packed_lm import Scorer
+from tests.support.training_batches import CPU, made
 
 _ITEMS = (made("a", 9, 3, 14), made("b", 2, 0, 1), made("c", 5, 6, 12))
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdpo_ray.distill.head import chunks, fused_loss, logits, logprobs
-from tests.learning import SIGNALS, learns, table
+from sdpo_ray.distill.model.lm_head import chunks, fused_loss, logits, logprobs
+from tests.support.training_batches import SIGNALS, learns, table
 
 
 def _problem(num_tokens: int, hidden: int, vocabulary: int, dtype: Any = torch.float64) -> tuple[Tensor, ...]:
@@ -37,7 +37,7 @@ def _weighted(target_N: Tensor, coefficient_N: Tensor) -> Any:
 
 def _chunked(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     monkeypatch.setattr(
-        "sdpo_ray.distill.head.chunks",
+        "sdpo_ray.distill.model.lm_head.chunks",
         lambda n, vocabulary, limit: [slice(start, start + tokens) for start in range(0, n, tokens)],
     )
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill.engine import deepspeed_config, deepspeed_engine, learning_rate
+from sdpo_ray.distill.train.deepspeed_engine import deepspeed_config, deepspeed_engine, learning_rate
 from sdpo_ray.errors import ConfigError
 
 
@@ -114,7 +114,7 @@ _PRECISIONS = {"mixed_bfloat16": 1, "pure_bfloat16": 0}
 
 def _learn(rank: int, port: int, out: Path) -> None:
     """A hundred steps in each precision, in a process of its own: DeepSpeed keeps state between engines."""
-    from sdpo_ray.distill.gather import whole
+    from sdpo_ray.distill.train.zero_gather import whole
 
     os.environ |= {"DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}

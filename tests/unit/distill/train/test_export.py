@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config import Distill
 from sdpo_ray.config.distill import Lora
-from sdpo_ray.distill.export import export, fingerprint
-from sdpo_ray.distill.job import Job, num_steps
-from sdpo_ray.distill.launch import distill
-from sdpo_ray.distill.load import load_policy
-from sdpo_ray.distill.update import Update
-from sdpo_ray.distill.worker import train
+from sdpo_ray.distill.model.load import load_policy
+from sdpo_ray.distill.train.export import export, fingerprint
+from sdpo_ray.distill.train.launch import distill
+from sdpo_ray.distill.train.train_loop import Update
+from sdpo_ray.distill.train.update_spec import Job, num_steps
+from sdpo_ray.distill.train.worker import train
 from sdpo_ray.errors import DataError, LearnerError, NotReady
+from sdpo_ray.io.files import is_ready, read_json
 from sdpo_ray.records import Candidate, Fingerprint, Refusal, Snapshot
-from sdpo_ray.storage import is_ready, read_json
-from tests.builders import interaction, release, snapshot, tiny_policy, with_turn
+from tests.support.builders import interaction, release, snapshot, tiny_policy, with_turn
 
 
 @pytest.fixture

@@ -9,18 +9,19 @@ import pytest
 import torch
 
 from sdpo_ray.config import Distill
-from sdpo_ray.distill import adapter
-from sdpo_ray.distill.hindsight import Example
-from sdpo_ray.distill.load import checkpoint_activations, load_packed
-from sdpo_ray.distill.memory import Memory, estimate
-from sdpo_ray.distill.packing import rows
-from sdpo_ray.distill.scorer import Scorer
-from sdpo_ray.distill.shape import Shape, read_shape
-from sdpo_ray.distill.step import Policy, run_step
-from sdpo_ray.distill.teacher import Teacher
+from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.packing import rows
+from sdpo_ray.distill.loss.step import Policy, run_step
+from sdpo_ray.distill.loss.teacher import Teacher
+from sdpo_ray.distill.model import lora_adapter
+from sdpo_ray.distill.model.load import checkpoint_activations, load_packed
+from sdpo_ray.distill.model.model_spec import Shape, read_shape
+from sdpo_ray.distill.model.packed_lm import Scorer
+from sdpo_ray.distill.train.memory import Memory, estimate
 from sdpo_ray.errors import ConfigError
+from tests.support.paths import REPOSITORY
 
-SHAPES = Path(__file__).parents[2] / "jobs" / "recipes" / "shapes"
+SHAPES = REPOSITORY / "jobs" / "recipes" / "shapes"
 TOKENS = 512
 PAPER: dict[str, Any] = {"preset": "paper_online"}
 
@@ -78,7 +79,7 @@ def model_for(policy: Path, config: Distill) -> Any:
     """The model as the learner makes it."""
     model = load_packed(policy, "float32" if config.workers.precision == "float32" else "bfloat16")
     if config.lora.rank:
-        adapter.inject(model, config.lora, parent=policy, base=policy, seed=0)
+        lora_adapter.inject(model, config.lora, parent=policy, base=policy, seed=0)
     if config.workers.activation_checkpointing:
         checkpoint_activations(model, reentrant=False)
     return model

@@ -7,19 +7,19 @@ import time
 from pathlib import Path
 
 import pytest
-from conversations import turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.capture import journal as journal_module
-from sdpo_ray.capture.events import decode, encode
-from sdpo_ray.capture.journal import Journal
-from sdpo_ray.capture.log import open_log
 from sdpo_ray.config.data import Capture
 from sdpo_ray.errors import CorruptLog, DataError, LogFull
-from sdpo_ray.eventlog import EventLog
+from sdpo_ray.eventlog.codec import decode, encode
+from sdpo_ray.eventlog.factory import open_log
+from sdpo_ray.eventlog.journal import log as journal_module
+from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.protocol import EventLog
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Event, Feedback, Thumb, Turn
-from sdpo_ray.storage import Layout
+from tests.support.conversations import turn
 
 MIB = 1 << 20
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.capture.segments import HEAD_BYTES, frame, frames, head, written_bytes
 from sdpo_ray.errors import CorruptLog
+from sdpo_ray.eventlog.journal.segments import HEAD_BYTES, frame, frames, head, written_bytes
 
 SALT = b"12345678"
 ROOM = 1 << 20

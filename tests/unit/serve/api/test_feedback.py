@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from sdpo_ray.capture.apikeys import ApiKeys
+from sdpo_ray.capture.api_keys import ApiKeys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Capture, Tenant
 from sdpo_ray.records import Consent, Feedback, Thumb
-from serve.entry.auth import UsersEntrance
-from tests.recorded import MemoryLog, client_of, recorder_of
+from serve.gateway.auth import UsersEntrance
+from tests.support.recorded_engine import MemoryLog, client_of, recorder_of
 
 SAID = {"turn_id": "turn-1", "comment": "Too long.", "user": "alice"}
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sdpo_ray.errors import DataError
-from serve.api.parameters import check_chat, check_completion
+from serve.api.request_allowlist import check_chat, check_completion
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

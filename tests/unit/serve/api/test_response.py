@@ -7,10 +7,10 @@ from typing import Any
 from sdpo_ray.chat import ControlTokens
 from sdpo_ray.config import Capture
 from sdpo_ray.headers import POLICY_VERSION
-from serve.api.door import Door
+from serve.api.context import Door
 from serve.api.models import ServedModel
-from serve.api.replies import Reply
-from serve.exchange import Exchange, Visit
+from serve.api.response import Reply
+from serve.request_context import Exchange, Visit
 
 SSE = {"content-type": "text/event-stream; charset=utf-8"}
 DOOR = Door(

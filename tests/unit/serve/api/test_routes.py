@@ -10,13 +10,13 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
-from sdpo_ray.capture.apikeys import ApiKeys
+from sdpo_ray.capture.api_keys import ApiKeys
 from sdpo_ray.config import Capture, Tenant
 from sdpo_ray.records import Consent, Turn
 from serve.asgi import Receive, Scope, Send
-from serve.entry.auth import Caller, UsersEntrance
-from serve.exchange import Exchange
-from tests.recorded import MemoryLog, client_of, recorder_of, text_of
+from serve.gateway.auth import Caller, UsersEntrance
+from serve.request_context import Exchange
+from tests.support.recorded_engine import MemoryLog, client_of, recorder_of, text_of
 
 QUESTION = {"model": "policy", "messages": [{"role": "user", "content": "Capital of France?"}], "user": "alice"}
 

@@ -16,17 +16,18 @@ import uvicorn
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from sdpo_ray.capture.conversation import owners
+from sdpo_ray.capture.pairing_keys import owners
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Run, parse_run
 from sdpo_ray.headers import POLICY_VERSION, TURN_ID
+from sdpo_ray.io.files import write_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Fingerprint, Release, Trial
-from sdpo_ray.storage import Layout, write_json
 from sdpo_ray.telemetry import read_events
-from serve.entry.auth import CanaryEntrance, private_key
-from serve.trial.shadow import AT_ONCE
-from serve.trial.splitter import Splitter
-from tests.recorded import MemoryLog, client_of, recorder_of, text_of
+from serve.canary.router import Splitter
+from serve.canary.shadow import AT_ONCE
+from serve.gateway.auth import CanaryEntrance, private_key
+from tests.support.recorded_engine import MemoryLog, client_of, recorder_of, text_of
 
 CHAMPIONS, CANDIDATES = "Paris, says the champion.", "Paris, says the candidate."
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}

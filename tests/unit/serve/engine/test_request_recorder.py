@@ -10,8 +10,8 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from sdpo_ray.capture.recorder import Answered
 from sdpo_ray.records import FinishReason, Sampling, ToolCall, VersionSpan
-from serve.engine.answering import Answering, CallsOf, sampling_of
-from serve.exchange import Exchange, Visit
+from serve.engine.request_recorder import Answering, CallsOf, sampling_of
+from serve.request_context import Exchange, Visit
 
 PARAMS = SamplingParams(max_tokens=9, logprobs=0)
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from sdpo_ray.records import ToolCall
-from tests.conftest import CHECKPOINT
+from tests.support.paths import CHECKPOINT
 
 # vLLM imports torch's compiler, which uses what torch deprecates: nothing of it is imported outside of a test.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
@@ -22,7 +22,7 @@ def tokenizer() -> Any:
 
 
 def reader(tokenizer: Any, parser: str = "hermes") -> Any:
-    from serve.engine.toolcalls import ToolCallReader
+    from serve.engine.tool_calls import ToolCallReader
 
     config = SimpleNamespace(model="policy", hf_config=SimpleNamespace(model_type="qwen3"), hf_overrides=None)
     return ToolCallReader(parser, tokenizer, config)

@@ -7,12 +7,12 @@ from typing import Any
 import httpx
 import pytest
 
-from sdpo_ray.capture.apikeys import ApiKeys
+from sdpo_ray.capture.api_keys import ApiKeys
 from sdpo_ray.errors import ConfigError, SwapError
 from sdpo_ray.headers import POLICY_VERSION, SWAP_ERROR
-from serve.entry.health import Health, without_paths
-from serve.exposure import require_keys
-from tests.recorded import MemoryLog, recorder_of
+from serve.gateway.health import Health, without_paths
+from serve.lifecycle.bind_check import require_keys
+from tests.support.recorded_engine import MemoryLog, recorder_of
 
 
 def asked(

@@ -15,14 +15,14 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.responses import JSONResponse, StreamingResponse
 
-from sdpo_ray.capture.apikeys import ApiKeys
+from sdpo_ray.capture.api_keys import ApiKeys
 from sdpo_ray.config import Limits, Serve
 from serve.asgi import ASGIApp, Message, Receive, Scope, Send, read_body
-from serve.entry.auth import UsersEntrance
-from serve.entry.front import Front
-from serve.entry.operation import Operation
-from serve.exchange import visit_of
-from tests.recorded import health_of
+from serve.gateway.auth import UsersEntrance
+from serve.gateway.middleware import Front
+from serve.gateway.observability import Operation
+from serve.request_context import visit_of
+from tests.support.recorded_engine import health_of
 
 CHAT = "/v1/chat/completions"
 PIECE = 'data: {"choices": [{"index": 0, "delta": {"content": "Par"}}]}\n\n'
@@ -144,7 +144,7 @@ def test_a_head_that_is_too_large_is_refused() -> None:
 
 
 def test_a_body_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.entry.front.BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("serve.gateway.middleware.BODY_TIMEOUT_S", 0.05)
 
     async def never_done() -> AsyncIterator[bytes]:
         while True:

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.errors import SwapError
 from sdpo_ray.telemetry import Counters
-from serve.metrics import PolicyMetrics, SwapMetrics
-from serve.swap.swapper import Swapper
-from tests.recorded import MemoryLog, client_of, recorder_of
+from serve.gateway.policy_metrics import PolicyMetrics, SwapMetrics
+from serve.weights.swapper import Swapper
+from tests.support.recorded_engine import MemoryLog, client_of, recorder_of
 
 
 def page_of(recorder: Recorder, alarm_bytes: int | None) -> str:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from sdpo_ray.config import Limits, Serve
-from serve.entry.limits import Limiter, Usage, Verdict
-from serve.entry.operation import Operation
-from serve.entry.sharedlimits import Shared, SharedLimiter
+from serve.gateway.observability import Operation
+from serve.gateway.rate_limit import Limiter, Usage, Verdict
+from serve.gateway.shared_rate_limit import Shared, SharedLimiter
 
 _Result = TypeVar("_Result")
 START = 1_800_000_000.0

@@ -9,12 +9,12 @@ from prometheus_client import CollectorRegistry
 
 from sdpo_ray.config import Serve
 from serve.asgi import Receive, Scope, Send, read_body, refuse
-from serve.entry.auth import UsersEntrance
-from serve.entry.front import Front
-from serve.entry.operation import Operation
-from serve.exchange import visit_of
-from tests.recorded import health_of
-from tests.telescope import Telescope, attributes
+from serve.gateway.auth import UsersEntrance
+from serve.gateway.middleware import Front
+from serve.gateway.observability import Operation
+from serve.request_context import visit_of
+from tests.support.otlp_collector import Telescope, attributes
+from tests.support.recorded_engine import health_of
 
 CHAT = "/v1/chat/completions"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

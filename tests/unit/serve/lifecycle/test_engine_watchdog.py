@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from serve import lifeline
-from serve.lifeline import POLL_S, die_with
+from serve.lifecycle import engine_watchdog
+from serve.lifecycle.engine_watchdog import POLL_S, die_with
 
 
 class Engine:
@@ -48,7 +48,7 @@ def ended(*, dies: bool = False, stops: bool = False, leaving: bool = False, pat
 
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifeline, "PULSE_S", POLL_S)
+    monkeypatch.setattr(engine_watchdog, "PULSE_S", POLL_S)
 
 
 def test_a_replica_ends_once_with_its_engine():

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from serve.logs import WithoutWords, kept_open
+from serve.lifecycle.log_privacy import WithoutWords, kept_open
+from tests.support.paths import REPOSITORY
 
 CANARY = "the moon is made of 4711"
-CONFIG = Path(__file__).parents[2] / "serve" / "logging.json"
+CONFIG = REPOSITORY / "serve" / "logging.json"
 
 
 def record(name: str, level: int, text: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from serve.adapters.cpu_lora import add_products
+from serve.lora.cpu_lora import add_products
 
 RANK, INTO, WIDTHS, PADDED = 2, 3, (4, 1), (4, 2)
 

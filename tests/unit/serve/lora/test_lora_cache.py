@@ -9,13 +9,13 @@ import pytest
 
 from sdpo_ray.errors import DataError, SwapError
 from sdpo_ray.records import Candidate, Release
-from serve.adapters import files
-from serve.adapters.book import AdapterBook, Crowded
-from serve.adapters.swap import AdapterSwapper
-from serve.exchange import Adapter, Exchange, Visit
-from serve.swap import staging
-from tests.adapters import ADAPTER, adapted, adapter_release, rewrite
-from tests.builders import tiny_policy
+from serve.lora import validation
+from serve.lora.lora_cache import AdapterBook, Crowded
+from serve.lora.lora_swapper import AdapterSwapper
+from serve.request_context import Adapter, Exchange, Visit
+from serve.weights import checkpoint_io
+from tests.support.adapters import ADAPTER, adapted, adapter_release, rewrite
+from tests.support.builders import tiny_policy
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ class FakeEngine:
 
 
 def book_of(engine: FakeEngine, base: Path, *, slots: int = 2) -> AdapterBook:
-    return AdapterBook(engine, staging.headers(base), slots=slots, max_rank=8, dtype="float32")
+    return AdapterBook(engine, checkpoint_io.headers(base), slots=slots, max_rank=8, dtype="float32")
 
 
 def exchange() -> Exchange:
@@ -121,7 +121,7 @@ def test_a_name_never_means_other_weights(base: Path, candidates: list[Candidate
 def test_the_least_recently_used_makes_room_and_none_that_answers_somebody(
     base: Path, candidates: list[Candidate], get: Get, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(files, "CACHED", 0)
+    monkeypatch.setattr(validation, "CACHED", 0)
 
     async def run() -> None:
         engine = FakeEngine(candidates)
@@ -145,7 +145,7 @@ def test_the_least_recently_used_makes_room_and_none_that_answers_somebody(
 def test_new_requests_move_at_once_and_the_old_adapter_goes_when_nobody_uses_it(
     base: Path, candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("serve.adapters.swap._RETIRE_POLL_S", 0.001)
+    monkeypatch.setattr("serve.lora.lora_swapper._RETIRE_POLL_S", 0.001)
 
     async def run() -> None:
         engine = FakeEngine(candidates)
@@ -178,7 +178,7 @@ def test_new_requests_move_at_once_and_the_old_adapter_goes_when_nobody_uses_it(
 def test_a_rollback_to_an_adapter_that_is_leaving_keeps_it(
     base: Path, candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("serve.adapters.swap._RETIRE_POLL_S", 0.001)
+    monkeypatch.setattr("serve.lora.lora_swapper._RETIRE_POLL_S", 0.001)
 
     async def run() -> None:
         engine = FakeEngine(candidates)
@@ -220,19 +220,19 @@ def test_a_release_that_is_no_adapter_over_the_base_is_refused(base: Path, candi
 
 
 def test_an_adapter_is_checked_against_the_layers_of_its_base(base: Path, tmp_path: Path):
-    known = staging.headers(base)
+    known = checkpoint_io.headers(base)
     folder = Path(adapted(base, tmp_path / "v1", version=1, seed=1).path) / ADAPTER
-    assert files.check(folder, known, max_rank=4).r == 4
+    assert validation.check(folder, known, max_rank=4).r == 4
     with pytest.raises(DataError, match=r"its rank is 4, and serve\.max_lora_rank is 2"):
-        files.check(folder, known, max_rank=2)
+        validation.check(folder, known, max_rank=2)
     rewrite(
         folder,
         lambda tensors: tensors.update({"base_model.model.lm_head.lora_A.weight": tensors[min(tensors)].clone()}),
     )
     with pytest.raises(DataError, match=r"lm_head.* belongs to no linear layer"):
-        files.check(folder, known, max_rank=4)
+        validation.check(folder, known, max_rank=4)
 
 
 def test_the_engine_is_told_of_the_bodys_linear_layers_and_of_no_output_layer(base: Path):
-    layers = files.linear_layers(staging.headers(base))
+    layers = validation.linear_layers(checkpoint_io.headers(base))
     assert layers == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.capture.conversation import Asked, owner_digest, owners
+from sdpo_ray.capture.chat_request import Asked
+from sdpo_ray.capture.pairing_keys import owner_digest, owners
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.errors import SwapError
+from sdpo_ray.io.files import write_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, FileDigest, Fingerprint, PersonalPolicy
-from sdpo_ray.storage import Layout, write_json
-from serve.adapters.book import AdapterBook, Crowded
-from serve.adapters.personal import LOOK_S, PersonalPolicies
-from serve.exchange import Adapter, Exchange, Visit
+from serve.lora.lora_cache import AdapterBook, Crowded
+from serve.lora.personal_policies import LOOK_S, PersonalPolicies
+from serve.request_context import Adapter, Exchange, Visit
 
 
 class FakeBook(AdapterBook):
@@ -174,7 +176,7 @@ def test_a_pointer_is_looked_at_once_a_second_and_counts_no_more_when_it_is_gone
 
     looks = []
     stat = os.stat
-    monkeypatch.setattr("serve.adapters.personal.os.stat", lambda path: looks.append(path) or stat(path))
+    monkeypatch.setattr("serve.lora.personal_policies.os.stat", lambda path: looks.append(path) or stat(path))
     scene.write(scene.owner())
     for _ in range(5):
         assert scene.ask() == "ann@1"

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import FileDigest
-from serve.swap import staging
-from serve.swap.staging import Tensor
+from serve.weights import checkpoint_io
+from serve.weights.checkpoint_io import Tensor
 
 WEIGHTS = {"a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3), "b.weight": torch.ones(4).bfloat16()}
 
@@ -27,7 +27,7 @@ def digest(path: Path, name: str = "model.safetensors") -> FileDigest:
 
 def test_headers_tell_shapes_and_precisions_of_all_files(checkpoint: Path):
     save_file({"c.weight": torch.ones(1, 1)}, checkpoint / "more.safetensors")
-    assert staging.headers(checkpoint) == {
+    assert checkpoint_io.headers(checkpoint) == {
         "a.weight": Tensor(dtype="F32", shape=(2, 3)),
         "b.weight": Tensor(dtype="BF16", shape=(4,)),
         "c.weight": Tensor(dtype="F32", shape=(1, 1)),
@@ -35,7 +35,7 @@ def test_headers_tell_shapes_and_precisions_of_all_files(checkpoint: Path):
 
 
 def test_what_is_read_is_what_was_saved(checkpoint: Path):
-    found = staging.read(checkpoint, [digest(checkpoint)])
+    found = checkpoint_io.read(checkpoint, [digest(checkpoint)])
     assert found.keys() == WEIGHTS.keys()
     assert all(torch.equal(found[name], each) for name, each in WEIGHTS.items())
 
@@ -44,7 +44,7 @@ def test_what_is_read_is_what_was_saved(checkpoint: Path):
 def test_a_torn_file_is_named(checkpoint: Path, cut: int):
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:cut])
-    for look in (staging.headers, staging.read):
+    for look in (checkpoint_io.headers, checkpoint_io.read):
         with pytest.raises(DataError, match=r"model\.safetensors"):
             look(checkpoint)
 
@@ -53,24 +53,24 @@ def test_a_file_with_something_behind_its_tensors_is_refused(checkpoint: Path):
     with (checkpoint / "model.safetensors").open("ab") as file:
         file.write(b"x")
     with pytest.raises(DataError, match="and its header speaks of"):
-        staging.headers(checkpoint)
+        checkpoint_io.headers(checkpoint)
 
 
 def test_a_header_of_other_things_is_refused(checkpoint: Path):
     for header in (b"[]", b'{"a": 1}', b'{"a": {"dtype": "F32"}}', b"\xff"):
         (checkpoint / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
         with pytest.raises(DataError, match="has no header"):
-            staging.headers(checkpoint)
+            checkpoint_io.headers(checkpoint)
     (checkpoint / "model.safetensors").write_bytes((1 << 60).to_bytes(8, "little"))
     with pytest.raises(DataError, match="no safetensors file"):
-        staging.headers(checkpoint)
+        checkpoint_io.headers(checkpoint)
 
 
 def test_a_missing_directory_or_file_is_named(checkpoint: Path):
     with pytest.raises(DataError, match="nowhere holds no safetensors file"):
-        staging.headers(checkpoint / "nowhere")
+        checkpoint_io.headers(checkpoint / "nowhere")
     with pytest.raises(DataError, match=r"model-2\.safetensors is missing"):
-        staging.read(checkpoint, [digest(checkpoint), digest(checkpoint, "model-2.safetensors")])
+        checkpoint_io.read(checkpoint, [digest(checkpoint), digest(checkpoint, "model-2.safetensors")])
 
 
 def test_one_bit_is_enough_to_be_another_file(checkpoint: Path):
@@ -79,31 +79,31 @@ def test_one_bit_is_enough_to_be_another_file(checkpoint: Path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert staging.read(checkpoint).keys() == WEIGHTS.keys()
+    assert checkpoint_io.read(checkpoint).keys() == WEIGHTS.keys()
     with pytest.raises(DataError, match="sha256 differs"):
-        staging.read(checkpoint, expected)
+        checkpoint_io.read(checkpoint, expected)
 
 
 def test_a_file_nobody_exported_is_refused_where_digests_are_known(checkpoint: Path):
     expected = [digest(checkpoint)]
     save_file({"c.weight": torch.ones(1)}, checkpoint / "more.safetensors")
     with pytest.raises(DataError, match=r"more\.safetensors is not what was exported"):
-        staging.read(checkpoint, expected)
+        checkpoint_io.read(checkpoint, expected)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_a_number_is_named(tmp_path: Path, value: float):
     save_file(WEIGHTS | {"b.weight": torch.tensor([1.0, value]).bfloat16()}, tmp_path / "model.safetensors")
     with pytest.raises(DataError, match=r"b\.weight holds what is not a number"):
-        staging.read(tmp_path)
+        checkpoint_io.read(tmp_path)
 
 
 KNOWN = {"a": Tensor(dtype="BF16", shape=(2, 3)), "b": Tensor(dtype="BF16", shape=(4,))}
 
 
 def test_weights_may_be_in_the_served_precision_or_in_fp32():
-    staging.require_same(KNOWN, KNOWN)
-    staging.require_same(KNOWN | {"a": Tensor(dtype="F32", shape=(2, 3))}, KNOWN)
+    checkpoint_io.require_same(KNOWN, KNOWN)
+    checkpoint_io.require_same(KNOWN | {"a": Tensor(dtype="F32", shape=(2, 3))}, KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,12 @@ def test_weights_may_be_in_the_served_precision_or_in_fp32():
 )
 def test_another_architecture_or_precision_is_named(found: dict[str, Tensor], why: str):
     with pytest.raises(DataError, match=why):
-        staging.require_same(found, KNOWN)
+        checkpoint_io.require_same(found, KNOWN)
 
 
 def test_digests_are_found_by_the_folder_they_belong_to():
     digests = [FileDigest(name=name, sha256=name) for name in ("model.safetensors", "adapter/a.safetensors")]
-    assert staging.within(digests) == digests[:1]
-    assert staging.within(digests, "adapter") == [FileDigest(name="a.safetensors", sha256="adapter/a.safetensors")]
+    assert checkpoint_io.within(digests) == digests[:1]
+    assert checkpoint_io.within(digests, "adapter") == [
+        FileDigest(name="a.safetensors", sha256="adapter/a.safetensors")
+    ]

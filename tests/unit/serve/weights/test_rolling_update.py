@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve.swap.rolling import Balance, Entry, Rolling, to_leave
+from serve.weights.rolling_update import Balance, Entry, Rolling, to_leave
 
 STATE = """1
 # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight

@@ -9,7 +9,7 @@ import pytest
 
 from sdpo_ray.errors import SwapError
 from sdpo_ray.records import FileDigest, Fingerprint, Release
-from serve.swap.swapper import Gate, Swapper, mean_difference
+from serve.weights.swapper import Gate, Swapper, mean_difference
 
 
 def release(version: int) -> Release:

@@ -11,13 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdpo_ray.chat import HINDSIGHT
+from sdpo_ray.simulate.phrases import HELD_OUT_PRAISES, WORDINGS
 from sdpo_ray.simulate.tiny_policy import CHECKPOINT
 from sdpo_ray.simulate.tiny_policy.corpus import Conversation, sample_conversation, with_hindsight
 from sdpo_ray.simulate.tiny_policy.model import answer_loss
 from sdpo_ray.simulate.tiny_policy.recipe import Recipe
 from sdpo_ray.simulate.tiny_policy.tokenizer import encode
 from sdpo_ray.simulate.tiny_policy.train import main, save, train
-from sdpo_ray.simulate.wordings import HELD_OUT_PRAISES, WORDINGS
 from sdpo_ray.simulate.world import FACTS, find_question, is_right, questions, style_of
 
 SMALL = Recipe(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config.distill import Lora
-from sdpo_ray.distill import adapter
-from sdpo_ray.distill.export import read_tensors
-from sdpo_ray.distill.load import load_policy
+from sdpo_ray.distill.model import lora_adapter
+from sdpo_ray.distill.model.load import load_policy
+from sdpo_ray.distill.train.export import read_tensors
 from sdpo_ray.errors import LearnerError
-from tests.builders import tiny_policy
+from tests.support.builders import tiny_policy
 
 _LORA = Lora(rank=4, alpha=12)
 _IDS = torch.arange(3, 60)[None]
@@ -25,7 +25,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def _adapted(parent: Path, *, base: Path | None = None, seed: int = 0) -> Any:
     model = load_policy(base or parent)
-    adapter.inject(model, _LORA, parent=parent, base=base or parent, seed=seed)
+    lora_adapter.inject(model, _LORA, parent=parent, base=base or parent, seed=seed)
     return model
 
 
@@ -73,7 +73,7 @@ def test_golden_11_merged_weights_are_the_model_with_its_adapter(base: Path) -> 
     model = _adapted(base)
     _disturb(model)
     tensors = read_tensors(base)
-    merged = adapter.merged(tensors, _trained(model), _LORA)
+    merged = lora_adapter.merged(tensors, _trained(model), _LORA)
     assert merged.keys() == tensors.keys()
     plain = load_policy(base)
     assert (_logits(model) - _logits(plain)).abs().max() > 0.1
@@ -88,8 +88,8 @@ def test_a_merge_keeps_the_base_s_precision_and_rounds_once(base: Path) -> None:
     model = _adapted(base)
     _disturb(model)
     rounded = {name: each.bfloat16() for name, each in read_tensors(base).items()}
-    merged = adapter.merged(rounded, _trained(model), _LORA)
-    exact = adapter.merged({name: each.float() for name, each in rounded.items()}, _trained(model), _LORA)
+    merged = lora_adapter.merged(rounded, _trained(model), _LORA)
+    exact = lora_adapter.merged({name: each.float() for name, each in rounded.items()}, _trained(model), _LORA)
     for name, each in merged.items():
         assert each.dtype == torch.bfloat16
         assert torch.equal(each, exact[name].bfloat16())
@@ -100,8 +100,8 @@ def test_golden_11_peft_loads_what_was_saved_and_has_the_same_logits(base: Path,
 
     model = _adapted(base)
     _disturb(model)
-    adapter.save(_trained(model), tmp_path / adapter.ADAPTER, base=base, lora=_LORA)
-    loaded = PeftModel.from_pretrained(load_policy(base), str(tmp_path / adapter.ADAPTER)).eval()
+    lora_adapter.save(_trained(model), tmp_path / lora_adapter.ADAPTER, base=base, lora=_LORA)
+    loaded = PeftModel.from_pretrained(load_policy(base), str(tmp_path / lora_adapter.ADAPTER)).eval()
     torch.testing.assert_close(_logits(loaded), _logits(model), rtol=0, atol=1e-6)
     assert loaded.peft_config["default"].base_model_name_or_path == str(base)
 
@@ -109,8 +109,8 @@ def test_golden_11_peft_loads_what_was_saved_and_has_the_same_logits(base: Path,
 def test_an_update_goes_on_with_its_parent_s_adapter_on_the_same_base(base: Path, tmp_path: Path) -> None:
     model = _adapted(base)
     _disturb(model)
-    adapter.save(_trained(model), tmp_path / adapter.ADAPTER, base=base, lora=_LORA)
-    assert adapter.base_of(tmp_path, _LORA) == base
+    lora_adapter.save(_trained(model), tmp_path / lora_adapter.ADAPTER, base=base, lora=_LORA)
+    assert lora_adapter.base_of(tmp_path, _LORA) == base
     again = _trained(_adapted(tmp_path, base=base, seed=9))
     assert again.keys() == _trained(model).keys()
     assert all(torch.equal(each, again[name]) for name, each in _trained(model).items())
@@ -118,22 +118,22 @@ def test_an_update_goes_on_with_its_parent_s_adapter_on_the_same_base(base: Path
 
 @pytest.mark.parametrize("lora", [Lora(rank=8, alpha=12), Lora(rank=4, alpha=8), Lora(rank=0)], ids=str)
 def test_an_adapter_of_another_shape_starts_anew_on_the_parent(lora: Lora, base: Path, tmp_path: Path) -> None:
-    adapter.save(_trained(_adapted(base)), tmp_path / adapter.ADAPTER, base=base, lora=_LORA)
-    assert adapter.base_of(tmp_path, lora) == tmp_path
-    assert adapter.base_of(base, _LORA) == base
+    lora_adapter.save(_trained(_adapted(base)), tmp_path / lora_adapter.ADAPTER, base=base, lora=_LORA)
+    assert lora_adapter.base_of(tmp_path, lora) == tmp_path
+    assert lora_adapter.base_of(base, _LORA) == base
 
 
 def test_an_adapter_whose_base_is_gone_starts_anew_on_the_parent(base: Path, tmp_path: Path) -> None:
-    adapter.save(_trained(_adapted(base)), tmp_path / adapter.ADAPTER, base=tmp_path / "gone", lora=_LORA)
-    assert adapter.base_of(tmp_path, _LORA) == tmp_path
+    lora_adapter.save(_trained(_adapted(base)), tmp_path / lora_adapter.ADAPTER, base=tmp_path / "gone", lora=_LORA)
+    assert lora_adapter.base_of(tmp_path, _LORA) == tmp_path
 
 
 def test_an_adapter_that_does_not_fit_is_an_error(base: Path, tmp_path: Path) -> None:
     trained = _trained(_adapted(base))
     stranger = {name.replace("layers.1", "layers.7"): each for name, each in trained.items()}
     with pytest.raises(LearnerError, match=r"layers\.7.* which the base does not have"):
-        adapter.merged(read_tensors(base), stranger, _LORA)
-    adapter.save(stranger, tmp_path / adapter.ADAPTER, base=base, lora=_LORA)
+        lora_adapter.merged(read_tensors(base), stranger, _LORA)
+    lora_adapter.save(stranger, tmp_path / lora_adapter.ADAPTER, base=base, lora=_LORA)
     with pytest.raises(LearnerError, match="does not fit"):
         _adapted(tmp_path, base=base)
 
@@ -141,6 +141,6 @@ def test_an_adapter_that_does_not_fit_is_an_error(base: Path, tmp_path: Path) ->
 def test_an_adapter_that_lacks_a_layer_is_an_error(base: Path, tmp_path: Path) -> None:
     trained = _trained(_adapted(base))
     part = {name: each for name, each in trained.items() if "layers.1" not in name}
-    adapter.save(part, tmp_path / adapter.ADAPTER, base=base, lora=_LORA)
+    lora_adapter.save(part, tmp_path / lora_adapter.ADAPTER, base=base, lora=_LORA)
     with pytest.raises(LearnerError, match="does not fit"):
         _adapted(tmp_path, base=base)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdpo_ray.config.distill import Lora
 from sdpo_ray.errors import LearnerError
-from sdpo_ray.storage import read_json, write_json
+from sdpo_ray.io.files import read_json, write_json
 
 ADAPTER = "adapter"
 """Directory of the adapter within a candidate's."""

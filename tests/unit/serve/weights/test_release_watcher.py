@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from sdpo_ray.errors import SwapError
+from sdpo_ray.io.files import write_json
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.promote.release import point_at
 from sdpo_ray.records import Candidate, Fingerprint, Release, Trial
-from sdpo_ray.storage import Layout, write_json
-from serve.swap import follow
-from serve.swap.follow import Follower, Pointer, first_whole, start
+from serve.weights import release_watcher
+from serve.weights.release_watcher import Follower, Pointer, first_whole, start
 
 FINGERPRINT = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
 
@@ -118,7 +119,7 @@ def test_a_canary_serves_the_candidate_on_trial_and_else_what_users_are(layout: 
 
 
 def test_a_follower_tries_a_release_once_and_says_why_it_is_not_served(layout: Layout, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(follow, "FOLLOW_S", 0.001)
+    monkeypatch.setattr(release_watcher, "FOLLOW_S", 0.001)
 
     async def until(follower: Follower, refused: str | None) -> None:
         async with asyncio.timeout(5):
