@@ -10,7 +10,8 @@ import pytest
 from deltalake import DeltaTable
 
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.tables.arrow_schemas import TURN, compaction, turns_to_arrow
+from sdpo_ray.tables import compaction
+from sdpo_ray.tables.arrow_schemas import TURN, turns_to_arrow
 from sdpo_ray.tables.delta_table import Table, read_files
 from tests.support.conversations import turn
 

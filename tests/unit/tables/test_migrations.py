@@ -11,11 +11,11 @@ from deltalake import CommitProperties, DeltaTable, Transaction, WriterPropertie
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Interaction, PairingKeys, Redaction, ToolCall, Turn
+from sdpo_ray.tables import migrations
 from sdpo_ray.tables.arrow_schemas import (
     content_of,
     interactions_from_arrow,
     interactions_to_arrow,
-    migrations,
     split_of,
     turns_from_arrow,
     turns_to_arrow,

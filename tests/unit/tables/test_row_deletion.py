@@ -9,7 +9,8 @@ import pytest
 from deltalake import WriterProperties
 
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.tables.arrow_schemas import commits, row_deletion, turns_from_arrow, turns_to_arrow
+from sdpo_ray.tables import commits, row_deletion
+from sdpo_ray.tables.arrow_schemas import turns_from_arrow, turns_to_arrow
 from sdpo_ray.tables.delta_table import Table
 from tests.support.conversations import turn
 
