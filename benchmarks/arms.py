@@ -1,4 +1,4 @@
-"""One arm of `estimators.py`: the tiny policy learns from one kind of user by the learner's step, then is examined."""
+"""One arm of `estimators.py`: the tiny policy learns from one kind of user by the learner's step, then is evaluated."""
 
 import random
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.config import Distill, Run
+from sdpo_ray.config import DistillConfig, Run
 from sdpo_ray.distill.data.examples import examples
 from sdpo_ray.distill.data.packing import shard
-from sdpo_ray.distill.loss.step import Policy, run_step
+from sdpo_ray.distill.loss.step import StepPolicy, run_step
 from sdpo_ray.distill.loss.teacher import Teacher
 from sdpo_ray.distill.model.attention import PACKED
 from sdpo_ray.distill.model.hf_sampling import turn_of
 from sdpo_ray.distill.model.load import load_packed
-from sdpo_ray.distill.model.packed_lm import Scorer
+from sdpo_ray.distill.model.packed_lm import PackedLM
 from sdpo_ray.records import Interaction, Message, Role
 from sdpo_ray.simulate.users import PERSONAS, judge, react
 from sdpo_ray.simulate.world import Question, is_right, sample_prompt
@@ -39,7 +39,7 @@ EXAMINED = (5, 15, 40)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One examination of one arm and seed."""
+    """One evaluation of one arm and seed."""
 
     arm: str
     learning_rate: float
@@ -58,7 +58,7 @@ def learn(arm: str, learning_rate: float, seed: int) -> list[Point]:
     rng = random.Random(f"{seed}/users")
     changes = ARMS[arm]
     signal = {"log_mix": None, "tis_cap": None} | changes.get("signal", {})
-    config = Distill(
+    config = DistillConfig(
         learning_rate=learning_rate,
         lora={"rank": 0},  # type: ignore[arg-type]
         signal=signal,
@@ -71,8 +71,8 @@ def learn(arm: str, learning_rate: float, seed: int) -> list[Point]:
     teacher = Teacher(config.teacher, parameters)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     live = config.teacher.kind == "live"
-    policy = Policy(
-        run=Scorer(model),
+    policy = StepPolicy(
+        run=PackedLM(model),
         teacher=teacher.weights,
         baselined=not live,
         own_head=not live,
@@ -80,7 +80,7 @@ def learn(arm: str, learning_rate: float, seed: int) -> list[Point]:
     )
     held_out = _held_out()
     before = _texts(chat, _sample(model, chat, [question.prompt for question in held_out], seed=0))
-    points = [_examined(arm, learning_rate, seed, 0, held_out, before, before)]
+    points = [_evaluated(arm, learning_rate, seed, 0, held_out, before, before)]
     for update in range(1, UPDATES + 1):
         asked = [sample_prompt(rng, "train").prompt for _ in range(BATCH)]
         answers = _sample(model, chat, asked, seed=rng.getrandbits(31))
@@ -100,7 +100,7 @@ def learn(arm: str, learning_rate: float, seed: int) -> list[Point]:
         teacher.follow()
         if update in EXAMINED:
             after = _texts(chat, _sample(model, chat, [question.prompt for question in held_out], seed=0))
-            points.append(_examined(arm, learning_rate, seed, update * BATCH, held_out, before, after))
+            points.append(_evaluated(arm, learning_rate, seed, update * BATCH, held_out, before, after))
     return points
 
 
@@ -161,7 +161,7 @@ def _asked(prompt: str) -> tuple[Message]:
     return (Message(role=Role.USER, content=prompt),)
 
 
-def _examined(
+def _evaluated(
     arm: str,
     rate: float,
     seed: int,

@@ -1,6 +1,6 @@
 """Clients in a process of their own: so many at once, one keep-alive connection each, answers of a fixed length.
 
-Run as a program by `benchmarks/serving.py`: reads a `Load` as JSON from its arguments, prints a `Heard` as JSON.
+Run as a program by `benchmarks/serving.py`: reads a `Load` as JSON from its arguments, prints a `ProgressCallbacks` as JSON.
 """
 
 import asyncio

@@ -27,7 +27,7 @@ from typing import Self
 
 from sdpo_ray.capture.future_bridge import settled
 from sdpo_ray.eventlog.codec import encode
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.records import Consent, FinishReason, Message, Role, Sampling, Turn, VersionSpan
 
 SEGMENT_BYTES = 16 << 20
@@ -88,7 +88,7 @@ def turns(number: int) -> list[Turn]:
 class Groups:
     """What the journal writes in one go, noted on the way to its writer."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: JournalLog) -> None:
         self.sizes: list[tuple[int, int]] = []
         self._write = journal._writer.write
         journal._writer.write = self._noted  # type: ignore[method-assign]
@@ -178,7 +178,7 @@ async def clients(append: Callable[[int], "Future[None]"], seconds: float) -> tu
 
 
 def one_round(
-    journal: Journal, groups: Groups, bare: Bare, files: Files, said: Sequence[Turn], seconds: float
+    journal: JournalLog, groups: Groups, bare: Bare, files: Files, said: Sequence[Turn], seconds: float
 ) -> Round:
     payloads = [encode(each) for each in said]
     groups.sizes.clear()
@@ -210,7 +210,7 @@ def journal_figures(
     said = turns(1000)
     for name in ("bare", "disk"):
         (directory / name).mkdir()
-    journal, bare = Journal(directory / "journal", segment_bytes=SEGMENT_BYTES), Bare(directory / "bare")
+    journal, bare = JournalLog(directory / "journal", segment_bytes=SEGMENT_BYTES), Bare(directory / "bare")
     groups = Groups(journal)
     with Files(directory / "disk") as files:
         done = []

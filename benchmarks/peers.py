@@ -20,15 +20,15 @@ Step = Callable[[Sequence[Example]], float]
 
 def ours(model: Any, work: Workload) -> Step:
     """`run_step` as the learner calls it, without DeepSpeed."""
-    from sdpo_ray.config import Distill
+    from sdpo_ray.config import DistillConfig
     from sdpo_ray.distill.data.packing import shard
-    from sdpo_ray.distill.loss.step import Policy, run_step
+    from sdpo_ray.distill.loss.step import StepPolicy, run_step
     from sdpo_ray.distill.model.attention import PACKED, register
-    from sdpo_ray.distill.model.packed_lm import Scorer
+    from sdpo_ray.distill.model.packed_lm import PackedLM
 
     register()
     model.set_attn_implementation(PACKED)
-    config = Distill.model_validate(
+    config = DistillConfig.model_validate(
         {
             "teacher": {"kind": "live"},
             "signal": {"log_mix": None, "tis_cap": None},
@@ -36,8 +36,8 @@ def ours(model: Any, work: Workload) -> Step:
             "workers": {"max_tokens_per_micro_batch": work.max_tokens, "logits_mib": work.logits_mib},
         }
     )
-    policy = Policy(
-        run=Scorer(model),
+    policy = StepPolicy(
+        run=PackedLM(model),
         device=torch.device(work.device),
     )
 

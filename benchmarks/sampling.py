@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from sdpo_ray.config import Curate
+from sdpo_ray.config import CurateConfig
 from sdpo_ray.curate.sampling import LIGHT_COLUMNS, draw
 
 SIZES = (100_000, 1_000_000, 5_000_000)
@@ -78,7 +78,7 @@ def light(num_rows: int, *, seed: int = 0) -> pa.Table:
 
 def _a_row(table: pa.Table, seed: int) -> float:
     """Seconds a row."""
-    config = Curate(tenant_mix={"acme": 0.5, "globex": 0.1}, replay_share=0.25, max_age_versions=8)
+    config = CurateConfig(tenant_mix={"acme": 0.5, "globex": 0.1}, replay_share=0.25, max_age_versions=8)
     times = max(1, _ROWS_A_TURN // table.num_rows)
     began = time.perf_counter()
     for each in range(times):

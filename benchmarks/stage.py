@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_ray.capture.pairing_keys import pairing_keys
-from sdpo_ray.config import Capture, Curate
-from sdpo_ray.curate.ingest import ship
+from sdpo_ray.config import CaptureConfig, CurateConfig
+from sdpo_ray.curate.ingest import ingest
 from sdpo_ray.curate.pairing_index import index
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.eventlog.factory import open_log
@@ -24,7 +24,7 @@ from sdpo_ray.records import Consent, FinishReason, Message, Role, Sampling, Tur
 
 CHARS, TOKENS = 420, 64
 """Of a question, an answer and a reaction each; ids and log-probs of each prompt and answer. About 3 kB in the log."""
-CURATE = Curate(max_per_user_hour=0)
+CURATE = CurateConfig(max_per_user_hour=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +66,10 @@ def _once(num_turns: int) -> Stage:
     with tempfile.TemporaryDirectory() as directory:
         layout = Layout(Path(directory))
         _write(layout, num_turns)
-        log = open_log(layout, Capture())
-        curator = Curator(layout, log, curate=CURATE, capture=Capture())
+        log = open_log(layout, CaptureConfig())
+        curator = Curator(layout, log, curate=CURATE, capture=CaptureConfig())
         began = time.perf_counter()
-        ship(
+        ingest(
             log,
             curator.turns,
             curator.feedback,
@@ -93,7 +93,7 @@ def _once(num_turns: int) -> Stage:
 
 
 def _write(layout: Layout, num_turns: int) -> None:
-    log = open_log(layout, Capture())
+    log = open_log(layout, CaptureConfig())
     for durable in [log.append(turn) for turn in _turns(num_turns)]:
         durable.result()
     log.close()

@@ -122,14 +122,14 @@ def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
     import torch
     from safetensors.torch import load_file
 
-    from sdpo_ray.config.distill import Lora
+    from sdpo_ray.config.distill import LoraConfig
     from sdpo_ray.distill.model import lora_adapter
     from sdpo_ray.distill.model.load import load_policy
     from sdpo_ray.distill.train.export import export
     from sdpo_ray.records import Candidate
 
     token_ids = ChatFormat(run.base).text_ids(FINGERPRINT_TEXT)
-    config = Lora(rank=8 if adapters else 0, alpha=16)
+    config = LoraConfig(rank=8 if adapters else 0, alpha=16)
     made = []
     for version in range(1, NUM_POLICIES + 1):
         generator = torch.Generator().manual_seed(version)

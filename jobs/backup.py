@@ -35,14 +35,14 @@ def main(
         from rich.console import Console
         from rich.progress import Progress
 
-        from sdpo_ray.io.locks import undisturbed
+        from sdpo_ray.io.locks import data_lock
 
         layout = Layout(resolved.directory, resolved.tables)
         if not layout.root.exists():
             raise ConfigError(f"there is nothing at {layout.root} to back up")
         console = Console(stderr=True)
         waits = "waiting for the cycle under way to come to its decision"
-        with undisturbed(layout, lambda: console.print(waits)), Progress(console=console) as progress:
+        with data_lock(layout, lambda: console.print(waits)), Progress(console=console) as progress:
             bar = progress.add_task("copying")
             n = back_up(layout, to, keys_to, lambda done, all_: progress.update(bar, completed=done, total=all_))
     typer.echo(f"{n} files of {layout.root} are in {to}" + ("" if keys_to is None else f", secrets in {keys_to}"))

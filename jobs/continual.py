@@ -1,8 +1,8 @@
-"""The main job: turn the wheel, forever or for some turns.
+"""The main job: turn the training loop, forever or for some turns.
 
     ray job submit --working-dir . -- python jobs/continual.py --run jobs/recipes/laptop.toml
 
-Gather interactions from live traffic, draw a snapshot, make an update, examine it, decide, release. Killed at
+Gather interactions from live traffic, draw a snapshot, make an update, evaluate it, decide, release. Killed at
 any moment it goes on where it was when it is started again; SIGTERM stops it cleanly. Serving must be up.
 """
 
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
-from sdpo_ray.pipeline.training_loop import continual
+from sdpo_ray.pipeline.training_loop import run_training_loop
 
 
 def main(
@@ -20,10 +20,10 @@ def main(
     print_config: PrintConfig = False,
     turns: Annotated[int, typer.Option(help="Stop after so many turns; 0 goes on for ever.", min=0)] = 0,
 ) -> None:
-    """Turn the wheel: gather, draw, distill, evaluate, decide, release."""
+    """Turn the training loop: gather, draw, distill, evaluate, decide, release."""
     resolved = read_run(run, overrides, print_config)
     with plain_errors():
-        continual(resolved, turns)
+        run_training_loop(resolved, turns)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bring the tables up to date once: event log -> turns -> interactions. The wheel does this by itself."""
+"""Bring the tables up to date once: event log -> turns -> interactions. The training loop does this by itself."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, comman
 from sdpo_ray.io.paths import Layout
 
 if TYPE_CHECKING:
-    from sdpo_ray.curate.pipeline import Curator, Progress
+    from sdpo_ray.curate.pipeline import CurationProgress, Curator
 
 
 def main(run: RunFile = LAPTOP, overrides: Overrides = None, print_config: PrintConfig = False) -> None:
@@ -20,18 +20,18 @@ def main(run: RunFile = LAPTOP, overrides: Overrides = None, print_config: Print
 
     from sdpo_ray.curate.pipeline import Curator
     from sdpo_ray.eventlog.factory import open_log
-    from sdpo_ray.io.locks import undisturbed
+    from sdpo_ray.io.locks import data_lock
 
     layout = Layout(resolved.directory, resolved.tables)
     with plain_errors():
         ray.init(address="auto", ignore_reinit_error=True, log_to_driver=False)
         log = open_log(layout, resolved.capture, name="curate")
-        with undisturbed(layout):
+        with data_lock(layout):
             curated = settle(Curator(layout, log, curate=resolved.curate, capture=resolved.capture))
     typer.echo(msgspec.json.encode(curated).decode())
 
 
-def settle(curator: "Curator") -> "Progress":
+def settle(curator: "Curator") -> "CurationProgress":
     """Advance twice, since a follow-up is decided in the advance after the one that shipped it; compact what is due."""
     from rich.console import Console
     from rich.progress import Progress as Bars

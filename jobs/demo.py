@@ -1,4 +1,4 @@
-"""`make demo`: the whole wheel on this machine, with every real part, watched on one screen.
+"""`make demo`: the whole loop on this machine, with every real part, watched on one screen.
 
 Starts Ray, the Serve application and simulated users; submits `jobs/continual.py` as a user would; goes on until
 three updates are promoted and one reckless one is refused; writes summary.json and figure.png; stops everything
@@ -27,7 +27,7 @@ def main(
     port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
     keep: Annotated[bool, typer.Option(help="Leave everything up afterwards, until Ctrl-C.")] = False,
 ) -> None:
-    """Show the whole wheel: three promotions, one refusal, no failed request."""
+    """Show the whole loop: three promotions, one refusal, no failed request."""
     overrides = [f"root={root.resolve()}", f"seed={seed}", f"serve.port={port}"]
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with plain_errors():

@@ -26,7 +26,7 @@ def main(
     print_: Annotated[bool, typer.Option("--print", help="Print the Serve config file, and deploy nothing.")] = False,
     wait: Annotated[bool, typer.Option(help="Wait until everything runs.")] = True,
 ) -> None:
-    """Serve the policy of a run on the Ray cluster that is up: users' application, and the engine that examines."""
+    """Serve the policy of a run on the Ray cluster that is up: users' application, and the engine that evaluates."""
     resolved = read_run(run, overrides, print_config)
     run_file = run.absolute()
     if print_:

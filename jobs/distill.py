@@ -30,7 +30,7 @@ def main(
         float | None, typer.Option(min=0, help="Memory to judge a dry run by. Default: that of a GPU that is here.")
     ] = None,
 ) -> None:
-    """Train one update on a snapshot, without serving, examination or gate."""
+    """Train one update on a snapshot, without serving, evaluation or gate."""
     resolved = read_run(run, overrides, print_config)
     with plain_errors():
         drawn = read_snapshot(snapshot) if snapshot is not None else None
@@ -46,7 +46,7 @@ def main(
 
     Console().print(summary_table(candidate, len(drawn.interaction_ids)))
     typer.echo(
-        f"\nThe candidate is {candidate.path}; no gate has examined it. vLLM and transformers load it as it is:\n"
+        f"\nThe candidate is {candidate.path}; no gate has evaluated it. vLLM and transformers load it as it is:\n"
         f"    vllm serve {candidate.path}\n"
         f"To learn on from it, --parent {candidate.path} --out ANOTHER; to let users meet it, and learn from them,\n"
         f"serve a run with policy.base={candidate.path}"

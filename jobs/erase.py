@@ -3,7 +3,7 @@
     python jobs/erase.py --user ann@example.org --dry-run
     python jobs/erase.py --user ann@example.org
 
-It may be run beside the wheel and the replicas, and again after it was broken off. docs/operations.md says what it
+It may be run beside the training loop and the replicas, and again after it was broken off. docs/operations.md says what it
 cannot reach.
 """
 
@@ -18,7 +18,7 @@ from sdpo_ray.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sdpo_ray.privacy.erasure import Erased
+    from sdpo_ray.privacy.erasure import ErasureReport
 
 User = Annotated[str | None, typer.Option(help="The name that the client sent as `user`, as it sent it.")]
 Tenant = Annotated[str, typer.Option(help="Whose user it is; without API keys everybody is of the tenant default.")]
@@ -53,14 +53,16 @@ def main(
         from rich.console import Console
 
         from sdpo_ray.io.paths import Layout
-        from sdpo_ray.privacy.data_subject import whose
-        from sdpo_ray.privacy.erasure import Forgetting
+        from sdpo_ray.privacy.data_subject import find_data_subject
+        from sdpo_ray.privacy.erasure import Erasure
 
-        named = whose(Layout(resolved.directory, resolved.tables), tenant=tenant, user=user, turn_ids=turn or ())
+        named = find_data_subject(
+            Layout(resolved.directory, resolved.tables), tenant=tenant, user=user, turn_ids=turn or ()
+        )
         console = Console(stderr=True)
         if not dry_run and not yes:
             _ask(resolved.directory.name)
-        with console.status("reading the tables") as status, Forgetting(resolved, named, status.update) as forgetting:
+        with console.status("reading the tables") as status, Erasure(resolved, named, status.update) as forgetting:
             erased = forgetting.preview() if dry_run else forgetting.go()
         _print(erased, console)
     typer.echo(msgspec.json.encode(erased).decode())
@@ -72,7 +74,7 @@ def _ask(name: str) -> None:
     typer.confirm(f"Remove what they said from the run {name}? This cannot be undone", abort=True, err=True)
 
 
-def _print(erased: "Erased", console: "Console") -> None:
+def _print(erased: "ErasureReport", console: "Console") -> None:
     from rich.table import Table
 
     table = Table("", "would be removed" if erased.dry_run else "removed", box=None)
@@ -103,7 +105,7 @@ def _print(erased: "Erased", console: "Console") -> None:
     _print_learned(erased, console)
 
 
-def _print_learned(erased: "Erased", console: "Console") -> None:
+def _print_learned(erased: "ErasureReport", console: "Console") -> None:
     from rich.table import Table
 
     if not erased.learned:
@@ -118,7 +120,7 @@ def _print_learned(erased: "Erased", console: "Console") -> None:
     if any(each.served for each in erased.learned) and without is not None:
         console.print(
             f"Weights are not unlearned. v{without} has not learned from them: python jobs/rollback.py --to {without} "
-            "serves it, and the wheel goes on from there."
+            "serves it, and the training loop goes on from there."
         )
 
 

@@ -18,8 +18,8 @@ from sdpo_ray.io.files import require_ready
 from sdpo_ray.io.paths import Layout
 
 if TYPE_CHECKING:
-    from sdpo_ray.datasets.export_query import Selected
-    from sdpo_ray.datasets.export_rows import What
+    from sdpo_ray.datasets.export_query import ExportSelection
+    from sdpo_ray.datasets.export_rows import ExportKind
 
 
 def main(
@@ -53,38 +53,41 @@ def main(
     with plain_errors():
         if out is None:
             raise ConfigError("give --out FILE")
-        from sdpo_ray.datasets.export_query import Selection, from_feedback, from_snapshot, from_table
-        from sdpo_ray.datasets.export_rows import What
+        from sdpo_ray.datasets.export_query import ExportQuery, from_feedback, from_snapshot, from_table
+        from sdpo_ray.datasets.export_rows import ExportKind
 
-        if what not in list(What):
-            raise ConfigError(f"there is no {what!r} to export; there are {', '.join(What)}")
-        if snapshot is not None and what != What.INTERACTIONS:
+        if what not in list(ExportKind):
+            raise ConfigError(f"there is no {what!r} to export; there are {', '.join(ExportKind)}")
+        if snapshot is not None and what != ExportKind.INTERACTIONS:
             raise ConfigError("a snapshot has interactions alone: leave --what, or --snapshot, out")
-        selection = Selection(since_s=_seconds(since), until_s=_seconds(until), tenant=tenant, version=policy_version)
+        selection = ExportQuery(since_s=_seconds(since), until_s=_seconds(until), tenant=tenant, version=policy_version)
         layout = Layout(resolved.directory, resolved.tables)
         if snapshot is not None:
             selected = from_snapshot(require_ready(snapshot), selection)
-        elif what == What.INTERACTIONS:
+        elif what == ExportKind.INTERACTIONS:
             selected = from_table(layout, selection)
         else:
-            selected = from_feedback(layout, selection, What(what))
-        num_rows = _write(selected, out, What(what), limit)
+            selected = from_feedback(layout, selection, ExportKind(what))
+        num_rows = _write(selected, out, ExportKind(what), limit)
         for reason, n in sorted(selected.left_out.items()):
             typer.echo(f"left out: {reason}: {n}", err=True)
     typer.echo(f"{out}: {num_rows} {what}")
 
 
-def _write(selected: "Selected", out: Path, what: "What", limit: int | None) -> int:
+def _write(selected: "ExportSelection", out: Path, what: "ExportKind", limit: int | None) -> int:
     """How many rows were written. Raises ConfigError where the file exists, or would have none."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from sdpo_ray.datasets.row_writer import writing
+    from sdpo_ray.datasets.row_writer import open_row_writer
 
     total = selected.num_rows if limit is None else min(limit, selected.num_rows)
     num_rows = 0
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with writing(out, what) as write, Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with (
+        open_row_writer(out, what) as write,
+        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+    ):
         task = progress.add_task(what.value, total=total)
         for rows in selected.tables:
             rows = rows if limit is None else rows.slice(0, limit - num_rows)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from sdpo_ray.config import Run
-    from sdpo_ray.datasets.conversation_split import Limits
+    from sdpo_ray.datasets.conversation_split import SplitLimits
     from sdpo_ray.datasets.formats import Format
     from sdpo_ray.datasets.import_report import ImportReport
 
@@ -53,7 +53,7 @@ def main(
     """Read logs of chats to learn from. The defaults are the paper's filters."""
     from sdpo_ray.config import load_run
     from sdpo_ray.curate.language import LANGUAGES
-    from sdpo_ray.datasets.conversation_split import Limits
+    from sdpo_ray.datasets.conversation_split import SplitLimits
     from sdpo_ray.datasets.formats import Format
     from sdpo_ray.errors import ConfigError
 
@@ -70,7 +70,7 @@ def main(
             raise ConfigError(f"{out} exists: name a new directory")
         if missing := [str(path) for path in files if not path.is_file()]:
             raise ConfigError(f"no file {', '.join(missing)}")
-        limits = Limits(
+        limits = SplitLimits(
             min_messages=min_messages,
             max_messages=max_messages,
             max_conversation_chars=max_conversation_chars,
@@ -87,11 +87,18 @@ def main(
 
 
 def _make(
-    files: list[Path], form: "Format | None", limits: "Limits", out: Path, *, limit: int, seed: int, held_out: float
+    files: list[Path],
+    form: "Format | None",
+    limits: "SplitLimits",
+    out: Path,
+    *,
+    limit: int,
+    seed: int,
+    held_out: float,
 ) -> None:
-    from sdpo_ray.datasets.import_snapshot import Import
+    from sdpo_ray.datasets.import_snapshot import SnapshotImport
 
-    logs = Import(limits=limits, limit=limit, seed=seed, held_out=held_out)
+    logs = SnapshotImport(limits=limits, limit=limit, seed=seed, held_out=held_out)
     with _bars() as progress:
         for path in files:
             logs.add(path, form, _bar(progress, path))
@@ -100,7 +107,7 @@ def _make(
     typer.echo(f"{out}: {len(snapshot.interaction_ids)} interactions to learn from, {snapshot.snapshot_id}")
 
 
-def _record(files: list[Path], form: "Format | None", limits: "Limits", run: "Run") -> None:
+def _record(files: list[Path], form: "Format | None", limits: "SplitLimits", run: "Run") -> None:
     from sdpo_ray.datasets.log_ingest import record
     from sdpo_ray.datasets.log_reader import LogReader
 
@@ -114,7 +121,7 @@ def _record(files: list[Path], form: "Format | None", limits: "Limits", run: "Ru
     if numbers:
         typer.echo(f"refused: too_many_digits: {numbers}")
     typer.echo(f"{n} interactions of {reader.num_records} records are in the event log of {run.directory}")
-    typer.echo("the wheel takes them from there, or now: python jobs/curate.py")
+    typer.echo("the training loop takes them from there, or now: python jobs/curate.py")
 
 
 def _bars() -> "Progress":

@@ -11,7 +11,7 @@ from sdpo_ray.errors import ConfigError
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from sdpo_ray.privacy.lineage import Ancestor, Traced
+    from sdpo_ray.privacy.lineage import Ancestor, Lineage
 
 _SHOWN = 5
 """Users of a policy that the tree names; JSON has them all."""
@@ -47,42 +47,42 @@ def main(
         Console().print(_line_tree(found) if isinstance(found, list) else _trace_tree(found))
 
 
-def _trace(run: Run, tenant: str, user: str | None, turn: str | None) -> "Traced":
+def _trace(run: Run, tenant: str, user: str | None, turn: str | None) -> "Lineage":
     from sdpo_ray.io.paths import Layout
-    from sdpo_ray.personal.store import drew
-    from sdpo_ray.privacy.data_subject import whose
-    from sdpo_ray.privacy.lineage import trace
-    from sdpo_ray.privacy.run_history import read_books
-    from sdpo_ray.privacy.user_footprint import Tables, traces_of
+    from sdpo_ray.personal.store import snapshot_uses
+    from sdpo_ray.privacy.data_subject import find_data_subject
+    from sdpo_ray.privacy.lineage import trace_lineage
+    from sdpo_ray.privacy.run_history import read_run_history
+    from sdpo_ray.privacy.user_footprint import UserTables, footprint_of
 
     layout = Layout(run.directory, run.tables)
-    named = whose(layout, tenant=tenant, user=user, turn_ids=() if turn is None else (turn,))
+    named = find_data_subject(layout, tenant=tenant, user=user, turn_ids=() if turn is None else (turn,))
     # A turn alone, without its conversation.
-    traces = traces_of(Tables.of(layout), named.users, also=named.turn_ids)
+    traces = footprint_of(UserTables.of(layout), named.users, also=named.turn_ids)
     ids = named.learned_from(layout, traces) if turn is None else traces.said | traces.interaction_ids
-    return trace(read_books(layout), traces, ids, drew(layout, ids))
+    return trace_lineage(read_run_history(layout), traces, ids, snapshot_uses(layout, ids))
 
 
 def _line(run: Run, release: str) -> "list[Ancestor]":
     from sdpo_ray.io.paths import Layout
     from sdpo_ray.privacy.lineage import ancestors
-    from sdpo_ray.privacy.run_history import read_books
+    from sdpo_ray.privacy.run_history import read_run_history
     from sdpo_ray.privacy.snapshot_erasure import users_of
 
     number = release.removeprefix("v")
     if not number.isdecimal():
         raise ConfigError(f"--release {release}: a policy version is a number, such as v7")
-    return ancestors(read_books(Layout(run.directory, run.tables)), int(number), users_of)
+    return ancestors(read_run_history(Layout(run.directory, run.tables)), int(number), users_of)
 
 
-def _trace_tree(found: "Traced") -> "Tree":
+def _trace_tree(found: "Lineage") -> "Tree":
     from rich.tree import Tree
 
     tree = Tree(
         f"{found.num_turns} turns, {found.num_feedback} feedback, {found.num_interactions} interactions in the tables"
     )
     for update in found.drew:
-        branch = tree.add(f"cycle {update.cycle}: {update.snapshot_id} drew {update.num_interactions}")
+        branch = tree.add(f"cycle {update.cycle}: {update.snapshot_id} snapshot_uses {update.num_interactions}")
         branch.add(f"v{update.policy_version}" if update.trained else "no policy came of it")
     if found.learned:
         policies = tree.add("policies that learned from them, or descend from one that did")
@@ -91,7 +91,7 @@ def _trace_tree(found: "Traced") -> "Tree":
             policies.add(f"v{each.policy_version} of v{each.parent_version}: {each.verdict or 'under way'}{standing}")
     for own in found.personal:
         name = f"personal policy {own.owner[:12]} v{own.version}"
-        tree.add(f"{name}: {own.snapshot_id} drew {own.num_interactions}{', served' if own.served else ''}")
+        tree.add(f"{name}: {own.snapshot_id} snapshot_uses {own.num_interactions}{', served' if own.served else ''}")
     return tree
 
 
@@ -113,8 +113,8 @@ def _line_tree(line: "list[Ancestor]") -> "Tree":
 def _words(each: "Ancestor") -> str:
     if not each.snapshot_id:
         return f"v{each.policy_version}: what everything starts from"
-    drew = f"{each.num_interactions} interactions of {len(each.users)} users"
-    return f"v{each.policy_version}: cycle {each.cycle} learned from {each.snapshot_id}, {drew}"
+    snapshot_uses = f"{each.num_interactions} interactions of {len(each.users)} users"
+    return f"v{each.policy_version}: cycle {each.cycle} learned from {each.snapshot_id}, {snapshot_uses}"
 
 
 if __name__ == "__main__":

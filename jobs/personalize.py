@@ -8,7 +8,7 @@
 
 What was learned is served only where the user gained on conversations that it never saw, and nothing was broken for
 it; else, and whenever the shared policy moves on, the shared one answers. Serving must be up, with `serve.adapters`.
-It may be run beside the wheel.
+It may be run beside the training loop.
 """
 
 import signal
@@ -26,7 +26,7 @@ from sdpo_ray.errors import ConfigError, DataError, NotReady
 
 if TYPE_CHECKING:
     from sdpo_ray.personal.store import Attempt
-    from sdpo_ray.personal.trainer import Heard
+    from sdpo_ray.personal.trainer import ProgressCallbacks
 
 User = Annotated[str | None, typer.Option(help="The name that the client sends as `user`, as it sends it.")]
 Tenant = Annotated[str, typer.Option(help="Whose user it is; without API keys everybody is of the tenant default.")]
@@ -76,31 +76,31 @@ def main(
 
 
 def _learn_one(run: Run, tenant: str, user: str | None, whole_tenant: bool) -> None:
-    from sdpo_ray.cluster.ray_session import connected
+    from sdpo_ray.cluster.ray_session import ray_session
     from sdpo_ray.io.paths import Layout
     from sdpo_ray.personal.config import require_adapters
-    from sdpo_ray.personal.owners import named
-    from sdpo_ray.personal.trainer import Personalizer
+    from sdpo_ray.personal.owners import owner_named
+    from sdpo_ray.personal.trainer import PersonalTrainer
 
     require_adapters(run)
-    owner = named(Layout(run.directory, run.tables), tenant=tenant, user=user, whole_tenant=whole_tenant)
-    with connected(run), _progress() as heard:
-        attempt = Personalizer(run, heard).learn(owner)
+    owner = owner_named(Layout(run.directory, run.tables), tenant=tenant, user=user, whole_tenant=whole_tenant)
+    with ray_session(run), _progress() as heard:
+        attempt = PersonalTrainer(run, heard).learn(owner)
     _say(attempt)
 
 
 def _learn_all(run: Run, every_s: float) -> None:
-    from sdpo_ray.cluster.ray_session import connected
+    from sdpo_ray.cluster.ray_session import ray_session
     from sdpo_ray.personal.config import require_adapters
-    from sdpo_ray.personal.trainer import Personalizer
+    from sdpo_ray.personal.trainer import PersonalTrainer
 
     require_adapters(run)
-    with connected(run), _progress() as heard:
+    with ray_session(run), _progress() as heard:
         # Ray's own handler, set a line above, ends the process with status 15.
         signal.signal(signal.SIGTERM, _stop)
-        personalizer = Personalizer(run, heard)
+        personalizer = PersonalTrainer(run, heard)
         while True:
-            for owner in personalizer.due():
+            for owner in personalizer.owners_due():
                 try:
                     _say(personalizer.learn(owner))
                 except (DataError, NotReady) as error:
@@ -112,15 +112,15 @@ def _learn_all(run: Run, every_s: float) -> None:
 
 
 def _forget(run: Run, tenant: str, user: str | None, whole_tenant: bool) -> None:
-    from sdpo_ray.io.locks import changing
+    from sdpo_ray.io.locks import file_lock
     from sdpo_ray.io.paths import Layout
-    from sdpo_ray.personal.owners import named
+    from sdpo_ray.personal.owners import owner_named
     from sdpo_ray.personal.trainer import forget_owners, runs_of
 
     layout = Layout(run.directory, run.tables)
-    owner = named(layout, tenant=tenant, user=user, whole_tenant=whole_tenant)
+    owner = owner_named(layout, tenant=tenant, user=user, whole_tenant=whole_tenant)
     runs = runs_of(run, layout)
-    with changing(layout.personal):
+    with file_lock(layout.personal):
         gone = forget_owners(layout, runs, (owner.digest, *owner.former))
     typer.echo("removed: the shared policy answers from now on" if gone else "there was nothing to remove")
 
@@ -151,17 +151,17 @@ def _show(run: Run) -> None:
 
 
 @contextmanager
-def _progress() -> "Iterator[Heard]":
+def _progress() -> "Iterator[ProgressCallbacks]":
     """A bar on standard error, and who moves it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from sdpo_ray.personal.trainer import Heard
+    from sdpo_ray.personal.trainer import ProgressCallbacks
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("starting", total=None)
-        yield Heard(
+        yield ProgressCallbacks(
             says=lambda words: progress.reset(task, description=words, total=None),
             steps=lambda done, total: progress.update(task, completed=done, total=total),
         )

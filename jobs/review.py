@@ -24,7 +24,7 @@ def main(
     approve: Annotated[int | None, typer.Option(metavar="VERSION", help="Policy version that users may meet.")] = None,
     reject: Annotated[int | None, typer.Option(metavar="VERSION", help="Policy version that they may not.")] = None,
 ) -> None:
-    """Show the registry, or approve or reject a policy version, where `promote.require_review` makes the wheel wait."""
+    """Show the registry, or approve or reject a policy version, where `promote.require_review` makes the training loop wait."""
     resolved = read_run(run, overrides, print_config)
     from sdpo_ray.promote.registry import Registry
 

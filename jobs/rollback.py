@@ -17,7 +17,7 @@ def main(
     print_config: PrintConfig = False,
     to: Annotated[int | None, typer.Option(help="Policy version to serve; default: the one before.")] = None,
 ) -> None:
-    """Roll the served policy back to an earlier release. No request fails, and the wheel goes on from there."""
+    """Roll the served policy back to an earlier release. No request fails, and the training loop goes on from there."""
     resolved = read_run(run, overrides, print_config)
     from sdpo_ray.promote.canary import end
     from sdpo_ray.promote.registry import Registry

@@ -8,7 +8,7 @@ from ray.serve import Application
 
 from sdpo_ray.config import load_run
 from sdpo_ray.io.paths import Layout
-from serve.deployment import Policy
+from serve.deployment import PolicyDeployment
 from serve.lifecycle.bind_check import require_keys
 from serve.ray_options import actor, replicas
 
@@ -27,15 +27,15 @@ class Arguments(BaseModel):
     run_file: str
     overrides: list[str] = []
     """`section.key=value`, as for the jobs."""
-    audience: Literal["users", "examiner", "canary"] = "users"
+    audience: Literal["users", "evaluator", "canary"] = "users"
 
 
 def build(args: Arguments) -> Application:
-    """One deployment of the policy for users, or of the engine that examines candidates. Raises ConfigError."""
+    """One deployment of the policy for users, or of the engine that evaluates candidates. Raises ConfigError."""
     run = load_run(args.run_file, args.overrides)
     if args.audience == "users":
         require_keys(run.serve.host, Layout(run.directory).api_keys)
-    deployment = serve.deployment(serve.ingress()(Policy)).options(
+    deployment = serve.deployment(serve.ingress()(PolicyDeployment)).options(
         name="policy",
         **replicas(run.serve, users=args.audience == "users"),
         max_ongoing_requests=MAX_ONGOING_REQUESTS,

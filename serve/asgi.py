@@ -51,7 +51,7 @@ def with_length(scope: Scope, length: int) -> Scope:
     return {**scope, "headers": headers.raw}
 
 
-async def tell_of_leaving(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+async def propagate_disconnect(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Run an app that only listens for `http.disconnect`: a cancelled request reaches it as one.
 
     Ray Serve reports a lost client by cancelling us, while vLLM's handlers run in tasks of their own; without this they

@@ -19,23 +19,23 @@ from sdpo_ray.headers import POLICY_VERSION, STALL_S, SWAP_ERROR
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import BASE_VERSION
 from sdpo_ray.telemetry import Counters
-from serve.canary.router import Splitter
+from serve.canary.router import CanaryRouter
 from serve.engine.vllm_args import api_arguments, engine_arguments
 from serve.gateway.health import without_paths
 from serve.lifecycle import forkserver
-from serve.lifecycle.engine_watchdog import die_with, end
+from serve.lifecycle.engine_watchdog import exit_process, watch_engine
 from serve.lifecycle.graceful_shutdown import drain_on_sigterm, draining
 from serve.lifecycle.log_privacy import kept_open, withhold_words
-from serve.lifecycle.startup_timer import StartUp
-from serve.weights.release_watcher import Audience, Follower, Pointer, first_whole, start
+from serve.lifecycle.startup_timer import StartupTimer
+from serve.weights.release_watcher import Audience, ReleasePointer, ReleaseWatcher, first_whole, start
 
 
-class Policy:
-    """One replica. `audience` is `users` or `canary`, who are recorded, or `examiner`, which needs the exam key."""
+class PolicyDeployment:
+    """One replica. `audience` is `users` or `canary`, who are recorded, or `evaluator`, which needs the exam key."""
 
     # Ray Serve awaits the constructor; vLLM's engine wants the loop that will run it.
     async def __init__(self, run: dict[str, Any], audience: Audience) -> None:  # type: ignore[misc]
-        self._start_up = StartUp()
+        self._start_up = StartupTimer()
         self._run = Run.model_validate(run)
         withhold_words()
         head_start = forkserver.start() if self._run.serve.num_gpus == 0 else None
@@ -47,19 +47,19 @@ class Policy:
         from serve.engine.logprobs import install
         from serve.engine.recording_engine import RecordingLLM
         from serve.engine.tool_calls import ToolCallReader
-        from serve.gateway.observability import Operation
+        from serve.gateway.observability import Observability
         from serve.gateway.policy_metrics import SwapMetrics
-        from serve.weights.swapper import Gate
+        from serve.weights.swapper import RequestGate
 
         if head_start is not None:
             forkserver.use(head_start)
         self._start_up.passed("imports")
-        if audience == "examiner":
-            # It examines whole weights, which are the same policy as the adapter over its base.
+        if audience == "evaluator":
+            # It evaluates whole weights, which are the same policy as the adapter over its base.
             whole = self._run.serve.model_copy(update={"swap": "in_place", "adapters": 0})
             self._run = self._run.model_copy(update={"serve": whole})
         self._layout = layout = Layout(self._run.directory, self._run.tables)
-        pointer = Pointer(layout, audience)
+        pointer = ReleasePointer(layout, audience)
         known = pointer.to_start_on()
         loaded = first_whole(known) if self._run.serve.swap == "in_place" else None
         arguments = engine_arguments(self._run, loaded.path if loaded else str(self._run.base))
@@ -69,8 +69,8 @@ class Policy:
         self._engine = engine = RecordingLLM.from_vllm_config(config)
         await engine.collective_rpc("rank_nothing")
         self._start_up.passed("engine")
-        engine.gate, engine.died = Gate(), asyncio.Event()
-        engine.recorder = builder.recorder(self._run, layout) if audience != "examiner" else None
+        engine.gate, engine.died = RequestGate(), asyncio.Event()
+        engine.recorder = builder.recorder(self._run, layout) if audience != "evaluator" else None
         self._namespace = api_arguments(self._run, arguments)
         engine.tool_calls = ToolCallReader(self._run.serve.tool_parser, engine.get_tokenizer(), engine.model_config)
         self._format = ChatFormat(arguments.model)
@@ -78,38 +78,40 @@ class Policy:
         await engine.label(loaded.policy_version if loaded else BASE_VERSION)
         if not known:
             known = [loaded := await builder.first_release(layout, pointer, engine, self._format, arguments.model)]
-        self._swapper, self._personal = builder.swapping(
+        self._swapper, self._personal = builder.weight_swapper(
             self._run, layout, audience, engine, loaded or known[-1], Path(arguments.model)
         )
         await start(self._swapper, known, loaded=loaded)
-        self._following = Follower(pointer, self._swapper, SwapMetrics().swap)
-        self._trial = Splitter(self._run, layout) if audience == "users" else None
+        self._following = ReleaseWatcher(pointer, self._swapper, SwapMetrics().swap)
+        self._canary = CanaryRouter(self._run, layout) if audience == "users" else None
         here = get_replica_context()
-        self._operation = Operation(self._run.serve, application=here.app_name, replica=here.replica_tag)
-        self._entrance = builder.entrance(self._run, layout, audience)
+        self._operation = Observability(self._run.serve, application=here.app_name, replica=here.replica_tag)
+        self._entrance = builder.authenticator(self._run, layout, audience)
         self._publish()
         self._follower = asyncio.ensure_future(self._following.follow())
         self._leaving = False
         patience_s = self._run.serve.engine_patience_s
-        self._lifeline = asyncio.ensure_future(die_with(engine, patience_s=patience_s, leaving=lambda: self._leaving))
-        drain_on_sigterm(end)
+        self._lifeline = asyncio.ensure_future(
+            watch_engine(engine, patience_s=patience_s, leaving=lambda: self._leaving)
+        )
+        drain_on_sigterm(exit_process)
         self._start_up.passed("policy")
 
     async def __serve_build_asgi_app__(self) -> Any:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
 
-        from serve.api.context import Door
+        from serve.api.context import ApiContext
         from serve.api.models import ServedModel
-        from serve.api.routes import Middleware
+        from serve.api.routes import ApiMiddleware
         from serve.api.vllm_app import VllmApp
         from serve.gateway.health import Health
-        from serve.gateway.middleware import Front
+        from serve.gateway.middleware import GatewayMiddleware
 
         tasks = await self._engine.get_supported_tasks()
         app = build_app(self._namespace, tasks, self._engine.model_config)
         await init_app_state(self._engine, app.state, self._namespace, tasks)
-        door = Door(
+        door = ApiContext(
             recorder=self._engine.recorder,
             capture=self._run.capture,
             control=self._format.control,
@@ -118,7 +120,7 @@ class Policy:
                 name=self._run.serve.served_name, max_model_len=self._run.policy.max_model_len, since_s=int(time.time())
             ),
             calls_tools=self._run.serve.tool_parser != "none",
-            trial=self._trial,
+            canary=self._canary,
         )
         # vLLM's handler of a dead engine looks for its own HTTP server here; ours is Ray Serve's.
         app.state.server = SimpleNamespace()
@@ -132,7 +134,7 @@ class Policy:
             },
             draining=draining,
         )
-        front = Front(Middleware(VllmApp(app), door), self._entrance, self._operation, health)
+        front = GatewayMiddleware(ApiMiddleware(VllmApp(app), door), self._entrance, self._operation, health)
         self._start_up.passed("app")
         self._start_up.log()
         return front
@@ -173,7 +175,7 @@ class Policy:
         return headers
 
     def _publish(self) -> None:
-        """Our numbers on the page of this process; the examination's engine, which records nobody, has vLLM's alone."""
+        """Our numbers on the page of this process; the evaluation's engine, which records nobody, has vLLM's alone."""
         from serve.gateway.policy_metrics import publish
 
         if self._engine.recorder is None:
@@ -181,8 +183,8 @@ class Policy:
         more: dict[str, Counters] = {**self._operation.counters}
         if self._personal is not None:
             more["sdpo_personal"] = self._personal.counters
-        if self._trial is not None:
-            more["sdpo_trial_chats"] = self._trial.counters
+        if self._canary is not None:
+            more["sdpo_canary_chats"] = self._canary.counters
         capture = self._run.capture
         alarm_bytes = None if capture.kafka.brokers else capture.journal.alarm_mib << 20
         publish(

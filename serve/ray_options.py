@@ -6,7 +6,7 @@ of one node only, so the parts of an engine always share a node, and no placemen
 
 from typing import Any
 
-from sdpo_ray.config import Serve
+from sdpo_ray.config import ServeConfig
 
 ENGINE_ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -24,12 +24,12 @@ CPU_ENV = {
 }
 
 
-def replicas(serve: Serve, *, users: bool) -> dict[str, Any]:
+def replicas(serve: ServeConfig, *, users: bool) -> dict[str, Any]:
     """Options of the deployment for its number of replicas. Only users' replicas are ever more than one."""
     return serve.replicas if users else {"num_replicas": 1}
 
 
-def actor(serve: Serve) -> dict[str, Any]:
+def actor(serve: ServeConfig) -> dict[str, Any]:
     """`ray_actor_options` of one replica: what it takes, and the environment that its engine needs."""
     environment = ENGINE_ENV if serve.num_gpus else ENGINE_ENV | CPU_ENV
     return {
@@ -40,6 +40,6 @@ def actor(serve: Serve) -> dict[str, Any]:
     }
 
 
-def executor(serve: Serve) -> str:
+def executor(serve: ServeConfig) -> str:
     """vLLM's executor: the worker within the engine's process, or a process for each GPU of a split engine."""
     return "mp" if serve.tensor_parallel > 1 else "uni"

@@ -7,14 +7,14 @@ from time import time_ns
 from typing import Any
 
 from sdpo_ray.capture.api_keys import DEFAULT_TENANT
-from sdpo_ray.capture.chat_request import Asked
+from sdpo_ray.capture.chat_request import ChatRequest
 from serve.asgi import Scope
 
 _VISIT = "sdpo_ray.visit"
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class RequestSpan:
     """Part of a visit, in nanoseconds since 1970. Made where it is waited for; read by `serve.gateway.request_record`."""
 
     name: str
@@ -23,7 +23,7 @@ class Stage:
 
 
 @dataclass(slots=True)
-class Visit:
+class RequestContext:
     """One request that was let in. Made by `serve.gateway.middleware`; the routes read it, the engine writes to it."""
 
     path: str
@@ -38,16 +38,16 @@ class Visit:
     """Set when the engine's first output arrives."""
     adapter: str = ""
     """The personal policy that answers; empty for the shared one."""
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[RequestSpan] = field(default_factory=list)
     """What it waited for and where: `gate`, `engine`, `journal`; several of each where several answers were asked."""
 
     def passed(self, name: str, began_ns: int) -> None:
         """Note a stage that ends now."""
-        self.stages.append(Stage(name, began_ns, time_ns()))
+        self.stages.append(RequestSpan(name, began_ns, time_ns()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
+class LoadedAdapter:
     """A LoRA adapter as the engine knows it. Made by `serve.lora.lora_cache`."""
 
     name: str
@@ -57,11 +57,11 @@ class Adapter:
 
 
 @dataclass(slots=True)
-class Exchange:
+class ChatContext:
     """What a chat asked, and what becomes of it. Made by `serve.api.routes`; written to by `serve.engine.recording_engine`."""
 
-    visit: Visit
-    asked: Asked | None
+    visit: RequestContext
+    asked: ChatRequest | None
     """None for a completion of plain text, which is nobody's turn."""
     recorded: bool
     """Whether its turn is to be recorded."""
@@ -75,19 +75,19 @@ class Exchange:
     """Of the release whose adapter answers; None where it is the engine's own weights, which it names itself."""
     admitted: bool = False
     """Whether some of it is in the engine already: the rest goes in beside it, and is answered by the same policy."""
-    adapter: Adapter | None = None
+    adapter: LoadedAdapter | None = None
     """What answers it besides the engine's own weights, from the moment it is admitted."""
 
 
-EXCHANGE: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+EXCHANGE: ContextVar[ChatContext | None] = ContextVar("exchange", default=None)
 
 
-def visit_of(scope: Scope) -> Visit:
+def request_context_of(scope: Scope) -> RequestContext:
     """The visit that `serve.gateway.middleware` put into an ASGI scope."""
-    visit: Visit = scope[_VISIT]
+    visit: RequestContext = scope[_VISIT]
     return visit
 
 
-def with_visit(scope: Scope, visit: Visit) -> Scope:
+def with_request_context(scope: Scope, visit: RequestContext) -> Scope:
     """The scope, with the visit in it for those behind."""
     return {**scope, _VISIT: visit}

@@ -1,6 +1,6 @@
 """Fixtures shared by all tiers. Clusters and engines are started once a session: each costs tens of seconds.
 
-One vLLM engine answers users and one examines candidates; tests swap weights into them instead of starting others.
+One vLLM engine answers users and one evaluates candidates; tests swap weights into them instead of starting others.
 """
 
 import os
@@ -69,17 +69,17 @@ def served(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope="session")
-def examiner(served: Served) -> Iterator[str]:
-    """The engine that examines candidates, beside the users' one. Gives its URL."""
+def evaluator(served: Served) -> Iterator[str]:
+    """The engine that evaluates candidates, beside the users' one. Gives its URL."""
     from ray import serve
 
     from sdpo_ray.cli.options import LAPTOP
     from serve.app import Arguments, build
 
-    arguments = Arguments(run_file=str(LAPTOP), overrides=list(served.overrides), audience="examiner")
-    serve.run(build(arguments), name="examiner", route_prefix="/examiner")
-    yield f"{served.url}/examiner"
-    serve.delete("examiner")
+    arguments = Arguments(run_file=str(LAPTOP), overrides=list(served.overrides), audience="evaluator")
+    serve.run(build(arguments), name="evaluator", route_prefix="/evaluator")
+    yield f"{served.url}/evaluator"
+    serve.delete("evaluator")
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from sdpo_ray.config import Limits
+from sdpo_ray.config import LimitsConfig
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.files import read_json
-from sdpo_ray.io.locks import changing
+from sdpo_ray.io.locks import file_lock
 from sdpo_ray.io.watched_file import write_private
 
 DEFAULT_TENANT = "default"
@@ -36,7 +36,7 @@ class ApiKey:
     concurrent: int | None = None
     """These three are the key's own limits; None where the run's hold."""
 
-    def limits(self, default: Limits) -> Limits:
+    def limits(self, default: LimitsConfig) -> LimitsConfig:
         """What this key may use, in a run whose `[serve.limits]` is `default`."""
         names = ("requests_per_minute", "tokens_per_minute", "concurrent")
         own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -91,13 +91,13 @@ class ApiKeys:
             tokens_per_minute=tokens_per_minute,
             concurrent=concurrent,
         )
-        with changing(self._path):
+        with file_lock(self._path):
             write_private(self._path, (*type(self).load(self._path).keys, made))
         return key, type(self).load(self._path)
 
     def revoke(self, key_id: str) -> Self:
         """Forget one key. Raises ConfigError when there is none of this id."""
-        with changing(self._path):
+        with file_lock(self._path):
             there = type(self).load(self._path).keys
             if all(key.key_id != key_id for key in there):
                 raise ConfigError(f"there is no key {key_id}; known: {', '.join(k.key_id for k in there) or 'none'}")

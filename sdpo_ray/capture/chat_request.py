@@ -15,7 +15,7 @@ from sdpo_ray.records import Consent, Message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Asked:
+class ChatRequest:
     """One request as the client sent it. Made by `serve.api.routes`; read by `capture.recorder`.
 
     Nothing of it is redacted yet, so it does not print.
@@ -38,12 +38,12 @@ class Asked:
 
 def read_request(
     body: Mapping[str, Any], headers: Mapping[str, str], *, turn_id: str, tenant: str, default: Consent, now_s: float
-) -> Asked:
+) -> ChatRequest:
     """Read a chat-completion request. Raises DataError when it states its consent in unknown words."""
     metadata = body.get("metadata")
     stated_id = metadata.get("conversation_id") if isinstance(metadata, Mapping) else None
     user = body.get("user")
-    return Asked(
+    return ChatRequest(
         turn_id=turn_id,
         tenant=tenant,
         user=user if isinstance(user, str) else "",

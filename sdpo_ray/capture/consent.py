@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sdpo_ray.config import Capture
+from sdpo_ray.config import CaptureConfig
 from sdpo_ray.errors import DataError
 from sdpo_ray.headers import CONSENT
 from sdpo_ray.records import Consent
@@ -25,7 +25,7 @@ def consent_of(headers: Mapping[str, str], metadata: object, default: Consent) -
     return Consent.NONE if Consent.NONE in words else Consent.TRAIN
 
 
-def default_consent(config: Capture, tenant: str) -> Consent:
+def default_consent(config: CaptureConfig, tenant: str) -> Consent:
     """Consent of a tenant's requests that state none."""
     named = config.tenants.get(tenant)
     return config.consent if named is None else named.consent

@@ -29,7 +29,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Given:
+class FeedbackRequest:
     """Feedback as the client sent it. Made by `serve.api.feedback`; read by `capture.recorder`.
 
     Nothing of it is redacted yet, so it does not print.
@@ -60,7 +60,9 @@ class Given:
         )
 
 
-def read_feedback(content: bytes, headers: Mapping[str, str], *, tenant: str, default: Consent, now_s: float) -> Given:
+def read_feedback(
+    content: bytes, headers: Mapping[str, str], *, tenant: str, default: Consent, now_s: float
+) -> FeedbackRequest:
     """Read the body of a request. Raises DataError for anything but feedback, in words for the client."""
     try:
         body = msgspec.json.decode(content, type=_Body)
@@ -69,7 +71,7 @@ def read_feedback(content: bytes, headers: Mapping[str, str], *, tenant: str, de
     comment, edited = (text if text and text.strip() else "" for text in (body.comment, body.edited))
     if not (comment or edited or body.thumb):
         raise DataError("the body is no feedback: it has neither a comment, a thumb nor an edited answer")
-    return Given(
+    return FeedbackRequest(
         turn_id=body.turn_id,
         tenant=tenant,
         user=body.user or "",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from sdpo_ray.io.files import read_json
-from sdpo_ray.io.locks import changing
+from sdpo_ray.io.locks import file_lock
 from sdpo_ray.io.watched_file import write_private
 
 LEGACY = "pseudonym.key"
@@ -64,7 +64,7 @@ class Pseudonyms:
             return cls(path, read_json(path, _Keys))
         except FileNotFoundError:
             pass
-        with changing(path):
+        with file_lock(path):
             if not path.exists():
                 first = _legacy_key(path.with_name(LEGACY)) or _new_key()
                 write_private(path, _Keys(pairing_key=secrets.token_hex(32), keys=(first,)))
@@ -85,7 +85,7 @@ class Pseudonyms:
 
     def rotate(self) -> Self:
         """Put a new key before those in the file, and return what is in it now."""
-        with changing(self._path):
+        with file_lock(self._path):
             there = read_json(self._path, _Keys)
             write_private(self._path, _Keys(pairing_key=there.pairing_key, keys=(_new_key(), *there.keys)))
         return type(self).load(self._path)

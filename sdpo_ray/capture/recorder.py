@@ -13,8 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sdpo_ray.capture.chat_request import Asked
-from sdpo_ray.capture.feedback import Given
+from sdpo_ray.capture.chat_request import ChatRequest
+from sdpo_ray.capture.feedback import FeedbackRequest
 from sdpo_ray.capture.future_bridge import settled
 from sdpo_ray.capture.pairing_keys import pairing_keys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
@@ -37,7 +37,7 @@ class _NotRedacted(DataError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class EngineResponse:
     """One response as the engine made it. Made by `serve.engine.recording_engine`; read by `Recorder`."""
 
     choice: int
@@ -95,7 +95,7 @@ class Recorder:
         """Write what is queued, and let go of the log."""
         self._log.close()
 
-    def wants(self, asked: Asked) -> bool:
+    def wants(self, asked: ChatRequest) -> bool:
         """Whether a turn of this request will be recorded; counts why not."""
         if asked.consent is Consent.NONE:
             self.counters.add("not_recorded.no_consent")
@@ -105,7 +105,7 @@ class Recorder:
             return False
         return True
 
-    def record(self, asked: Asked, *answers: Answered) -> Coroutine[Any, Any, bool]:
+    def record(self, asked: ChatRequest, *answers: EngineResponse) -> Coroutine[Any, Any, bool]:
         """Store a turn for each answer. Await what it returns: True once all are durable, False if one could not be.
 
         The log has short turns when this returns, so that what a caller does before it waits costs no time. What is
@@ -116,7 +116,7 @@ class Recorder:
         # In the caller's own task: each further turn of a busy event loop makes the answer wait longer than the sync.
         return self._settled([self._append(self._maker(asked, answered), self.counters) for answered in answers])
 
-    async def _shielded(self, asked: Asked, answers: Sequence[Answered]) -> bool:
+    async def _shielded(self, asked: ChatRequest, answers: Sequence[EngineResponse]) -> bool:
         return await asyncio.shield(self.record_later(asked, *answers))
 
     async def _settled(self, appended: "list[_Appended | None]") -> bool:
@@ -126,7 +126,7 @@ class Recorder:
             self.finish(self._settle_all(appended))
             raise
 
-    def record_later(self, asked: Asked, *answers: Answered) -> "asyncio.Task[bool]":
+    def record_later(self, asked: ChatRequest, *answers: EngineResponse) -> "asyncio.Task[bool]":
         """Begin to store them."""
         return self.finish(self._record(asked, answers))
 
@@ -137,15 +137,15 @@ class Recorder:
         task.add_done_callback(self._begun.discard)
         return task
 
-    async def _record(self, asked: Asked, answers: Sequence[Answered]) -> bool:
+    async def _record(self, asked: ChatRequest, answers: Sequence[EngineResponse]) -> bool:
         tries = (self._try(self._maker(asked, a), _num_chars(asked, a), self.counters) for a in answers)
         return None not in await asyncio.gather(*tries)
 
-    def _maker(self, asked: Asked, answered: Answered) -> Callable[[], Turn]:
+    def _maker(self, asked: ChatRequest, answered: EngineResponse) -> Callable[[], Turn]:
         finished_at_s = time.time() if answered.finished_at_s is None else answered.finished_at_s
         return lambda: self._turn(asked, answered, finished_at_s)
 
-    async def record_feedback(self, given: Given) -> str | None:
+    async def record_feedback(self, given: FeedbackRequest) -> str | None:
         """Store feedback; its id once it is durable, None when it could not be stored or may not be."""
         if given.consent is Consent.NONE:
             self.feedback.add("not_recorded.no_consent")
@@ -207,7 +207,7 @@ class Recorder:
         # The system's errors are about files; any other text may repeat what somebody said.
         logger.warning("not recorded: %s", error if isinstance(error, (OSError, _NotRedacted)) else reason)
 
-    def _turn(self, asked: Asked, answered: Answered, finished_at_s: float) -> Turn:
+    def _turn(self, asked: ChatRequest, answered: EngineResponse, finished_at_s: float) -> Turn:
         pseudonyms = self._pseudonyms()
         keys = pairing_keys(
             key=pseudonyms.pairing_key,
@@ -241,7 +241,7 @@ class Recorder:
         )
         return self._redacted(redact_turn, turn)
 
-    def _feedback(self, given: Given) -> Feedback:
+    def _feedback(self, given: FeedbackRequest) -> Feedback:
         pseudonyms = self._pseudonyms()
         feedback = given.feedback(pseudonym=pseudonyms.of(given.user), key=pseudonyms.pairing_key)
         return self._redacted(redact_feedback, feedback)
@@ -255,7 +255,7 @@ class Recorder:
             raise _NotRedacted(f"redaction failed with {type(error).__name__}") from None
 
 
-def _num_chars(asked: Asked, answered: Answered) -> int:
+def _num_chars(asked: ChatRequest, answered: EngineResponse) -> int:
     """Characters that redaction will read."""
     said = sum(len(m.content) + sum(len(call.arguments) for call in m.tool_calls) for m in asked.messages)
     called = sum(len(call.arguments) for call in answered.response_calls)

@@ -11,7 +11,7 @@ from sdpo_ray.errors import ConfigError
 
 
 @contextmanager
-def connected(run: Run) -> Iterator[None]:
+def ray_session(run: Run) -> Iterator[None]:
     """Connected to the cluster that is there, else to one on this machine for as long as the block runs."""
     import ray
 

@@ -51,7 +51,7 @@ def serve_config(run: Run, run_file: Path, overrides: list[str], *, only: Collec
     A run that puts candidates on trial has an application more: serve/canary.yaml. How many replicas there are stands
     beside the arguments, not in them: Ray Serve starts all replicas again when an argument changes.
     """
-    file = SERVE / ("config.yaml" if run.promote.trial.mode == "off" else "canary.yaml")
+    file = SERVE / ("config.yaml" if run.promote.canary.mode == "off" else "canary.yaml")
     config: dict[str, Any] = yaml.safe_load(file.read_text())
     config["http_options"] |= {"host": run.serve.host, "port": run.serve.port}
     config["applications"] = [each for each in config["applications"] if not only or each["name"] in only]

@@ -3,37 +3,37 @@
 Reading a run imports neither Ray nor torch, so `--help` and `--print-config` answer at once.
 """
 
-from sdpo_ray.config.data import Capture, Curate, Tenant
-from sdpo_ray.config.distill import Distill
+from sdpo_ray.config.data import CaptureConfig, CurateConfig, TenantConfig
+from sdpo_ray.config.distill import DistillConfig
 from sdpo_ray.config.presets import PRESETS
 from sdpo_ray.config.run import (
-    Evaluate,
-    Policy,
-    Promote,
+    EvaluateConfig,
+    PolicyConfig,
+    PromoteConfig,
     Run,
-    Simulate,
+    SimulateConfig,
     keys,
     load_run,
     parse_run,
     to_json,
 )
-from sdpo_ray.config.serving import Limits, Personal, Serve, TrialRules
+from sdpo_ray.config.serving import CanaryConfig, LimitsConfig, PersonalConfig, ServeConfig
 
 __all__ = [
     "PRESETS",
-    "Capture",
-    "Curate",
-    "Distill",
-    "Evaluate",
-    "Limits",
-    "Personal",
-    "Policy",
-    "Promote",
+    "CanaryConfig",
+    "CaptureConfig",
+    "CurateConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "LimitsConfig",
+    "PersonalConfig",
+    "PolicyConfig",
+    "PromoteConfig",
     "Run",
-    "Serve",
-    "Simulate",
-    "Tenant",
-    "TrialRules",
+    "ServeConfig",
+    "SimulateConfig",
+    "TenantConfig",
     "keys",
     "load_run",
     "parse_run",

@@ -12,14 +12,14 @@ from sdpo_ray.records import Consent
 _ENVIRONMENT = "env:"
 
 
-class Tenant(Section):
+class TenantConfig(Section):
     """What differs for one tenant."""
 
     consent: Consent
     """Consent of this tenant's requests that state none."""
 
 
-class Journal(Section):
+class JournalConfig(Section):
     """The event log on a disk that replicas and jobs share."""
 
     segment_mib: int = Field(default=16, ge=1)
@@ -33,13 +33,13 @@ class Journal(Section):
     up a whole segment."""
 
     @model_validator(mode="after")
-    def _room(self) -> "Journal":
+    def _room(self) -> "JournalConfig":
         if self.max_mib < 2 * self.segment_mib:
             raise ValueError("max_mib must be at least two segments: one that is read, and one that is written")
         return self
 
 
-class Kafka(Section):
+class KafkaConfig(Section):
     """The event log on Kafka, for replicas that share no disk."""
 
     brokers: str = ""
@@ -72,12 +72,12 @@ class Kafka(Section):
         return resolved
 
 
-class Capture(Section):
+class CaptureConfig(Section):
     """What is recorded of live traffic."""
 
     consent: Consent = Consent.TRAIN
     """Consent of requests that state none (header `x-sdpo-consent` or `metadata.consent`)."""
-    tenants: dict[str, Tenant] = Field(default_factory=dict)
+    tenants: dict[str, TenantConfig] = Field(default_factory=dict)
     """By name; others have the defaults above."""
     redact: tuple[Literal["email", "phone", "card", "iban", "ip", "secret"], ...] = (
         "email",
@@ -94,11 +94,11 @@ class Capture(Section):
     """Entities that Presidio looks for, too, such as `US_SSN`; needs the extra `pii`."""
     receipt_timeout_s: float = Field(default=15, gt=0)
     """Longest that an answer waits for its turn to be durable; then it goes out without a receipt, which is counted."""
-    journal: Journal = Journal()
-    kafka: Kafka = Kafka()
+    journal: JournalConfig = JournalConfig()
+    kafka: KafkaConfig = KafkaConfig()
 
 
-class Curate(Section):
+class CurateConfig(Section):
     """Turns to interactions, and the draw for one update."""
 
     min_new_interactions: int = Field(default=80, ge=1)
@@ -152,7 +152,7 @@ class Curate(Section):
         return mix
 
     @model_validator(mode="after")
-    def _lengths(self) -> "Curate":
+    def _lengths(self) -> "CurateConfig":
         if self.min_follow_up_chars > self.max_follow_up_chars:
             raise ValueError("min_follow_up_chars is above max_follow_up_chars")
         return self

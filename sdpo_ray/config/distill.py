@@ -8,7 +8,7 @@ from sdpo_ray.config.presets import PRESETS
 from sdpo_ray.config.section import Section
 
 
-class Context(Section):
+class ContextConfig(Section):
     """The two contexts of an interaction, x and (x, o), and which tokens of y are scored."""
 
     template: Literal["online", "offline_code", "paper"] = "online"
@@ -38,7 +38,7 @@ class Context(Section):
     """Interactions with the same x, y and o that one update learns from."""
 
 
-class Signal(Section):
+class SignalConfig(Section):
     """What each token of y is moved by."""
 
     estimator: Literal["sampled_token", "topk_reverse_kl", "full_kl"] = "sampled_token"
@@ -66,7 +66,7 @@ class Signal(Section):
         return self.estimator != "sampled_token" or self.baseline == "token_kl"
 
 
-class Teacher(Section):
+class TeacherConfig(Section):
     """Who scores y under hindsight."""
 
     kind: Literal["live", "ema", "frozen", "adapter_off"] = "ema"
@@ -78,7 +78,7 @@ class Teacher(Section):
     teacher without hindsight is the student itself."""
 
 
-class Drift(Section):
+class DriftConfig(Section):
     """How far from the base the policy may slide while it learns."""
 
     kl_penalty: float = Field(default=0.0, ge=0)
@@ -91,7 +91,7 @@ class Drift(Section):
     """Mean -log p(y) in nats a token, under which the run ends without a candidate."""
 
 
-class Lora(Section):
+class LoraConfig(Section):
     """Low-rank adapters (arXiv 2106.09685) on all linear layers but the head."""
 
     rank: int = Field(default=64, ge=0)
@@ -99,7 +99,7 @@ class Lora(Section):
     alpha: float = Field(default=128, gt=0)
 
 
-class Workers(Section):
+class WorkersConfig(Section):
     """Where and in what precision it is computed."""
 
     num_workers: int = Field(default=1, ge=1)
@@ -125,7 +125,7 @@ class Workers(Section):
     """Lost worker groups that are started again."""
 
 
-class Distill(Section):
+class DistillConfig(Section):
     """One update."""
 
     preset: Literal[
@@ -145,12 +145,12 @@ class Distill(Section):
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """AdamW with betas 0.9 and 0.999 and no decay; `adamw_8bit` is bitsandbytes' and needs a GPU."""
     adam_eps: float = Field(default=1e-8, gt=0)
-    context: Context = Context()
-    signal: Signal = Signal()
-    teacher: Teacher = Teacher()
-    drift: Drift = Drift()
-    lora: Lora = Lora()
-    workers: Workers = Workers()
+    context: ContextConfig = ContextConfig()
+    signal: SignalConfig = SignalConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    drift: DriftConfig = DriftConfig()
+    lora: LoraConfig = LoraConfig()
+    workers: WorkersConfig = WorkersConfig()
 
     @model_validator(mode="before")
     @classmethod

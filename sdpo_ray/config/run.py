@@ -12,14 +12,18 @@ from typing import Any, Literal
 import msgspec
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from sdpo_ray.config.data import Capture, Curate
-from sdpo_ray.config.distill import Distill
+from sdpo_ray.config.data import CaptureConfig, CurateConfig
+from sdpo_ray.config.distill import DistillConfig
 from sdpo_ray.config.section import Section
-from sdpo_ray.config.serving import Personal, Serve, TrialRules
+from sdpo_ray.config.serving import CanaryConfig, PersonalConfig, ServeConfig
 from sdpo_ray.errors import ConfigError
 
 
-class Policy(Section):
+RENAMED = {"promote.trial": "promote.canary"}
+"""Keys and sections of earlier run files, by their present names; the error for an old one says the new one."""
+
+
+class PolicyConfig(Section):
     """The policy that is served and learns."""
 
     base: str = "sdpo_ray/simulate/tiny_policy/checkpoint"
@@ -32,8 +36,8 @@ class Policy(Section):
     """Longest prompt plus response, in tokens."""
 
 
-class Evaluate(Section):
-    """The examination of a candidate."""
+class EvaluateConfig(Section):
+    """The evaluation of a candidate."""
 
     num_prompts: int = Field(default=192, ge=8)
     """Held-out prompts, the same for every policy."""
@@ -43,7 +47,7 @@ class Evaluate(Section):
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
 
-class Promote(Section):
+class PromoteConfig(Section):
     """The gate, and MLflow's registry behind it."""
 
     min_win_rate: float = Field(default=0.5, ge=0, le=1)
@@ -66,10 +70,10 @@ class Promote(Section):
     """Seconds between two looks at the registry."""
     confirm_timeout_s: float = Field(default=120.0, gt=0)
     """Longest wait until every replica answers with a released version."""
-    trial: TrialRules = TrialRules()
+    canary: CanaryConfig = CanaryConfig()
 
 
-class Simulate(Section):
+class SimulateConfig(Section):
     """The people who talk to the policy where no real ones do."""
 
     persona: str = "concise"
@@ -91,15 +95,15 @@ class Run(Section):
     tables: str = ""
     """Where the tables are, when not under `root`: a directory, or `s3://bucket/prefix` with AWS's own variables."""
     seed: int = 0
-    policy: Policy = Policy()
-    serve: Serve = Serve()
-    capture: Capture = Capture()
-    curate: Curate = Curate()
-    distill: Distill = Distill()
-    evaluate: Evaluate = Evaluate()
-    promote: Promote = Promote()
-    personal: Personal = Personal()
-    simulate: Simulate = Simulate()
+    policy: PolicyConfig = PolicyConfig()
+    serve: ServeConfig = ServeConfig()
+    capture: CaptureConfig = CaptureConfig()
+    curate: CurateConfig = CurateConfig()
+    distill: DistillConfig = DistillConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    promote: PromoteConfig = PromoteConfig()
+    personal: PersonalConfig = PersonalConfig()
+    simulate: SimulateConfig = SimulateConfig()
 
     @model_validator(mode="after")
     def _bases(self) -> "Run":
@@ -185,5 +189,8 @@ def _explain(detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] != "extra_forbidden":
         return f"{name}: {detail['msg']} (got {detail['input']!r})"
+    for old, new in RENAMED.items():
+        if name == old or name.startswith(f"{old}."):
+            return f"{name}: was renamed to {new}{name.removeprefix(old)}"
     valid = list(keys()) if "." in name else list(Run.model_fields)
     return f"{name}: unknown key; did you mean {difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]}?"

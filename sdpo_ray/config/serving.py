@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from sdpo_ray.config.section import Section
 
 
-class Limits(Section):
+class LimitsConfig(Section):
     """What one API key may use, over all replicas; 0 for any amount. `jobs/keys.py` gives a key limits of its own."""
 
     requests_per_minute: int = Field(default=0, ge=0)
@@ -19,7 +19,7 @@ class Limits(Section):
     """Requests at once."""
 
 
-class Autoscale(Section):
+class AutoscaleConfig(Section):
     """How many replicas there are, by load."""
 
     max_replicas: int = Field(default=0, ge=0)
@@ -30,7 +30,7 @@ class Autoscale(Section):
     downscale_delay_s: float = Field(default=300, ge=0)
 
 
-class Serve(Section):
+class ServeConfig(Section):
     """Ray Serve and the vLLM engine."""
 
     host: str = "127.0.0.1"
@@ -39,7 +39,7 @@ class Serve(Section):
     served_name: str = "policy"
     """The model name clients ask for."""
     num_replicas: int = Field(default=1, ge=1)
-    autoscale: Autoscale = Autoscale()
+    autoscale: AutoscaleConfig = AutoscaleConfig()
     num_cpus: float = Field(default=0.5, gt=0)
     """Ray's logical CPUs a replica."""
     num_gpus: float = Field(default=0, ge=0)
@@ -69,7 +69,7 @@ class Serve(Section):
     """How long a replica that is stopped goes on with what it has begun."""
     engine_patience_s: float = Field(default=120, gt=0)
     """An engine that answers nothing for so long hangs: its replica is started anew. No step or load takes longer."""
-    limits: Limits = Limits()
+    limits: LimitsConfig = LimitsConfig()
     otlp_endpoint: str = ""
     """Where OpenTelemetry traces go (OTLP over gRPC), such as `http://collector:4317`; empty sends none."""
 
@@ -81,7 +81,7 @@ class Serve(Section):
         return name
 
     @model_validator(mode="after")
-    def _fit_together(self) -> "Serve":
+    def _fit_together(self) -> "ServeConfig":
         for wrong, why in (
             (self.swap == "adapter" and not self.adapters, "swap 'adapter' needs LoRA: set adapters to 2 or more"),
             (
@@ -128,10 +128,10 @@ class Serve(Section):
             return self.host == "localhost"
 
 
-class TrialRules(Section):
+class CanaryConfig(Section):
     """What a candidate that passed the gate still has to show among users, before it is promoted.
 
-    Needs the application `canary`, an engine of its own: `--set promote.trial.mode=canary` deploys it.
+    Needs the application `canary`, an engine of its own: `--set promote.canary.mode=canary` deploys it.
     """
 
     mode: Literal["off", "shadow", "canary"] = "off"
@@ -149,7 +149,7 @@ class TrialRules(Section):
     """Seconds a token of the candidate's answers, against the champion's, that are still no breach."""
 
 
-class Personal(Section):
+class PersonalConfig(Section):
     """Personal policies: a LoRA adapter over the shared policy for one user or tenant. Needs `serve.adapters`."""
 
     min_interactions: int = Field(default=32, ge=1)

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sdpo_ray.config import Curate
+from sdpo_ray.config import CurateConfig
 from sdpo_ray.curate.language import Detect, sample
 from sdpo_ray.records import Consent, Interaction, Message, Role, Turn
 
 _DAY_S = 86_400
 
 
-class Refusal(StrEnum):
+class NotAdmitted(StrEnum):
     """Why an interaction is not learned from; in the order in which it is looked for."""
 
     NOT_A_FOLLOW_UP = "not_a_follow_up"
@@ -54,7 +54,7 @@ class Refusal(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class Reaction:
     """What a user said of an answer. Made from a follow-up turn or a comment; read by `admit`."""
 
     interaction_id: str
@@ -66,10 +66,10 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class AdmissionRules:
     """What `admit` asks beside the run file."""
 
-    config: Curate
+    config: CurateConfig
     now_s: float
     leaks: Callable[[str], bool]
     """Whether a text holds what the run file has redacted."""
@@ -77,9 +77,9 @@ class Rules:
     """Asked only where `config.languages` names any."""
 
 
-def said_in_turn(answer: Turn, follow_up: Turn) -> Said:
+def reaction_in_turn(answer: Turn, follow_up: Turn) -> Reaction:
     """The last message of `follow_up` as what was said of `answer`."""
-    return Said(
+    return Reaction(
         interaction_id=answer.turn_id,
         text=follow_up.messages[-1].content,
         said_in=follow_up.turn_id,
@@ -88,7 +88,7 @@ def said_in_turn(answer: Turn, follow_up: Turn) -> Said:
     )
 
 
-def admit(answer: Turn, said: Said, rules: Rules) -> Interaction | Refusal:
+def admit(answer: Turn, said: Reaction, rules: AdmissionRules) -> Interaction | NotAdmitted:
     """The interaction of an answered turn and what was said of it, or why there is none."""
     if (reason := _refuse(answer, said, rules.config) or _refuse_text(answer, said, rules)) is not None:
         return reason
@@ -102,28 +102,28 @@ def admit(answer: Turn, said: Said, rules: Rules) -> Interaction | Refusal:
     )
 
 
-def _refuse(answer: Turn, said: Said, config: Curate) -> Refusal | None:
+def _refuse(answer: Turn, said: Reaction, config: CurateConfig) -> NotAdmitted | None:
     text = said.text
     checks = {
-        Refusal.NO_CONSENT: any(consent is not Consent.TRAIN for consent in (answer.consent, said.consent)),
-        Refusal.EMPTY_RESPONSE: not (answer.response if answer.text_only else answer.response_ids),
-        Refusal.RESPONSE_TOO_LONG: len(answer.response) > config.max_response_chars,
-        Refusal.MIXED_VERSIONS: len({span.policy_version for span in answer.version_spans}) > 1,
-        Refusal.NON_FINITE_LOGPROBS: not all(map(math.isfinite, answer.response_logprobs)),
-        Refusal.EMPTY_FOLLOW_UP: not text.strip(),
-        Refusal.FOLLOW_UP_TOO_SHORT: len(text.strip()) < config.min_follow_up_chars,
-        Refusal.FOLLOW_UP_TOO_LONG: len(text) > config.max_follow_up_chars,
-        Refusal.REPEATS_ANSWER: _plain(text) == _plain(answer.response),
+        NotAdmitted.NO_CONSENT: any(consent is not Consent.TRAIN for consent in (answer.consent, said.consent)),
+        NotAdmitted.EMPTY_RESPONSE: not (answer.response if answer.text_only else answer.response_ids),
+        NotAdmitted.RESPONSE_TOO_LONG: len(answer.response) > config.max_response_chars,
+        NotAdmitted.MIXED_VERSIONS: len({span.policy_version for span in answer.version_spans}) > 1,
+        NotAdmitted.NON_FINITE_LOGPROBS: not all(map(math.isfinite, answer.response_logprobs)),
+        NotAdmitted.EMPTY_FOLLOW_UP: not text.strip(),
+        NotAdmitted.FOLLOW_UP_TOO_SHORT: len(text.strip()) < config.min_follow_up_chars,
+        NotAdmitted.FOLLOW_UP_TOO_LONG: len(text) > config.max_follow_up_chars,
+        NotAdmitted.REPEATS_ANSWER: _plain(text) == _plain(answer.response),
     }
     return next((reason for reason, found in checks.items() if found), None)
 
 
-def _refuse_text(answer: Turn, said: Said, rules: Rules) -> Refusal | None:
+def _refuse_text(answer: Turn, said: Reaction, rules: AdmissionRules) -> NotAdmitted | None:
     """The checks that cost more, on what passed the others."""
     if rules.now_s - said.at_s > rules.config.max_age_days * _DAY_S:
-        return Refusal.TOO_OLD
+        return NotAdmitted.TOO_OLD
     if any(map(rules.leaks, (*(message.content for message in answer.messages), answer.response, said.text))):
-        return Refusal.NOT_REDACTED
+        return NotAdmitted.NOT_REDACTED
     if not rules.config.languages:
         return None
     # Together: a short follow-up alone is often taken for another language.
@@ -131,8 +131,8 @@ def _refuse_text(answer: Turn, said: Said, rules: Rules) -> Refusal | None:
     spoken = (*asked, _message(Role.ASSISTANT, answer.response), _message(Role.USER, said.text))
     found = rules.detect(sample(spoken))
     if found is None:
-        return Refusal.UNCLEAR_LANGUAGE
-    return None if found in rules.config.languages else Refusal.NOT_LANGUAGE
+        return NotAdmitted.UNCLEAR_LANGUAGE
+    return None if found in rules.config.languages else NotAdmitted.NOT_LANGUAGE
 
 
 def _message(role: Role, content: str) -> Message:

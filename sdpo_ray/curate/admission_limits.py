@@ -8,14 +8,14 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sdpo_ray.config import Curate
-from sdpo_ray.curate.admission import Refusal
+from sdpo_ray.config import CurateConfig
+from sdpo_ray.curate.admission import NotAdmitted
 
 HOUR_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Admitted:
+class AdmissionCounts:
     """What the limits look at in an interaction. Made by `curate.pipeline` from light columns."""
 
     interaction_id: str
@@ -27,8 +27,12 @@ class Admitted:
 
 
 def within_limits(
-    new: Iterable[Admitted], *, before: Sequence[Admitted], copies: Mapping[str, int], config: Curate
-) -> dict[str, Refusal]:
+    new: Iterable[AdmissionCounts],
+    *,
+    before: Sequence[AdmissionCounts],
+    copies: Mapping[str, int],
+    config: CurateConfig,
+) -> dict[str, NotAdmitted]:
     """The interactions of `new` that are over a limit, with the limit.
 
     `before` are those admitted in the hour before the oldest of `new` and since; `copies` counts the earlier
@@ -36,18 +40,18 @@ def within_limits(
     """
     have = Counter(copies)
     users, tenants = _Hour(), _Hour()
-    refused: dict[str, Refusal] = {}
+    refused: dict[str, NotAdmitted] = {}
     known = {each.interaction_id for each in before}
     for each in sorted((*before, *new), key=lambda one: (one.follow_up_at_s, one.interaction_id)):
         user, now_s = (each.tenant, each.user), each.follow_up_at_s
         if each.interaction_id not in known:
             reason = None
             if have[each.content] >= config.max_copies:
-                reason = Refusal.DUPLICATE
+                reason = NotAdmitted.DUPLICATE
             elif each.user and users.is_full(user, now_s, config.max_per_user_hour):
-                reason = Refusal.USER_FLOOD
+                reason = NotAdmitted.USER_FLOOD
             elif tenants.is_full(each.tenant, now_s, config.max_per_tenant_hour):
-                reason = Refusal.TENANT_FLOOD
+                reason = NotAdmitted.TENANT_FLOOD
             if reason is not None:
                 refused[each.interaction_id] = reason
                 continue

@@ -10,9 +10,9 @@ from functools import cache
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from sdpo_ray.config import Capture, Curate
-from sdpo_ray.curate.admission import Refusal, Rules, admit, said_in_turn
-from sdpo_ray.curate.comments import said_in_comment
+from sdpo_ray.config import CaptureConfig, CurateConfig
+from sdpo_ray.curate.admission import AdmissionRules, NotAdmitted, admit, reaction_in_turn
+from sdpo_ray.curate.comments import reaction_in_comment
 from sdpo_ray.curate.gc_pause import collector_paused
 from sdpo_ray.curate.language import Detect, detector
 from sdpo_ray.curate.pairing import follows
@@ -42,7 +42,7 @@ OUTCOME = INTERACTION.append(pa.field(REFUSAL, pa.string()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class AdmissionTask:
     """An answer and what was said of it. Made by `curate.pipeline`; read by `admit_block`."""
 
     answer: str
@@ -54,7 +54,7 @@ class Work:
 
 
 @collector_paused()
-def admit_block(work: pa.Table, *, curate: Curate, capture: Capture, now_s: float) -> pa.Table:
+def admit_block(work: pa.Table, *, curate: CurateConfig, capture: CaptureConfig, now_s: float) -> pa.Table:
     """Rows of `OUTCOME`, one a row of `WORK`: an interaction, or a refusal and nothing else."""
     rows = work.to_pylist()
     ids = pa.array({name for row in rows for name in (row["answer"], row["follow_up"]) if name}, pa.string())
@@ -64,28 +64,30 @@ def admit_block(work: pa.Table, *, curate: Curate, capture: Capture, now_s: floa
     redactor = _redactor(capture.redact, capture.phone_regions)
     # What was said early stands in every later turn of its conversation.
     leaks = cache(lambda text: bool(redactor.redact(text)[1]))
-    rules = Rules(config=curate, now_s=now_s, leaks=leaks, detect=_detect)
+    rules = AdmissionRules(config=curate, now_s=now_s, leaks=leaks, detect=_detect)
     comments = iter(feedback_from_arrow(pa.Table.from_pylist(_given(rows), schema=FEEDBACK)))
     outcomes = [_outcome(row, turns, next(comments) if row["feedback"] else None, rules) for row in rows]
     kept = interactions_to_arrow([each for each in outcomes if isinstance(each, Interaction)])
     kept = kept.append_column(REFUSAL, pa.nulls(kept.num_rows, pa.string()))
-    refused = [{REFUSAL: each.value} for each in outcomes if isinstance(each, Refusal)]
+    refused = [{REFUSAL: each.value} for each in outcomes if isinstance(each, NotAdmitted)]
     return pa.concat_tables([kept, pa.Table.from_pylist(refused, schema=OUTCOME)])
 
 
 def _outcome(
-    row: Mapping[str, str], turns: Mapping[str, Turn], feedback: Feedback | None, rules: Rules
-) -> Interaction | Refusal:
+    row: Mapping[str, str], turns: Mapping[str, Turn], feedback: Feedback | None, rules: AdmissionRules
+) -> Interaction | NotAdmitted:
     answer = turns.get(row["answer"])
     if answer is not None and feedback is not None:
-        said = said_in_comment(answer, feedback)
-        return said if isinstance(said, Refusal) else admit(answer, said, rules)
+        said = reaction_in_comment(answer, feedback)
+        return said if isinstance(said, NotAdmitted) else admit(answer, said, rules)
     follow_up = turns.get(row["follow_up"])
     if answer is None or follow_up is None:
         # Erased after it was paired.
-        return Refusal.UNKNOWN_TURN
+        return NotAdmitted.UNKNOWN_TURN
     return (
-        admit(answer, said_in_turn(answer, follow_up), rules) if follows(follow_up, answer) else Refusal.NOT_A_FOLLOW_UP
+        admit(answer, reaction_in_turn(answer, follow_up), rules)
+        if follows(follow_up, answer)
+        else NotAdmitted.NOT_A_FOLLOW_UP
     )
 
 

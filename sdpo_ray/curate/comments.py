@@ -1,20 +1,20 @@
 """A comment on an answer is what the user said of it, like a follow-up; pure."""
 
-from sdpo_ray.curate.admission import Refusal, Said
+from sdpo_ray.curate.admission import NotAdmitted, Reaction
 from sdpo_ray.records import Feedback, Turn
 
 
-def said_in_comment(answer: Turn | None, feedback: Feedback) -> Said | Refusal:
+def reaction_in_comment(answer: Turn | None, feedback: Feedback) -> Reaction | NotAdmitted:
     """The comment as what was said of `answer`, or why it is not: it must come from the one who was answered.
 
     Two pseudonyms of one user differ when a key was rotated in between, so only those of one key are compared; the
     turn's id, which nobody can guess, stands for the rest.
     """
     if answer is None:
-        return Refusal.UNKNOWN_TURN
+        return NotAdmitted.UNKNOWN_TURN
     if answer.tenant != feedback.tenant or _differ(answer.user, feedback.user):
-        return Refusal.NOT_THEIRS
-    return Said(
+        return NotAdmitted.NOT_THEIRS
+    return Reaction(
         interaction_id=feedback.feedback_id,
         text=feedback.comment,
         said_in=feedback.feedback_id,

@@ -79,7 +79,7 @@ _OTHERWISE = re.compile(
 )
 
 
-def complains(follow_up: str) -> bool:
+def is_dissatisfied(follow_up: str) -> bool:
     """Whether a user who says this next was not content with the answer before it."""
     text = " ".join(follow_up[:HEAD_CHARS].lower().replace("\u2019", "'").split())
     text = _NT.sub(r"\1n't", text)

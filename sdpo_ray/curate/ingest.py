@@ -28,7 +28,7 @@ _Kind = TypeVar("_Kind", Turn, Feedback)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shipped:
+class Ingested:
     """Made by `ship`; read by `curate.pipeline`."""
 
     num_turns: int
@@ -36,7 +36,7 @@ class Shipped:
     refused: Counter[str]
 
 
-def ship(
+def ingest(
     log: EventLog,
     turns: Table,
     feedback: Table,
@@ -45,7 +45,7 @@ def ship(
     max_bytes: int,
     erased: Callable[[Event], bool],
     on_turns: Callable[[int], None] = lambda num_turns: None,
-) -> Shipped:
+) -> Ingested:
     """Bring the tables up to where every partition ended at some moment of this call, then truncate the log.
 
     `erased` tells, once an event is read, whether somebody who is erased left it in the log; `on_turns` hears how many
@@ -87,7 +87,7 @@ def ship(
     feedback.sync()
     turns.sync()
     log.truncate(positions(log, turns))
-    return Shipped(num_turns=num_turns, num_feedback=num_feedback, refused=+refused)
+    return Ingested(num_turns=num_turns, num_feedback=num_feedback, refused=+refused)
 
 
 def positions(log: EventLog, turns: Table) -> dict[str, int]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from sdpo_ray.curate.admission import Refusal
-from sdpo_ray.curate.comments import said_in_comment
-from sdpo_ray.curate.dissatisfaction_rules import complains
+from sdpo_ray.curate.admission import NotAdmitted
+from sdpo_ray.curate.comments import reaction_in_comment
+from sdpo_ray.curate.dissatisfaction_rules import is_dissatisfied
 from sdpo_ray.records import Feedback, FinishReason, Thumb, Turn
 from sdpo_ray.tables.arrow_schemas import feedback_from_arrow, interactions_from_arrow, turns_from_arrow
 from sdpo_ray.tables.delta_table import Table
@@ -21,8 +21,8 @@ _WITHOUT_WORDS = ("started_at_s", "finished_at_s", "response_ids", "version_span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reaction:
-    """Made by `Reactions`; read by `sdpo_ray.pipeline.canary_runner`."""
+class ObservedReaction:
+    """Made by `OnlineMetrics`; read by `sdpo_ray.pipeline.canary_runner`."""
 
     policy_version: int
     """Of the answer."""
@@ -30,15 +30,15 @@ class Reaction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """An answer that was given to its end. Made by `Reactions`; read by `sdpo_ray.pipeline.canary_runner`."""
+class FinishedAnswer:
+    """An answer that was given to its end. Made by `OnlineMetrics`; read by `sdpo_ray.pipeline.canary_runner`."""
 
     policy_version: int
     seconds: float
     tokens: int
 
 
-class Reactions:
+class OnlineMetrics:
     """Looks at what curation brought since it looked last; its first look is at everything since `since_s`, Unix time.
 
     What an answer of a personal policy, or of several versions, led to says nothing of one policy, and is left out.
@@ -54,18 +54,18 @@ class Reactions:
         self._waiting: list[Feedback] = []
         """On turns that are not stored yet."""
 
-    def given(self) -> list[Given]:
+    def given(self) -> list[FinishedAnswer]:
         """Answers that are new, in the order in which they were finished."""
         rows = self._new(self._turns, "finished_at_s", _WITHOUT_WORDS).to_pylist()
         return [
-            Given(policy_version=version, seconds=row["finished_at_s"] - row["started_at_s"], tokens=tokens)
+            FinishedAnswer(policy_version=version, seconds=row["finished_at_s"] - row["started_at_s"], tokens=tokens)
             for row in sorted(rows, key=lambda row: row["finished_at_s"])
             if (version := self._version(row["version_spans"], row["adapter"], row["started_at_s"])) is not None
             and (tokens := len(row["response_ids"]))
             and row["finish_reason"] != FinishReason.ABORT
         ]
 
-    def reactions(self) -> list[Reaction]:
+    def reactions(self) -> list[ObservedReaction]:
         """Reactions that are new: what was said without words first, then the others, each in their order."""
         found = [*self._thumbs(), *self._follow_ups()]
         return [each for turn, complaint in found if (each := self._first(turn, complaint)) is not None]
@@ -79,21 +79,22 @@ class Reactions:
         return [
             (turn, each.thumb is Thumb.DOWN or bool(each.edited.strip()))
             for each in said
-            if (turn := turns.get(each.turn_id)) is not None and not isinstance(said_in_comment(turn, each), Refusal)
+            if (turn := turns.get(each.turn_id)) is not None
+            and not isinstance(reaction_in_comment(turn, each), NotAdmitted)
         ]
 
     def _follow_ups(self) -> list[tuple[Turn, bool]]:
         rows = interactions_from_arrow(self._new(self._interactions, "follow_up_at_s"))
         ordered = sorted(rows, key=lambda each: (each.follow_up_at_s, each.interaction_id))
-        return [(each.turn, complains(each.follow_up)) for each in ordered]
+        return [(each.turn, is_dissatisfied(each.follow_up)) for each in ordered]
 
-    def _first(self, turn: Turn, complaint: bool) -> Reaction | None:
+    def _first(self, turn: Turn, complaint: bool) -> ObservedReaction | None:
         spans = [{"policy_version": span.policy_version} for span in turn.version_spans]
         version = self._version(spans, turn.adapter, turn.started_at_s)
         if version is None or (version, turn.keys.conversation) in self._conversations:
             return None
         self._conversations.add((version, turn.keys.conversation))
-        return Reaction(policy_version=version, complaint=complaint)
+        return ObservedReaction(policy_version=version, complaint=complaint)
 
     def _version(self, spans: Iterable[Mapping[str, int]], adapter: str, started_at_s: float) -> int | None:
         """The one policy whose answer it was; None for an answer that is left out."""

@@ -19,7 +19,7 @@ from enum import StrEnum
 from sdpo_ray.records import Message, Role, Turn
 
 
-class Unpaired(StrEnum):
+class NotPaired(StrEnum):
     """Why a turn that continues a conversation is nobody's follow-up."""
 
     AMBIGUOUS = "ambiguous"
@@ -35,7 +35,7 @@ class Unpaired(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
+class PairingRow:
     """What pairing needs of a turn: a row of the table `pending`. Read by `pair`."""
 
     turn_id: str
@@ -55,8 +55,8 @@ class Waiting:
 class Pair:
     """An answered turn, and the turn whose last message reacts to it."""
 
-    answer: Waiting
-    follow_up: Waiting
+    answer: PairingRow
+    follow_up: PairingRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class Pairing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Horizon:
+class PairingCursor:
     """How far pairing has come, in batches of `pending`. Committed with the interactions of each round."""
 
     decided: int
@@ -90,14 +90,14 @@ def follows(follow_up: Turn, answer: Turn) -> bool:
     )
 
 
-def pair(turns: Iterable[Waiting], horizon: Horizon) -> Pairing:
+def pair(turns: Iterable[PairingRow], horizon: PairingCursor) -> Pairing:
     """Pairs and non-pairs that are decided now; what earlier rounds decided stays.
 
     `turns` are those behind `decided`, all others that share a key with them, and all that share one with an answer
     behind `seen`.
     """
-    answers: dict[str, list[Waiting]] = defaultdict(list)
-    follow_ups: dict[str, list[Waiting]] = defaultdict(list)
+    answers: dict[str, list[PairingRow]] = defaultdict(list)
+    follow_ups: dict[str, list[PairingRow]] = defaultdict(list)
     for turn in turns:
         answers[turn.continuation].append(turn)
         if turn.parent and turn.batch <= horizon.upto:
@@ -106,7 +106,7 @@ def pair(turns: Iterable[Waiting], horizon: Horizon) -> Pairing:
     unpaired: Counter[str] = Counter()
     for key in sorted(follow_ups):
         known = answers.get(key, [])
-        certain: dict[str, list[Waiting]] = defaultdict(list)
+        certain: dict[str, list[PairingRow]] = defaultdict(list)
         for follow_up in follow_ups[key]:
             fitting = _fitting(follow_up, known)
             if not _undecided(follow_up, fitting, horizon):
@@ -114,9 +114,9 @@ def pair(turns: Iterable[Waiting], horizon: Horizon) -> Pairing:
             if len(fitting) == 1:
                 certain[fitting[0].turn_id].append(follow_up)
             elif fitting:
-                unpaired[Unpaired.AMBIGUOUS] += 1
+                unpaired[NotPaired.AMBIGUOUS] += 1
             else:
-                unpaired[Unpaired.BEFORE_ANSWER if known else Unpaired.UNKNOWN_ANSWER] += 1
+                unpaired[NotPaired.BEFORE_ANSWER if known else NotPaired.UNKNOWN_ANSWER] += 1
         for answer in known:
             first = _choose(certain[answer.turn_id], _earlier(answer, follow_ups[key], horizon), unpaired)
             if first is not None:
@@ -124,34 +124,36 @@ def pair(turns: Iterable[Waiting], horizon: Horizon) -> Pairing:
     return Pairing(pairs=tuple(pairs), unpaired=unpaired)
 
 
-def _fitting(follow_up: Waiting, known: Sequence[Waiting]) -> list[Waiting]:
+def _fitting(follow_up: PairingRow, known: Sequence[PairingRow]) -> list[PairingRow]:
     return [answer for answer in known if answer.finished_at_s <= follow_up.started_at_s]
 
 
-def _undecided(follow_up: Waiting, fitting: Sequence[Waiting], horizon: Horizon) -> bool:
+def _undecided(follow_up: PairingRow, fitting: Sequence[PairingRow], horizon: PairingCursor) -> bool:
     """A follow-up is decided in its own round, and once more when an answer comes where there was none."""
     late = bool(fitting) and all(answer.batch > horizon.seen for answer in fitting)
     return follow_up.batch > horizon.decided or late
 
 
-def _earlier(answer: Waiting, follow_ups: Sequence[Waiting], horizon: Horizon) -> list[Waiting]:
+def _earlier(answer: PairingRow, follow_ups: Sequence[PairingRow], horizon: PairingCursor) -> list[PairingRow]:
     """Follow-ups that may have got this answer in earlier rounds: how many answers fitted then is not to be seen."""
     if answer.batch > horizon.seen:
         return []
     return [each for each in follow_ups if each.batch <= horizon.decided and answer.finished_at_s <= each.started_at_s]
 
 
-def _choose(undecided: Sequence[Waiting], earlier: Sequence[Waiting], unpaired: Counter[str]) -> Waiting | None:
+def _choose(
+    undecided: Sequence[PairingRow], earlier: Sequence[PairingRow], unpaired: Counter[str]
+) -> PairingRow | None:
     """The follow-up that an answer gets now, if any; counts those that come to nothing."""
     if not undecided:
         return None
     texts = {each.prompt for each in (earlier or undecided)}
     if earlier:
         for each in undecided:
-            unpaired[Unpaired.DUPLICATE_FOLLOW_UP if each.prompt in texts else Unpaired.BRANCH] += 1
+            unpaired[NotPaired.DUPLICATE_FOLLOW_UP if each.prompt in texts else NotPaired.BRANCH] += 1
         return None
     if len(texts) > 1:
-        unpaired[Unpaired.BRANCH] += len(undecided)
+        unpaired[NotPaired.BRANCH] += len(undecided)
         return None
-    unpaired[Unpaired.DUPLICATE_FOLLOW_UP] += len(undecided) - 1
+    unpaired[NotPaired.DUPLICATE_FOLLOW_UP] += len(undecided) - 1
     return min(undecided, key=lambda each: (each.started_at_s, each.turn_id))

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from sdpo_ray.curate.pairing import Horizon, Waiting
+from sdpo_ray.curate.pairing import PairingCursor, PairingRow
 from sdpo_ray.tables.arrow_schemas import PENDING
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.tables.specs import BATCH
 
 _TURNS = "turns"
-_WAITING = list(Waiting.__dataclass_fields__)
+_WAITING = list(PairingRow.__dataclass_fields__)
 _KEYED = ["turn_id", "keys", "started_at_s", "finished_at_s", "batch"]
 
 
@@ -34,22 +34,22 @@ def index(turns: Table, pending: Table, *, max_turns: int = 20_000) -> None:
         pending.append(_rows(turns.read(_KEYED, after=seen, upto=upto)), {_TURNS: upto})
 
 
-def horizon(pending: Table, *, decided: int, seen: int, settled: int, max_turns: int) -> Horizon:
+def pairing_cursor(pending: Table, *, decided: int, seen: int, settled: int, max_turns: int) -> PairingCursor:
     """The follow-ups of the next round: whole batches up to `settled`, as many turns as one round takes."""
     settled = max(settled, decided)
     upto = _whole_batches(pending, after=decided, upto=settled, max_rows=max_turns)
-    return Horizon(decided=decided, upto=upto, seen=seen)
+    return PairingCursor(decided=decided, upto=upto, seen=seen)
 
 
-def related(pending: Table, horizon: Horizon, *, newest: int) -> list[Waiting]:
+def related(pending: Table, pairing_cursor: PairingCursor, *, newest: int) -> list[PairingRow]:
     """What `sessionize.pair` asks for, up to the batch `newest`: one that comes during this call is known next time."""
-    new = pending.read(["parent"], after=horizon.decided, upto=horizon.upto)["parent"].to_pylist()
-    late = pending.read(["continuation"], after=horizon.seen, upto=newest)["continuation"].to_pylist()
+    new = pending.read(["parent"], after=pairing_cursor.decided, upto=pairing_cursor.upto)["parent"].to_pylist()
+    late = pending.read(["continuation"], after=pairing_cursor.seen, upto=newest)["continuation"].to_pylist()
     keys = pa.array({*new, *late} - {""}, pa.string())
     if not len(keys):
         return []
     shares_key = ds.field("parent").isin(keys) | ds.field("continuation").isin(keys)
-    return [Waiting(**row) for row in pending.read(_WAITING, where=shares_key, upto=newest).to_pylist()]
+    return [PairingRow(**row) for row in pending.read(_WAITING, where=shares_key, upto=newest).to_pylist()]
 
 
 def _whole_batches(table: Table, *, after: int, upto: int, max_rows: int) -> int:

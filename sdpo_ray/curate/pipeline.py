@@ -20,29 +20,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from sdpo_ray.config import Capture, Curate
-from sdpo_ray.curate.admission import Refusal
-from sdpo_ray.curate.admission_limits import HOUR_S, Admitted, within_limits
-from sdpo_ray.curate.admission_task import REFUSAL, WORK, Work, admit_block
-from sdpo_ray.curate.ingest import positions, ship
+from sdpo_ray.config import CaptureConfig, CurateConfig
+from sdpo_ray.curate.admission import NotAdmitted
+from sdpo_ray.curate.admission_limits import HOUR_S, AdmissionCounts, within_limits
+from sdpo_ray.curate.admission_task import REFUSAL, WORK, AdmissionTask, admit_block
+from sdpo_ray.curate.ingest import ingest, positions
 from sdpo_ray.curate.pairing import Pair, pair
-from sdpo_ray.curate.pairing_index import horizon, index, related
+from sdpo_ray.curate.pairing_index import index, pairing_cursor, related
 from sdpo_ray.eventlog.protocol import EventLog
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.tables.arrow_schemas import INTERACTION, feedback_from_arrow
 from sdpo_ray.tables.delta_table import Table
-from sdpo_ray.tables.tombstones import Erasures
+from sdpo_ray.tables.tombstones import Tombstones
 
 _DECIDED, _SEEN, _FEEDBACK = "pending.decided", "pending.seen", "feedback.decided"
 """Positions in `interactions`: `sessionize.Horizon`, and the batch of `feedback` whose comments are decided."""
-_ADMITTED = list(Admitted.__dataclass_fields__)
+_ADMITTED = list(AdmissionCounts.__dataclass_fields__)
 _WORK_A_BLOCK = 1024
 _CPUS_A_BLOCK = 0.25
 _DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class CurationProgress:
     """What one `Curator.advance` did. Made by it; read by `jobs`."""
 
     turns_shipped: int
@@ -61,23 +61,23 @@ class Progress:
 class Curator:
     """The stage over one run's tables. Needs Ray only when there is something to admit."""
 
-    def __init__(self, layout: Layout, log: EventLog, *, curate: Curate, capture: Capture) -> None:
+    def __init__(self, layout: Layout, log: EventLog, *, curate: CurateConfig, capture: CaptureConfig) -> None:
         self._log = log
         self._curate = curate
         self._capture = capture
-        self._erasures = Erasures(layout)
+        self._erasures = Tombstones(layout)
         self.turns = Table.turns(layout)
         self.feedback = Table.feedback(layout)
         self.pending = Table.pending(layout)
         self.interactions = Table.interactions(layout)
 
-    def advance(self, on_turns: Callable[[int], None] = lambda num_turns: None) -> Progress:
+    def advance(self, on_turns: Callable[[int], None] = lambda num_turns: None) -> CurationProgress:
         """Ship what is new, and decide what an earlier advance shipped. Raises CorruptLog, LostEvents."""
         index(self.turns, self.pending, max_turns=self._curate.max_batch_turns)
         self.feedback.refresh()
         settled, settled_feedback = self.pending.batch, self.feedback.batch
         backlog_bytes = self._log.backlog_bytes(positions(self._log, self.turns))
-        shipped = ship(
+        shipped = ingest(
             self._log,
             self.turns,
             self.feedback,
@@ -88,7 +88,7 @@ class Curator:
         )
         index(self.turns, self.pending, max_turns=self._curate.max_batch_turns)
         admitted, refused = self._decide(settled, settled_feedback)
-        return Progress(
+        return CurationProgress(
             turns_shipped=shipped.num_turns,
             turns_total=self.turns.num_rows,
             feedback_shipped=shipped.num_feedback,
@@ -130,7 +130,7 @@ class Curator:
             newest = self.pending.batch
             if decided >= settled and seen >= shipped and heard >= settled_feedback:
                 return total, refused
-            now = horizon(
+            now = pairing_cursor(
                 self.pending, decided=decided, seen=seen, settled=settled, max_turns=self._curate.max_batch_turns
             )
             pairing = pair(related(self.pending, now, newest=newest), now)
@@ -142,9 +142,9 @@ class Curator:
             if self.interactions.append(rows, positions) is not None:
                 self.interactions.sync()
                 total += rows.num_rows
-                refused += pairing.unpaired + not_admitted + Counter({Refusal.UNKNOWN_TURN.value: unknown})
+                refused += pairing.unpaired + not_admitted + Counter({NotAdmitted.UNKNOWN_TURN.value: unknown})
 
-    def _comments(self, heard: int, upto: int) -> tuple[list[Work], int]:
+    def _comments(self, heard: int, upto: int) -> tuple[list[AdmissionTask], int]:
         """Comments of feedback that came since, and how many are on no turn of ours."""
         given = [
             each for each in feedback_from_arrow(self.feedback.read(after=heard, upto=upto)) if each.comment.strip()
@@ -154,10 +154,10 @@ class Curator:
         rows = self.turns.read(["turn_id", "batch"], where=of_ids).to_pylist() if len(ids) else []
         batches = {row["turn_id"]: row["batch"] for row in rows}
         known = [each for each in given if each.turn_id in batches]
-        work = [Work(answer=each.turn_id, answer_batch=batches[each.turn_id], feedback=each) for each in known]
+        work = [AdmissionTask(answer=each.turn_id, answer_batch=batches[each.turn_id], feedback=each) for each in known]
         return work, len(given) - len(known)
 
-    def _admit(self, work: Sequence[Work]) -> tuple[pa.Table, Counter[str]]:
+    def _admit(self, work: Sequence[AdmissionTask]) -> tuple[pa.Table, Counter[str]]:
         """The interactions that `work` gives, oldest follow-up first, and the refusals."""
         if not work:
             return INTERACTION.empty_table(), Counter()
@@ -185,7 +185,7 @@ class Curator:
         ordered = within.sort_by([("follow_up_at_s", "ascending"), ("interaction_id", "ascending")])
         return ordered, refused + Counter(reason.value for reason in over.values())
 
-    def _blocks(self, work: Sequence[Work], workers: int) -> Iterable[pa.Table]:
+    def _blocks(self, work: Sequence[AdmissionTask], workers: int) -> Iterable[pa.Table]:
         """Work on neighbouring answers stands together, in few blocks: each decodes the files of its answers whole."""
         ordered = sorted(work, key=lambda each: (each.answer_batch, each.follow_up_batch, each.answer))
         size = max(_WORK_A_BLOCK, math.ceil(len(ordered) / workers))
@@ -194,7 +194,7 @@ class Curator:
             batches = {batch for each in block for batch in (each.answer_batch, each.follow_up_batch) if batch}
             yield _block(block, self.turns.files(batches))
 
-    def _over_limits(self, new: pa.Table, now_s: float) -> dict[str, Refusal]:
+    def _over_limits(self, new: pa.Table, now_s: float) -> dict[str, NotAdmitted]:
         if not new.num_rows:
             return {}
         oldest_s = pc.min(new["follow_up_at_s"]).as_py()
@@ -203,15 +203,15 @@ class Curator:
         young = ds.field("follow_up_at_s") > now_s - self._curate.max_age_days * _DAY_S
         same = ds.field("content").isin(new["content"].combine_chunks())
         return within_limits(
-            [Admitted(**row) for row in new.select(_ADMITTED).to_pylist()],
-            before=[Admitted(**row) for row in before],
+            [AdmissionCounts(**row) for row in new.select(_ADMITTED).to_pylist()],
+            before=[AdmissionCounts(**row) for row in before],
             copies=Counter(self.interactions.read(["content"], where=young & same)["content"].to_pylist()),
             config=self._curate,
         )
 
 
-def _work(found: Pair) -> Work:
-    return Work(
+def _work(found: Pair) -> AdmissionTask:
+    return AdmissionTask(
         answer=found.answer.turn_id,
         answer_batch=found.answer.turn_batch,
         follow_up=found.follow_up.turn_id,
@@ -219,7 +219,7 @@ def _work(found: Pair) -> Work:
     )
 
 
-def _block(work: Sequence[Work], files: Sequence[str]) -> pa.Table:
+def _block(work: Sequence[AdmissionTask], files: Sequence[str]) -> pa.Table:
     rows = [
         {
             "answer": each.answer,

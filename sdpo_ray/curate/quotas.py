@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sdpo_ray.config import Curate
+from sdpo_ray.config import CurateConfig
 
 Places = npt.NDArray[np.int64]
 """Rows of a pool, by number."""
@@ -55,7 +55,7 @@ class Filled:
     """Rows passed over because their user had enough."""
 
 
-def fill(pool: Pool, config: Curate) -> Filled:
+def fill(pool: Pool, config: CurateConfig) -> Filled:
     """At most `config.snapshot_size` rows of `pool`."""
     taking = _Taking(pool, config)
     parts = _quotas(config)
@@ -83,12 +83,12 @@ def fill(pool: Pool, config: Curate) -> Filled:
     )
 
 
-def user_cap(config: Curate) -> int:
+def user_cap(config: CurateConfig) -> int:
     """Most interactions of one named user in a snapshot."""
     return max(1, math.floor(config.max_user_share * config.snapshot_size + 1e-9))
 
 
-def parts_of(parts: Sequence[Part], config: Curate) -> list[str]:
+def parts_of(parts: Sequence[Part], config: CurateConfig) -> list[str]:
     """The parts of a rule that tell who has got what; none where nobody has a quota."""
     words = []
     if config.tenant_mix:
@@ -104,7 +104,7 @@ def parts_of(parts: Sequence[Part], config: Curate) -> list[str]:
 class _Taking:
     """Rows taken so far."""
 
-    def __init__(self, pool: Pool, config: Curate) -> None:
+    def __init__(self, pool: Pool, config: CurateConfig) -> None:
         self._pool = pool
         self._cap = user_cap(config)
         self._is_capped = self._cap < config.snapshot_size
@@ -161,7 +161,7 @@ def _times_before(values: Places) -> Places:
     return found
 
 
-def _quotas(config: Curate) -> list[tuple[str, int, int]]:
+def _quotas(config: CurateConfig) -> list[tuple[str, int, int]]:
     """(tenant, places, of them for old ones): those of `tenant_mix`, then all others."""
     shares = list(config.tenant_mix.values())
     quotas = _apportioned(config.snapshot_size, [*shares, max(0.0, 1 - sum(shares))])

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sdpo_ray.config import Curate
+from sdpo_ray.config import CurateConfig
 from sdpo_ray.curate.quotas import Part, Pool, fill, parts_of, user_cap
-from sdpo_ray.records import FOREIGN, Refusal
+from sdpo_ray.records import FOREIGN, RefusalCount
 from sdpo_ray.tables.arrow_schemas import split_of
 
 LIGHT_COLUMNS = ("interaction_id", "follow_up_at_s", "policy_version", "split", "tenant", "user", "batch")
@@ -57,7 +57,7 @@ class Plan:
     """The newest held-out interactions neither stale nor too old, at most as many as a snapshot has, newest first."""
     rule: str
     """The sampling rule in words and numbers."""
-    not_drawn: tuple[Refusal, ...]
+    not_drawn: tuple[RefusalCount, ...]
     """All other rows, by `NotDrawn`."""
 
 
@@ -68,7 +68,7 @@ def draw(
     seed: int,
     now_s: float,
     last_batch: int,
-    config: Curate,
+    config: CurateConfig,
     newest: bool = False,
 ) -> Plan:
     """Draw at most `config.snapshot_size` interactions, each at most once; the order of `rows` plays no part.
@@ -103,13 +103,13 @@ def draw(
     )
 
 
-def count_trainable(rows: pa.Table, *, champion_version: int, now_s: float, config: Curate) -> int:
+def count_trainable(rows: pa.Table, *, champion_version: int, now_s: float, config: CurateConfig) -> int:
     """How many of `rows`, with the columns `COUNTED_COLUMNS`, a draw could take if none had a limit."""
     stands = _Standing(rows, champion_version, now_s, config)
     return int(np.count_nonzero(stands.fresh & ~stands.held_out))
 
 
-def fresh(rows: pa.Table, *, champion_version: int, now_s: float, config: Curate) -> npt.NDArray[np.bool_]:
+def fresh(rows: pa.Table, *, champion_version: int, now_s: float, config: CurateConfig) -> npt.NDArray[np.bool_]:
     """Which of `rows`, with the columns `COUNTED_COLUMNS`, are neither stale nor too old, held out or not."""
     found: npt.NDArray[np.bool_] = _Standing(rows, champion_version, now_s, config).fresh
     return found
@@ -123,7 +123,7 @@ def is_held_out(conversation: str, share: float) -> bool:
 class _Standing:
     """Which rows are fresh, and which are held out."""
 
-    def __init__(self, rows: pa.Table, champion_version: int, now_s: float, config: Curate) -> None:
+    def __init__(self, rows: pa.Table, champion_version: int, now_s: float, config: CurateConfig) -> None:
         version = _column(rows, "policy_version")
         # An answer that no policy of this run made is as old as any other of its kind: the learner decides about those.
         # A candidate that users met, and that was rolled back, is as far from the champion as an old one.
@@ -137,9 +137,9 @@ class _Standing:
             NotDrawn.HELD_OUT: np.count_nonzero(self.held_out & self.fresh),
         }
 
-    def refusals(self, *, user_cap: int, left_over: int) -> tuple[Refusal, ...]:
+    def refusals(self, *, user_cap: int, left_over: int) -> tuple[RefusalCount, ...]:
         counts = self._counts | {NotDrawn.USER_CAP: user_cap, NotDrawn.LEFT_OVER: left_over}
-        return tuple(Refusal(reason=reason.value, n=int(n)) for reason, n in counts.items() if n)
+        return tuple(RefusalCount(reason=reason.value, n=int(n)) for reason, n in counts.items() if n)
 
 
 def _newest_first(rows: pa.Table, chosen: Index) -> Index:
@@ -157,7 +157,7 @@ def _newest_first(rows: pa.Table, chosen: Index) -> Index:
     return chosen
 
 
-def _tenants(rows: pa.Table, config: Curate) -> npt.NDArray[np.int32]:
+def _tenants(rows: pa.Table, config: CurateConfig) -> npt.NDArray[np.int32]:
     """For each row its place in `tenant_mix`; as many as it has for tenants that are not in it."""
     names = list(config.tenant_mix)
     if not names:
@@ -195,7 +195,7 @@ def _rule(
     num_held_out: int,
     parts: Sequence[Part],
     champion_version: int,
-    config: Curate,
+    config: CurateConfig,
     *,
     newest: bool,
 ) -> str:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from sdpo_ray.config import Curate
+from sdpo_ray.config import CurateConfig
 from sdpo_ray.curate.sampling import COUNTED_COLUMNS, LIGHT_COLUMNS, count_trainable, draw
 from sdpo_ray.errors import DataError
 from sdpo_ray.io.files import is_ready, read_json, sealed_directory, write_json
@@ -21,7 +21,7 @@ HELD_OUT = "held_out"
 _RECORD = "snapshot.json"
 
 
-def count_new(table: Table, *, after: int, champion_version: int, now_s: float, config: Curate) -> int:
+def count_new(table: Table, *, after: int, champion_version: int, now_s: float, config: CurateConfig) -> int:
     """Trainable interactions that came behind batch `after`, which is `Snapshot.last_batch`, or 0 for all."""
     table.refresh()
     rows = table.read([*COUNTED_COLUMNS], after=after, upto=table.batch)
@@ -36,7 +36,7 @@ def draw_snapshot(
     seed: int,
     now_s: float,
     last_batch: int,
-    config: Curate,
+    config: CurateConfig,
     where: ds.Expression | None = None,
     apart: bool = False,
 ) -> Snapshot:

@@ -14,13 +14,13 @@ from itertools import pairwise, takewhile
 import msgspec
 
 from sdpo_ray.curate.language import Detect, is_stated, sample
-from sdpo_ray.datasets.formats import Conversation
-from sdpo_ray.datasets.import_report import Refused
+from sdpo_ray.datasets.formats import LoggedConversation
+from sdpo_ray.datasets.import_report import NotImported
 from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Role, Sampling, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class SplitLimits:
     """What of a log is learned from. Made by `jobs.import_logs`."""
 
     min_messages: int = 3
@@ -36,23 +36,25 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unrolled:
+class SplitConversation:
     """What became of one record. Made by `unroll`; read by `datasets.import_snapshot`."""
 
     interactions: tuple[Interaction, ...]
-    refused: Counter[Refused]
+    refused: Counter[NotImported]
 
 
-def unroll(conversation: Conversation, *, tenant: str, limits: Limits, detect: Detect) -> Unrolled:
+def split_conversation(
+    conversation: LoggedConversation, *, tenant: str, limits: SplitLimits, detect: Detect
+) -> SplitConversation:
     """Every answer of a conversation that a user's message follows, in their order."""
     messages = conversation.messages
     if (reason := _refuse(conversation, limits, detect)) is not None:
-        return Unrolled(interactions=(), refused=Counter([reason]))
+        return SplitConversation(interactions=(), refused=Counter([reason]))
     answers = _answers(messages)[-1 if conversation.last_only else 0 :]
     found = [_interaction(conversation, index, tenant, limits.max_messages) for index in answers]
-    return Unrolled(
+    return SplitConversation(
         interactions=tuple(each for each in found if isinstance(each, Interaction)),
-        refused=Counter(each for each in found if isinstance(each, Refused)),
+        refused=Counter(each for each in found if isinstance(each, NotImported)),
     )
 
 
@@ -62,20 +64,20 @@ def _answers(messages: Sequence[Message]) -> list[int]:
     return [index for index, pair in enumerate(pairwise(roles)) if pair == (Role.ASSISTANT, Role.USER)]
 
 
-def _refuse(conversation: Conversation, limits: Limits, detect: Detect) -> Refused | None:
+def _refuse(conversation: LoggedConversation, limits: SplitLimits, detect: Detect) -> NotImported | None:
     messages = conversation.messages
     if sum(message.role is not Role.SYSTEM for message in messages) < limits.min_messages:
-        return Refused.TOO_FEW_MESSAGES
+        return NotImported.TOO_FEW_MESSAGES
     if not _answers(messages):
-        return Refused.NO_FOLLOW_UP
+        return NotImported.NO_FOLLOW_UP
     if limits.drop_toxic and conversation.toxic:
-        return Refused.TOXIC
+        return NotImported.TOXIC
     if sum(len(message.content) for message in messages) > limits.max_conversation_chars:
-        return Refused.TOO_LONG_CONVERSATION
+        return NotImported.TOO_LONG_CONVERSATION
     if _longest(messages, Role.ASSISTANT) > limits.max_answer_chars:
-        return Refused.TOO_LONG_ANSWER
+        return NotImported.TOO_LONG_ANSWER
     if limits.max_question_chars is not None and _longest(messages, Role.USER) > limits.max_question_chars:
-        return Refused.TOO_LONG_QUESTION
+        return NotImported.TOO_LONG_QUESTION
     return _refuse_language(conversation, limits.language, detect) if limits.language is not None else None
 
 
@@ -83,26 +85,28 @@ def _longest(messages: Sequence[Message], role: Role) -> int:
     return max((len(message.content) for message in messages if message.role is role), default=0)
 
 
-def _refuse_language(conversation: Conversation, language: str, detect: Detect) -> Refused | None:
+def _refuse_language(conversation: LoggedConversation, language: str, detect: Detect) -> NotImported | None:
     if conversation.language:
-        return None if is_stated(conversation.language, language) else Refused.NOT_LANGUAGE
+        return None if is_stated(conversation.language, language) else NotImported.NOT_LANGUAGE
     found = detect(sample(conversation.messages))
     if found is None:
-        return Refused.UNCLEAR_LANGUAGE
-    return None if found == language else Refused.NOT_LANGUAGE
+        return NotImported.UNCLEAR_LANGUAGE
+    return None if found == language else NotImported.NOT_LANGUAGE
 
 
-def _interaction(conversation: Conversation, index: int, tenant: str, max_messages: int) -> Interaction | Refused:
+def _interaction(
+    conversation: LoggedConversation, index: int, tenant: str, max_messages: int
+) -> Interaction | NotImported:
     answer, said = conversation.messages[index], conversation.messages[index + 1].content
     prompt = prompt_before(conversation.messages[:index], max_messages)
     if not prompt:
-        return Refused.NO_USER_PROMPT
+        return NotImported.NO_USER_PROMPT
     if answer.tool_calls:
-        return Refused.ANSWER_CALLS_TOOLS
+        return NotImported.ANSWER_CALLS_TOOLS
     if not answer.content.strip():
-        return Refused.EMPTY_RESPONSE
+        return NotImported.EMPTY_RESPONSE
     if not said.strip():
-        return Refused.EMPTY_FOLLOW_UP
+        return NotImported.EMPTY_FOLLOW_UP
     # Of the words alone, so that a second import, and a second copy of a conversation, give the same id.
     content = (prompt, conversation.tools, conversation.template_kwargs, answer.content, said)
     interaction_id = hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:32]
@@ -135,7 +139,7 @@ def _interaction(conversation: Conversation, index: int, tenant: str, max_messag
     )
 
 
-def conversation_digest(conversation: Conversation) -> str:
+def conversation_digest(conversation: LoggedConversation) -> str:
     """The log's own id of the conversation, or its first user's message: what `sessionize.conversation` is to turns."""
     opening = next((each.content for each in conversation.messages if each.role is Role.USER), "")
     words = ("id", conversation.key) if conversation.key else ("opening", opening)

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from sdpo_ray.curate.admission import Refusal
-from sdpo_ray.curate.comments import said_in_comment
-from sdpo_ray.datasets.export_rows import What, interaction_rows, label_rows, preference_rows
+from sdpo_ray.curate.admission import NotAdmitted
+from sdpo_ray.curate.comments import reaction_in_comment
+from sdpo_ray.datasets.export_rows import ExportKind, interaction_rows, label_rows, preference_rows
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback, Turn
@@ -33,7 +33,7 @@ _FEEDBACK_AT_ONCE = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
+class ExportQuery:
     """Which rows; None for any."""
 
     since_s: float | None = None
@@ -55,7 +55,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selected:
+class ExportSelection:
     """What `selection` found. Read by `jobs.export`."""
 
     num_rows: int
@@ -66,18 +66,18 @@ class Selected:
     """Rows that cannot be exported, by reason; whole when `tables` is at its end."""
 
 
-def from_snapshot(directory: Path, selection: Selection) -> Selected:
+def from_snapshot(directory: Path, selection: ExportQuery) -> ExportSelection:
     """The interactions of a snapshot, in the order of training."""
     rows = ds.dataset(directory / SNAPSHOT_FILE)
     where = _of_version(selection)
     batches = rows.to_batches(filter=where, batch_size=_ROWS_AT_ONCE, use_threads=False)
-    return Selected(
+    return ExportSelection(
         num_rows=rows.count_rows(filter=where),
         tables=(interaction_rows(interactions_from_arrow(pa.Table.from_batches([batch]))) for batch in batches),
     )
 
 
-def from_table(layout: Layout, selection: Selection) -> Selected:
+def from_table(layout: Layout, selection: ExportQuery) -> ExportSelection:
     """The interactions of the table, in the order in which they were admitted."""
     _require(layout, "interactions")
     table, where = Table.interactions(layout), _of_version(selection)
@@ -89,17 +89,17 @@ def from_table(layout: Layout, selection: Selection) -> Selected:
             ordered = rows.sort_by([("follow_up_at_s", "ascending"), ("interaction_id", "ascending")])
             yield interaction_rows(interactions_from_arrow(ordered))
 
-    return Selected(num_rows=sum(counts.values()), tables=tables())
+    return ExportSelection(num_rows=sum(counts.values()), tables=tables())
 
 
-def from_feedback(layout: Layout, selection: Selection, what: What) -> Selected:
+def from_feedback(layout: Layout, selection: ExportQuery, what: ExportKind) -> ExportSelection:
     """Preferences or labels, in the order in which the feedback came."""
     _require(layout, "feedback")
     table, turns = Table.feedback(layout), Table.turns(layout)
-    has = ds.field("edited") != "" if what is What.PREFERENCES else ds.field("thumb").is_valid()
+    has = ds.field("edited") != "" if what is ExportKind.PREFERENCES else ds.field("thumb").is_valid()
     where = _all([each for each in (has, selection.rows("given_at_s")) if each is not None])
     make: Callable[[Sequence[tuple[Feedback, Turn]]], pa.Table] = (
-        preference_rows if what is What.PREFERENCES else label_rows
+        preference_rows if what is ExportKind.PREFERENCES else label_rows
     )
     counts = _by_batch(table, where)
     left_out: Counter[str] = Counter()
@@ -110,11 +110,11 @@ def from_feedback(layout: Layout, selection: Selection, what: What) -> Selected:
             ordered = rows.sort_by([("given_at_s", "ascending"), ("feedback_id", "ascending")])
             yield make(_with_turns(feedback_from_arrow(ordered), turns, selection, what, left_out))
 
-    return Selected(num_rows=sum(counts.values()), tables=tables(), left_out=left_out)
+    return ExportSelection(num_rows=sum(counts.values()), tables=tables(), left_out=left_out)
 
 
 def _with_turns(
-    given: Sequence[Feedback], turns: Table, selection: Selection, what: What, left_out: Counter[str]
+    given: Sequence[Feedback], turns: Table, selection: ExportQuery, what: ExportKind, left_out: Counter[str]
 ) -> list[tuple[Feedback, Turn]]:
     ids = pa.array({each.turn_id for each in given}, pa.string())
     found = {turn.turn_id: turn for turn in turns_from_arrow(turns.read(where=ds.field("turn_id").isin(ids)))}
@@ -129,15 +129,15 @@ def _with_turns(
     return kept
 
 
-def _unfit(turn: Turn | None, feedback: Feedback, what: What) -> str | None:
-    if isinstance(said := said_in_comment(turn, feedback), Refusal):
+def _unfit(turn: Turn | None, feedback: Feedback, what: ExportKind) -> str | None:
+    if isinstance(said := reaction_in_comment(turn, feedback), NotAdmitted):
         return said.value
     if turn is None or not turn.consent is feedback.consent is Consent.TRAIN:
-        return Refusal.NO_CONSENT.value
-    return UNEDITED if what is What.PREFERENCES and feedback.edited == turn.response else None
+        return NotAdmitted.NO_CONSENT.value
+    return UNEDITED if what is ExportKind.PREFERENCES and feedback.edited == turn.response else None
 
 
-def _of_version(selection: Selection) -> ds.Expression | None:
+def _of_version(selection: ExportQuery) -> ds.Expression | None:
     version = [] if selection.version is None else [ds.field("policy_version") == selection.version]
     return _all([each for each in (selection.rows("follow_up_at_s"), *version) if each is not None])
 

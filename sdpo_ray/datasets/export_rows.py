@@ -15,7 +15,7 @@ import pyarrow as pa
 from sdpo_ray.records import Feedback, Interaction, Message, Role, Thumb, Turn
 
 
-class What(StrEnum):
+class ExportKind(StrEnum):
     INTERACTIONS = "interactions"
     """(x, y, o): prompt, completion, user_response."""
     PREFERENCES = "preferences"
@@ -50,8 +50,8 @@ _OF_TURN = {
     "redactions": _REDACTIONS,
 }
 _OF_FEEDBACK = {"feedback_id": _TEXT, "given_at_s": _TIME}
-_COLUMNS: dict[What, dict[str, pa.DataType]] = {
-    What.INTERACTIONS: {
+_COLUMNS: dict[ExportKind, dict[str, pa.DataType]] = {
+    ExportKind.INTERACTIONS: {
         "prompt": _MESSAGES,
         "completion": _MESSAGES,
         "user_response": _TEXT,
@@ -61,8 +61,14 @@ _COLUMNS: dict[What, dict[str, pa.DataType]] = {
         "conversation": _TEXT,
         **_OF_TURN,
     },
-    What.PREFERENCES: {"prompt": _MESSAGES, "chosen": _MESSAGES, "rejected": _MESSAGES, **_OF_FEEDBACK, **_OF_TURN},
-    What.LABELS: {"prompt": _MESSAGES, "completion": _MESSAGES, "label": pa.bool_(), **_OF_FEEDBACK, **_OF_TURN},
+    ExportKind.PREFERENCES: {
+        "prompt": _MESSAGES,
+        "chosen": _MESSAGES,
+        "rejected": _MESSAGES,
+        **_OF_FEEDBACK,
+        **_OF_TURN,
+    },
+    ExportKind.LABELS: {"prompt": _MESSAGES, "completion": _MESSAGES, "label": pa.bool_(), **_OF_FEEDBACK, **_OF_TURN},
 }
 SCHEMAS = {what: pa.schema(list(columns.items())) for what, columns in _COLUMNS.items()}
 """The columns of an export. `created` is the Unix time at which the prompt arrived, like all times here in seconds."""
@@ -82,7 +88,7 @@ def interaction_rows(interactions: Iterable[Interaction]) -> pa.Table:
         }
         for each in interactions
     ]
-    return pa.Table.from_pylist(rows, schema=SCHEMAS[What.INTERACTIONS])
+    return pa.Table.from_pylist(rows, schema=SCHEMAS[ExportKind.INTERACTIONS])
 
 
 def preference_rows(given: Iterable[tuple[Feedback, Turn]]) -> pa.Table:
@@ -97,7 +103,7 @@ def preference_rows(given: Iterable[tuple[Feedback, Turn]]) -> pa.Table:
         }
         for feedback, turn in given
     ]
-    return pa.Table.from_pylist(rows, schema=SCHEMAS[What.PREFERENCES])
+    return pa.Table.from_pylist(rows, schema=SCHEMAS[ExportKind.PREFERENCES])
 
 
 def label_rows(given: Iterable[tuple[Feedback, Turn]]) -> pa.Table:
@@ -112,7 +118,7 @@ def label_rows(given: Iterable[tuple[Feedback, Turn]]) -> pa.Table:
         }
         for feedback, turn in given
     ]
-    return pa.Table.from_pylist(rows, schema=SCHEMAS[What.LABELS])
+    return pa.Table.from_pylist(rows, schema=SCHEMAS[ExportKind.LABELS])
 
 
 def json_lines(rows: pa.Table) -> Iterator[bytes]:

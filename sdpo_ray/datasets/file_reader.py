@@ -29,7 +29,7 @@ _BETWEEN = re.compile(r"[ \t\r\n,]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class LogRow:
     """One line, array element or row of Parquet. Made by `read_rows`; read by `datasets.import_snapshot`."""
 
     number: int
@@ -40,7 +40,7 @@ class Row:
     """Bytes of the file that were read so far, about."""
 
 
-def read_rows(path: Path, fields: Collection[str]) -> Iterator[Row]:
+def read_rows(path: Path, fields: Collection[str]) -> Iterator[LogRow]:
     """The rows of a file in its order, blank lines aside; of Parquet only the columns in `fields`.
 
     Raises DataError where the file is missing or broken: a gzip or an array that breaks off, damaged Parquet.
@@ -58,7 +58,7 @@ def read_rows(path: Path, fields: Collection[str]) -> Iterator[Row]:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def _json_rows(stream: _Stream, raw: BufferedReader) -> Iterator[Row]:
+def _json_rows(stream: _Stream, raw: BufferedReader) -> Iterator[LogRow]:
     """Rows of an array of objects where the text begins as one, else of lines."""
     beginning = stream.read(_CHUNK_CHARS).lstrip(b"\xef\xbb\xbf \t\r\n")
     stream.seek(0)
@@ -66,16 +66,16 @@ def _json_rows(stream: _Stream, raw: BufferedReader) -> Iterator[Row]:
     return _array_rows(stream, raw) if is_array else _line_rows(stream, raw)
 
 
-def _line_rows(stream: _Stream, raw: BufferedReader) -> Iterator[Row]:
+def _line_rows(stream: _Stream, raw: BufferedReader) -> Iterator[LogRow]:
     number = 0
     while line := stream.readline(MAX_RECORD_BYTES):
         number += 1
         if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
             while line and not line.endswith(b"\n"):
                 line = stream.readline(MAX_RECORD_BYTES)
-            yield Row(number=number, record=None, bytes_done=raw.tell())
+            yield LogRow(number=number, record=None, bytes_done=raw.tell())
         elif line.strip():
-            yield Row(number=number, record=_record(line), bytes_done=raw.tell())
+            yield LogRow(number=number, record=_record(line), bytes_done=raw.tell())
 
 
 def _record(line: bytes) -> Mapping[str, Any] | None:
@@ -86,7 +86,7 @@ def _record(line: bytes) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _array_rows(stream: _Stream, raw: BufferedReader) -> Iterator[Row]:
+def _array_rows(stream: _Stream, raw: BufferedReader) -> Iterator[LogRow]:
     """Elements of one array. Raises DataError at one that is not JSON: where the next begins is not known."""
     with TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape") as text:
         decoder = json.JSONDecoder()
@@ -107,17 +107,17 @@ def _array_rows(stream: _Stream, raw: BufferedReader) -> Iterator[Row]:
                 buffer, at = buffer[at:] + more, 0
                 continue
             number += 1
-            yield Row(number=number, record=value if isinstance(value, dict) else None, bytes_done=raw.tell())
+            yield LogRow(number=number, record=value if isinstance(value, dict) else None, bytes_done=raw.tell())
 
 
-def _parquet_rows(raw: BufferedReader, size: int, fields: Collection[str]) -> Iterator[Row]:
+def _parquet_rows(raw: BufferedReader, size: int, fields: Collection[str]) -> Iterator[LogRow]:
     file = pq.ParquetFile(raw)
     columns = [name for name in file.schema_arrow.names if name in fields]
     number = 0
     for batch in file.iter_batches(batch_size=_ROWS_A_BATCH, columns=columns):
         for index in range(batch.num_rows):
             number += 1
-            yield Row(
+            yield LogRow(
                 number=number,
                 record=_parquet_record(batch.slice(index, 1)),
                 bytes_done=size * number // file.metadata.num_rows,

@@ -27,7 +27,7 @@ class Format(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
+class LoggedConversation:
     """One record of a log. Made by `read_record`; read by `datasets.conversation_split`."""
 
     messages: tuple[Message, ...]
@@ -89,7 +89,7 @@ def detect_format(record: Mapping[str, Any]) -> Format:
     raise ConfigError(f"the first record has none of the keys of a known format, only: {keys}; name it with --format")
 
 
-def read_record(record: Mapping[str, Any], form: Format, *, number: int) -> Conversation:
+def read_record(record: Mapping[str, Any], form: Format, *, number: int) -> LoggedConversation:
     """One record, the `number`-th of an import. Raises DataError where it is not what its format says."""
     raw: Sequence[Mapping[str, Any]]
     if form is Format.TRIPLES:
@@ -105,7 +105,7 @@ def read_record(record: Mapping[str, Any], form: Format, *, number: int) -> Conv
     messages = tuple(map(_message, raw))
     if form is Format.TRIPLES and [each.role for each in messages[-2:]] != [Role.ASSISTANT, Role.USER]:
         raise DataError("a triple ends with an assistant's message and a user's")
-    return Conversation(
+    return LoggedConversation(
         messages=messages,
         times_s=times_of(record, raw, number),
         key=stated(record, _KEYS),

@@ -6,7 +6,7 @@ from enum import StrEnum
 from sdpo_ray.datasets.formats import Format
 
 
-class Refused(StrEnum):
+class NotImported(StrEnum):
     """Why a record or one of its answers gives no interaction; in the order in which it is looked for."""
 
     MALFORMED = "malformed"
@@ -39,7 +39,7 @@ class Refused(StrEnum):
     @property
     def of_records(self) -> bool:
         """Whether it counts records; the others count answers that a user's message follows."""
-        return list(Refused).index(self) < list(Refused).index(Refused.NO_USER_PROMPT)
+        return list(NotImported).index(self) < list(NotImported).index(NotImported.NO_USER_PROMPT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +54,10 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefusedCount:
+class NotImportedCount:
     """How often one reason was found."""
 
-    reason: Refused
+    reason: NotImported
     of: str
     """What is counted: `records`, or `answers` of the records that were not refused."""
     n: int
@@ -74,4 +74,4 @@ class ImportReport:
     """Answers followed by a user's message, in the records that were not refused."""
     num_train: int
     num_held_out: int
-    refused: tuple[RefusedCount, ...]
+    refused: tuple[NotImportedCount, ...]

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sdpo_ray.curate.sampling import is_held_out
-from sdpo_ray.datasets.conversation_split import Limits
+from sdpo_ray.datasets.conversation_split import SplitLimits
 from sdpo_ray.datasets.formats import Format
-from sdpo_ray.datasets.import_report import ImportReport, Refused, RefusedCount
+from sdpo_ray.datasets.import_report import ImportReport, NotImported, NotImportedCount
 from sdpo_ray.datasets.log_reader import LogReader
 from sdpo_ray.errors import ConfigError, DataError
 from sdpo_ray.io.files import sealed_directory, write_json
@@ -22,16 +22,16 @@ from sdpo_ray.records import Interaction, Snapshot
 from sdpo_ray.tables.arrow_schemas import write_interactions
 
 
-class Import:
+class SnapshotImport:
     """One pass over log files that keeps at most `limit` interactions."""
 
-    def __init__(self, *, limits: Limits, limit: int, seed: int, held_out: float) -> None:
+    def __init__(self, *, limits: SplitLimits, limit: int, seed: int, held_out: float) -> None:
         self._limits = limits
         self._limit = limit
         self._seed = seed
         self._held_out = held_out
         self._reader = LogReader(limits)
-        self._refused: Counter[Refused] = Counter()
+        self._refused: Counter[NotImported] = Counter()
         self._seen: set[bytes] = set()
         self._drawn: list[tuple[int, Interaction]] = []
         """A heap with the largest digest on top: what goes when a smaller one comes."""
@@ -45,8 +45,8 @@ class Import:
         reader = self._reader
         refused = reader.refused + self._refused
         counts = [
-            RefusedCount(reason=reason, of=of, n=n, share=n / total)
-            for reason in Refused
+            NotImportedCount(reason=reason, of=of, n=n, share=n / total)
+            for reason in NotImported
             for of, total in [("records", reader.num_records) if reason.of_records else ("answers", reader.num_answers)]
             if (n := refused[reason])
         ]
@@ -93,7 +93,7 @@ class Import:
     def _keep(self, interaction: Interaction) -> None:
         name = bytes.fromhex(interaction.interaction_id)
         if name in self._seen:
-            self._refused[Refused.DUPLICATE] += 1
+            self._refused[NotImported.DUPLICATE] += 1
             return
         self._seen.add(name)
         digest = hashlib.sha256(f"{self._seed} {interaction.interaction_id}".encode()).digest()
@@ -101,7 +101,7 @@ class Import:
         if len(self._drawn) < self._limit:
             heapq.heappush(self._drawn, entry)
         else:
-            self._refused[Refused.NOT_DRAWN] += 1
+            self._refused[NotImported.NOT_DRAWN] += 1
             heapq.heappushpop(self._drawn, entry)
 
     def _split(self) -> tuple[Sequence[Interaction], Sequence[Interaction]]:

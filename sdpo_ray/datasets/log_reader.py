@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdpo_ray.curate.language import detector
-from sdpo_ray.datasets.conversation_split import Limits, unroll
-from sdpo_ray.datasets.file_reader import Row, read_rows
-from sdpo_ray.datasets.formats import FIELDS, Conversation, Format, detect_format, read_record
-from sdpo_ray.datasets.import_report import Refused, Source
+from sdpo_ray.datasets.conversation_split import SplitLimits, split_conversation
+from sdpo_ray.datasets.file_reader import LogRow, read_rows
+from sdpo_ray.datasets.formats import FIELDS, Format, LoggedConversation, detect_format, read_record
+from sdpo_ray.datasets.import_report import NotImported, Source
 from sdpo_ray.errors import ConfigError, DataError
 from sdpo_ray.records import Interaction
 
@@ -20,12 +20,12 @@ WILDCHAT_QUESTION_CHARS = 4096
 class LogReader:
     """Reads log files and keeps count. The logs are never in memory."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: SplitLimits) -> None:
         self._limits = limits
         self._detect = detector()
         self.sources: list[Source] = []
         """The files that were read to their end."""
-        self.refused: Counter[Refused] = Counter()
+        self.refused: Counter[NotImported] = Counter()
         self.num_answers = 0
         """Answers that a user's message follows, in the records that were not refused."""
 
@@ -42,7 +42,7 @@ class LogReader:
                 form = _detected(path, row)
             conversation = _conversation(row, form, self.num_records + num_records)
             if conversation is None or form is None:
-                self.refused[Refused.MALFORMED] += 1
+                self.refused[NotImported.MALFORMED] += 1
                 first_malformed = first_malformed or row.number
             else:
                 yield from self._unroll(conversation, form)
@@ -55,25 +55,25 @@ class LogReader:
     def num_records(self) -> int:
         return sum(source.num_records for source in self.sources)
 
-    def _unroll(self, conversation: Conversation, form: Format) -> tuple[Interaction, ...]:
+    def _unroll(self, conversation: LoggedConversation, form: Format) -> tuple[Interaction, ...]:
         limits = self._limits
         if form is Format.WILDCHAT and limits.max_question_chars is None:
             limits = replace(limits, max_question_chars=WILDCHAT_QUESTION_CHARS)
-        unrolled = unroll(conversation, tenant=form.value, limits=limits, detect=self._detect)
+        unrolled = split_conversation(conversation, tenant=form.value, limits=limits, detect=self._detect)
         self.refused += unrolled.refused
         self.num_answers += len(unrolled.interactions)
         self.num_answers += sum(n for reason, n in unrolled.refused.items() if not reason.of_records)
         return unrolled.interactions
 
 
-def _detected(path: Path, row: Row) -> Format:
+def _detected(path: Path, row: LogRow) -> Format:
     try:
         return detect_format(row.record or {})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _conversation(row: Row, form: Format | None, number: int) -> Conversation | None:
+def _conversation(row: LogRow, form: Format | None, number: int) -> LoggedConversation | None:
     """The conversation of a row; None where the row is malformed."""
     if row.record is None or form is None:
         return None

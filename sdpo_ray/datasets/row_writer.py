@@ -10,7 +10,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo_ray.datasets.export_rows import SCHEMAS, What, json_lines
+from sdpo_ray.datasets.export_rows import SCHEMAS, ExportKind, json_lines
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.files import fsync_directory
 
@@ -18,7 +18,7 @@ Write = Callable[[pa.Table], None]
 
 
 @contextmanager
-def writing(out: Path, what: What) -> Iterator[Write]:
+def open_row_writer(out: Path, what: ExportKind) -> Iterator[Write]:
     """Give what writes rows into `out`, which is there, whole, when the block ends well, and else is not.
 
     Raises ConfigError where `out` exists, before or after, and for names that tell no format.
@@ -47,7 +47,7 @@ def _refuse_to_overwrite(out: Path) -> None:
         raise ConfigError(f"{out} exists: name a new file")
 
 
-def _parquet(file: IO[bytes], what: What, stack: ExitStack) -> Write:
+def _parquet(file: IO[bytes], what: ExportKind, stack: ExitStack) -> Write:
     writer = stack.enter_context(pq.ParquetWriter(file, SCHEMAS[what], compression="zstd"))
     return writer.write_table  # type: ignore[no-any-return]
 

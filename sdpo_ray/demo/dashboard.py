@@ -1,4 +1,4 @@
-"""One screen that shows the wheel turning: stage, interactions, version, win rate, requests and failures."""
+"""One screen that shows the training loop turning: stage, interactions, version, win rate, requests and failures."""
 
 import time
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from sdpo_ray.config import Run
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Report
-from sdpo_ray.simulate.http_clients import Traffic
+from sdpo_ray.simulate.http_clients import TrafficStats
 from sdpo_ray.telemetry import Event
 
 _COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 
 
-class Screen:
+class Dashboard:
     """What is known now, as something rich can draw. `served` is the version that users are served."""
 
     def __init__(self, run: Run) -> None:
@@ -29,14 +29,14 @@ class Screen:
         self._done, self._total = 0, 1
         self._interactions = 0
         self._turns = 0
-        self._traffic = Traffic()
+        self._traffic = TrafficStats()
         self._outcomes: list[Event] = []
         self.served = 0
 
     def say(self, stage: str) -> None:
         self._stage, self._done, self._total = stage, 0, 1
 
-    def update(self, events: Sequence[Event], traffic: Traffic) -> None:
+    def update(self, events: Sequence[Event], traffic: TrafficStats) -> None:
         """Take in all events so far, and what the users saw."""
         self._traffic = traffic
         self._outcomes = [event for event in events if event.name == "outcome"]
@@ -49,7 +49,7 @@ class Screen:
             elif event.name == "gathered":
                 self._done, self._total = int(facts["new"] or 0), int(facts["needed"] or 1)
                 self._interactions, self._turns = int(facts["interactions"] or 0), int(facts["turns"] or 0)
-            elif event.name == "trial":
+            elif event.name == "canary":
                 heard = f"{facts['complaints']} of {facts['reactions']} complain"
                 self._stage = f"cycle {event.cycle}: {facts['mode']}, {heard}"
                 self._done, self._total = int(facts["judged"] or 0), int(facts["needed"] or 1)

@@ -15,12 +15,12 @@ from rich.live import Live
 from sdpo_ray.cluster.local_cluster import LocalCluster, free_port, stop_tree
 from sdpo_ray.cluster.serve_deploy import deploy
 from sdpo_ray.config import Run, load_run
-from sdpo_ray.demo.dashboard import Screen
+from sdpo_ray.demo.dashboard import Dashboard
 from sdpo_ray.errors import SdpoError
 from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.pipeline.code_version import code_commit
-from sdpo_ray.simulate.http_clients import Traffic
+from sdpo_ray.simulate.http_clients import TrafficStats
 from sdpo_ray.telemetry import read_events
 
 REPOSITORY = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ class Demo:
         self.run: Run = load_run(run_file, overrides)
         self.layout = Layout(self.run.directory, self.run.tables)
         self.log = self.layout.root / "demo.log"
-        self.screen = Screen(self.run)
+        self.screen = Dashboard(self.run)
         self.stats = self.layout.root / "traffic.json"
         self.seconds: dict[str, float] = {}
 
@@ -58,11 +58,11 @@ class Demo:
             cluster = self._timed("ray", lambda: stack.enter_context(LocalCluster(num_cpus=NUM_CPUS, log=self.log)))
             self._timed("serve", lambda: deploy(cluster.dashboard, self.run, run_file, overrides))
             with self._users(cluster):
-                self._turn_the_wheel(cluster)
+                self._turn_the_training_loop(cluster)
                 self._see_the_champion()
             self._run_job(cluster, ["jobs/curate.py", *self._arguments()])
             self.seconds["total"] = time.monotonic() - began
-            summary = summarize(self.run, read_json(self.stats, Traffic), self.seconds)
+            summary = summarize(self.run, read_json(self.stats, TrafficStats), self.seconds)
             write_json(self.layout.root / "summary.json", summary)
             draw(summary, self.layout.root / "figure.png")
             self.screen.say("done")
@@ -94,7 +94,7 @@ class Demo:
         finally:
             stop_tree(process.pid)
 
-    def _turn_the_wheel(self, cluster: LocalCluster) -> None:
+    def _turn_the_training_loop(self, cluster: LocalCluster) -> None:
         self._submit(cluster, turns=2)
         self._submit(cluster, turns=1, overrides=RECKLESS)
         while self._count("PROMOTE") < PROMOTIONS and len(self._outcomes()) < MAX_CYCLES:
@@ -129,12 +129,12 @@ class Demo:
         """Let the users meet the last release before they leave."""
         served = self.screen.served
         deadline = time.monotonic() + 30
-        while str(served) not in read_json(self.stats, Traffic).first_seen_s and time.monotonic() < deadline:
+        while str(served) not in read_json(self.stats, TrafficStats).first_seen_s and time.monotonic() < deadline:
             self._show()
             time.sleep(0.25)
 
     def _show(self) -> None:
-        traffic = read_json(self.stats, Traffic) if self.stats.exists() else Traffic()
+        traffic = read_json(self.stats, TrafficStats) if self.stats.exists() else TrafficStats()
         self.screen.update(read_events(self.layout.events), traffic)
 
     def _outcomes(self) -> list[Any]:

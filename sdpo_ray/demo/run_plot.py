@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdpo_ray.demo.run_summary import Examined, Summary
+from sdpo_ray.demo.run_summary import EvaluatedVersion, Summary
 from sdpo_ray.evaluate.statistics import Estimate
 from sdpo_ray.records import Verdict
 
@@ -23,17 +23,17 @@ def draw(summary: Summary, path: Path) -> None:
     axes = figure.subplots()
     _curve(
         axes,
-        summary.examined,
-        [p.win_rate for p in summary.examined],
+        summary.evaluated,
+        [p.win_rate for p in summary.evaluated],
         "tab:blue",
         "win rate against the base",
         _BASE_WIN_RATE,
     )
-    _curve(axes, summary.examined, [p.retention for p in summary.examined], "tab:green", "right answers", None)
+    _curve(axes, summary.evaluated, [p.retention for p in summary.evaluated], "tab:green", "right answers", None)
     for verdict, (marker, word) in _MARKS.items():
-        if any(point.verdict is verdict for point in summary.examined):
+        if any(point.verdict is verdict for point in summary.evaluated):
             axes.plot([], [], color="gray", marker=marker, linestyle="", label=word)
-    for point in summary.examined:
+    for point in summary.evaluated:
         colour = "tab:red" if point.verdict is Verdict.REJECT else "black"
         axes.annotate(f"v{point.policy_version}", (point.interactions, 1.04), ha="center", fontsize=9, color=colour)
         if point.verdict is Verdict.REJECT:
@@ -52,7 +52,7 @@ def draw(summary: Summary, path: Path) -> None:
 
 def _curve(
     axes: Any,
-    examined: Sequence[Examined],
+    evaluated: Sequence[EvaluatedVersion],
     estimates: Sequence[Estimate | None],
     colour: str,
     label: str,
@@ -60,7 +60,7 @@ def _curve(
 ) -> None:
     """Promoted versions joined by a line, every version with its interval."""
     line = [(0.0, start)] if start is not None else []
-    for point, estimate in zip(examined, estimates, strict=True):
+    for point, estimate in zip(evaluated, estimates, strict=True):
         if estimate is None:
             continue
         promoted = point.verdict is Verdict.PROMOTE

@@ -9,10 +9,10 @@ from sdpo_ray.config import Run
 from sdpo_ray.evaluate.statistics import Estimate
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.pipeline.cycle import Outcome
+from sdpo_ray.pipeline.cycle import CycleOutcome
 from sdpo_ray.promote.release import served_release
 from sdpo_ray.records import BASE_VERSION, Report, Score, Snapshot, Verdict
-from sdpo_ray.simulate.http_clients import Traffic
+from sdpo_ray.simulate.http_clients import TrafficStats
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import read_events
 
@@ -27,7 +27,7 @@ class WinRate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Examined:
+class EvaluatedVersion:
     """One candidate: a point of the figure."""
 
     policy_version: int
@@ -58,12 +58,12 @@ class Summary:
     champion_version: int
     win_rate: WinRate | None
     retention: Estimate | None
-    examined: tuple[Examined, ...]
+    evaluated: tuple[EvaluatedVersion, ...]
     requests: Requests
     conversations: int
     interactions: int
     refused: dict[str, int]
-    """Turns and pairs that came to nothing while the wheel gathered, by reason."""
+    """Turns and pairs that came to nothing while the training loop gathered, by reason."""
     max_versions_per_response: int
     turns_receipted: int
     turns_stored: int
@@ -76,7 +76,7 @@ class Summary:
     total_s: dict[str, float]
 
 
-def summarize(run: Run, traffic: Traffic, seconds: dict[str, float]) -> Summary:
+def summarize(run: Run, traffic: TrafficStats, seconds: dict[str, float]) -> Summary:
     """Read a run's directory back."""
     layout = Layout(run.directory, run.tables)
     outcomes = list(_outcomes(layout))
@@ -95,7 +95,7 @@ def summarize(run: Run, traffic: Traffic, seconds: dict[str, float]) -> Summary:
         champion_version=version,
         win_rate=_win_rate(report),
         retention=_estimate(report, "retention"),
-        examined=tuple(_examined(layout, outcome) for outcome in outcomes),
+        evaluated=tuple(_evaluated(layout, outcome) for outcome in outcomes),
         requests=Requests(total=traffic.requests, failed=traffic.failed, errors=traffic.errors),
         conversations=traffic.conversations,
         interactions=Table.interactions(layout).num_rows,
@@ -129,15 +129,15 @@ def failures(summary: Summary) -> list[str]:
     return [claim for claim, holds in checks.items() if not holds]
 
 
-def _outcomes(layout: Layout) -> Iterator[Outcome]:
+def _outcomes(layout: Layout) -> Iterator[CycleOutcome]:
     for path in sorted((layout.root / "cycles").glob("*/release.json")):
-        yield read_json(path, Outcome)
+        yield read_json(path, CycleOutcome)
 
 
-def _examined(layout: Layout, outcome: Outcome) -> Examined:
+def _evaluated(layout: Layout, outcome: CycleOutcome) -> EvaluatedVersion:
     report = _report(layout, outcome.policy_version)
     seen = [event for event in read_events(layout.events) if event.name == "gathered" and event.cycle <= outcome.cycle]
-    return Examined(
+    return EvaluatedVersion(
         policy_version=outcome.policy_version,
         verdict=outcome.verdict,
         interactions=int(seen[-1].facts["interactions"] or 0) if seen else 0,
@@ -176,7 +176,7 @@ def _refused(layout: Layout) -> dict[str, int]:
     return dict(reasons)
 
 
-def _latencies(layout: Layout, outcomes: list[Outcome], traffic: Traffic) -> dict[str, float]:
+def _latencies(layout: Layout, outcomes: list[CycleOutcome], traffic: TrafficStats) -> dict[str, float]:
     seconds = {}
     for outcome in outcomes:
         first = traffic.first_seen_s.get(str(outcome.policy_version))

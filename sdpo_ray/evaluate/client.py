@@ -27,7 +27,7 @@ _SEEDS = 2**31
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One answer to one examination prompt. Made by `generate`; read by `evaluate.suite`."""
+    """One answer to one evaluation prompt. Made by `generate`; read by `evaluate.suite`."""
 
     prompt: str
     text: str
@@ -56,7 +56,7 @@ async def generate(
 
     `base_url` ends in `/v1`. `on_progress` is told how many answers are there. Raises DataError for an
     answer by another version than `policy_version`, an aborted one or one without its token count, and
-    openai.OpenAIError when a request still fails after the retries: there is no partial examination.
+    openai.OpenAIError when a request still fails after the retries: there is no partial evaluation.
     """
     from openai import AsyncOpenAI
 
@@ -102,7 +102,7 @@ def load_answers(path: Path) -> Answers:
 
 def _answer(prompt: str, completion: "ChatCompletion", version: str | None, expected: int) -> Answer:
     if version != str(expected):
-        raise DataError(f"v{expected} is examined, but {version or 'no version'} answered {prompt!r}")
+        raise DataError(f"v{expected} is evaluated, but {version or 'no version'} answered {prompt!r}")
     choice = completion.choices[0]
     if choice.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
         raise DataError(f"v{expected} broke off with {choice.finish_reason!r} at {prompt!r}")

@@ -10,7 +10,7 @@ Judge: TypeAlias = Callable[[str, str, str], Literal["A", "B", "C"]]
 """judge(prompt, a, b): which answer is better, "C" for neither."""
 
 
-class Result(Enum):
+class PairResult(Enum):
     """How one of our answers did against one of theirs."""
 
     WIN = "win"
@@ -18,7 +18,7 @@ class Result(Enum):
     TIE = "tie"
 
 
-def compare(judge: Judge, prompt: str, ours: str, theirs: str) -> Result:
+def compare(judge: Judge, prompt: str, ours: str, theirs: str) -> PairResult:
     """Ask twice, with the answers exchanged; two orders that disagree are a tie.
 
     Raises DataError when the judge says anything but A, B or C.
@@ -28,7 +28,7 @@ def compare(judge: Judge, prompt: str, ours: str, theirs: str) -> Result:
         if verdict not in ("A", "B", "C"):
             raise DataError(f"the judge said {verdict!r} about {prompt!r}; it may say A, B or C")
     if verdicts == ("A", "B"):
-        return Result.WIN
+        return PairResult.WIN
     if verdicts == ("B", "A"):
-        return Result.LOSS
-    return Result.TIE
+        return PairResult.LOSS
+    return PairResult.TIE

@@ -1,4 +1,4 @@
-"""A policy's answers to the examination, from the engine that would serve it."""
+"""A policy's answers to the evaluation, from the engine that would serve it."""
 
 import asyncio
 import random
@@ -10,35 +10,35 @@ from pathlib import Path
 from sdpo_ray.config import Run
 from sdpo_ray.evaluate.client import Answers, generate, load_answers, save_answers
 from sdpo_ray.io.files import read_json, write_json
-from sdpo_ray.io.locks import changing
+from sdpo_ray.io.locks import file_lock
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.promote.release import confirm
 from sdpo_ray.records import Release
 from sdpo_ray.simulate.world import sample_prompt
 
 
-class Examination:
-    """The questions of one run, and its examination engine."""
+class EvalRunner:
+    """The questions of one run, and its evaluation engine."""
 
     def __init__(self, run: Run, layout: Layout) -> None:
         self._run = run
         self._layout = layout
-        self.prompts = examination(run.evaluate.num_prompts)
+        self.prompts = held_out_prompts(run.evaluate.num_prompts)
 
     def answers(
         self, policy: Release, path: Path, on_progress: Callable[[int], None], *, passing: bool = False
     ) -> Answers:
         """What `policy` answers: asked for once, then read back from `path`. `on_progress` is told how many are there.
 
-        Two who examine at once take turns with the engine: it holds one policy. After one that is `passing`, whose
+        Two who evaluate at once take turns with the engine: it holds one policy. After one that is `passing`, whose
         weights will be gone, it goes back to what it held.
         """
         if path.exists():
             answers = load_answers(path)
             if [answer.prompt for answer in answers] == self.prompts:
                 return answers
-        pointer = self._layout.exam_pointer
-        with changing(pointer):
+        pointer = self._layout.eval_pointer
+        with file_lock(pointer):
             before = read_json(pointer, Release) if passing and pointer.exists() else None
             try:
                 answers = self._asked(policy, on_progress)
@@ -49,14 +49,14 @@ class Examination:
         return answers
 
     def _asked(self, policy: Release, on_progress: Callable[[int], None]) -> Answers:
-        settings, url = self._run.evaluate, f"{self._run.serve.url}/examiner"
-        examined = replace(policy, previous_version=None, released_at_s=time.time(), adapter="")
-        write_json(self._layout.exam_pointer, examined)
+        settings, url = self._run.evaluate, f"{self._run.serve.url}/evaluator"
+        evaluated = replace(policy, previous_version=None, released_at_s=time.time(), adapter="")
+        write_json(self._layout.eval_pointer, evaluated)
         confirm(url, policy.policy_version, timeout_s=self._run.promote.confirm_timeout_s)
         return asyncio.run(
             generate(
                 f"{url}/v1",
-                self._layout.exam_key.read_text(),
+                self._layout.eval_key.read_text(),
                 self._run.serve.served_name,
                 self.prompts,
                 policy_version=policy.policy_version,
@@ -70,9 +70,9 @@ class Examination:
         )
 
 
-def examination(num_prompts: int) -> list[str]:
+def held_out_prompts(num_prompts: int) -> list[str]:
     """Distinct held-out prompts, the same ones in every run."""
-    rng = random.Random("examination")
+    rng = random.Random("evaluation")
     prompts: dict[str, None] = {}
     while len(prompts) < num_prompts:
         prompts[sample_prompt(rng, "held_out").prompt] = None

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 Probe: TypeAlias = Callable[[], tuple[Score, ...]]
 
 
-def examine(
+def run_suite(
     *,
     candidate: Answers,
     base: Answers,
@@ -56,7 +56,7 @@ def examine(
     )
 
 
-def examine_personal(
+def run_personal_suite(
     *,
     candidate: Answers,
     base: Answers,
@@ -68,7 +68,7 @@ def examine_personal(
     confidence: float,
     counters: Counters | None = None,
 ) -> Report:
-    """The probes of a personal policy: what it gained for its user, and that it broke nothing. As `examine`.
+    """The probes of a personal policy: what it gained for its user, and that it broke nothing. As `evaluate`.
 
     Nobody judges its answers against the champion's: its user's taste is its own.
     """

@@ -17,7 +17,7 @@ _SQLITE = ("-wal", "-shm", "-journal")
 def back_up(layout: Layout, to: Path, keys_to: Path | None, on_file: Callable[[int, int], None]) -> int:
     """Copy the run; returns the number of files. `on_file(done, total)` is called after each.
 
-    Hold `io.locks.undisturbed`. Raises ConfigError where `to` holds anything already.
+    Hold `io.locks.data_lock`. Raises ConfigError where `to` holds anything already.
     """
     if to.exists() and any(to.iterdir()):
         raise ConfigError(f"{to} is not empty: name a directory that does not exist yet")
@@ -43,7 +43,7 @@ def back_up(layout: Layout, to: Path, keys_to: Path | None, on_file: Callable[[i
 
 def secret_files(layout: Layout) -> list[Path]:
     """What is kept apart from the data that it opens."""
-    named = (layout.exam_key, layout.trial_key, layout.pseudonym_keys, layout.api_keys)
+    named = (layout.eval_key, layout.canary_key, layout.pseudonym_keys, layout.api_keys)
     return [path for path in named if path.exists()]
 
 

@@ -15,7 +15,7 @@ from sdpo_ray.io.paths import Layout
 
 
 @contextmanager
-def changing(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """While it lasts, no other process changes `path`: read it inside, and write it back inside."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
@@ -27,10 +27,10 @@ def changing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(layout: Layout, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+def data_lock(layout: Layout, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the turn for as long as the block runs; `on_wait` is called once where somebody else has it.
 
-    Not to be entered again within itself. Whoever asks first is next: the wheel, which asks again at once, does not
+    Not to be entered again within itself. Whoever asks first is next: the training loop, which asks again at once, does not
     overtake an erasure that waits.
     """
     layout.root.mkdir(parents=True, exist_ok=True)

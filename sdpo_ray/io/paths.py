@@ -26,28 +26,28 @@ class Layout:
         return self.root / "release.json"
 
     @property
-    def exam_pointer(self) -> Path:
-        """The `Release` that the examination engine loads; users never meet it."""
-        return self.root / "exam.json"
+    def eval_pointer(self) -> Path:
+        """The `Release` that the evaluation engine loads; users never meet it."""
+        return self.root / "eval.json"
 
     @property
-    def exam_key(self) -> Path:
-        """Bearer key of the examination endpoint, mode 0600."""
-        return self.root / "exam.key"
+    def eval_key(self) -> Path:
+        """Bearer key of the evaluation endpoint, mode 0600."""
+        return self.root / "eval.key"
 
     @property
-    def trial_pointer(self) -> Path:
+    def canary_pointer(self) -> Path:
         """The `Trial` of a candidate among users; there is no such file while there is none."""
-        return self.root / "trial.json"
+        return self.root / "canary.json"
 
     @property
-    def trial_key(self) -> Path:
+    def canary_key(self) -> Path:
         """Bearer key between the users' replicas and the canary's, mode 0600."""
-        return self.root / "trial.key"
+        return self.root / "canary.key"
 
-    def trial_answers(self, policy_version: int) -> Path:
+    def canary_answers(self, policy_version: int) -> Path:
         """Directory of what copies of chats showed of a candidate in shadow: numbers, a file a replica."""
-        return self.root / "trials" / f"v{policy_version:04d}"
+        return self.root / "canaries" / f"v{policy_version:04d}"
 
     @property
     def personal(self) -> Path:

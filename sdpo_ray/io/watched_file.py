@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 _Content = TypeVar("_Content")
 
 
-class Followed(Generic[_Content]):
+class WatchedFile(Generic[_Content]):
     """What `load` makes of a file, and makes again whenever the file was replaced.
 
     While the file is missing or broken, what it said before holds: a door that was closed does not open because a

@@ -1,10 +1,10 @@
 """What a run must be to have personal policies, and how they learn in it."""
 
-from sdpo_ray.config import Distill, Run
+from sdpo_ray.config import DistillConfig, Run
 from sdpo_ray.errors import ConfigError
 
 
-def distill_config(run: Run) -> Distill:
+def distill_config(run: Run) -> DistillConfig:
     """How a personal policy learns: as the run does, but a small adapter from few interactions.
 
     Which answers are too old is settled by the draw.
@@ -13,7 +13,7 @@ def distill_config(run: Run) -> Distill:
     values |= {"learning_rate": own.learning_rate, "batch_size": own.batch_size, "epochs": own.epochs}
     values["lora"] = {"rank": own.rank, "alpha": own.alpha}
     values["signal"] |= {"max_staleness": None}
-    return Distill.model_validate(values)
+    return DistillConfig.model_validate(values)
 
 
 def require_adapters(run: Run) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from sdpo_ray.config import Curate, Personal
+from sdpo_ray.config import CurateConfig, PersonalConfig
 from sdpo_ray.curate.sampling import COUNTED_COLUMNS, fresh
 from sdpo_ray.curate.snapshot import draw_snapshot
 from sdpo_ray.records import Snapshot
@@ -18,11 +18,11 @@ from sdpo_ray.tables.delta_table import Table
 _WHO = ("tenant", "user")
 
 
-class Crowd:
+class EligibleInteractions:
     """Everybody's interactions that are young enough to learn from, as the table was when it was read."""
 
     def __init__(
-        self, table: Table, *, champion_version: int, now_s: float, curate: Curate, personal: Personal
+        self, table: Table, *, champion_version: int, now_s: float, curate: CurateConfig, personal: PersonalConfig
     ) -> None:
         """`now_s` is Unix time."""
         table.refresh()
@@ -59,8 +59,8 @@ def draw_personal(
     champion_version: int,
     seed: int,
     now_s: float,
-    curate: Curate,
-    personal: Personal,
+    curate: CurateConfig,
+    personal: PersonalConfig,
 ) -> Snapshot:
     """The snapshot of a personal policy at `final`, with what is held out beside it; drawn once, then read back.
 
@@ -83,7 +83,7 @@ def draw_personal(
     )
 
 
-def _limits(curate: Curate, personal: Personal, *, one_user: bool) -> Curate:
+def _limits(curate: CurateConfig, personal: PersonalConfig, *, one_user: bool) -> CurateConfig:
     """The limits of the shared draw, but for those that share it out among tenants and users."""
     own = {"max_age_versions": personal.max_age_versions, "snapshot_size": personal.snapshot_size}
     alone = {"tenant_mix": {}, "replay_share": 0.0, "held_out": personal.held_out}

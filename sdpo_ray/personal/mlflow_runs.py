@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from sdpo_ray.promote.registry import Registry
-from sdpo_ray.promote.run_log import Entry
+from sdpo_ray.promote.run_log import CycleRecord
 
 SUFFIX = "-personal"
 """Behind the model's name: the experiment."""
@@ -23,7 +23,7 @@ class PersonalRuns:
         self._registry = registry
         self._name = model_name + SUFFIX
 
-    def record(self, owner: str, name: str, entry: Entry) -> None:
+    def record(self, owner: str, name: str, entry: CycleRecord) -> None:
         """Write the run of an attempt: its numbers. Safe to repeat.
 
         `entry.cycle` counts the attempts of `owner`; `name` is what is served from now on, empty where nothing is.
@@ -51,7 +51,7 @@ class PersonalRuns:
     def _search(self, experiment: str, which: str) -> list[Any]:
         return list(self._registry.client.search_runs([experiment], which, max_results=_MOST))
 
-    def _create(self, experiment: str, owner: str, name: str, entry: Entry) -> Any:
+    def _create(self, experiment: str, owner: str, name: str, entry: CycleRecord) -> Any:
         tags = {
             "owner": owner,
             "attempt": str(entry.cycle),

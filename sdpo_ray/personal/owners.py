@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from sdpo_ray.capture.pairing_keys import owner_digest
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.config import Personal
+from sdpo_ray.config import PersonalConfig
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.personal.draw import Crowd
+from sdpo_ray.personal.draw import EligibleInteractions
 from sdpo_ray.personal.store import newest_attempt, served_policy
 
 
@@ -24,7 +24,7 @@ class Owner:
     """Digests of the same user under other pseudonyms: their policies go when there is one under this."""
 
 
-def named(layout: Layout, *, tenant: str, user: str | None, whole_tenant: bool) -> Owner:
+def owner_named(layout: Layout, *, tenant: str, user: str | None, whole_tenant: bool) -> Owner:
     """Somebody whom a person names. Raises ConfigError where nobody is named."""
     if bool(user) == whole_tenant:
         raise ConfigError("name somebody: --user NAME, or --whole-tenant for everybody of --tenant")
@@ -36,7 +36,9 @@ def named(layout: Layout, *, tenant: str, user: str | None, whole_tenant: bool) 
     return Owner(digest=newest, tenant=tenant, users=names, former=tuple(others))
 
 
-def due(layout: Layout, crowd: Crowd, personal: Personal, champion_version: int) -> Iterator[Owner]:
+def owners_due(
+    layout: Layout, crowd: EligibleInteractions, personal: PersonalConfig, champion_version: int
+) -> Iterator[Owner]:
     """Those who have said enough since the last attempt, or whose policy is stale; who said most comes first.
 
     A user of two pseudonyms is two here: nothing in the rows says that they are one. A tenant is among them once it has
@@ -57,7 +59,9 @@ def due(layout: Layout, crowd: Crowd, personal: Personal, champion_version: int)
             yield owner
 
 
-def _is_due(layout: Layout, owner: Owner, crowd: Crowd, personal: Personal, champion_version: int) -> bool:
+def _is_due(
+    layout: Layout, owner: Owner, crowd: EligibleInteractions, personal: PersonalConfig, champion_version: int
+) -> bool:
     last = newest_attempt(layout, owner.digest)
     if last is None:
         return True

@@ -19,7 +19,7 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Candidate, FileDigest, PersonalPolicy, Report, Snapshot, Verdict
 
 SNAPSHOT, CANDIDATE, ADAPTER = "snapshot", "candidate", "adapter"
-"""Directories of an attempt. The candidate's has whole weights, for the examination, and goes after the verdict."""
+"""Directories of an attempt. The candidate's has whole weights, for the evaluation, and goes after the verdict."""
 _OUTCOME = "outcome.json"
 _WEIGHTS = "adapter_model.safetensors"
 _GONE = ".gone"
@@ -46,7 +46,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drew:
+class PersonalSnapshotUse:
     """An attempt whose snapshot held some of what is asked about. Printed by jobs."""
 
     owner: str
@@ -78,8 +78,8 @@ def next_version(layout: Layout, owner: str) -> int:
     return max(_versions(layout, owner), default=0) + 1
 
 
-def examined_as(owner: str, version: int) -> int:
-    """The policy version under which the examination engine knows an attempt: that of no shared policy, and of no other
+def evaluated_as(owner: str, version: int) -> int:
+    """The policy version under which the evaluation engine knows an attempt: that of no shared policy, and of no other
     attempt."""
     digest = hashlib.sha256(f"{owner}/{version}".encode()).digest()
     return _EXAMINED | int.from_bytes(digest[:5])
@@ -149,7 +149,7 @@ def left_behind(layout: Layout) -> list[Path]:
     return [*layout.personal.glob(f".*{_GONE}"), *layout.personal.glob(f"*/v*/.{SNAPSHOT}.partial")]
 
 
-def drew(layout: Layout, interaction_ids: Collection[str]) -> list[Drew]:
+def snapshot_uses(layout: Layout, interaction_ids: Collection[str]) -> list[PersonalSnapshotUse]:
     """The attempts, those under way included, whose snapshots held one of these."""
     wanted, found = set(interaction_ids), []
     for path in sorted(layout.personal.glob(f"[!.]*/v*/{SNAPSHOT}/snapshot.json")):
@@ -159,7 +159,7 @@ def drew(layout: Layout, interaction_ids: Collection[str]) -> list[Drew]:
             owner, version = path.parents[2].name, int(path.parents[1].name.removeprefix("v"))
             policy = served_policy(layout, owner)
             found.append(
-                Drew(
+                PersonalSnapshotUse(
                     owner=owner,
                     version=version,
                     snapshot_id=snapshot.snapshot_id,

@@ -1,6 +1,6 @@
-"""One update of a personal policy: draw, learn, examine, decide, publish.
+"""One update of a personal policy: draw, learn, evaluate, decide, publish.
 
-It needs no turn of the wheel's. The draw, and the end from the verdict to the pointer, are each done while no erasure
+It needs no turn of the training loop's. The draw, and the end from the verdict to the pointer, are each done while no erasure
 runs; what was erased in between is found at the end, and then nothing comes of it.
 """
 
@@ -14,22 +14,22 @@ from sdpo_ray.curate.snapshot import HELD_OUT
 from sdpo_ray.distill.train.launch import distill
 from sdpo_ray.distill.train.update_spec import read_gains
 from sdpo_ray.errors import DataError, LearnerError, NotReady, ReleaseError, SwapError
-from sdpo_ray.evaluate.runner import Examination
-from sdpo_ray.evaluate.suite import examine_personal
+from sdpo_ray.evaluate.runner import EvalRunner
+from sdpo_ray.evaluate.suite import run_personal_suite
 from sdpo_ray.io.files import is_ready, read_json
-from sdpo_ray.io.locks import changing
+from sdpo_ray.io.locks import file_lock
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import store
 from sdpo_ray.personal.config import distill_config, require_adapters
-from sdpo_ray.personal.draw import Crowd, draw_personal
+from sdpo_ray.personal.draw import EligibleInteractions, draw_personal
 from sdpo_ray.personal.mlflow_runs import PersonalRuns
-from sdpo_ray.personal.owners import Owner, due
+from sdpo_ray.personal.owners import Owner, owners_due
 from sdpo_ray.personal.store import Attempt
 from sdpo_ray.pipeline.code_version import code_commit
 from sdpo_ray.promote import gate
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.release import served_release
-from sdpo_ray.promote.run_log import Entry
+from sdpo_ray.promote.run_log import CycleRecord
 from sdpo_ray.records import BASE_VERSION, Candidate, Decision, Release, Report, Snapshot, Verdict
 from sdpo_ray.simulate.world import is_right
 from sdpo_ray.tables.arrow_schemas import read_erased
@@ -38,7 +38,7 @@ from sdpo_ray.telemetry import EventFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
+class ProgressCallbacks:
     """Who hears how an update gets on."""
 
     says: Callable[[str], None]
@@ -55,22 +55,22 @@ class _Judged:
     report: Report | None = None
 
 
-class Personalizer:
+class PersonalTrainer:
     """Makes personal policies for one run. One at a time, whoever asks: `learning`."""
 
-    def __init__(self, run: Run, heard: Heard) -> None:
+    def __init__(self, run: Run, heard: ProgressCallbacks) -> None:
         """Raises ConfigError where the run's engines serve no adapters over whole weights."""
         require_adapters(run)
         self._run = run
         self._heard = heard
         self._layout = Layout(run.directory, run.tables)
         self._table = Table.interactions(self._layout)
-        self._examination = Examination(run, self._layout)
+        self._evaluation = EvalRunner(run, self._layout)
         self._config = distill_config(run)
 
-    def crowd(self) -> Crowd:
+    def crowd(self) -> EligibleInteractions:
         """Everybody who may be learned from now. Raises ReleaseError before anything is served."""
-        return Crowd(
+        return EligibleInteractions(
             self._table,
             champion_version=self.champion().policy_version,
             now_s=time.time(),
@@ -78,9 +78,9 @@ class Personalizer:
             personal=self._run.personal,
         )
 
-    def due(self) -> list[Owner]:
+    def owners_due(self) -> list[Owner]:
         """Whom there is something to learn for now."""
-        return list(due(self._layout, self.crowd(), self._run.personal, self.champion().policy_version))
+        return list(owners_due(self._layout, self.crowd(), self._run.personal, self.champion().policy_version))
 
     def champion(self) -> Release:
         release = served_release(self._layout)
@@ -91,7 +91,7 @@ class Personalizer:
     def learn(self, owner: Owner) -> Attempt:
         """One attempt, whatever comes of it. Raises DataError where the owner has not said enough."""
         self._heard.says("waiting for another personal update of this run")
-        with changing(self._layout.personal / "learning"):
+        with file_lock(self._layout.personal / "learning"):
             return self._learn(owner)
 
     def _learn(self, owner: Owner) -> Attempt:
@@ -101,11 +101,11 @@ class Personalizer:
         directory = layout.personal_version(owner.digest, version)
         seed = self._run.seed * 1_000_003 + version
         self._heard.says("drawing")
-        with changing(layout.personal):
+        with file_lock(layout.personal):
             if (found := self.crowd().count(owner.tenant, owner.users)) < least:
                 raise DataError(
                     f"{found} interactions to learn from: personal.min_interactions is {least}, and what was said "
-                    "counts once the wheel or jobs/curate.py has paired it"
+                    "counts once the training loop or jobs/curate.py has paired it"
                 )
             snapshot = draw_personal(
                 self._table,
@@ -121,13 +121,13 @@ class Personalizer:
         judged = self._judged(owner, version, champion, snapshot, seed)
         self._heard.says("asking MLflow")
         runs = runs_of(self._run, layout)
-        with changing(layout.personal):
+        with file_lock(layout.personal):
             return self._conclude(owner, version, champion, snapshot, judged, runs, seed)
 
     def _judged(self, owner: Owner, version: int, champion: Release, snapshot: Snapshot, seed: int) -> _Judged:
         try:
             candidate = self._trained(owner, version, champion, snapshot, seed)
-            report = self._examined(owner, champion, candidate)
+            report = self._evaluated(owner, champion, candidate)
         except (LearnerError, SwapError) as error:
             reasons = (f"no candidate: {error}",)
             return _Judged(decision=Decision(policy_version=version, verdict=Verdict.REJECT, reasons=reasons))
@@ -149,11 +149,11 @@ class Personalizer:
             on_step=self._heard.steps,
         )
 
-    def _examined(self, owner: Owner, champion: Release, candidate: Candidate) -> Report:
-        self._heard.says("examining")
+    def _evaluated(self, owner: Owner, champion: Release, candidate: Candidate) -> Report:
+        self._heard.says("evaluating")
         layout = self._layout
         base = read_json(layout.release(BASE_VERSION), Release)
-        number = store.examined_as(owner.digest, candidate.policy_version)
+        number = store.evaluated_as(owner.digest, candidate.policy_version)
         merged = Release(
             policy_version=number,
             path=candidate.path,
@@ -162,14 +162,14 @@ class Personalizer:
             digests=candidate.digests,
         )
         total = self._run.evaluate.num_prompts
-        report = examine_personal(
-            candidate=self._examination.answers(
+        report = run_personal_suite(
+            candidate=self._evaluation.answers(
                 merged,
                 Path(candidate.path) / "answers.json",
                 lambda done: self._heard.steps(done, total),
                 passing=True,
             ),
-            base=self._examination.answers(
+            base=self._evaluation.answers(
                 base,
                 layout.evaluation(base.policy_version) / "answers.json",
                 lambda done: self._heard.steps(done, total),
@@ -215,7 +215,7 @@ class Personalizer:
             ended_at_s=time.time(),
         )
         if judged.candidate is not None and judged.report is not None:
-            entry = Entry(
+            entry = CycleRecord(
                 cycle=version,
                 seed=seed,
                 commit=code_commit(),

@@ -5,28 +5,28 @@ from contextlib import closing, contextmanager
 
 from sdpo_ray.config import Run
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.pipeline.periodic import repeatedly
+from sdpo_ray.pipeline.periodic import run_periodically
 
 SHIP_S = 5.0
 """Seconds between two looks at the event log."""
 
 
 @contextmanager
-def shipping(run: Run, layout: Layout, *, every_s: float = SHIP_S) -> Iterator[None]:
+def ingest_in_background(run: Run, layout: Layout, *, every_s: float = SHIP_S) -> Iterator[None]:
     """Store what is new in the log for as long as the block runs; nothing is paired meanwhile.
 
     It needs no turn of its own (`io.locks`): what an erased user left in the log never enters.
     """
-    from sdpo_ray.curate.ingest import ship
+    from sdpo_ray.curate.ingest import ingest
     from sdpo_ray.eventlog.factory import open_log
     from sdpo_ray.tables.delta_table import Table
-    from sdpo_ray.tables.tombstones import Erasures
+    from sdpo_ray.tables.tombstones import Tombstones
 
-    turns, feedback, erasures = Table.turns(layout), Table.feedback(layout), Erasures(layout)
+    turns, feedback, erasures = Table.turns(layout), Table.feedback(layout), Tombstones(layout)
     with closing(open_log(layout, run.capture, name="ship")) as log:
 
         def work() -> None:
-            ship(
+            ingest(
                 log,
                 turns,
                 feedback,
@@ -36,5 +36,5 @@ def shipping(run: Run, layout: Layout, *, every_s: float = SHIP_S) -> Iterator[N
             )
 
         complaint = "the event log is not stored while the cycle goes on"
-        with repeatedly(work, name="shipping", every_s=every_s, complaint=complaint):
+        with run_periodically(work, name="shipping", every_s=every_s, complaint=complaint):
             yield

@@ -1,6 +1,6 @@
 """The trial of a candidate among users, where a run asks for one: begun, watched while curation goes on, and ended.
 
-Killed at any moment it goes on where it was: `trial.json` says since when, and the tables what came since.
+Killed at any moment it goes on where it was: `canary.json` says since when, and the tables what came since.
 """
 
 import time
@@ -10,26 +10,26 @@ from pathlib import Path
 import msgspec
 
 from sdpo_ray.config import Run
-from sdpo_ray.curate.online_metrics import Reactions
+from sdpo_ray.curate.online_metrics import OnlineMetrics
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.errors import ReleaseError, SwapError
-from sdpo_ray.io.locks import undisturbed
+from sdpo_ray.io.locks import data_lock
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.promote import canary as trials
+from sdpo_ray.promote import canary as canaries
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.release import confirm
-from sdpo_ray.records import Candidate, Release, Report, Trial, Verdict
+from sdpo_ray.records import Canary, Candidate, Release, Report, Verdict
 from sdpo_ray.telemetry import Event, EventFile
 
 
-class Trials:
-    """The trials of one run's wheel. `champion` says what users are served."""
+class CanaryRunner:
+    """The trials of one run's training loop. `champion` says what users are served."""
 
     def __init__(
         self, run: Run, curator: Curator, registry: Registry, events: EventFile, champion: Callable[[], Release]
     ) -> None:
         self._run = run
-        self._rules = run.promote.trial
+        self._rules = run.promote.canary
         self._layout = Layout(run.directory, run.tables)
         self._curator = curator
         self._registry = registry
@@ -47,46 +47,49 @@ class Trials:
         if self._rules.mode == "off" or champion.policy_version == candidate.policy_version:
             return Verdict.PROMOTE, reasons
         if champion.policy_version != report.champion_version:
-            moved = f"the champion became v{champion.policy_version} after the examination"
+            moved = f"the champion became v{champion.policy_version} after the evaluation"
             return Verdict.HOLD, (f"{moved} against v{report.champion_version}",)
-        trial = trials.begin(self._layout, candidate, champion, self._rules)
-        self._registry.tag(candidate.policy_version, "trial", trial.mode)
-        verdict, reason = self._stopped(trial) or self._watch(cycle, trial)
+        canary = canaries.begin(self._layout, candidate, champion, self._rules)
+        self._registry.tag(candidate.policy_version, "canary", canary.mode)
+        verdict, reason = self._stopped(canary) or self._watch(cycle, canary)
         return verdict, (*reasons, reason) if verdict is Verdict.PROMOTE else (reason,)
 
     def end(self) -> None:
         """Let everybody meet the champion. Safe to repeat, and where there was no trial."""
-        trials.end(self._layout)
+        canaries.end(self._layout)
 
     def end_others(self, policy_version: int) -> None:
         """End a trial that nobody goes on with: of another candidate than this, or of a run that asks for none now."""
-        trial = trials.current(self._layout)
-        if trial is not None and (self._rules.mode == "off" or trial.candidate.policy_version != policy_version):
+        canary = canaries.current(self._layout)
+        if canary is not None and (self._rules.mode == "off" or canary.candidate.policy_version != policy_version):
             self.end()
 
-    def _stopped(self, trial: Trial) -> tuple[Verdict, str] | None:
+    def _stopped(self, canary: Canary) -> tuple[Verdict, str] | None:
         """Wait until the canary serves the candidate; why there can be no trial, where it does not."""
         timeout_s = self._run.promote.confirm_timeout_s
         try:
-            confirm(f"{self._run.serve.url}/canary", trial.candidate.policy_version, timeout_s=timeout_s)
+            confirm(f"{self._run.serve.url}/canary", canary.candidate.policy_version, timeout_s=timeout_s)
         except SwapError as error:
             return Verdict.REJECT, str(error)
         except ReleaseError as error:
             return Verdict.HOLD, f"no trial without the application canary: {error}"
         return None
 
-    def _watch(self, cycle: int, trial: Trial) -> tuple[Verdict, str]:
-        watch = _Watch(self._layout, self._curator, trial, trials.Judge(trial, self._rules))
+    def _watch(self, cycle: int, canary: Canary) -> tuple[Verdict, str]:
+        watch = _Watch(self._layout, self._curator, canary, canaries.CanaryJudge(canary, self._rules))
         while True:
-            with undisturbed(self._layout):
+            with data_lock(self._layout):
                 self._curator.advance()
                 self._curator.maintain()
             if watch.look():
-                self._events.write("trial", cycle, mode=trial.mode, needed=self._rules.min_answers, **watch.facts)
-            if (champion := self._champion().policy_version) != trial.champion_version:
-                return Verdict.HOLD, f"the champion became v{champion} during the trial, from v{trial.champion_version}"
-            if trials.current(self._layout) != trial:
-                return Verdict.HOLD, "somebody ended the trial"
+                self._events.write("canary", cycle, mode=canary.mode, needed=self._rules.min_answers, **watch.facts)
+            if (champion := self._champion().policy_version) != canary.champion_version:
+                return (
+                    Verdict.HOLD,
+                    f"the champion became v{champion} during the canary, from v{canary.champion_version}",
+                )
+            if canaries.current(self._layout) != canary:
+                return Verdict.HOLD, "the canary was ended by hand"
             if (ruling := watch.judge.ruling(time.time())) is not None:
                 return ruling
             time.sleep(self._run.promote.poll_s)
@@ -95,12 +98,12 @@ class Trials:
 class _Watch:
     """Tells a judge what is new."""
 
-    def __init__(self, layout: Layout, curator: Curator, trial: Trial, judge: trials.Judge) -> None:
+    def __init__(self, layout: Layout, curator: Curator, canary: Canary, judge: canaries.CanaryJudge) -> None:
         self.judge = judge
-        self._is_candidate = {trial.candidate.policy_version: True, trial.champion_version: False}
-        since_s = trial.started_at_s
-        self._reactions = Reactions(curator.turns, curator.feedback, curator.interactions, since_s=since_s)
-        self._copies = _Copies(layout.trial_answers(trial.candidate.policy_version), since_s=since_s)
+        self._is_candidate = {canary.candidate.policy_version: True, canary.champion_version: False}
+        since_s = canary.started_at_s
+        self._reactions = OnlineMetrics(curator.turns, curator.feedback, curator.interactions, since_s=since_s)
+        self._copies = _Copies(layout.canary_answers(canary.candidate.policy_version), since_s=since_s)
         self._failed = 0
 
     def look(self) -> bool:

@@ -1,4 +1,4 @@
-"""One turn of the wheel, from callables.
+"""One turn of the training loop, from callables.
 
     snapshot = draw(begun)
     candidate = distill(begun, snapshot)
@@ -27,7 +27,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
+class CycleStart:
     """What a cycle started from; fixed once, so that a resumed cycle does the same work."""
 
     cycle: int
@@ -38,7 +38,7 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class CycleOutcome:
     """How a cycle ended."""
 
     cycle: int
@@ -53,24 +53,24 @@ class Outcome:
 class Stages:
     """The work of one cycle. Each callable is safe to call again after it was killed."""
 
-    draw: Callable[[Begun], Snapshot]
-    distill: Callable[[Begun, Snapshot], Candidate]
-    evaluate: Callable[[Begun, Candidate], Report]
-    decide: Callable[[Begun, Candidate, Report], Decision]
-    release: Callable[[Begun, Candidate, Report, Decision], Outcome]
+    draw: Callable[[CycleStart], Snapshot]
+    distill: Callable[[CycleStart, Snapshot], Candidate]
+    evaluate: Callable[[CycleStart, Candidate], Report]
+    decide: Callable[[CycleStart, Candidate, Report], Decision]
+    release: Callable[[CycleStart, Candidate, Report, Decision], CycleOutcome]
 
 
-def turn(
-    begun: Begun,
+def run_cycle(
+    begun: CycleStart,
     stages: Stages,
     directory: Path,
     events: EventFile,
     *,
-    undisturbed: AbstractContextManager[None] | None = None,
-) -> Outcome:
+    data_lock: AbstractContextManager[None] | None = None,
+) -> CycleOutcome:
     """Run one cycle, or what is left of it.
 
-    `undisturbed` is held from the draw to the decision, while users' text is on its way from one place to another; the
+    `data_lock` is held from the draw to the decision, while users' text is on its way from one place to another; the
     release may wait for a person.
     """
 
@@ -84,29 +84,29 @@ def turn(
         return result
 
     try:
-        with undisturbed or nullcontext():
+        with data_lock or nullcontext():
             snapshot = once("draw", Snapshot, lambda: stages.draw(begun))
             candidate = once("distill", Candidate, lambda: stages.distill(begun, snapshot))
             report = once("evaluate", Report, lambda: stages.evaluate(begun, candidate))
             decision = once("decide", Decision, lambda: stages.decide(begun, candidate, report))
     except LearnerError as error:
-        refused = Outcome(
+        refused = CycleOutcome(
             cycle=begun.cycle,
             policy_version=begun.policy_version,
             verdict=Verdict.REJECT,
             reasons=(f"no candidate: {error}",),
             champion_version=begun.parent_version,
         )
-        return once("release", Outcome, lambda: refused)
-    return once("release", Outcome, lambda: stages.release(begun, candidate, report, decision))
+        return once("release", CycleOutcome, lambda: refused)
+    return once("release", CycleOutcome, lambda: stages.release(begun, candidate, report, decision))
 
 
-def begin(directory: Path, make: Callable[[], Begun]) -> Begun:
+def start_cycle(directory: Path, make: Callable[[], CycleStart]) -> CycleStart:
     """The cycle's fixed beginning: what an earlier attempt wrote, else `make()`, written now."""
     path = directory / "begun.json"
     if not path.exists():
         write_json(path, make())
-    return read_json(path, Begun)
+    return read_json(path, CycleStart)
 
 
 def next_cycle(cycles: Path) -> int:

@@ -17,11 +17,11 @@ def train_offline(run: Run, snapshot: Snapshot, parent: Release, out: Path) -> C
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-    from sdpo_ray.cluster.ray_session import connected
+    from sdpo_ray.cluster.ray_session import ray_session
     from sdpo_ray.distill.train.launch import distill
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with connected(run), Progress(*columns, console=Console(stderr=True)) as progress:
+    with ray_session(run), Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("optimizer steps", total=None)
         return distill(
             snapshot=snapshot,

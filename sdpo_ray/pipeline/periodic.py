@@ -8,7 +8,7 @@ import typer
 
 
 @contextmanager
-def repeatedly(work: Callable[[], None], *, name: str, every_s: float, complaint: str) -> Iterator[None]:
+def run_periodically(work: Callable[[], None], *, name: str, every_s: float, complaint: str) -> Iterator[None]:
     """Do `work` every so many seconds, in a thread, for as long as the block runs.
 
     A failure is said once, until it is over: whoever needs the same thing in the block meets it and fails for good.

@@ -1,4 +1,4 @@
-"""The stages of the wheel, wired for one run: what `sdpo_ray.pipeline.cycle` calls, with every real part behind it."""
+"""The stages of the training loop, wired for one run: what `sdpo_ray.pipeline.cycle` calls, with every real part behind it."""
 
 import threading
 import time
@@ -12,18 +12,18 @@ from sdpo_ray.distill.attribution.relevance import read_relevance
 from sdpo_ray.distill.train.launch import distill
 from sdpo_ray.errors import ReleaseError, SwapError
 from sdpo_ray.evaluate.client import Answers
-from sdpo_ray.evaluate.runner import Examination
-from sdpo_ray.evaluate.suite import examine
+from sdpo_ray.evaluate.runner import EvalRunner
+from sdpo_ray.evaluate.suite import run_suite
 from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.pipeline.canary_runner import Trials
+from sdpo_ray.pipeline.canary_runner import CanaryRunner
 from sdpo_ray.pipeline.code_version import code_commit
-from sdpo_ray.pipeline.cycle import Begun, Outcome, Stages
+from sdpo_ray.pipeline.cycle import CycleOutcome, CycleStart, Stages
 from sdpo_ray.promote import gate
-from sdpo_ray.promote.alias_sync import Move, follow_alias
+from sdpo_ray.promote.alias_sync import AliasAction, sync_alias
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.release import confirm, point_at, rollback, served_release
-from sdpo_ray.promote.run_log import Entry
+from sdpo_ray.promote.run_log import CycleRecord
 from sdpo_ray.records import BASE_VERSION, Candidate, Decision, Release, Report, Snapshot, Verdict
 from sdpo_ray.simulate.users import judge, persona_of
 from sdpo_ray.simulate.world import is_right
@@ -32,7 +32,7 @@ from sdpo_ray.telemetry import Counters, EventFile
 _PROGRESS_EVERY = 16
 
 
-class Wheel:
+class Pipeline:
     """Everything one run's stages need. `stages` is what a cycle runs."""
 
     def __init__(self, run: Run, curator: Curator, registry: Registry, events: EventFile) -> None:
@@ -42,9 +42,9 @@ class Wheel:
         self._registry = registry
         self._events = events
         self._url = run.serve.url
-        self._examination = Examination(run, self._layout)
+        self._evaluation = EvalRunner(run, self._layout)
         self._persona = persona_of(run.simulate.persona)
-        self.trials = Trials(run, curator, registry, events, self.champion)
+        self.canary_runner = CanaryRunner(run, curator, registry, events, self.champion)
         self._moving = threading.Lock()
         """Held by whoever moves alias and pointer: the release stage, or the thread that follows people."""
 
@@ -64,15 +64,15 @@ class Wheel:
     def follow(self) -> None:
         """Serve what a person moved the alias `champion` to, where that is something users may meet."""
         with self._moving:
-            followed = follow_alias(
+            followed = sync_alias(
                 self._layout,
                 champion=self._registry.champion_version,
                 set_champion=self._registry.set_champion,
                 passed=self._passed,
             )
-        if followed.move is Move.STAY:
+        if followed.move is AliasAction.STAY:
             return
-        name = "alias_followed" if followed.move is Move.FOLLOW else "alias_restored"
+        name = "alias_followed" if followed.move is AliasAction.FOLLOW else "alias_restored"
         self._events.write(name, 0, asked=followed.alias_version, champion=followed.release.policy_version)
 
     def _passed(self, policy_version: int) -> Candidate | None:
@@ -85,7 +85,7 @@ class Wheel:
             return None
         return read_json(directory / "distill.json", Candidate)
 
-    def _draw(self, begun: Begun) -> Snapshot:
+    def _draw(self, begun: CycleStart) -> Snapshot:
         return draw_snapshot(
             self._curator.interactions,
             self._layout.snapshot(begun.cycle),
@@ -96,7 +96,7 @@ class Wheel:
             config=self._run.curate,
         )
 
-    def _distill(self, begun: Begun, snapshot: Snapshot) -> Candidate:
+    def _distill(self, begun: CycleStart, snapshot: Snapshot) -> Candidate:
         return distill(
             snapshot=snapshot,
             parent=read_json(self._layout.release(begun.parent_version), Release),
@@ -109,11 +109,11 @@ class Wheel:
             on_step=partial(self._progress, begun.cycle, "distill"),
         )
 
-    def _evaluate(self, begun: Begun, candidate: Candidate) -> Report:
+    def _evaluate(self, begun: CycleStart, candidate: Candidate) -> Report:
         champion = self.champion()
         base = read_json(self._layout.release(BASE_VERSION), Release)
         counters = Counters.empty()
-        report = examine(
+        report = run_suite(
             candidate=self._answers(begun.cycle, candidate),
             base=self._answers(begun.cycle, base),
             champion=self._answers(begun.cycle, champion),
@@ -131,8 +131,8 @@ class Wheel:
         return report
 
     def _answers(self, cycle: int, policy: Candidate | Release) -> Answers:
-        """A policy's answers to the examination; asked for once."""
-        examined = Release(
+        """A policy's answers to the evaluation; asked for once."""
+        evaluated = Release(
             policy_version=policy.policy_version,
             path=policy.path,
             previous_version=None,
@@ -140,16 +140,16 @@ class Wheel:
             digests=policy.digests,
         )
         total = self._run.evaluate.num_prompts
-        return self._examination.answers(
-            examined,
+        return self._evaluation.answers(
+            evaluated,
             self._layout.evaluation(policy.policy_version) / "answers.json",
             lambda done: self._progress(cycle, "evaluate", done, total),
         )
 
-    def _decide(self, begun: Begun, candidate: Candidate, report: Report) -> Decision:
+    def _decide(self, begun: CycleStart, candidate: Candidate, report: Report) -> Decision:
         decision = gate.decide(report, self._run.promote)
         self._registry.record_cycle(
-            Entry(
+            CycleRecord(
                 cycle=begun.cycle,
                 seed=begun.seed,
                 commit=code_commit(),
@@ -163,19 +163,19 @@ class Wheel:
         )
         return decision
 
-    def _release(self, begun: Begun, candidate: Candidate, report: Report, decision: Decision) -> Outcome:
+    def _release(self, begun: CycleStart, candidate: Candidate, report: Report, decision: Decision) -> CycleOutcome:
         verdict, reasons = decision.verdict, decision.reasons
         if verdict is Verdict.PROMOTE and self._run.promote.require_review:
             verdict, reasons = self._reviewed(begun.cycle, decision)
         if verdict is Verdict.PROMOTE:
-            verdict, reasons = self.trials.judge(begun.cycle, candidate, report, reasons)
+            verdict, reasons = self.canary_runner.judge(begun.cycle, candidate, report, reasons)
         if verdict is Verdict.PROMOTE:
             verdict, reasons = self._promote(candidate, report, reasons)
-        self.trials.end()
+        self.canary_runner.end()
         if verdict is not decision.verdict:
             self._registry.tag(candidate.policy_version, "status", "refused" if verdict is Verdict.REJECT else "held")
             self._registry.tag(candidate.policy_version, "outcome", f"{verdict}: {'; '.join(reasons)}")
-        return Outcome(
+        return CycleOutcome(
             cycle=begun.cycle,
             policy_version=candidate.policy_version,
             verdict=verdict,
@@ -200,7 +200,7 @@ class Wheel:
         with self._moving:
             champion = self.champion()
             if champion.policy_version not in (report.champion_version, candidate.policy_version):
-                moved = f"the champion became v{champion.policy_version} after the examination"
+                moved = f"the champion became v{champion.policy_version} after the evaluation"
                 return Verdict.HOLD, (f"{moved} against v{report.champion_version}",)
             self._registry.set_champion(candidate.policy_version)
             release = point_at(self._layout, candidate)

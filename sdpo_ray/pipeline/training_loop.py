@@ -17,65 +17,67 @@ import typer
 from sdpo_ray.config import Run
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.files import read_json
-from sdpo_ray.io.locks import undisturbed
+from sdpo_ray.io.locks import data_lock
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.pipeline.background_ingest import shipping
-from sdpo_ray.pipeline.cycle import Begun, begin, next_cycle, turn
-from sdpo_ray.pipeline.periodic import repeatedly
+from sdpo_ray.pipeline.background_ingest import ingest_in_background
+from sdpo_ray.pipeline.cycle import CycleStart, next_cycle, run_cycle, start_cycle
+from sdpo_ray.pipeline.periodic import run_periodically
 from sdpo_ray.records import BASE_VERSION
 from sdpo_ray.telemetry import EventFile
 
 if TYPE_CHECKING:
     from sdpo_ray.curate.pipeline import Curator
-    from sdpo_ray.pipeline.stages import Wheel
+    from sdpo_ray.pipeline.stages import Pipeline
 
 GATHER_S = 1.0
 """Seconds between two looks at the journal."""
 
 
-def continual(run: Run, turns: int) -> None:
-    """Turn the wheel `turns` times (0: until the process is stopped)."""
+def run_training_loop(run: Run, turns: int) -> None:
+    """Turn the training loop `turns` times (0: until the process is stopped)."""
     import ray
 
     from sdpo_ray.curate.pipeline import Curator
     from sdpo_ray.eventlog.factory import open_log
-    from sdpo_ray.pipeline.stages import Wheel
+    from sdpo_ray.pipeline.stages import Pipeline
     from sdpo_ray.promote.registry import Registry
     from sdpo_ray.records import Release
 
     layout = Layout(run.directory, run.tables)
     events = EventFile(layout.events)
-    with alone(layout.root):
+    with run_lock(layout.root):
         ray.init(address="auto", ignore_reinit_error=True, log_to_driver=False)
         # Ray's own handler, set a line above, ends the process with status 15.
-        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGTERM, exit_on_sigterm)
         registry = Registry(layout, model_name=run.promote.model_name, tracking_uri=run.promote.tracking_uri)
         log = open_log(layout, run.capture, name="continual")
         curator = Curator(layout, log, curate=run.curate, capture=run.capture)
-        wheel = Wheel(run, curator, registry, events)
-        wheel.champion()
-        wheel.trials.end_others(next_cycle(layout.root / "cycles"))
+        pipeline = Pipeline(run, curator, registry, events)
+        pipeline.champion()
+        pipeline.canary_runner.end_others(next_cycle(layout.root / "cycles"))
         registry.register_base(read_json(layout.release(BASE_VERSION), Release))
         complaint = f"the registry does not answer; asking on every {run.promote.poll_s:g} s"
         # In the background, so that a person's rollback never waits for a stage.
-        with repeatedly(wheel.follow, name="alias", every_s=run.promote.poll_s, complaint=complaint):
+        with run_periodically(pipeline.follow, name="alias", every_s=run.promote.poll_s, complaint=complaint):
             for _ in range(turns) if turns else itertools.count():
-                one_turn(run, layout, wheel, curator, events)
+                run_next_cycle(run, layout, pipeline, curator, events)
 
 
-def one_turn(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", events: EventFile) -> None:
+def run_next_cycle(run: Run, layout: Layout, pipeline: "Pipeline", curator: "Curator", events: EventFile) -> None:
     """The next cycle, or what is left of the one that was interrupted."""
     cycle = next_cycle(layout.root / "cycles")
     directory = layout.cycle(cycle)
     if not (directory / "begun.json").exists():
-        gather(run, layout, wheel, curator, events, cycle)
+        curate_until_ready(run, layout, pipeline, curator, events, cycle)
 
-    def make() -> Begun:
-        parent = wheel.champion().policy_version
-        return Begun(cycle=cycle, policy_version=cycle, parent_version=parent, seed=run.seed * 1_000_003 + cycle)
+    def make() -> CycleStart:
+        parent = pipeline.champion().policy_version
+        return CycleStart(cycle=cycle, policy_version=cycle, parent_version=parent, seed=run.seed * 1_000_003 + cycle)
 
-    with shipping(run, layout):
-        outcome = turn(begin(directory, make), wheel.stages, directory, events, undisturbed=undisturbed(layout))
+    with ingest_in_background(run, layout):
+        outcome = run_cycle(
+            start_cycle(directory, make), pipeline.stages, directory, events, data_lock=data_lock(layout)
+        )
     events.write(
         "outcome",
         cycle,
@@ -87,17 +89,19 @@ def one_turn(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", event
     typer.echo(f"cycle {cycle}: v{outcome.policy_version} {outcome.verdict}: {'; '.join(outcome.reasons)}")
 
 
-def gather(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", events: EventFile, cycle: int) -> None:
+def curate_until_ready(
+    run: Run, layout: Layout, pipeline: "Pipeline", curator: "Curator", events: EventFile, cycle: int
+) -> None:
     """Curate what arrives until there is enough for a cycle."""
     from sdpo_ray.curate.snapshot import count_new
     from sdpo_ray.pipeline.stages import last_batch
 
     since = last_batch(layout, cycle)
     refused: Counter[str] = Counter()
-    alarm = Alarm(run, events)
+    alarm = BacklogAlarm(run, events)
     with events.stage("gather", cycle):
         while True:
-            with undisturbed(layout):
+            with data_lock(layout):
                 progress, compacted = curator.advance(), curator.maintain()
             refused += progress.refused
             alarm.look(progress.backlog_bytes, cycle)
@@ -106,7 +110,7 @@ def gather(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", events:
             ready = count_new(
                 curator.interactions,
                 after=since,
-                champion_version=wheel.champion().policy_version,
+                champion_version=pipeline.champion().policy_version,
                 now_s=time.time(),
                 config=run.curate,
             )
@@ -125,7 +129,7 @@ def gather(run: Run, layout: Layout, wheel: "Wheel", curator: "Curator", events:
             time.sleep(GATHER_S)
 
 
-class Alarm:
+class BacklogAlarm:
     """Says once when the event log piles up faster than it is curated, and once when it is worked off."""
 
     def __init__(self, run: Run, events: EventFile) -> None:
@@ -144,8 +148,8 @@ class Alarm:
 
 
 @contextlib.contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """Hold the run's lock. Raises ConfigError while another wheel turns on the same run."""
+def run_lock(root: Path) -> Iterator[None]:
+    """Hold the run's lock. Raises ConfigError while another training loop runs on the same run."""
     root.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(root / "continual.lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
@@ -157,7 +161,7 @@ def alone(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def stop(signum: int, frame: FrameType | None) -> None:
+def exit_on_sigterm(signum: int, frame: FrameType | None) -> None:
     """Leave at once: whatever is half-done is done again, and nothing is done twice."""
     typer.echo("stopped; the next start goes on where this one was")
     raise SystemExit(0)

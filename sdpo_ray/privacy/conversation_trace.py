@@ -8,7 +8,7 @@ from sdpo_ray.tables.delta_table import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
+class ConversationTrace:
     """Made by `conversation_of`; read by `privacy.user_footprint`."""
 
     turn_ids: frozenset[str]
@@ -25,23 +25,23 @@ class _Said:
     continuation: str
 
 
-def conversation_of(turns: Table, turn_id: str) -> Conversation:
+def conversation_of(turns: Table, turn_id: str) -> ConversationTrace:
     """Everything with the same conversation id; without one, what the turn follows, and all that follows it.
 
     Two turns with the same words before them, and the same answer, cannot be told apart: nothing is followed over them.
     """
     keys = turns.read(["conversation_id", "keys"], where=ds.field("turn_id") == turn_id).to_pylist()
     if not keys or not keys[0]["keys"]["continuation"]:
-        return Conversation(turn_ids=frozenset(), keys=frozenset(), alike=0)
+        return ConversationTrace(turn_ids=frozenset(), keys=frozenset(), alike=0)
     (found,) = keys
     if found["conversation_id"]:
         key = found["keys"]["conversation"]
         rows = turns.read(["turn_id"], where=(ds.field("keys", "conversation") == key))
-        return Conversation(turn_ids=frozenset(rows["turn_id"].to_pylist()), keys=frozenset({key}), alike=0)
+        return ConversationTrace(turn_ids=frozenset(rows["turn_id"].to_pylist()), keys=frozenset({key}), alike=0)
     start = _Said(turn_id, found["keys"]["parent"], found["keys"]["continuation"])
     before, alike_before = _before(turns, start)
     after, alike_after = _after(turns, start)
-    return Conversation(turn_ids=frozenset({*before, *after}), keys=frozenset(), alike=alike_before + alike_after)
+    return ConversationTrace(turn_ids=frozenset({*before, *after}), keys=frozenset(), alike=alike_before + alike_after)
 
 
 def _before(turns: Table, said: _Said) -> tuple[list[str], int]:

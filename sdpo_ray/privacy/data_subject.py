@@ -8,40 +8,40 @@ from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.privacy.snapshot_erasure import erased_by
-from sdpo_ray.privacy.user_footprint import Tables, Traces, traces_of
-from sdpo_ray.tables.tombstones import Erasure, Erasures
+from sdpo_ray.privacy.user_footprint import UserFootprint, UserTables, footprint_of
+from sdpo_ray.tables.tombstones import Tombstone, Tombstones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Whose:
+class DataSubject:
     """A user, turns that somebody points at, or both."""
 
     users: tuple[tuple[str, str], ...]
     """Tenant and name, for every name that the user has had in rows."""
     turn_ids: tuple[str, ...]
 
-    def traces(self, tables: Tables, also: Collection[str] = ()) -> Traces:
+    def traces(self, tables: UserTables, also: Collection[str] = ()) -> UserFootprint:
         """What they left in the tables, with the turns `also`."""
         tables.refresh()
-        return traces_of(tables, self.users, self.turn_ids, also)
+        return footprint_of(tables, self.users, self.turn_ids, also)
 
-    def learned_from(self, layout: Layout, traces: Traces) -> frozenset[str]:
+    def learned_from(self, layout: Layout, traces: UserFootprint) -> frozenset[str]:
         """Ids that snapshots may have drawn: of what is in the tables, and of what was erased."""
         before = erased_by(layout.root, {each.erasure_id for each in self.erasures(layout)})
         return traces.said | traces.interaction_ids | before
 
-    def erasures(self, layout: Layout) -> tuple[Erasure, ...]:
+    def erasures(self, layout: Layout) -> tuple[Tombstone, ...]:
         """The erasures that were asked for before."""
-        return Erasures(layout).of(self.users, self.turn_ids)
+        return Tombstones(layout).of(self.users, self.turn_ids)
 
 
-def whose(layout: Layout, *, tenant: str, user: str | None, turn_ids: Collection[str]) -> Whose:
+def find_data_subject(layout: Layout, *, tenant: str, user: str | None, turn_ids: Collection[str]) -> DataSubject:
     """Raises ConfigError where nobody is named, or there is no run."""
     if not (user or turn_ids) or "" in turn_ids:
         raise ConfigError("name somebody: --user, or --turn for what was said without a name")
     if not layout.root.is_dir():
         raise ConfigError(f"there is no run under {layout.root}: name another with --run or --set root=DIR")
-    return Whose(users=_names(layout, tenant, user) if user else (), turn_ids=tuple(turn_ids))
+    return DataSubject(users=_names(layout, tenant, user) if user else (), turn_ids=tuple(turn_ids))
 
 
 def _names(layout: Layout, tenant: str, user: str) -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,6 @@
 """Everything that an erasure does, in an order in which whoever is killed finds the rest when it begins again.
 
-What is derived goes first and the turns that it was found by go last. The event log is emptied before, while the wheel
+What is derived goes first and the turns that it was found by go last. The event log is emptied before, while the training loop
 may go on; the rest is done in a turn of its own.
 """
 
@@ -15,24 +15,24 @@ from jobs.explain import page_of
 from sdpo_ray.capture.pairing_keys import owner_digest
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Run
-from sdpo_ray.io.locks import changing, undisturbed
+from sdpo_ray.io.locks import data_lock, file_lock
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import store
-from sdpo_ray.privacy.data_subject import Whose
-from sdpo_ray.privacy.journal_purge import Emptying
-from sdpo_ray.privacy.run_history import Learned, read_books
+from sdpo_ray.privacy.data_subject import DataSubject
+from sdpo_ray.privacy.journal_purge import JournalPurger
+from sdpo_ray.privacy.run_history import LearnedVersion, read_run_history
 from sdpo_ray.privacy.snapshot_erasure import rewrite, rows_of, snapshots_under
-from sdpo_ray.privacy.user_footprint import Tables, Traces, count, remove
+from sdpo_ray.privacy.user_footprint import UserFootprint, UserTables, count, remove
 from sdpo_ray.promote.artifact_erasure import forget_in_file
 from sdpo_ray.records import Event
-from sdpo_ray.tables.tombstones import Erasure, Erasures
+from sdpo_ray.tables.tombstones import Tombstone, Tombstones
 from sdpo_ray.telemetry import EventFile
 
 _MLFLOW_DATABASE, _MLFLOW_ARTIFACTS = "mlflow.db", "mlartifacts"
 
 
 @dataclass(slots=True, kw_only=True)
-class Erased:
+class ErasureReport:
     """What was removed, or would be. Printed by `jobs.erase`; names nobody."""
 
     dry_run: bool
@@ -54,21 +54,21 @@ class Erased:
     """Of work that was broken off, and pages of `jobs/explain.py`."""
     alike: int = 0
     """Turns that may be theirs or of somebody who used the same words: they stay."""
-    learned: list[Learned] = field(default_factory=list)
+    learned: list[LearnedVersion] = field(default_factory=list)
     newest_release_without: int | None = None
 
 
-class Forgetting:
+class Erasure:
     """One erasure of one run. `say` hears what it is at."""
 
-    def __init__(self, run: Run, whose: Whose, say: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, whose: DataSubject, say: Callable[[str], None]) -> None:
         self._run = run
         self._whose = whose
         self._say = say
         self._layout = Layout(run.directory, run.tables)
-        self._tables = Tables.of(self._layout)
-        self._log = Emptying(run, self._layout, self._tables, say)
-        self._erasures = Erasures(self._layout)
+        self._tables = UserTables.of(self._layout)
+        self._log = JournalPurger(run, self._layout, self._tables, say)
+        self._erasures = Tombstones(self._layout)
 
     def __enter__(self) -> Self:
         return self
@@ -76,10 +76,10 @@ class Forgetting:
     def __exit__(self, *error: object) -> None:
         self._log.close()
 
-    def preview(self) -> Erased:
+    def preview(self) -> ErasureReport:
         """What `go` would remove. Changes nothing."""
         traces = self._traces()
-        found = Erased(dry_run=True, rows=count(self._tables, traces), alike=traces.alike)
+        found = ErasureReport(dry_run=True, rows=count(self._tables, traces), alike=traces.alike)
         found.events_in_log = self._log.count(self._is_theirs(traces))
         found.snapshots = {str(path): len(ids) for path, ids in self._held(traces)}
         gone = self._whose.learned_from(self._layout, traces)
@@ -87,7 +87,7 @@ class Forgetting:
         self._add_lineage(found, gone)
         return found
 
-    def go(self) -> Erased:
+    def go(self) -> ErasureReport:
         """Forget them.
 
         Raises NotReady where a replica holds on to what they said, CorruptLog, LostEvents, DataError for a broken file.
@@ -97,12 +97,12 @@ class Forgetting:
         self._say("emptying the event log")
         if self._whose.turn_ids:
             # Where a turn is still in the log, nothing is known of its conversation.
-            self._log.ship()
+            self._log.ingest()
             erasure = self._remember(erasure, self._traces())
-        found = Erased(dry_run=False, erasure_id=erasure.erasure_id, events_in_log=self._log.empty())
+        found = ErasureReport(dry_run=False, erasure_id=erasure.erasure_id, events_in_log=self._log.empty())
         waiting = "waiting until the round or cycle under way is done"
-        # Personal policies are drawn and published without the wheel's turn.
-        with undisturbed(self._layout, lambda: self._say(waiting)), changing(self._layout.personal):
+        # Personal policies are drawn and published without the training loop's turn.
+        with data_lock(self._layout, lambda: self._say(waiting)), file_lock(self._layout.personal):
             traces = self._traces()
             erasure = self._remember(erasure, traces)
             found.alike = traces.alike
@@ -119,7 +119,7 @@ class Forgetting:
         self._add_lineage(found, gone)
         return found
 
-    def _traces(self) -> Traces:
+    def _traces(self) -> UserFootprint:
         """Also of turns that an erasure of theirs remembers which was broken off."""
         broken_off = [each for each in self._whose.erasures(self._layout) if not each.done]
         if not broken_off:
@@ -128,19 +128,19 @@ class Forgetting:
         stored = self._tables.turns.read(["turn_id"])["turn_id"].to_pylist()
         return self._whose.traces(self._tables, also=self._erasures.reload().among(stored, broken_off))
 
-    def _remember(self, erasure: Erasure, traces: Traces) -> Erasure:
+    def _remember(self, erasure: Tombstone, traces: UserFootprint) -> Tombstone:
         return self._erasures.extend(erasure, turns=traces.turn_ids, conversations=traces.conversations)
 
-    def _is_theirs(self, traces: Traces) -> Callable[[Event], bool]:
+    def _is_theirs(self, traces: UserFootprint) -> Callable[[Event], bool]:
         users = set(self._whose.users)
         return lambda event: (event.tenant, event.user) in users or event.turn_id in traces.turn_ids
 
-    def _held(self, traces: Traces) -> Iterator[tuple[Path, list[str]]]:
+    def _held(self, traces: UserFootprint) -> Iterator[tuple[Path, list[str]]]:
         for path in snapshots_under(self._layout.root):
             if ids := rows_of(path, self._whose.users, traces.said):
                 yield path, ids
 
-    def _forget(self, found: Erased, traces: Traces) -> frozenset[str]:
+    def _forget(self, found: ErasureReport, traces: UserFootprint) -> frozenset[str]:
         """Clear everything that shows what they said, apart from the tables; the ids of their interactions."""
         # First, since they are found by what their snapshots say.
         found.personal = self._personal(self._whose.learned_from(self._layout, traces))
@@ -179,16 +179,16 @@ class Forgetting:
     def _personal(self, gone: Collection[str]) -> list[str]:
         """Owners of what is theirs, and of what has learned from them."""
         known = set(store.known_owners(self._layout))
-        return sorted((self._owners() & known) | {each.owner for each in store.drew(self._layout, gone)})
+        return sorted((self._owners() & known) | {each.owner for each in store.snapshot_uses(self._layout, gone)})
 
     def _begun(self, gone: Collection[str]) -> list[Path]:
         """What an update that was broken off has learned of them so far: it begins anew."""
-        drew = read_books(self._layout).drew(gone)
+        drew = read_run_history(self._layout).drew(gone)
         candidates = [self._layout.candidate(update.policy_version) for update in drew]
         return [path.with_name(f".{path.name}.train") for path in candidates]
 
-    def _add_lineage(self, found: Erased, gone: Collection[str]) -> None:
-        books = read_books(self._layout)
+    def _add_lineage(self, found: ErasureReport, gone: Collection[str]) -> None:
+        books = read_run_history(self._layout)
         found.learned = books.learned(gone)
         found.newest_release_without = books.newest_release_without(found.learned)
 

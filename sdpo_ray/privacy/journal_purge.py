@@ -4,35 +4,35 @@ import time
 from collections.abc import Callable
 
 from sdpo_ray.config import Run
-from sdpo_ray.curate.ingest import ship
+from sdpo_ray.curate.ingest import ingest
 from sdpo_ray.errors import NotReady
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.privacy.user_footprint import Tables
+from sdpo_ray.privacy.user_footprint import UserTables
 from sdpo_ray.records import Event
-from sdpo_ray.tables.tombstones import Erasures
+from sdpo_ray.tables.tombstones import Tombstones
 
 _POLL_S = 0.5
 _GRACE_S = 60.0
 
 
-class Emptying:
+class JournalPurger:
     """The log of one run, and the tables that it is read into. `say` hears what it waits for."""
 
-    def __init__(self, run: Run, layout: Layout, tables: Tables, say: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, layout: Layout, tables: UserTables, say: Callable[[str], None]) -> None:
         self._run = run
         self._tables = tables
         self._say = say
         self._log = open_log(layout, run.capture, name="erase")
-        self._erasures = Erasures(layout)
+        self._erasures = Tombstones(layout)
 
     def close(self) -> None:
         self._log.close()
 
-    def ship(self) -> None:
-        """Read the log into the tables, without what was erased; the wheel may do the same meanwhile."""
+    def ingest(self) -> None:
+        """Read the log into the tables, without what was erased; the training loop may do the same meanwhile."""
         curate = self._run.curate
-        ship(
+        ingest(
             self._log,
             self._tables.turns,
             self._tables.feedback,
@@ -49,7 +49,7 @@ class Emptying:
         seal_s = self._run.capture.journal.segment_s
         deadline_s = time.monotonic() + seal_s + _GRACE_S
         while True:
-            self.ship()
+            self.ingest()
             left = self.count(self._erasures.covers)
             if not left:
                 return left

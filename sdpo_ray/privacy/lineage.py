@@ -7,14 +7,14 @@ from pathlib import Path
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.files import is_ready
 from sdpo_ray.personal import store
-from sdpo_ray.privacy.run_history import Books, Learned, Update
-from sdpo_ray.privacy.user_footprint import Traces
+from sdpo_ray.privacy.run_history import LearnedVersion, RunHistory, UpdateRecord
+from sdpo_ray.privacy.user_footprint import UserFootprint
 from sdpo_ray.records import BASE_VERSION, Verdict
 from sdpo_ray.tables.arrow_schemas import read_erased
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drew:
+class SnapshotUse:
     """A snapshot that held some of what is asked about."""
 
     cycle: int
@@ -25,16 +25,16 @@ class Drew:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traced:
+class Lineage:
     """What became of what somebody said. Printed by `jobs.lineage`."""
 
     num_turns: int
     num_feedback: int
     num_interactions: int
     """All three: in the tables now."""
-    drew: list[Drew]
-    learned: list[Learned]
-    personal: list[store.Drew]
+    drew: list[SnapshotUse]
+    learned: list[LearnedVersion]
+    personal: list[store.PersonalSnapshotUse]
     """Personal policies, and attempts at one."""
 
 
@@ -65,15 +65,20 @@ class Ancestor:
     served: bool
 
 
-def trace(books: Books, traces: Traces, interaction_ids: Collection[str], drew: Sequence[store.Drew] = ()) -> Traced:
+def trace_lineage(
+    books: RunHistory,
+    traces: UserFootprint,
+    interaction_ids: Collection[str],
+    drew: Sequence[store.PersonalSnapshotUse] = (),
+) -> Lineage:
     """What became of `traces`, whose interactions have, or had, these ids; `drew` is of personal policies."""
     wanted = set(interaction_ids)
-    return Traced(
+    return Lineage(
         num_turns=len(traces.turn_ids),
         num_feedback=len(traces.feedback_ids),
         num_interactions=len(traces.interaction_ids),
         drew=[
-            Drew(
+            SnapshotUse(
                 cycle=update.cycle,
                 snapshot_id=update.snapshot.snapshot_id,
                 num_interactions=len(wanted.intersection(update.snapshot.interaction_ids)),
@@ -88,7 +93,7 @@ def trace(books: Books, traces: Traces, interaction_ids: Collection[str], drew: 
 
 
 def ancestors(
-    books: Books, policy_version: int, users_of: Callable[[Path], Mapping[tuple[str, str], int]]
+    books: RunHistory, policy_version: int, users_of: Callable[[Path], Mapping[tuple[str, str], int]]
 ) -> list[Ancestor]:
     """A version, its parent, and so on back to the base; `users_of` counts the rows of a snapshot.
 
@@ -101,7 +106,9 @@ def ancestors(
     return [*(_ancestor(books, update, users_of) for update in line), _base(books)]
 
 
-def _ancestor(books: Books, update: Update, users_of: Callable[[Path], Mapping[tuple[str, str], int]]) -> Ancestor:
+def _ancestor(
+    books: RunHistory, update: UpdateRecord, users_of: Callable[[Path], Mapping[tuple[str, str], int]]
+) -> Ancestor:
     snapshot = update.snapshot
     path = Path(snapshot.path)
     held = users_of(path) if is_ready(path) else {}
@@ -119,7 +126,7 @@ def _ancestor(books: Books, update: Update, users_of: Callable[[Path], Mapping[t
     )
 
 
-def _base(books: Books) -> Ancestor:
+def _base(books: RunHistory) -> Ancestor:
     return Ancestor(
         policy_version=BASE_VERSION,
         cycle=0,

@@ -1,4 +1,4 @@
-"""What the books of a run say about where its policies come from; pure but for `read_books`.
+"""What the books of a run say about where its policies come from; pure but for `read_run_history`.
 
 An update is said to have learned from an interaction when its snapshot held it; the learner may have refused it.
 """
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.pipeline.cycle import Begun, Outcome
+from sdpo_ray.pipeline.cycle import CycleOutcome, CycleStart
 from sdpo_ray.promote.release import released_versions, served_release
 from sdpo_ray.records import Snapshot, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
+class UpdateRecord:
     """One cycle that drew."""
 
     cycle: int
@@ -28,7 +28,7 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
+class LearnedVersion:
     """A policy that learned from some interactions, or from one that did. Printed by jobs."""
 
     policy_version: int
@@ -43,26 +43,26 @@ class Learned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Books:
+class RunHistory:
     """What one run's files say."""
 
-    updates: tuple[Update, ...]
+    updates: tuple[UpdateRecord, ...]
     """Oldest first."""
     released: frozenset[int]
     served: int | None
 
-    def drew(self, interaction_ids: Collection[str]) -> list[Update]:
+    def drew(self, interaction_ids: Collection[str]) -> list[UpdateRecord]:
         """The updates whose snapshots held one of these."""
         wanted = set(interaction_ids)
         return [update for update in self.updates if not wanted.isdisjoint(update.snapshot.interaction_ids)]
 
-    def learned(self, interaction_ids: Collection[str]) -> list[Learned]:
+    def learned(self, interaction_ids: Collection[str]) -> list[LearnedVersion]:
         """Every policy that learned from one of these, and all that descend from it; oldest first."""
-        wanted, found = set(interaction_ids), dict[int, Learned]()
+        wanted, found = set(interaction_ids), dict[int, LearnedVersion]()
         for update in self.updates:
             held = len(wanted.intersection(update.snapshot.interaction_ids))
             if update.trained and (held or update.parent_version in found):
-                found[update.policy_version] = Learned(
+                found[update.policy_version] = LearnedVersion(
                     policy_version=update.policy_version,
                     snapshot_id=update.snapshot.snapshot_id,
                     num_interactions=held,
@@ -73,7 +73,7 @@ class Books:
                 )
         return list(found.values())
 
-    def line(self, policy_version: int) -> list[Update]:
+    def line(self, policy_version: int) -> list[UpdateRecord]:
         """The update that made a version, that of its parent, and so on back to the base."""
         by_version = {update.policy_version: update for update in self.updates}
         line = []
@@ -82,29 +82,29 @@ class Books:
             policy_version = update.parent_version
         return line
 
-    def newest_release_without(self, learned: Collection[Learned]) -> int | None:
+    def newest_release_without(self, learned: Collection[LearnedVersion]) -> int | None:
         """The newest release that is none of these."""
         return max(self.released - {each.policy_version for each in learned}, default=None)
 
 
-def read_books(layout: Layout) -> Books:
+def read_run_history(layout: Layout) -> RunHistory:
     """The books as they are now. Raises DataError for a file that is not what its name says."""
     updates = []
     for path in sorted((layout.root / "cycles").glob("*/draw.json")):
         begun, outcome = path.with_name("begun.json"), path.with_name("release.json")
-        started = read_json(begun, Begun)
+        started = read_json(begun, CycleStart)
         updates.append(
-            Update(
+            UpdateRecord(
                 cycle=started.cycle,
                 policy_version=started.policy_version,
                 parent_version=started.parent_version,
                 snapshot=read_json(path, Snapshot),
                 trained=path.with_name("distill.json").exists(),
-                verdict=read_json(outcome, Outcome).verdict if outcome.exists() else None,
+                verdict=read_json(outcome, CycleOutcome).verdict if outcome.exists() else None,
             )
         )
     served = served_release(layout)
-    return Books(
+    return RunHistory(
         updates=tuple(updates),
         released=released_versions(layout),
         served=served.policy_version if served is not None else None,

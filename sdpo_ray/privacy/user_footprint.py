@@ -16,7 +16,7 @@ from sdpo_ray.tables.delta_table import Table
 
 
 @dataclass(frozen=True, slots=True)
-class Tables:
+class UserTables:
     """The tables of one run that hold what users said."""
 
     turns: Table
@@ -25,7 +25,7 @@ class Tables:
     pending: Table
 
     @classmethod
-    def of(cls, layout: Layout) -> "Tables":
+    def of(cls, layout: Layout) -> "UserTables":
         return cls(
             turns=Table.turns(layout),
             feedback=Table.feedback(layout),
@@ -44,8 +44,8 @@ class Tables:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traces:
-    """Made by `traces_of`; read by `jobs`."""
+class UserFootprint:
+    """Made by `footprint_of`; read by `jobs`."""
 
     turn_ids: frozenset[str]
     """Also those that were asked for and are in no table."""
@@ -62,9 +62,9 @@ class Traces:
         return self.turn_ids | self.feedback_ids
 
 
-def traces_of(
-    tables: Tables, users: Collection[tuple[str, str]], turn_ids: Collection[str] = (), also: Collection[str] = ()
-) -> Traces:
+def footprint_of(
+    tables: UserTables, users: Collection[tuple[str, str]], turn_ids: Collection[str] = (), also: Collection[str] = ()
+) -> UserFootprint:
     """Of users, each a tenant and a pseudonym, of the conversations that `turn_ids` are of, and of the turns `also`."""
     turns = {*turn_ids, *also, *_ids(tables.turns, "turn_id", _is_one_of(users))}
     conversations, alike = set[str](), 0
@@ -84,7 +84,7 @@ def traces_of(
         *_matching(tables.interactions, "interaction_id", ds.field("follow_up_turn_id"), said),
         *_matching(tables.interactions, "interaction_id", ds.field("turn", "turn_id"), turns),
     }
-    return Traces(
+    return UserFootprint(
         turn_ids=frozenset(turns),
         feedback_ids=frozenset(feedback),
         interaction_ids=frozenset(interactions),
@@ -93,7 +93,7 @@ def traces_of(
     )
 
 
-def count(tables: Tables, traces: Traces) -> dict[str, int]:
+def count(tables: UserTables, traces: UserFootprint) -> dict[str, int]:
     """Rows that `remove` would remove, by table."""
     return {
         table.name: len(_matching(table, name, ds.field(name), ids))
@@ -106,7 +106,7 @@ def count(tables: Tables, traces: Traces) -> dict[str, int]:
     }
 
 
-def remove(tables: Tables, traces: Traces) -> dict[str, int]:
+def remove(tables: UserTables, traces: UserFootprint) -> dict[str, int]:
     """Rows removed by table. Turns go last: whoever is killed before that finds everything again by them."""
     return {
         tables.interactions.name: tables.interactions.delete(traces.interaction_ids),

@@ -14,7 +14,7 @@ from sdpo_ray.promote.release import point_at, released_versions, rollback, serv
 from sdpo_ray.records import Candidate, Release
 
 
-class Move(StrEnum):
+class AliasAction(StrEnum):
     """What to do about the alias."""
 
     STAY = "stay"
@@ -26,32 +26,32 @@ class Move(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Followed:
-    """What was done. Made by `follow_alias`; read by jobs, which confirm and report it."""
+class AliasSyncResult:
+    """What was done. Made by `sync_alias`; read by jobs, which confirm and report it."""
 
-    move: Move
+    move: AliasAction
     alias_version: int | None
     """The version that the alias named; None where a person deleted it."""
     release: Release
     """What the pointer names now."""
 
 
-def next_move(*, alias: int | None, served: int, was_released: bool, passed_gate: bool) -> Move:
+def choose_alias_action(*, alias: int | None, served: int, was_released: bool, passed_gate: bool) -> AliasAction:
     """`was_released` and `passed_gate` are those of the version that the alias names."""
     if alias == served:
-        return Move.STAY
+        return AliasAction.STAY
     if alias is not None and (was_released or passed_gate):
-        return Move.FOLLOW
-    return Move.RESTORE
+        return AliasAction.FOLLOW
+    return AliasAction.RESTORE
 
 
-def follow_alias(
+def sync_alias(
     layout: Layout,
     *,
     champion: Callable[[], int | None],
     set_champion: Callable[[int], None],
     passed: Callable[[int], Candidate | None],
-) -> Followed:
+) -> AliasSyncResult:
     """Make pointer and alias agree. Does not wait for the replicas: see `release.confirm`.
 
     `passed` gives the candidate of a version that the gate promoted, and None for any other; it should ask
@@ -63,11 +63,11 @@ def follow_alias(
     alias = champion()
     was_released = alias in released_versions(layout)
     candidate = passed(alias) if alias is not None and alias != served.policy_version and not was_released else None
-    move = next_move(
+    move = choose_alias_action(
         alias=alias, served=served.policy_version, was_released=was_released, passed_gate=candidate is not None
     )
-    if move is Move.FOLLOW:
+    if move is AliasAction.FOLLOW:
         served = point_at(layout, candidate) if candidate is not None else rollback(layout, alias)
-    if move is not Move.STAY:
+    if move is not AliasAction.STAY:
         set_champion(served.policy_version)
-    return Followed(move=move, alias_version=alias, release=served)
+    return AliasSyncResult(move=move, alias_version=alias, release=served)

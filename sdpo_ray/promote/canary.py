@@ -16,12 +16,12 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 from statistics import median
 
-from sdpo_ray.config import TrialRules
+from sdpo_ray.config import CanaryConfig
 from sdpo_ray.io.files import fsync_directory, read_json, write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.promote.release import release_of
 from sdpo_ray.promote.sequential_test import HigherRate
-from sdpo_ray.records import Candidate, Release, Trial, Verdict
+from sdpo_ray.records import Canary, Candidate, Release, Verdict
 
 _SETTLED = 8
 """The champion's answers of one length whose median is a first guess at what it takes."""
@@ -29,43 +29,43 @@ _LATEST = 255
 _HOUR_S = 3600
 
 
-def begin(layout: Layout, candidate: Candidate, champion: Release, rules: TrialRules) -> Trial:
+def begin(layout: Layout, candidate: Candidate, champion: Release, rules: CanaryConfig) -> Canary:
     """Put the candidate on trial, or go on with the trial that a killed job left. Raises ValueError for mode off."""
     there = current(layout)
     if there is not None and there.candidate.policy_version == candidate.policy_version:
         return there
     if rules.mode == "off":
-        raise ValueError("promote.trial.mode is off")
-    trial = Trial(
+        raise ValueError("promote.canary.mode is off")
+    canary = Canary(
         candidate=release_of(layout, candidate, previous_version=champion.policy_version),
         champion_version=champion.policy_version,
         mode=rules.mode,
         share=rules.share,
         started_at_s=time.time(),
     )
-    write_json(layout.trial_pointer, trial)
-    return trial
+    write_json(layout.canary_pointer, canary)
+    return canary
 
 
-def current(layout: Layout) -> Trial | None:
+def current(layout: Layout) -> Canary | None:
     """The trial that is on; None while there is none. Raises DataError."""
     try:
-        return read_json(layout.trial_pointer, Trial)
+        return read_json(layout.canary_pointer, Canary)
     except FileNotFoundError:
         return None
 
 
 def end(layout: Layout) -> bool:
     """Let everybody meet the champion again; whether there was a trial. Safe to repeat."""
-    there = layout.trial_pointer.exists()
-    layout.trial_pointer.unlink(missing_ok=True)
+    there = layout.canary_pointer.exists()
+    layout.canary_pointer.unlink(missing_ok=True)
     if there:
         fsync_directory(layout.root)
     return there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
+class CanaryArm:
     """What one of the two policies has shown."""
 
     answers: int
@@ -75,14 +75,14 @@ class Arm:
     """How many of them complained."""
 
 
-class Judge:
+class CanaryJudge:
     """Takes in what happens, in its order, and says what follows. Reasons carry the numbers that decided."""
 
-    def __init__(self, trial: Trial, rules: TrialRules) -> None:
-        self._trial = trial
+    def __init__(self, canary: Canary, rules: CanaryConfig) -> None:
+        self._canary = canary
         self._rules = rules
         # So many answers of the champion come for each of the candidate's.
-        block = max(1, round((1 - trial.share) / trial.share))
+        block = max(1, round((1 - canary.share) / canary.share))
         self._complaining = HigherRate(block=block)
         self._slow = HigherRate(block=block)
         self._counts = {candidate: Counter[str]() for candidate in (True, False)}
@@ -105,11 +105,11 @@ class Judge:
             before.append(pace)
 
     @property
-    def candidate(self) -> Arm:
+    def candidate(self) -> CanaryArm:
         return _arm(self._counts[True])
 
     @property
-    def champion(self) -> Arm:
+    def champion(self) -> CanaryArm:
         return _arm(self._counts[False])
 
     @property
@@ -128,11 +128,11 @@ class Judge:
     @property
     def judged(self) -> int:
         """The candidate's answers that count towards `min_answers`: those that were reacted to, if anybody saw them."""
-        return self.candidate.answers if self._trial.mode == "shadow" else self.candidate.reactions
+        return self.candidate.answers if self._canary.mode == "shadow" else self.candidate.reactions
 
     def ruling(self, now_s: float) -> tuple[Verdict, str] | None:
         """What becomes of the candidate, and why; None while the trial goes on."""
-        rules, version = self._rules, self._trial.candidate.policy_version
+        rules, version = self._rules, self._canary.candidate.policy_version
         breaches = []
         if self.complaint_evidence >= self.evidence_needed:
             breaches.append(f"users complain more of it: {self._found(self.complaint_evidence)}")
@@ -140,13 +140,13 @@ class Judge:
             slower = f"its answers take more than {rules.max_slower:g} times as long a token"
             breaches.append(f"{slower}: {self._found(self.slowness_evidence)}")
         if breaches:
-            return Verdict.REJECT, f"{self._trial.mode} of v{version}: {'; '.join(breaches)}"
-        hours = (now_s - self._trial.started_at_s) / _HOUR_S
+            return Verdict.REJECT, f"{self._canary.mode} of v{version}: {'; '.join(breaches)}"
+        hours = (now_s - self._canary.started_at_s) / _HOUR_S
         if self.judged >= rules.min_answers:
-            return Verdict.PROMOTE, f"{self._trial.mode} of v{version}: nothing against it; {self._words()}"
+            return Verdict.PROMOTE, f"{self._canary.mode} of v{version}: nothing against it; {self._words()}"
         if hours >= rules.max_hours:
             few = f"{self.judged} answers of {rules.min_answers} after {hours:.1f} h"
-            return Verdict.HOLD, f"{self._trial.mode} of v{version}: {few}; {self._words()}"
+            return Verdict.HOLD, f"{self._canary.mode} of v{version}: {few}; {self._words()}"
         return None
 
     def _found(self, evidence: float) -> str:
@@ -156,10 +156,10 @@ class Judge:
         mine, other = self.candidate, self.champion
         return (
             f"{mine.complaints} complaints in {mine.reactions} conversations, "
-            f"{other.complaints} in {other.reactions} of v{self._trial.champion_version}; "
-            f"{mine.answers} answers, {other.answers} of v{self._trial.champion_version}"
+            f"{other.complaints} in {other.reactions} of v{self._canary.champion_version}; "
+            f"{mine.answers} answers, {other.answers} of v{self._canary.champion_version}"
         )
 
 
-def _arm(counts: Counter[str]) -> Arm:
-    return Arm(answers=counts["answers"], reactions=counts["reactions"], complaints=counts["complaints"])
+def _arm(counts: Counter[str]) -> CanaryArm:
+    return CanaryArm(answers=counts["answers"], reactions=counts["reactions"], complaints=counts["complaints"])

@@ -12,7 +12,7 @@ that decided.
 import math
 from collections.abc import Iterator, Sequence
 
-from sdpo_ray.config import Personal, Promote
+from sdpo_ray.config import PersonalConfig, PromoteConfig
 from sdpo_ray.records import Decision, Report, Score, Verdict
 
 REQUIRED = (
@@ -42,19 +42,19 @@ MAX_EMPTY = 0.02
 """Share of answers without a visible character. Short is a taste; silence is not."""
 
 
-def decide(report: Report, rules: Promote) -> Decision:
+def decide(report: Report, rules: PromoteConfig) -> Decision:
     """Judge a candidate by its report."""
     verdict, reasons = _judge(report, rules)
     return Decision(policy_version=report.policy_version, verdict=verdict, reasons=reasons)
 
 
-def decide_personal(report: Report, rules: Promote, personal: Personal) -> Decision:
+def decide_personal(report: Report, rules: PromoteConfig, personal: PersonalConfig) -> Decision:
     """Judge a personal policy by its report: whether its user gained, and nothing was broken for it."""
     verdict, reasons = _judge_personal(report, rules, personal)
     return Decision(policy_version=report.policy_version, verdict=verdict, reasons=reasons)
 
 
-def _judge_personal(report: Report, rules: Promote, personal: Personal) -> tuple[Verdict, tuple[str, ...]]:
+def _judge_personal(report: Report, rules: PromoteConfig, personal: PersonalConfig) -> tuple[Verdict, tuple[str, ...]]:
     if unusable := tuple(_unusable(report, REQUIRED_OF_PERSONAL)):
         return Verdict.REJECT, unusable
     scores = {score.name: score for score in report.scores}
@@ -71,7 +71,7 @@ def _judge_personal(report: Report, rules: Promote, personal: Personal) -> tuple
     return Verdict.HOLD, (f"no signal: {_nats(gained)} is not above {personal.min_gain:g} with its low end",)
 
 
-def _judge(report: Report, rules: Promote) -> tuple[Verdict, tuple[str, ...]]:
+def _judge(report: Report, rules: PromoteConfig) -> tuple[Verdict, tuple[str, ...]]:
     if unusable := tuple(_unusable(report, REQUIRED)):
         return Verdict.REJECT, unusable
     scores = {score.name: score for score in report.scores}
@@ -97,14 +97,14 @@ def _unusable(report: Report, required: Sequence[str]) -> Iterator[str]:
             yield f"{name} rests on no answer"
 
 
-def _harms(scores: dict[str, Score], rules: Promote) -> Iterator[str]:
+def _harms(scores: dict[str, Score], rules: PromoteConfig) -> Iterator[str]:
     yield from _breakages(scores, rules)
     against_champion = scores["win_rate.vs_champion.ties_half"]
     if against_champion.high < 0.5:
         yield f"{_words(against_champion)}: it loses to the champion"
 
 
-def _breakages(scores: dict[str, Score], rules: Promote) -> Iterator[str]:
+def _breakages(scores: dict[str, Score], rules: PromoteConfig) -> Iterator[str]:
     least = {"retention": rules.min_retention}
     most = {
         "retention.drop_vs_base": rules.max_retention_drop,

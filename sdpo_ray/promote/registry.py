@@ -1,6 +1,6 @@
 """The only door to MLflow: one run per cycle, one model version per policy version, two aliases.
 
-`candidate` names the newest policy that was examined, `champion` the one that users are meant to be served.
+`candidate` names the newest policy that was evaluated, `champion` the one that users are meant to be served.
 A person approves or rejects by the tag `review`, and rolls back by moving `champion`. Everything here may be
 repeated after a crash: runs are found by their tag `cycle`, model versions by their tag `policy_version`.
 """
@@ -19,7 +19,7 @@ from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.promote import run_log
 from sdpo_ray.promote.artifact_erasure import forget_in_file
-from sdpo_ray.promote.run_log import Entry, parameters, points, write_files
+from sdpo_ray.promote.run_log import CycleRecord, parameters, points, write_files
 from sdpo_ray.records import Candidate, Release, Snapshot, Verdict
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _QUIET = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registered:
+class RegisteredVersion:
     """One model version, as a person sees it. Made by `Registry.versions`; read by jobs."""
 
     policy_version: int
@@ -88,7 +88,7 @@ class Registry:
         if self.champion_version() is None:
             self.set_champion(base.policy_version)
 
-    def record_cycle(self, entry: Entry) -> None:
+    def record_cycle(self, entry: CycleRecord) -> None:
         """Write a cycle's run and model version, and point the alias `candidate` at it."""
         run = self._find_run(entry.cycle) or self._create_run(entry)
         if run.info.status == "FINISHED":
@@ -114,7 +114,7 @@ class Registry:
                 self._client.set_model_version_tag(self._model, other.version, "status", "retired")
         self._client.set_model_version_tag(self._model, version.version, "status", "champion")
 
-    def versions(self) -> tuple[Registered, ...]:
+    def versions(self) -> tuple[RegisteredVersion, ...]:
         """Every policy version, the oldest first."""
         found, token = [], None
         while token is None or token:
@@ -122,7 +122,7 @@ class Registry:
             found += [each.tags for each in page if each.tags.get("policy_version", "").isdecimal()]
             token = page.token or ""
         registered = (
-            Registered(
+            RegisteredVersion(
                 policy_version=int(tags["policy_version"]),
                 **{name: tags.get(name, "") for name in ("status", "decision", "review", "reasons")},
             )
@@ -177,7 +177,7 @@ class Registry:
         runs = self._client.search_runs([self._experiment], f"tags.cycle = '{cycle}'", max_results=1)
         return runs[0] if runs else None
 
-    def _create_run(self, entry: Entry) -> Any:
+    def _create_run(self, entry: CycleRecord) -> Any:
         tags = {
             "cycle": str(entry.cycle),
             "policy_version": str(entry.candidate.policy_version),
@@ -188,13 +188,13 @@ class Registry:
         name = f"cycle {entry.cycle}: v{entry.candidate.policy_version}"
         return self._client.create_run(self._experiment, tags=tags, run_name=name)
 
-    def _log(self, run: Any, entry: Entry) -> None:
+    def _log(self, run: Any, entry: CycleRecord) -> None:
         self.log_numbers(run, entry)
         with tempfile.TemporaryDirectory() as folder:
             write_files(entry, Path(folder))
             self._client.log_artifacts(run.info.run_id, folder)
 
-    def log_numbers(self, run: Any, entry: Entry) -> None:
+    def log_numbers(self, run: Any, entry: CycleRecord) -> None:
         """Parameters, metrics and the snapshot of an update, on one of MLflow's runs."""
         from mlflow.entities import Metric, Param
 
@@ -210,7 +210,7 @@ class Registry:
             self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS])
         self._client.log_inputs(run_id, [_dataset(entry.snapshot, self._layout)])
 
-    def _create_version(self, run_id: str, entry: Entry) -> Any:
+    def _create_version(self, run_id: str, entry: CycleRecord) -> Any:
         decision = entry.decision
         tags = {
             "policy_version": str(entry.candidate.policy_version),

@@ -22,7 +22,7 @@ SIGNALS = ("signal.html", "signal.png")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class CycleRecord:
     """One cycle, as it is recorded. Made by jobs; read by `promote.registry`."""
 
     cycle: int
@@ -40,7 +40,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class MetricPoint:
     """One point of a metric's curve."""
 
     name: str
@@ -48,7 +48,7 @@ class Point:
     step: int
 
 
-def parameters(entry: Entry) -> dict[str, str]:
+def parameters(entry: CycleRecord) -> dict[str, str]:
     """Every parameter of the cycle; those of the run file under their dotted names."""
     snapshot, candidate = entry.snapshot, entry.candidate
     of_cycle = {
@@ -69,31 +69,31 @@ def parameters(entry: Entry) -> dict[str, str]:
     return {name: str(value) for name, value in of_cycle.items()} | {name: str(_value(run, name)) for name in keys()}
 
 
-def points(entry: Entry) -> Iterator[Point]:
+def points(entry: CycleRecord) -> Iterator[MetricPoint]:
     """Training's curves by optimizer step; what is counted, and scores with their intervals, at step 0."""
     for metrics in entry.candidate.steps:
         numbers = asdict(metrics)
         step = numbers.pop("step")
         for name, value in numbers.items():
-            yield Point(name=f"train.{name}", value=float(value), step=step)
+            yield MetricPoint(name=f"train.{name}", value=float(value), step=step)
     for name, counts in (
         ("not_drawn", entry.snapshot.not_drawn),
         ("refused", entry.candidate.refusals),
         ("altered", entry.candidate.alterations),
     ):
         for count in counts:
-            yield Point(name=f"{name}.{count.reason}", value=float(count.n), step=0)
+            yield MetricPoint(name=f"{name}.{count.reason}", value=float(count.n), step=0)
     if relevance := entry.relevance:
         below = sum(each.signal <= each.floor for each in relevance) / len(relevance)
-        yield Point(name="relevance.n", value=float(len(relevance)), step=0)
-        yield Point(name="relevance.below_floor", value=below, step=0)
-        yield Point(name="relevance.median_weight", value=statistics.median(r.weight for r in relevance), step=0)
+        yield MetricPoint(name="relevance.n", value=float(len(relevance)), step=0)
+        yield MetricPoint(name="relevance.below_floor", value=below, step=0)
+        yield MetricPoint(name="relevance.median_weight", value=statistics.median(r.weight for r in relevance), step=0)
     for score in entry.report.scores:
         for suffix, value in (("", score.value), (".low", score.low), (".high", score.high), (".n", float(score.n))):
-            yield Point(name=f"{score.name}{suffix}", value=value, step=0)
+            yield MetricPoint(name=f"{score.name}{suffix}", value=value, step=0)
 
 
-def write_files(entry: Entry, directory: Path) -> None:
+def write_files(entry: CycleRecord, directory: Path) -> None:
     """Write `run.json`, the four records, `training.png` and `scores.png` into `directory`.
 
     Where the candidate shows what a few interactions taught it, there are `signal.html` and `signal.png` too, and

@@ -5,6 +5,7 @@ back from disk is exactly the record that was written. No dict crosses a module 
 """
 
 from sdpo_ray.records.policies import (
+    Canary,
     Candidate,
     Decision,
     FileDigest,
@@ -17,7 +18,6 @@ from sdpo_ray.records.policies import (
     Score,
     StepMetrics,
     TokenSignal,
-    Trial,
     Verdict,
 )
 from sdpo_ray.records.turns import (
@@ -31,7 +31,7 @@ from sdpo_ray.records.turns import (
     Message,
     PairingKeys,
     Redaction,
-    Refusal,
+    RefusalCount,
     Role,
     Sampling,
     Snapshot,
@@ -44,6 +44,7 @@ from sdpo_ray.records.turns import (
 __all__ = [
     "BASE_VERSION",
     "FOREIGN",
+    "Canary",
     "Candidate",
     "Consent",
     "Decision",
@@ -58,7 +59,7 @@ __all__ = [
     "PairingKeys",
     "PersonalPolicy",
     "Redaction",
-    "Refusal",
+    "RefusalCount",
     "Release",
     "Relevance",
     "Report",
@@ -70,7 +71,6 @@ __all__ = [
     "Thumb",
     "TokenSignal",
     "ToolCall",
-    "Trial",
     "Turn",
     "Verdict",
     "VersionSpan",

@@ -1,10 +1,10 @@
-"""What becomes of a policy: proposed, examined, judged, released."""
+"""What becomes of a policy: proposed, evaluated, judged, released."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from sdpo_ray.records.turns import Refusal
+from sdpo_ray.records.turns import RefusalCount
 
 
 class Verdict(StrEnum):
@@ -117,8 +117,8 @@ class Candidate:
     snapshot_id: str
     fingerprint: Fingerprint
     steps: tuple[StepMetrics, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
-    alterations: tuple[Refusal, ...] = ()
+    refusals: tuple[RefusalCount, ...] = ()
+    alterations: tuple[RefusalCount, ...] = ()
     """Interactions learned from in part: a history cut, a follow-up shortened, an answer that is not scored."""
     signals: tuple[TokenSignal, ...] = ()
     """Of a few interactions, before the first step."""
@@ -182,10 +182,10 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """A candidate among users, before it is promoted. Made by `promote.trial`; read by `serve.canary.router`.
+class Canary:
+    """A candidate among users, before it is promoted. Made by `promote.canary`; read by `serve.canary.router`.
 
-    The file `trial.json` holds it; without the file nobody meets a candidate.
+    The file `canary.json` holds it; without the file nobody meets a candidate.
     """
 
     candidate: Release

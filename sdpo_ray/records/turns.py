@@ -234,7 +234,7 @@ class Interaction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class RefusalCount:
     """How many of something were left out, or not taken whole, and why."""
 
     reason: str
@@ -262,5 +262,5 @@ class Snapshot:
     """Unix time of the newest follow-up in it."""
     last_batch: int = 0
     """The newest batch of the table that it could draw from; what is newer is new to the next draw."""
-    not_drawn: tuple[Refusal, ...] = ()
+    not_drawn: tuple[RefusalCount, ...] = ()
     """How many interactions the draw had to leave out, by reason."""

@@ -5,7 +5,7 @@ a look: a card's check digit, an IBAN's remainder, a phone number's plan. Names 
 and stay, unless Presidio is asked for them.
 """
 
-from sdpo_ray.redaction.redactor import Kind, Redactor
+from sdpo_ray.redaction.redactor import EntityType, Redactor
 from sdpo_ray.redaction.turns import redact_feedback, redact_turn
 
-__all__ = ["Kind", "Redactor", "redact_feedback", "redact_turn"]
+__all__ = ["EntityType", "Redactor", "redact_feedback", "redact_turn"]

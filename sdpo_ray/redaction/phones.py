@@ -30,7 +30,7 @@ _CUE = re.compile(
 """A word that says what digits are; also the key of a JSON object, such as `phone_number` and `mobilePhone`."""
 
 
-class Phones:
+class PhoneRecognizer:
     """Numbers in the international form, and in the national one of each of `regions` (ISO 3166 codes)."""
 
     def __init__(self, regions: Sequence[str]) -> None:

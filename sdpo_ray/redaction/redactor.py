@@ -10,14 +10,14 @@ from sdpo_ray.errors import ConfigError
 from sdpo_ray.redaction.cards_ibans import cards, ibans
 from sdpo_ray.redaction.credentials import secrets
 from sdpo_ray.redaction.emails_ips import emails, ips
-from sdpo_ray.redaction.phones import Phones
+from sdpo_ray.redaction.phones import PhoneRecognizer
 from sdpo_ray.redaction.presidio import Presidio
 
 Recogniser = Callable[[str], Iterable[tuple[int, int]]]
 """Where in a text something of one kind is: [start, end), in any order."""
 
 
-class Kind(StrEnum):
+class EntityType(StrEnum):
     """What is looked for; a recogniser of Presidio is named by its entity in small letters beside these."""
 
     EMAIL = "email"
@@ -42,12 +42,12 @@ class Redactor:
     def __init__(
         self, kinds: Sequence[str], *, phone_regions: Sequence[str] = (), presidio: Sequence[str] = ()
     ) -> None:
-        if unknown := sorted(set(kinds) - set(Kind)):
-            raise ConfigError(f"capture.redact: {', '.join(unknown)}: there are {', '.join(Kind)}")
-        self._recognisers = {kind: _recogniser(kind, phone_regions) for kind in dict.fromkeys(map(Kind, kinds))}
+        if unknown := sorted(set(kinds) - set(EntityType)):
+            raise ConfigError(f"capture.redact: {', '.join(unknown)}: there are {', '.join(EntityType)}")
+        self._recognisers = {kind: _recogniser(kind, phone_regions) for kind in dict.fromkeys(map(EntityType, kinds))}
         self._presidio = Presidio(presidio) if presidio else None
         self._kinds = (*map(str, self._recognisers), *(self._presidio.kinds if self._presidio else ()))
-        labels = "|".join(map(re.escape, {*Kind, *self._kinds}))
+        labels = "|".join(map(re.escape, {*EntityType, *self._kinds}))
         self._labels = re.compile(rf"(\[(?:{labels})\])")
 
     def redact(self, text: str) -> tuple[str, Counter[str]]:
@@ -125,17 +125,17 @@ _JSON_TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")([ \t\n\r]*:)?|(-?[0-9][0-9.eE+-]*
 """The strings and numbers of a valid JSON text (RFC 8259)."""
 
 
-def _recogniser(kind: Kind, phone_regions: Sequence[str]) -> Recogniser:
+def _recogniser(kind: EntityType, phone_regions: Sequence[str]) -> Recogniser:
     match kind:
-        case Kind.EMAIL:
+        case EntityType.EMAIL:
             return emails
-        case Kind.PHONE:
-            return Phones(phone_regions)
-        case Kind.CARD:
+        case EntityType.PHONE:
+            return PhoneRecognizer(phone_regions)
+        case EntityType.CARD:
             return cards
-        case Kind.IBAN:
+        case EntityType.IBAN:
             return ibans
-        case Kind.IP:
+        case EntityType.IP:
             return ips
-        case Kind.SECRET:
+        case EntityType.SECRET:
             return secrets

@@ -21,7 +21,7 @@ _TEMPLATE = Path(__file__).with_name("token_page.jinja")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class TokenCell:
     """One token as it is shown; all values are text."""
 
     text: str
@@ -68,7 +68,7 @@ def write_html(
     path.write_text(page, encoding="utf-8")
 
 
-def cells(signal: TokenSignal) -> list[Cell]:
+def cells(signal: TokenSignal) -> list[TokenCell]:
     """The tokens of an answer, in order."""
     return [
         _cell(token, advantage, logprob)
@@ -76,7 +76,7 @@ def cells(signal: TokenSignal) -> list[Cell]:
     ]
 
 
-def strongest(signal: TokenSignal) -> list[Cell]:
+def strongest(signal: TokenSignal) -> list[TokenCell]:
     """The tokens with the largest |A|, largest first."""
     by_size = sorted(range(len(signal.tokens)), key=lambda index: -abs(signal.advantages[index]))
     found = cells(signal)
@@ -94,9 +94,9 @@ def summary(signal: TokenSignal) -> str:
     )
 
 
-def _cell(token: str, advantage: float, logprob: float) -> Cell:
+def _cell(token: str, advantage: float, logprob: float) -> TokenCell:
     background, text = _colours(advantage)
-    return Cell(
+    return TokenCell(
         text=(token or CONTINUED).replace("\n", "\u21b5\n"),
         advantage=f"{advantage:+.3f}",
         logprob=f"{logprob:.3f}",

@@ -1,4 +1,4 @@
-"""The two pictures of a cycle, as PNG files: how training went, and what the examination found."""
+"""The two pictures of a cycle, as PNG files: how training went, and what the evaluation found."""
 
 from collections.abc import Sequence
 from pathlib import Path

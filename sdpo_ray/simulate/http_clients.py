@@ -18,7 +18,7 @@ from sdpo_ray.simulate.world import sample_prompt
 
 
 @dataclass(slots=True, kw_only=True)
-class Traffic:
+class TrafficStats:
     """What the users saw so far. Made by `jobs.simulate`; read by `jobs.demo`."""
 
     requests: int = 0
@@ -30,10 +30,10 @@ class Traffic:
     """Unix time of the first response of each policy version."""
 
 
-class Seat:
+class SimulatedClient:
     """A chair, a client and a generator of chance: one of the people after the other sits down and talks."""
 
-    def __init__(self, client: Any, run: Run, persona: Persona, rng: random.Random, traffic: Traffic) -> None:
+    def __init__(self, client: Any, run: Run, persona: Persona, rng: random.Random, traffic: TrafficStats) -> None:
         self._client = client
         self._run = run
         self._persona = persona
@@ -89,18 +89,18 @@ class Seat:
         return text, raw.headers
 
 
-async def talk_all(run: Run, *, base_url: str, conversations: int, stats: Path | None) -> Traffic:
+async def talk_all(run: Run, *, base_url: str, conversations: int, stats: Path | None) -> TrafficStats:
     """Talk until `conversations` are over (0: until SIGTERM or SIGINT), writing `stats` every half second."""
     from openai import AsyncOpenAI
 
     persona = persona_of(run.simulate.persona)
-    traffic = Traffic()
+    traffic = TrafficStats()
     leave = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, leave.set)
 
     async def sit(seat: int) -> None:
-        taken = Seat(client, run, persona, random.Random(f"{run.seed}/{seat}"), traffic)
+        taken = SimulatedClient(client, run, persona, random.Random(f"{run.seed}/{seat}"), traffic)
         while not leave.is_set() and (not conversations or traffic.conversations + traffic.failed < conversations):
             await taken.talk()
 

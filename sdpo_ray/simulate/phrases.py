@@ -33,7 +33,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wordings:
+class Phrases:
     """How people voice one wish, before it is granted and after."""
 
     complaints: tuple[str, ...]
@@ -41,8 +41,8 @@ class Wordings:
     praises: tuple[str, ...]
 
 
-WORDINGS: Mapping[Wish, Wordings] = {
-    Wish(attribute="length", value=Length.TERSE): Wordings(
+WORDINGS: Mapping[Wish, Phrases] = {
+    Wish(attribute="length", value=Length.TERSE): Phrases(
         complaints=(
             "Shorter please.", "Just the answer, please.", "One word is enough.", "Too long.",
             "Keep it short.", "I only need the word itself.",
@@ -50,7 +50,7 @@ WORDINGS: Mapping[Wish, Wordings] = {
         held_out_complaints=("Just one word please.", "Too long, keep it shorter.", "I only need the answer."),
         praises=("Nice and short, thanks.", "I like how short that is."),
     ),
-    Wish(attribute="length", value=Length.SENTENCE): Wordings(
+    Wish(attribute="length", value=Length.SENTENCE): Phrases(
         complaints=(
             "One full sentence, please.", "Write a single sentence.", "Answer in one sentence.",
             "Please use exactly one sentence.", "I want one whole sentence.", "A single full sentence, please.",
@@ -58,7 +58,7 @@ WORDINGS: Mapping[Wish, Wordings] = {
         held_out_complaints=("Please answer in a single sentence.", "I want a full sentence.", "Use one sentence."),
         praises=("One clean sentence, thanks.", "I like that it is one sentence."),
     ),
-    Wish(attribute="length", value=Length.DETAIL): Wordings(
+    Wish(attribute="length", value=Length.DETAIL): Phrases(
         complaints=(
             "More detail please.", "Tell me more about it.", "Can you explain more?", "Too short.",
             "Add some background.", "Please give me more than that.",
@@ -66,7 +66,7 @@ WORDINGS: Mapping[Wish, Wordings] = {
         held_out_complaints=("Please explain with more detail.", "Give me more background.", "Too short, add more."),
         praises=("I like the detail, thanks.", "Great background."),
     ),
-    Wish(attribute="filler", value=False): Wordings(
+    Wish(attribute="filler", value=False): Phrases(
         complaints=(
             "Skip the filler.", "No pleasantries please.", "Stop the small talk.", "Do not praise my question.",
             "Cut the fluff.", "Drop the polite phrases.",
@@ -74,7 +74,7 @@ WORDINGS: Mapping[Wish, Wordings] = {
         held_out_complaints=("No filler please.", "Cut the small talk.", "Skip the polite phrases."),
         praises=("No fluff, thanks.", "I like that there is no filler."),
     ),
-    Wish(attribute="filler", value=True): Wordings(
+    Wish(attribute="filler", value=True): Phrases(
         complaints=(
             "Be more friendly.", "A little warmth, please.", "You sound cold.", "Be nicer to me.",
             "Please sound more kind.", "Say something nice as well.",
@@ -82,7 +82,7 @@ WORDINGS: Mapping[Wish, Wordings] = {
         held_out_complaints=("Please be friendly.", "Sound nicer please.", "Be kind, you sound cold."),
         praises=("So friendly, thanks.", "I like how warm you sound."),
     ),
-    Wish(attribute="emoji", value=False): Wordings(
+    Wish(attribute="emoji", value=False): Phrases(
         complaints=(
             "No emojis please.", "Please stop using emojis.", "Letters only, please.", "Leave out the smileys.",
             "Skip the icons.", "I dislike emojis.",
@@ -90,7 +90,7 @@ WORDINGS: Mapping[Wish, Wordings] = {
         held_out_complaints=("Leave out the icons.", "No smileys please.", "Stop using emojis."),
         praises=("No icons, thanks.", "I like that it has no smileys."),
     ),
-    Wish(attribute="emoji", value=True): Wordings(
+    Wish(attribute="emoji", value=True): Phrases(
         complaints=(
             "Add an emoji.", "I want a smiley.", "Show me a happy face.", "Where is the emoji?",
             "Put a little face at the end.", "Decorate it a bit.",
@@ -98,7 +98,7 @@ WORDINGS: Mapping[Wish, Wordings] = {
         held_out_complaints=("Add a smiley at the end.", "Use a happy face please.", "I want an emoji."),
         praises=("Lovely emoji, thanks.", "I like the happy face."),
     ),
-    Wish(attribute="bold", value=False): Wordings(
+    Wish(attribute="bold", value=False): Phrases(
         complaints=(
             "No bold please.", "Stop using bold text.", "Remove the stars.", "Plain text please.",
             "Leave out the markdown.", "Without bold, please.",
@@ -106,7 +106,7 @@ WORDINGS: Mapping[Wish, Wordings] = {
         held_out_complaints=("Leave out the bold.", "No markdown please.", "Stop using stars."),
         praises=("Plain text, thanks.", "I like that nothing is bold."),
     ),
-    Wish(attribute="bold", value=True): Wordings(
+    Wish(attribute="bold", value=True): Phrases(
         complaints=(
             "Put the answer in bold.", "Use bold text.", "Highlight the answer.", "Make the key word bold.",
             "Where is the bold?", "Bold the answer, please.",

@@ -15,15 +15,28 @@ from typing import Literal
 from sdpo_ray.simulate.style import STYLES, VARIANTS, Length, Style, answer, style_of
 
 __all__ = [
-    "FACTS", "STYLES", "VARIANTS", "Fact", "Kind", "Length", "Question", "Split", "Style",
-    "answer", "find_question", "is_right", "questions", "sample_prompt", "style_of",
+    "FACTS",
+    "STYLES",
+    "VARIANTS",
+    "Fact",
+    "Length",
+    "Question",
+    "QuestionKind",
+    "Split",
+    "Style",
+    "answer",
+    "find_question",
+    "is_right",
+    "questions",
+    "sample_prompt",
+    "style_of",
 ]  # fmt: skip
 
 Split = Literal["train", "held_out"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class QuestionKind:
     """One kind of question: how people ask it, and how a sentence answers it."""
 
     name: str
@@ -37,7 +50,7 @@ class Kind:
 class Fact:
     """One thing to know. Within a kind no two facts share an answer."""
 
-    kind: Kind
+    kind: QuestionKind
     subject: str
     answer: str
 
@@ -50,7 +63,7 @@ class Question:
     fact: Fact
 
 
-_CAPITAL = Kind(
+_CAPITAL = QuestionKind(
     name="capital",
     phrasings={
         "train": (
@@ -73,7 +86,7 @@ _CAPITAL = Kind(
         "You will find it on any map of the country.",
     ),
 )
-_OPPOSITE = Kind(
+_OPPOSITE = QuestionKind(
     name="opposite",
     phrasings={
         "train": (
@@ -96,7 +109,7 @@ _OPPOSITE = Kind(
         "You will find both in any word list.",
     ),
 )
-_SOUND = Kind(
+_SOUND = QuestionKind(
     name="sound",
     phrasings={
         "train": (
@@ -119,7 +132,7 @@ _SOUND = Kind(
         "It is a sound that people know well.",
     ),
 )
-_COLOUR = Kind(
+_COLOUR = QuestionKind(
     name="colour",
     phrasings={
         "train": (
@@ -142,7 +155,7 @@ _COLOUR = Kind(
         "A painter would choose the same one.",
     ),
 )
-_YOUNG = Kind(
+_YOUNG = QuestionKind(
     name="young",
     phrasings={
         "train": (
@@ -166,7 +179,7 @@ _YOUNG = Kind(
     ),
 )
 
-_ANSWERS: tuple[tuple[Kind, str], ...] = (
+_ANSWERS: tuple[tuple[QuestionKind, str], ...] = (
     (
         _CAPITAL,
         "France Paris, Spain Madrid, Italy Rome, Germany Berlin, Portugal Lisbon, Greece Athens, Austria Vienna, "

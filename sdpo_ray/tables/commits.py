@@ -20,7 +20,7 @@ from deltalake import (
 )
 from deltalake.exceptions import DeltaError
 
-from sdpo_ray.tables.object_store import Place
+from sdpo_ray.tables.object_store import TableLocation
 
 APPENDED = "table.batch"
 """Number of the last commit of rows."""
@@ -40,7 +40,7 @@ TRIES = 8
 _Result = TypeVar("_Result")
 
 
-def opened(place: Place) -> DeltaTable:
+def opened(place: TableLocation) -> DeltaTable:
     """The newest version; tried again where a maintainer removes old log entries at that moment."""
     for attempt in range(TRIES):
         try:
@@ -80,7 +80,7 @@ def commit_rows(delta: DeltaTable, rows: pa.Table, positions: Mapping[str, int])
     )
 
 
-def rewrite(place: Place, change: Callable[[DeltaTable, CommitProperties], _Result]) -> _Result:
+def rewrite(place: TableLocation, change: Callable[[DeltaTable, CommitProperties], _Result]) -> _Result:
     """Do what replaces files, on the newest version, until it is committed. Raises DeltaError when it never is.
 
     `change` is given the properties that its commit must carry. Appends do not hinder it, other rewriting does.

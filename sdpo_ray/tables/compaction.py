@@ -7,15 +7,15 @@ from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import DeltaError
 
 from sdpo_ray.tables.commits import MAINTAINED, NO_HOOKS, WRITER, commit_rows, opened, paths, rewrite
-from sdpo_ray.tables.object_store import Place
+from sdpo_ray.tables.object_store import TableLocation
 from sdpo_ray.tables.parquet_rewrite import taken_away, written
-from sdpo_ray.tables.specs import BATCH, Kind
+from sdpo_ray.tables.specs import BATCH, TableSpec
 
 FILE_BYTES = 64 << 20
 """What small files are put together to: an erasure rewrites that much for one row."""
 
 
-def maintain(place: Place, kind: Kind, *, keep_files_h: float, expire_before_s: float | None) -> bool:
+def maintain(place: TableLocation, kind: TableSpec, *, keep_files_h: float, expire_before_s: float | None) -> bool:
     """Compact, checkpoint and vacuum; False when another process is at it. Raises DeltaError."""
     delta = opened(place)
     try:
@@ -36,7 +36,7 @@ def maintain(place: Place, kind: Kind, *, keep_files_h: float, expire_before_s: 
     return True
 
 
-def _expire(place: Place, kind: Kind, before_s: float) -> None:
+def _expire(place: TableLocation, kind: TableSpec, before_s: float) -> None:
     """Take out rows by time, which names nobody in Delta's log."""
 
     def change(delta: DeltaTable, carried: CommitProperties) -> None:
@@ -50,7 +50,7 @@ def _expire(place: Place, kind: Kind, before_s: float) -> None:
     rewrite(place, change)
 
 
-def _compact(place: Place, kind: Kind) -> None:
+def _compact(place: TableLocation, kind: TableSpec) -> None:
     """Put small files together, those of neighbouring batches.
 
     Delta's own OPTIMIZE carries no position (deltalake 1.6.6), and of two at once both are committed, which leaves
@@ -89,7 +89,7 @@ def _neighbours(delta: DeltaTable) -> list[list[str]]:
     return together
 
 
-def _vacuum(place: Place, keep_files_h: float) -> None:
+def _vacuum(place: TableLocation, keep_files_h: float) -> None:
     keep_whole_h = math.ceil(keep_files_h)
 
     def change(delta: DeltaTable, carried: CommitProperties) -> None:

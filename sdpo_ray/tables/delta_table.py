@@ -20,19 +20,19 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.tables import compaction, row_deletion
 from sdpo_ray.tables.commits import APPENDED, MAINTAINED, TRIES, commit_rows, opened, paths, pause
 from sdpo_ray.tables.migrations import open_table
-from sdpo_ray.tables.object_store import LOG, Place
+from sdpo_ray.tables.object_store import LOG, TableLocation
 from sdpo_ray.tables.object_store import read_files as read_files
-from sdpo_ray.tables.specs import BATCH, FEEDBACKS, INTERACTIONS, PENDINGS, TURNS, Kind
+from sdpo_ray.tables.specs import BATCH, FEEDBACKS, INTERACTIONS, PENDINGS, TURNS, TableSpec
 
 
 class Table:
     """One Delta table as of `version`; `refresh` moves to the newest."""
 
-    def __init__(self, layout: Layout, kind: Kind) -> None:
+    def __init__(self, layout: Layout, kind: TableSpec) -> None:
         """Open the table; it is created when it is missing, and migrated when it is old. Raises ConfigError."""
         self.name = kind.name
         self._kind = kind
-        self._place = Place(layout.table(kind.name))
+        self._place = TableLocation(layout.table(kind.name))
         self._delta = open_table(self._place, kind)
         self._overtaken = False
         self._looked_up = _LookedUp(self.version)

@@ -28,8 +28,8 @@ from sdpo_ray.tables.commits import (
     opened,
     pause,
 )
-from sdpo_ray.tables.object_store import Place
-from sdpo_ray.tables.specs import BATCH, FEEDBACKS, PENDINGS, SCHEMA_VERSION, Kind
+from sdpo_ray.tables.object_store import TableLocation
+from sdpo_ray.tables.specs import BATCH, FEEDBACKS, PENDINGS, SCHEMA_VERSION, TableSpec
 
 _Record = TypeVar("_Record", Turn, Interaction)
 _ROWS = 1024
@@ -56,7 +56,7 @@ _INTERACTIONS_2 = (
 )
 
 
-def open_table(place: Place, kind: Kind) -> DeltaTable:
+def open_table(place: TableLocation, kind: TableSpec) -> DeltaTable:
     """The table, created where there is none, migrated where it is old. Raises ConfigError, DeltaError."""
     _create(place, kind)
     for attempt in range(TRIES):
@@ -86,7 +86,7 @@ def open_table(place: Place, kind: Kind) -> DeltaTable:
     raise ConfigError(f"{place.uri} could not be migrated: stop what an older release runs on it, then start again")
 
 
-def _create(place: Place, kind: Kind) -> None:
+def _create(place: TableLocation, kind: TableSpec) -> None:
     try:
         DeltaTable.create(
             place.uri,
@@ -101,7 +101,7 @@ def _create(place: Place, kind: Kind) -> None:
             raise
 
 
-def _configuration(kind: Kind) -> dict[str, str]:
+def _configuration(kind: TableSpec) -> dict[str, str]:
     return {
         "delta.dataSkippingStatsColumns": f"{BATCH},{kind.time_column}",
         # How long a committer may be paused between looking at the log and writing its entry.
@@ -109,7 +109,7 @@ def _configuration(kind: Kind) -> dict[str, str]:
     }
 
 
-def _migrate(delta: DeltaTable, place: Place, kind: Kind, step: Callable[[pa.Table], pa.Table]) -> None:
+def _migrate(delta: DeltaTable, place: TableLocation, kind: TableSpec, step: Callable[[pa.Table], pa.Table]) -> None:
     if delta.metadata().configuration != _configuration(kind):
         delta.alter.set_table_properties(_configuration(kind))
     actions = pa.table(delta.get_add_actions()).sort_by("modification_time")
@@ -131,7 +131,7 @@ def _migrate(delta: DeltaTable, place: Place, kind: Kind, step: Callable[[pa.Tab
 
 
 def _rows(
-    place: Place, kind: Kind, files: Sequence[str], step: Callable[[pa.Table], pa.Table]
+    place: TableLocation, kind: TableSpec, files: Sequence[str], step: Callable[[pa.Table], pa.Table]
 ) -> Iterator[pa.RecordBatch]:
     """Rows of all files, a bounded number at a time.
 

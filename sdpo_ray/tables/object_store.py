@@ -19,7 +19,7 @@ _S3 = "s3://"
 LOG = "_delta_log"
 
 
-class Place:
+class TableLocation:
     """The directory or URI of one Delta table; names of files are relative to it."""
 
     def __init__(self, uri: str) -> None:

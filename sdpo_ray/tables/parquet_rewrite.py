@@ -12,13 +12,15 @@ import pyarrow.parquet as pq
 from deltalake.transaction import AddAction, RemoveAction
 
 from sdpo_ray.tables.commits import ROWS_A_GROUP
-from sdpo_ray.tables.object_store import Place
-from sdpo_ray.tables.specs import BATCH, Kind
+from sdpo_ray.tables.object_store import TableLocation
+from sdpo_ray.tables.specs import BATCH, TableSpec
 
 Keep = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
-def written(place: Place, names: Sequence[str], kind: Kind, *, keep: Keep | None = None) -> AddAction | None:
+def written(
+    place: TableLocation, names: Sequence[str], kind: TableSpec, *, keep: Keep | None = None
+) -> AddAction | None:
     """One file with the rows of these, in their order; with `keep`, with what it leaves of them: None for nothing."""
     batches = (rows if keep is None else keep(rows) for name in names for rows in _rows(place, name))
     groups = _groups(batches, kind.schema)
@@ -40,7 +42,7 @@ def taken_away(names: Iterable[str], *, data_change: bool) -> list[RemoveAction]
     return [RemoveAction(name, data_change, _now_ms()) for name in names]
 
 
-def _rows(place: Place, name: str) -> Iterator[pa.RecordBatch]:
+def _rows(place: TableLocation, name: str) -> Iterator[pa.RecordBatch]:
     with place.filesystem.open_input_file(name) as source, pq.ParquetFile(source) as file:
         yield from file.iter_batches(ROWS_A_GROUP, use_threads=False)
 
@@ -60,7 +62,7 @@ def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa
 class _Statistics:
     """What Delta's log says of a file, as its protocol has it ("Per-file Statistics")."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: TableSpec) -> None:
         self._columns = (BATCH, kind.time_column)
         self._num_records = 0
         self._ranges: dict[str, tuple[float, float]] = {}

@@ -24,16 +24,16 @@ from sdpo_ray.tables.commits import (
     pause,
     rewrite,
 )
-from sdpo_ray.tables.object_store import LOG, Place
+from sdpo_ray.tables.object_store import LOG, TableLocation
 from sdpo_ray.tables.parquet_rewrite import taken_away, written
-from sdpo_ray.tables.specs import Kind
+from sdpo_ray.tables.specs import TableSpec
 
 _FILE = "__filename"
 _FILES_A_COMMIT = 64
 _FENCE_TRIES = 100
 
 
-def delete(place: Place, kind: Kind, ids: Collection[str]) -> int:
+def delete(place: TableLocation, kind: TableSpec, ids: Collection[str]) -> int:
     """Take rows out by id; their number. Raises DeltaError."""
     named = pa.array(sorted(set(ids)), pa.string())
     removed = 0
@@ -65,7 +65,7 @@ def delete(place: Place, kind: Kind, ids: Collection[str]) -> int:
     return removed
 
 
-def purge(place: Place, kind: Kind) -> None:
+def purge(place: TableLocation, kind: TableSpec) -> None:
     """Remove every file that the table does not hold any more, or never did. Raises DeltaError.
 
     A file that no commit names may belong to one under way. So an empty commit is made after the files were listed:
@@ -78,7 +78,7 @@ def purge(place: Place, kind: Kind) -> None:
     place.remove(name for name in listed if name not in held)
 
 
-def _fence(place: Place, kind: Kind) -> DeltaTable:
+def _fence(place: TableLocation, kind: TableSpec) -> DeltaTable:
     """Commit nothing, in the place of all who are about to commit; the version that holds from then on."""
     for attempt in range(_FENCE_TRIES):
         delta = opened(place)

@@ -13,7 +13,7 @@ SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class TableSpec:
     """What one table holds."""
 
     name: str
@@ -35,7 +35,9 @@ class Kind:
         return rows.append_column(BATCH, batches).select(self.schema.names).cast(self.schema)
 
 
-TURNS = Kind(name="turns", rows=TURN, id_column="turn_id", time_column="finished_at_s")
-FEEDBACKS = Kind(name="feedback", rows=FEEDBACK, id_column="feedback_id", time_column="given_at_s")
-PENDINGS = Kind(name="pending", rows=PENDING, id_column="turn_id", time_column="finished_at_s")
-INTERACTIONS = Kind(name="interactions", rows=INTERACTION, id_column="interaction_id", time_column="follow_up_at_s")
+TURNS = TableSpec(name="turns", rows=TURN, id_column="turn_id", time_column="finished_at_s")
+FEEDBACKS = TableSpec(name="feedback", rows=FEEDBACK, id_column="feedback_id", time_column="given_at_s")
+PENDINGS = TableSpec(name="pending", rows=PENDING, id_column="turn_id", time_column="finished_at_s")
+INTERACTIONS = TableSpec(
+    name="interactions", rows=INTERACTION, id_column="interaction_id", time_column="follow_up_at_s"
+)

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from sdpo_ray.io.files import read_json, write_json
-from sdpo_ray.io.locks import changing
+from sdpo_ray.io.locks import file_lock
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Event, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Erasure:
-    """One request to be forgotten. Made by `Erasures`; read by it and `jobs.lineage`."""
+class Tombstone:
+    """One request to be forgotten. Made by `Tombstones`; read by it and `jobs.lineage`."""
 
     erasure_id: str
     upto_s: float
@@ -34,10 +34,10 @@ class Erasure:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
     salt: str
-    erasures: tuple[Erasure, ...]
+    erasures: tuple[Tombstone, ...]
 
 
-class Erasures:
+class Tombstones:
     """The erasures of one run."""
 
     def __init__(self, layout: Layout) -> None:
@@ -66,19 +66,19 @@ class Erasures:
         upto_s: float,
         turns: Iterable[str] = (),
         conversations: Iterable[str] = (),
-    ) -> Erasure:
+    ) -> Tombstone:
         """Forget these users, each a tenant and a pseudonym, these turns, and the turns of these conversations.
 
         Conversations are digests of `records.PairingKeys`. Durable when it returns.
         """
-        erasure = Erasure(erasure_id=uuid.uuid4().hex, upto_s=upto_s, digests=())
+        erasure = Tombstone(erasure_id=uuid.uuid4().hex, upto_s=upto_s, digests=())
         with self._changing():
             digests = self._digests(users, turns, conversations)
             erasure = replace(erasure, digests=digests)
             self._write((*self._content.erasures, erasure))
         return erasure
 
-    def extend(self, erasure: Erasure, *, turns: Iterable[str] = (), conversations: Iterable[str] = ()) -> Erasure:
+    def extend(self, erasure: Tombstone, *, turns: Iterable[str] = (), conversations: Iterable[str] = ()) -> Tombstone:
         """Forget these, too."""
         with self._changing():
             more = dict.fromkeys((*erasure.digests, *self._digests((), turns, conversations)))
@@ -86,7 +86,7 @@ class Erasures:
             self._replace(erasure)
         return erasure
 
-    def finish(self, erasures: Iterable[Erasure]) -> None:
+    def finish(self, erasures: Iterable[Tombstone]) -> None:
         """Everything of these erasures was removed."""
         done = {each.erasure_id for each in erasures}
         with self._changing():
@@ -103,18 +103,18 @@ class Erasures:
         at_s = event.started_at_s if isinstance(event, Turn) else event.given_at_s
         return any(at_s <= self._upto_s.get(digest, -1.0) for digest in self._of_event(event))
 
-    def of(self, users: Iterable[tuple[str, str]] = (), turns: Iterable[str] = ()) -> tuple[Erasure, ...]:
+    def of(self, users: Iterable[tuple[str, str]] = (), turns: Iterable[str] = ()) -> tuple[Tombstone, ...]:
         """The erasures of any of these users and turns."""
         wanted = set(self._digests(users, turns, ()))
         return tuple(each for each in self._content.erasures if wanted & set(each.digests))
 
-    def among(self, turns: Iterable[str], erasures: Iterable[Erasure]) -> set[str]:
+    def among(self, turns: Iterable[str], erasures: Iterable[Tombstone]) -> set[str]:
         """Those of these turns that one of the erasures names."""
         named = {digest for each in erasures for digest in each.digests}
         return {turn_id for turn_id in turns if self._digest("turn", turn_id) in named} if named else set()
 
     @property
-    def unfinished(self) -> tuple[Erasure, ...]:
+    def unfinished(self) -> tuple[Tombstone, ...]:
         return tuple(each for each in self._content.erasures if not each.done)
 
     def _of_event(self, event: Event) -> Iterator[str]:
@@ -144,17 +144,17 @@ class Erasures:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """While it lasts, no other process changes the file, which is read first."""
-        with changing(self._path):
+        with file_lock(self._path):
             self.reload()
             if not self._content.salt:
                 self._content = _File(salt=os.urandom(16).hex(), erasures=())
             yield
 
-    def _replace(self, erasure: Erasure) -> None:
+    def _replace(self, erasure: Tombstone) -> None:
         known = self._content.erasures
         self._write(tuple(erasure if each.erasure_id == erasure.erasure_id else each for each in known))
 
-    def _write(self, erasures: Sequence[Erasure]) -> None:
+    def _write(self, erasures: Sequence[Tombstone]) -> None:
         self._take(_File(salt=self._content.salt, erasures=tuple(erasures)))
         write_json(self._path, self._content)
 

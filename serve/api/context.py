@@ -6,31 +6,31 @@ from typing import Protocol
 
 from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.chat import ControlTokens
-from sdpo_ray.config import Capture
+from sdpo_ray.config import CaptureConfig
 from serve.api.models import ServedModel
 from serve.asgi import Receive, Scope, Send
-from serve.request_context import Exchange
+from serve.request_context import ChatContext
 
 
-class Splitter(Protocol):
+class ChatRouter(Protocol):
     """Hands some chats to another engine: `serve.canary.router` while a candidate is on trial."""
 
-    async def take(self, exchange: Exchange, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def take(self, exchange: ChatContext, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
         """Whether it answered; when it did not, not one byte is out. `body` is what the client sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Door:
+class ApiContext:
     """Made by `serve.deployment`; read by `serve.api.routes`, `serve.api.response` and `serve.api.feedback`."""
 
     recorder: Recorder | None
-    """None on the examination engine, which records nobody."""
-    capture: Capture
+    """None on the evaluation engine, which records nobody."""
+    capture: CaptureConfig
     control: ControlTokens
     served: Callable[[], dict[str, str]]
     """Headers that tell what is served now."""
     model: ServedModel
     calls_tools: bool = True
     """False where `serve.tool_parser` is none: requests that leave the choice get text alone."""
-    trial: Splitter | None = None
+    canary: ChatRouter | None = None
     """None where no candidate can be on trial."""

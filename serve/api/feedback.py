@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 from sdpo_ray.capture.consent import default_consent
 from sdpo_ray.capture.feedback import read_feedback
 from sdpo_ray.capture.recorder import Recorder
-from sdpo_ray.config import Capture
+from sdpo_ray.config import CaptureConfig
 from sdpo_ray.errors import DataError
 from sdpo_ray.headers import FEEDBACK_ID
 from sdpo_ray.records import Consent
@@ -18,7 +18,7 @@ RETRY_AFTER_S = 5
 
 
 async def reply_to_feedback(
-    body: bytes, headers: Mapping[str, str], *, tenant: str, recorder: Recorder, capture: Capture
+    body: bytes, headers: Mapping[str, str], *, tenant: str, recorder: Recorder, capture: CaptureConfig
 ) -> JSONResponse:
     """Store the feedback that `body` is. Sent again, the same words get the same id."""
     try:

@@ -13,17 +13,17 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 
 from sdpo_ray.headers import POLICY_VERSION, TURN_ID
-from serve.api.context import Door
+from serve.api.context import ApiContext
 from serve.asgi import Message, Send
-from serve.request_context import Exchange
+from serve.request_context import ChatContext
 
 NOT_STORED = f": {TURN_ID} not stored\n\n".encode()
 
 
-class Reply:
+class ChatResponse:
     """Holds the response's head until its first body, when the policy version is known."""
 
-    def __init__(self, send: Send, exchange: Exchange, door: Door) -> None:
+    def __init__(self, send: Send, exchange: ChatContext, door: ApiContext) -> None:
         self._send = send
         self._exchange = exchange
         self._door = door

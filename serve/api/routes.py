@@ -14,14 +14,14 @@ from starlette.datastructures import Headers
 from sdpo_ray.capture.chat_request import read_request
 from sdpo_ray.capture.consent import default_consent
 from sdpo_ray.errors import DataError
-from serve.api.context import Door
+from serve.api.context import ApiContext
 from serve.api.control_tokens import escape, escape_completion
 from serve.api.feedback import reply_to_feedback
 from serve.api.models import MODELS, is_about_models, reply_about_models
 from serve.api.request_allowlist import check_chat, check_completion
-from serve.api.response import Reply
+from serve.api.response import ChatResponse
 from serve.asgi import ASGIApp, Receive, Scope, Send, read_body, refuse, replaying, with_headers, with_length
-from serve.request_context import EXCHANGE, Exchange, Visit, visit_of
+from serve.request_context import EXCHANGE, ChatContext, RequestContext, request_context_of
 
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
@@ -32,13 +32,13 @@ ROUTES = {
 }
 
 
-class Middleware:
+class ApiMiddleware:
     """Pure ASGI: it may not buffer a stream, and it outlives a cancelled request by one abort."""
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
+    def __init__(self, app: ASGIApp, door: ApiContext) -> None:
         self._app = app
         self._door = door
-        # The examination engine records nobody, so there is nobody's feedback to take.
+        # The evaluation engine records nobody, so there is nobody's feedback to take.
         self._routes = {path: method for path, method in ROUTES.items() if path != FEEDBACK or door.recorder}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,14 +53,14 @@ class Middleware:
             allow = {"allow": method}
             await refuse(405, f"{path} takes {method}", "invalid_request_error", allow)(scope, receive, send)
         elif method == "POST":
-            await self._with_body(visit_of(scope), scope, receive, send)
+            await self._with_body(request_context_of(scope), scope, receive, send)
         elif is_about_models(path):
             reply = reply_about_models(path, self._door.model)
             await reply(scope, receive, with_headers(send, self._door.served))
         else:
             await self._app(scope, receive, with_headers(send, self._door.served))
 
-    async def _with_body(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _with_body(self, visit: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive)
         if body is None:
             return
@@ -71,7 +71,7 @@ class Middleware:
             reply = await reply_to_feedback(body, headers, tenant=visit.tenant, recorder=recorder, capture=capture)
             await reply(scope, receive, with_headers(send, self._door.served))
 
-    async def _generate(self, body: bytes, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _generate(self, body: bytes, visit: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         prepare = self._chat if visit.path == CHAT else self._completion
         try:
             exchange, escaped = prepare(_object(body), visit, Headers(scope=scope))
@@ -81,12 +81,16 @@ class Middleware:
         except RecursionError:
             await refuse(400, "the body is nested too deeply", "invalid_request_error")(scope, receive, send)
             return
-        trial = self._door.trial
-        if exchange.asked is not None and trial is not None and await trial.take(exchange, body, scope, receive, send):
+        canary = self._door.canary
+        if (
+            exchange.asked is not None
+            and canary is not None
+            and await canary.take(exchange, body, scope, receive, send)
+        ):
             return
         token = EXCHANGE.set(exchange)
         try:
-            reply = Reply(send, exchange, self._door)
+            reply = ChatResponse(send, exchange, self._door)
             await self._app(with_length(scope, len(escaped)), replaying(escaped, receive), reply)
         finally:
             EXCHANGE.reset(token)
@@ -96,7 +100,7 @@ class Middleware:
             if exchange.asked is None and visit.policy_version is not None and self._door.recorder is not None:
                 self._door.recorder.counters.add("not_recorded.completion")
 
-    def _chat(self, request: dict[str, Any], visit: Visit, headers: Headers) -> tuple[Exchange, bytes]:
+    def _chat(self, request: dict[str, Any], visit: RequestContext, headers: Headers) -> tuple[ChatContext, bytes]:
         """The exchange of a chat and the body vLLM sees. Raises DataError, RecursionError."""
         check_chat(request)
         asked = read_request(
@@ -113,17 +117,19 @@ class Middleware:
             request["tool_choice"], offered = "none", False
         escaped = escape(request, self._door.control)
         recorder = self._door.recorder
-        exchange = Exchange(visit=visit, asked=asked, recorded=recorder is not None and recorder.wants(asked))
+        exchange = ChatContext(visit=visit, asked=asked, recorded=recorder is not None and recorder.wants(asked))
         if offered and exchange.recorded:
             about_tools = ("tools", "tool_choice", "parallel_tool_calls")
             exchange.tool_use = {name: escaped[name] for name in about_tools if name in escaped}
         return exchange, json.dumps(escaped).encode()
 
-    def _completion(self, request: dict[str, Any], visit: Visit, headers: Headers) -> tuple[Exchange, bytes]:
+    def _completion(
+        self, request: dict[str, Any], visit: RequestContext, headers: Headers
+    ) -> tuple[ChatContext, bytes]:
         """The exchange of a completion and the body vLLM sees. Raises DataError, RecursionError."""
         check_completion(request)
         escaped = escape_completion(request, self._door.control)
-        return Exchange(visit=visit, asked=None, recorded=False), json.dumps(escaped).encode()
+        return ChatContext(visit=visit, asked=None, recorded=False), json.dumps(escaped).encode()
 
 
 def _object(body: bytes) -> dict[str, Any]:

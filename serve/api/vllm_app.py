@@ -19,7 +19,7 @@ from vllm.entrypoints.openai.chat_completion.api_router import create_chat_compl
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
 from serve.api.routes import CHAT
-from serve.asgi import Receive, Scope, Send, read_body, replaying, tell_of_leaving
+from serve.asgi import Receive, Scope, Send, propagate_disconnect, read_body, replaying
 
 _answer = inspect.unwrap(create_chat_completion)
 """Without the tasks that listen for a client who leaves: Ray Serve cancels ours."""
@@ -39,7 +39,7 @@ class VllmApp:
         if _is_chat(scope):
             await self._chats({**scope, "app": self._app}, receive, send)
         else:
-            await tell_of_leaving(self._app, scope, receive, send)
+            await propagate_disconnect(self._app, scope, receive, send)
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive)
@@ -48,7 +48,7 @@ class VllmApp:
         try:
             chat = ChatCompletionRequest.model_validate(json.loads(body))
         except ValidationError:
-            await tell_of_leaving(self._app, scope, replaying(body, receive), send)
+            await propagate_disconnect(self._app, scope, replaying(body, receive), send)
             return
         response: Response = await _answer(chat, Request(scope, receive))
         task = asyncio.current_task()

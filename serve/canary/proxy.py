@@ -14,8 +14,8 @@ import httpx
 
 from sdpo_ray.headers import POLICY_VERSION, TURN_ID
 from serve.asgi import Send
-from serve.gateway.http_errors import Refusal
-from serve.request_context import Exchange
+from serve.gateway.http_errors import RequestError
+from serve.request_context import ChatContext
 
 CONNECT_S = 2.0
 IDLE_CONNECTIONS = 64
@@ -23,11 +23,11 @@ _PASSED_ON = ("content-type", "cache-control")
 _OURS = "x-sdpo-"
 
 
-class Away(Exception):
+class UpstreamError(Exception):
     """It has not answered, and not one byte is out. Carries a word for the counters."""
 
 
-class Relay:
+class ChatProxy:
     """A way to one application, at `url` without `/v1`. `first_byte_s`: longest wait for an answer's beginning."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Relay:
         )
 
     async def answer(
-        self, request: dict[str, Any], headers: Mapping[str, str], exchange: Exchange, version: int, send: Send
+        self, request: dict[str, Any], headers: Mapping[str, str], exchange: ChatContext, version: int, send: Send
     ) -> None:
         """Let policy `version` answer. Raises Away before the first byte, Refusal for a stream that broke off later."""
         streamed, counted = bool(request.get("stream")), _asks_for_usage(request)
@@ -72,7 +72,7 @@ class Relay:
                     if usage is None or usage.get("choices") or counted:
                         await send({"type": "http.response.body", "body": event, "more_body": True})
             except httpx.HTTPError:
-                raise Refusal(502, "trial", "the answer broke off", "server_error", "broken_off") from None
+                raise RequestError(502, "canary", "the answer broke off", "server_error", "broken_off") from None
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     @asynccontextmanager
@@ -86,14 +86,14 @@ class Relay:
             async with asyncio.timeout(self._first_byte_s):
                 reply = await self._client.send(asking, stream=True)
         except TimeoutError:
-            raise Away("timeout") from None
+            raise UpstreamError("timeout") from None
         except (httpx.HTTPError, OSError):
-            raise Away("connection") from None
+            raise UpstreamError("connection") from None
         try:
             if reply.status_code != 200:
-                raise Away(f"status_{reply.status_code}")
+                raise UpstreamError(f"status_{reply.status_code}")
             if reply.headers.get(POLICY_VERSION) != str(version):
-                raise Away("version")
+                raise UpstreamError("version")
             yield reply
         finally:
             # Of an answer that was not read to its end this closes the connection, which ends the work on it.
@@ -104,9 +104,9 @@ class Relay:
             async with asyncio.timeout(self._first_byte_s):
                 return await reply.aread()
         except TimeoutError:
-            raise Away("timeout") from None
+            raise UpstreamError("timeout") from None
         except httpx.HTTPError:
-            raise Away("connection") from None
+            raise UpstreamError("connection") from None
 
 
 def _head(reply: httpx.Response, length: int | None) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _usage(event: bytes) -> dict[str, Any] | None:
     return chunk
 
 
-def _count(exchange: Exchange, answer: Mapping[str, Any]) -> None:
+def _count(exchange: ChatContext, answer: Mapping[str, Any]) -> None:
     usage = answer.get("usage") or {}
     exchange.visit.prompt_tokens = usage.get("prompt_tokens") or 0
     exchange.visit.response_tokens = usage.get("completion_tokens") or 0

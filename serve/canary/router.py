@@ -1,4 +1,4 @@
-"""A candidate among users: which conversations are its own while `trial.json` says so, and who answers them.
+"""A candidate among users: which conversations are its own while `canary.json` says so, and who answers them.
 
     canary   its conversations are answered by the application `canary`; by the champion where that one cannot
     shadow   the champion answers everybody, and the candidate gets copies
@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from starlette.datastructures import Headers
 
-from sdpo_ray.capture.chat_request import Asked
+from sdpo_ray.capture.chat_request import ChatRequest
 from sdpo_ray.capture.pairing_keys import keyed_digest, owners, pairing_keys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Run
@@ -25,55 +25,55 @@ from sdpo_ray.errors import DataError
 from sdpo_ray.headers import CONSENT, CONVERSATION_ID, TENANT
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.io.watched_file import Followed
-from sdpo_ray.records import Trial
+from sdpo_ray.io.watched_file import WatchedFile
+from sdpo_ray.records import Canary
 from sdpo_ray.telemetry import Counters
 from serve.asgi import Receive, Scope, Send
-from serve.canary.proxy import Away, Relay
-from serve.canary.shadow import Shadow
+from serve.canary.proxy import ChatProxy, UpstreamError
+from serve.canary.shadow import ShadowCopies
 from serve.gateway.auth import private_key
-from serve.request_context import Exchange
+from serve.request_context import ChatContext
 
 _PASSED_ON = (CONVERSATION_ID, "x-request-id", "traceparent", "tracestate")
 
 
-class Splitter:
+class CanaryRouter:
     """Hands the candidate's share of chats to the application `canary`. `counters` say who answered, and why."""
 
     def __init__(self, run: Run, layout: Layout, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        key = private_key(layout.trial_key).decode()
+        key = private_key(layout.canary_key).decode()
         # The champion needs its time, too, for what the candidate was waited for in vain.
         first_byte_s = run.serve.request_timeout_s / 2
-        relay = Relay(f"{run.serve.url}/canary", key, first_byte_s=first_byte_s, transport=transport)
+        relay = ChatProxy(f"{run.serve.url}/canary", key, first_byte_s=first_byte_s, transport=transport)
         self.counters = Counters.empty()
         self._layout = layout
         self._relay = relay
-        self._shadow = Shadow(relay, self.counters)
-        self._pseudonyms = Followed(layout.pseudonym_keys, Pseudonyms.load)
+        self._shadow = ShadowCopies(relay, self.counters)
+        self._pseudonyms = WatchedFile(layout.pseudonym_keys, Pseudonyms.load)
         self._personal = run.serve.adapters > 0
-        self._pointer = _Pointer(layout.trial_pointer)
+        self._pointer = _Pointer(layout.canary_pointer)
 
-    async def take(self, exchange: Exchange, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def take(self, exchange: ChatContext, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
         """Whether the candidate answered; where it did not, not one byte is out. Raises Refusal for a broken stream."""
-        trial, asked = self._pointer.now(), exchange.asked
-        if trial is None or asked is None or not self._is_candidates(asked, trial):
+        canary, asked = self._pointer.now(), exchange.asked
+        if canary is None or asked is None or not self._is_candidates(asked, canary):
             return False
         headers = {CONSENT: asked.consent.value, TENANT: asked.tenant}
         given = Headers(scope=scope)
         headers |= {name: given[name] for name in _PASSED_ON if name in given}
-        request, version = json.loads(body), trial.candidate.policy_version
-        if trial.mode == "shadow":
-            self._shadow.copy(request, headers, version, self._layout.trial_answers(version))
+        request, version = json.loads(body), canary.candidate.policy_version
+        if canary.mode == "shadow":
+            self._shadow.copy(request, headers, version, self._layout.canary_answers(version))
             return False
         try:
             await _unless_left(self._relay.answer(request, headers, exchange, version, send), receive)
-        except Away as away:
+        except UpstreamError as away:
             self.counters.add(f"champion.{away}")
             return False
         self.counters.add("candidate")
         return True
 
-    def _is_candidates(self, asked: Asked, trial: Trial) -> bool:
+    def _is_candidates(self, asked: ChatRequest, canary: Canary) -> bool:
         if not asked.messages and not asked.conversation_id:
             # No plain text, and no name: its later turns could not be told from others.
             return False
@@ -90,35 +90,35 @@ class Splitter:
             ).conversation
         except UnicodeEncodeError:
             return False
-        drawn = keyed_digest(key, "trial", str(trial.candidate.policy_version), conversation)
-        if int(drawn[:16], 16) >= trial.share * 2**64:
+        drawn = keyed_digest(key, "canary", str(canary.candidate.policy_version), conversation)
+        if int(drawn[:16], 16) >= canary.share * 2**64:
             return False
         own = owners(pseudonyms, tenant=asked.tenant, user=asked.user) if self._personal else ()
         return not any(self._layout.personal_pointer(owner).exists() for owner in own)
 
 
 class _Pointer:
-    """What `trial.json` says now, at the price of one `stat`: no file, or one that is none of ours, is no trial."""
+    """What `canary.json` says now, at the price of one `stat`: no file, or one that is none of ours, is no trial."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: tuple[int, int] | None = None
-        self._trial: Trial | None = None
+        self._canary: Canary | None = None
 
-    def now(self) -> Trial | None:
+    def now(self) -> Canary | None:
         try:
             found = os.stat(self._path)
         except OSError:
-            self._seen = self._trial = None
+            self._seen = self._canary = None
             return None
         stamp = (found.st_mtime_ns, found.st_ino)
         if stamp != self._seen:
             try:
-                self._trial = read_json(self._path, Trial)
+                self._canary = read_json(self._path, Canary)
             except (OSError, DataError):
-                self._trial = None
+                self._canary = None
             self._seen = stamp
-        return self._trial
+        return self._canary
 
 
 async def _unless_left(answering: Any, receive: Receive) -> None:

@@ -17,15 +17,15 @@ import httpx
 from sdpo_ray.headers import CONSENT
 from sdpo_ray.records import Consent
 from sdpo_ray.telemetry import Counters, EventFile
-from serve.canary.proxy import Away, Relay
+from serve.canary.proxy import ChatProxy, UpstreamError
 
 AT_ONCE = 4
 
 
-class Shadow:
+class ShadowCopies:
     """The copies of one replica, which keeps its figures in a file of its own."""
 
-    def __init__(self, relay: Relay, counters: Counters) -> None:
+    def __init__(self, relay: ChatProxy, counters: Counters) -> None:
         self._relay = relay
         self._counters = counters
         self._name = f"{uuid4().hex}.jsonl"
@@ -48,7 +48,7 @@ class Shadow:
         try:
             async with self._relay.asked(request, headers, version) as reply:
                 tokens = json.loads(await reply.aread())["usage"]["completion_tokens"]
-        except Away as away:
+        except UpstreamError as away:
             error = str(away)
         except httpx.HTTPError:
             error = "connection"

@@ -22,34 +22,34 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from sdpo_ray.capture.recorder import Answered, Recorder
+from sdpo_ray.capture.recorder import EngineResponse, Recorder
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import FileDigest
 from serve.engine.logprobs import RECORDED_ALONE
-from serve.engine.request_recorder import Answering
+from serve.engine.request_recorder import RequestRecorder
 from serve.engine.tool_calls import ToolCallReader
-from serve.lora.lora_cache import Admission
-from serve.request_context import EXCHANGE, Adapter
+from serve.lora.lora_cache import AdapterSelector
+from serve.request_context import EXCHANGE, LoadedAdapter
 from serve.weights.checkpoint_io import within
-from serve.weights.swapper import Gate
+from serve.weights.swapper import RequestGate
 
 logger = logging.getLogger(__name__)
 _FINGERPRINT = "fingerprint-"
 _DRAIN_POLL_S = 0.002
 _STAGE_POLL_S = 0.01
-_ADDING: ContextVar[Answering | None] = ContextVar("adding", default=None)
+_ADDING: ContextVar[RequestRecorder | None] = ContextVar("adding", default=None)
 """The answer whose request is on its way into the engine: set before `generate` begins, read by `add_request`."""
 
 
 class RecordingLLM(AsyncLLM):  # type: ignore[misc]
     """AsyncLLM that `serve.weights.swapper` can steer and `capture.recorder` can read."""
 
-    gate: Gate
+    gate: RequestGate
     died: asyncio.Event
     """Set when a request is told that the engine is dead."""
     recorder: Recorder | None
     tool_calls: ToolCallReader
-    adapters: Admission | None = None
+    adapters: AdapterSelector | None = None
     """Says which adapter answers a request; None where only the engine's own weights do."""
     on_load: Callable[[], None] | None = None
     """Called when other weights are in place, before any request meets them."""
@@ -86,10 +86,10 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
             sampling_params.logprobs = 0
         use = exchange.tool_use
         calls_of = None if use is None else partial(self.tool_calls.calls, use)
-        return self._observed(Answering(exchange, sampling_params, calls_of), outputs, alone)
+        return self._observed(RequestRecorder(exchange, sampling_params, calls_of), outputs, alone)
 
     async def _observed(
-        self, answering: Answering, outputs: AsyncGenerator[RequestOutput, None], alone: bool
+        self, answering: RequestRecorder, outputs: AsyncGenerator[RequestOutput, None], alone: bool
     ) -> AsyncGenerator[RequestOutput, None]:
         exchange = answering.exchange
         began_ns = time_ns()
@@ -122,14 +122,14 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
                 self._record_broken_off(answering)
             raise
 
-    def _record(self, answering: Answering) -> Coroutine[Any, Any, bool] | None:
+    def _record(self, answering: RequestRecorder) -> Coroutine[Any, Any, bool] | None:
         """Store the turns of a request that has ended, as `Recorder.record` does; None where there are none."""
         answers, asked = self._answers(answering), answering.exchange.asked
         if not answers or asked is None or self.recorder is None:
             return None
         return self.recorder.record(asked, *answers)
 
-    def _record_broken_off(self, answering: Answering) -> None:
+    def _record_broken_off(self, answering: RequestRecorder) -> None:
         """Store the turns of a request that nobody waits for any more, in the background."""
         answers, asked = self._answers(answering), answering.exchange.asked
         if answers is None or asked is None or self.recorder is None:
@@ -139,7 +139,7 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
         else:
             self.recorder.counters.add("not_recorded.abort_without_output")
 
-    def _answers(self, answering: Answering) -> list[Answered] | None:
+    def _answers(self, answering: RequestRecorder) -> list[EngineResponse] | None:
         """What is to be recorded; None, and counted, where vLLM's tool parser cannot read it."""
         answering.settled = True
         try:
@@ -191,18 +191,18 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
         await self.update_weight_version(str(policy_version))
         self.policy_version = policy_version
 
-    async def add_adapter(self, adapter: Adapter) -> None:
+    async def add_adapter(self, adapter: LoadedAdapter) -> None:
         """Let the engine read an adapter. Raises what vLLM has against it."""
         await self.add_lora(_lora(adapter))
 
-    async def remove_adapter(self, adapter: Adapter) -> None:
+    async def remove_adapter(self, adapter: LoadedAdapter) -> None:
         await self.remove_lora(adapter.number)
 
     def adapters_in_use(self) -> set[str]:
         """Names of the adapters that unfinished requests were given."""
         return {state.lora_name for state in self.output_processor.request_states.values() if state.lora_name}
 
-    async def logprobs(self, token_ids: tuple[int, ...], adapter: Adapter | None = None) -> tuple[float, ...]:
+    async def logprobs(self, token_ids: tuple[int, ...], adapter: LoadedAdapter | None = None) -> tuple[float, ...]:
         """log p(token_ids[i + 1] | token_ids[:i + 1]) under the loaded weights and the adapter, past the gate."""
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0)
         prompt = TokensPrompt(prompt_token_ids=list(token_ids))
@@ -219,7 +219,7 @@ class RecordingLLM(AsyncLLM):  # type: ignore[misc]
         )
 
 
-def _lora(adapter: Adapter | None) -> LoRARequest | None:
+def _lora(adapter: LoadedAdapter | None) -> LoRARequest | None:
     if adapter is None:
         return None
     return LoRARequest(lora_name=adapter.name, lora_int_id=adapter.number, lora_path=adapter.path)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdpo_ray.capture.recorder import Answered
+from sdpo_ray.capture.recorder import EngineResponse
 from sdpo_ray.records import FinishReason, Sampling, ToolCall, VersionSpan
-from serve.request_context import Exchange
+from serve.request_context import ChatContext
 
 CallsOf = Callable[[str, Sequence[int]], tuple[ToolCall, ...]]
 """Calls of tools that a client is shown for this text and these token ids."""
@@ -30,10 +30,10 @@ class _Choice:
     versions: Sequence[Any] = ()
 
 
-class Answering:
+class RequestRecorder:
     """Follows a request's outputs, each of which brings what is new. Made by `serve.engine.recording_engine`; for one task."""
 
-    def __init__(self, exchange: Exchange, params: Any, calls_of: CallsOf | None) -> None:
+    def __init__(self, exchange: ChatContext, params: Any, calls_of: CallsOf | None) -> None:
         self.exchange = exchange
         self.queue: Any = None
         """vLLM's collector of this request's outputs, once the engine has the request."""
@@ -84,15 +84,15 @@ class Answering:
             if choice is not None and not choice.ended:
                 choice.versions = completion.weight_versions or ()
 
-    def answers(self) -> list[Answered]:
+    def answers(self) -> list[EngineResponse]:
         """The answers with at least one token; those that have not ended were broken off. Raises DataError."""
         made = sorted(self._choices.items())
         return [self._answered(index, choice) for index, choice in made if choice.ids or choice.ended in _FINISHED]
 
-    def _answered(self, index: int, choice: _Choice) -> Answered:
+    def _answered(self, index: int, choice: _Choice) -> EngineResponse:
         finish_reason = _FINISHED.get(choice.ended, FinishReason.ABORT)
         aborted = finish_reason is FinishReason.ABORT
-        return Answered(
+        return EngineResponse(
             choice=index,
             response=choice.text,
             response_calls=self._calls_of(choice.text, choice.ids) if self._calls_of is not None else (),

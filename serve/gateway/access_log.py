@@ -9,7 +9,7 @@ import logging
 from typing import Any
 
 from serve.gateway.auth import OPEN
-from serve.gateway.request_record import Passage
+from serve.gateway.request_record import RequestRecord
 
 logger = logging.getLogger("ray.serve")
 _FLUSH_S = 1.0
@@ -27,7 +27,7 @@ class AccessLog:
         self._replica = replica
         self._flush: asyncio.TimerHandle | None = None
 
-    def write(self, passage: Passage) -> None:
+    def write(self, passage: RequestRecord) -> None:
         """One line; none for a probe that found all well."""
         if passage.route in OPEN and passage.outcome == "ok":
             return
@@ -42,7 +42,7 @@ class AccessLog:
             handler.flush()
 
 
-def line(passage: Passage) -> dict[str, Any]:
+def line(passage: RequestRecord) -> dict[str, Any]:
     """What is said of a request; also what a trace says of it."""
     visit = passage.visit
     said: dict[str, Any] = {

@@ -10,45 +10,45 @@ from pathlib import Path
 from typing import Protocol
 
 from sdpo_ray.capture.api_keys import DEFAULT_TENANT, ApiKeys
-from sdpo_ray.config import Limits
+from sdpo_ray.config import LimitsConfig
 from sdpo_ray.headers import TENANT
-from sdpo_ray.io.watched_file import Followed
+from sdpo_ray.io.watched_file import WatchedFile
 
-UNLIMITED = Limits()
+UNLIMITED = LimitsConfig()
 OPEN = ("/health", "/ready", "/metrics")
 """For those who run the service, who are no tenant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Somebody who may enter. Made by an `Entrance`; read by `serve.gateway.middleware` and `serve.gateway.rate_limit`."""
+    """Somebody who may enter. Made by an `Authenticator`; read by `serve.gateway.middleware` and `serve.gateway.rate_limit`."""
 
     tenant: str = DEFAULT_TENANT
     key_id: str = ""
     """Empty where no key was asked for."""
-    limits: Limits = UNLIMITED
+    limits: LimitsConfig = UNLIMITED
 
     @property
     def limited(self) -> bool:
         return self.limits != UNLIMITED
 
 
-class Entrance(Protocol):
+class Authenticator(Protocol):
     """Decides about one request."""
 
     def caller(self, path: str, headers: Mapping[str, str]) -> Caller | None:
         """Who calls; None for a caller who may not enter."""
 
 
-class UsersEntrance:
+class UserAuthenticator:
     """Asks for a key of the API where the run has any. Keys that are added or revoked count at once.
 
     A run without keys holds to loopback (`serve.lifecycle.bind_check`), where nobody can be told from anybody: `limits` then
     apply to all of them together.
     """
 
-    def __init__(self, api_keys: Path, limits: Limits = UNLIMITED) -> None:
-        self._keys = Followed(api_keys, ApiKeys.load)
+    def __init__(self, api_keys: Path, limits: LimitsConfig = UNLIMITED) -> None:
+        self._keys = WatchedFile(api_keys, ApiKeys.load)
         self._limits = limits
 
     def caller(self, path: str, headers: Mapping[str, str]) -> Caller | None:
@@ -63,25 +63,25 @@ class UsersEntrance:
         return Caller(tenant=key.tenant, key_id=key.key_id, limits=key.limits(self._limits))
 
 
-class ExaminersEntrance:
-    """Asks for the examination's key everywhere but where the replica tells how it is."""
+class EvaluatorAuthenticator:
+    """Asks for the evaluation's key everywhere but where the replica tells how it is."""
 
-    def __init__(self, exam_key: bytes) -> None:
-        self._key = exam_key
+    def __init__(self, eval_key: bytes) -> None:
+        self._key = eval_key
 
     def caller(self, path: str, headers: Mapping[str, str]) -> Caller | None:
         known = path in OPEN[:2] or hmac.compare_digest(_bearer(headers).encode(), self._key)
         return Caller() if known else None
 
 
-class CanaryEntrance:
+class CanaryAuthenticator:
     """Asks for the trial's key, which the users' replicas have: whoever shows it says whose chat it is.
 
     They have let the caller in, within limits that are counted there.
     """
 
-    def __init__(self, trial_key: bytes) -> None:
-        self._key = trial_key
+    def __init__(self, canary_key: bytes) -> None:
+        self._key = canary_key
 
     def caller(self, path: str, headers: Mapping[str, str]) -> Caller | None:
         if path in OPEN[:2]:

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 from serve.asgi import Message, refuse
 
 
-class Refusal(Exception):
+class RequestError(Exception):
     """Carries a status, words for the client, and `reason`, a word for the counters."""
 
     def __init__(
@@ -33,35 +33,35 @@ class Refusal(Exception):
         return {"type": "http.response.body", "body": f"data: {json.dumps({'error': error})}\n\n".encode()}
 
 
-def no_key() -> Refusal:
+def no_key() -> RequestError:
     text = "this endpoint asks for a bearer key that it knows"
     asked = {"www-authenticate": "Bearer"}
-    return Refusal(401, "auth", text, "authentication_error", "invalid_api_key", asked)
+    return RequestError(401, "auth", text, "authentication_error", "invalid_api_key", asked)
 
 
-def over_limit(what: str, retry_after_s: int, headers: Mapping[str, str]) -> Refusal:
+def over_limit(what: str, retry_after_s: int, headers: Mapping[str, str]) -> RequestError:
     """`what` is the limit that is reached, as `serve.gateway.rate_limit` names it."""
     said = {"requests": "requests a minute", "tokens": "tokens a minute", "concurrent": "requests at once"}[what]
     text = f"this key has used up its {said}; please try again in {retry_after_s} s"
     again = {**headers, "retry-after": str(retry_after_s)}
-    return Refusal(429, "rate", text, "rate_limit_error", "rate_limit_exceeded", again)
+    return RequestError(429, "rate", text, "rate_limit_error", "rate_limit_exceeded", again)
 
 
-def too_large(what: str, limit: str, *, status: int) -> Refusal:
+def too_large(what: str, limit: str, *, status: int) -> RequestError:
     text = f"the request's {what} is larger than {limit}"
-    return Refusal(status, "body", text, "invalid_request_error", "request_too_large", {"connection": "close"})
+    return RequestError(status, "body", text, "invalid_request_error", "request_too_large", {"connection": "close"})
 
 
-def too_slow(timeout_s: float) -> Refusal:
+def too_slow(timeout_s: float) -> RequestError:
     text = f"the request's body did not arrive within {timeout_s:g} s"
-    return Refusal(408, "body", text, "invalid_request_error", "request_timeout", {"connection": "close"})
+    return RequestError(408, "body", text, "invalid_request_error", "request_timeout", {"connection": "close"})
 
 
-def took_too_long(timeout_s: float) -> Refusal:
+def took_too_long(timeout_s: float) -> RequestError:
     text = f"the request was given up after {timeout_s:g} s; ask for fewer tokens, or stream"
-    return Refusal(504, "timeout", text, "timeout_error", "timeout")
+    return RequestError(504, "timeout", text, "timeout_error", "timeout")
 
 
-def gone_wrong() -> Refusal:
+def gone_wrong() -> RequestError:
     text = "something went wrong here, and it is not the request; please try again"
-    return Refusal(500, "internal", text, "server_error", "internal_error")
+    return RequestError(500, "internal", text, "server_error", "internal_error")

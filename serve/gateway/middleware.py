@@ -17,13 +17,13 @@ from uuid import uuid4
 from starlette.datastructures import Headers
 
 from serve.asgi import ASGIApp, Receive, Scope, Send
-from serve.gateway.auth import Caller, Entrance
+from serve.gateway.auth import Authenticator, Caller
 from serve.gateway.body_limits import BODY_TIMEOUT_S, bounded, check_head
 from serve.gateway.health import HEALTH, READY
-from serve.gateway.http_errors import Refusal, gone_wrong, no_key, over_limit, took_too_long
-from serve.gateway.observability import REQUEST_ID, Operation
-from serve.gateway.request_record import Outgoing, Passage, route_of
-from serve.request_context import Visit, with_visit
+from serve.gateway.http_errors import RequestError, gone_wrong, no_key, over_limit, took_too_long
+from serve.gateway.observability import REQUEST_ID, Observability
+from serve.gateway.request_record import RequestRecord, ResponseTracker, route_of
+from serve.request_context import RequestContext, with_request_context
 
 logger = logging.getLogger("ray.serve")
 
@@ -32,10 +32,10 @@ _EVERYBODY = "everybody"
 """Who shares an allowance where no keys are asked for."""
 
 
-class Front:
-    """Pure ASGI. Lets a request in as a `Visit`, or refuses it."""
+class GatewayMiddleware:
+    """Pure ASGI. Lets a request in as a `RequestContext`, or refuses it."""
 
-    def __init__(self, app: ASGIApp, entrance: Entrance, operation: Operation, health: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, entrance: Authenticator, operation: Observability, health: ASGIApp) -> None:
         self._app = app
         self._entrance = entrance
         self._config = operation.config
@@ -53,16 +53,16 @@ class Front:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         given = Headers(scope=scope).get(REQUEST_ID, "")
         # The client's own, where it is one that may stand in a log.
-        visit = Visit(path=path, request_id=given if _SANE.fullmatch(given) else uuid4().hex)
-        passage = Passage(visit=visit, method=scope["method"], route=route_of(path))
+        visit = RequestContext(path=path, request_id=given if _SANE.fullmatch(given) else uuid4().hex)
+        passage = RequestRecord(visit=visit, method=scope["method"], route=route_of(path))
         if visit.request_id != given:
             # Ray Serve sends the client's own back, which must not be there twice.
             passage.headers[REQUEST_ID] = visit.request_id
-        outgoing = Outgoing(send, passage)
+        outgoing = ResponseTracker(send, passage)
         scope = self._operation.begin(passage, scope)
         try:
             await self._answer(passage, scope, receive, outgoing)
-        except Refusal as refusal:
+        except RequestError as refusal:
             await _refuse(refusal, passage, scope, receive, outgoing)
         except asyncio.CancelledError:
             passage.aborted = True
@@ -76,7 +76,7 @@ class Front:
             passage.end()
             self._operation.end(passage)
 
-    async def _answer(self, passage: Passage, scope: Scope, receive: Receive, outgoing: Outgoing) -> None:
+    async def _answer(self, passage: RequestRecord, scope: Scope, receive: Receive, outgoing: ResponseTracker) -> None:
         """Raises Refusal."""
         visit, config = passage.visit, self._config
         max_body_bytes = config.max_body_mib << 20
@@ -93,7 +93,7 @@ class Front:
                 async with asyncio.timeout(config.request_timeout_s) as limit:
                     outgoing.cut_when = limit.expired
                     await self._app(
-                        with_visit(scope, visit), bounded(receive, max_body_bytes, BODY_TIMEOUT_S), outgoing
+                        with_request_context(scope, visit), bounded(receive, max_body_bytes, BODY_TIMEOUT_S), outgoing
                     )
             except TimeoutError:
                 if not limit.expired():
@@ -102,7 +102,7 @@ class Front:
                 raise took_too_long(config.request_timeout_s)
 
     @asynccontextmanager
-    async def _allowed(self, caller: Caller, passage: Passage) -> AsyncIterator[None]:
+    async def _allowed(self, caller: Caller, passage: RequestRecord) -> AsyncIterator[None]:
         """Within it, one request of this caller's is under way. Raises Refusal."""
         if not caller.limited:
             yield
@@ -121,7 +121,9 @@ class Front:
             await gatekeeper.leave(who, caller.limits, verdict.ticket, tokens)
 
 
-async def _refuse(refusal: Refusal, passage: Passage, scope: Scope, receive: Receive, outgoing: Outgoing) -> None:
+async def _refuse(
+    refusal: RequestError, passage: RequestRecord, scope: Scope, receive: Receive, outgoing: ResponseTracker
+) -> None:
     outgoing.cut_when = None
     passage.refused = refusal.reason
     if not outgoing.begun:

@@ -3,37 +3,37 @@
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.datastructures import MutableHeaders
 
-from sdpo_ray.config import Serve
+from sdpo_ray.config import ServeConfig
 from sdpo_ray.telemetry import Counters
 from serve.asgi import Scope
 from serve.gateway.access_log import AccessLog
-from serve.gateway.rate_limit import Gatekeeper, Limiter
-from serve.gateway.request_metrics import Traffic
-from serve.gateway.request_record import Passage
-from serve.gateway.shared_rate_limit import SharedLimiter
+from serve.gateway.rate_limit import LocalRateLimiter, RateLimiter
+from serve.gateway.request_metrics import RequestMetrics
+from serve.gateway.request_record import RequestRecord
+from serve.gateway.shared_rate_limit import SharedRateLimiter
 from serve.gateway.tracing import Tracing
 
 REQUEST_ID = "x-request-id"
 _TICKET_GRACE_S = 60.0
 
 
-class Operation:
+class Observability:
     """Made by `serve.deployment`; used by `serve.gateway.middleware` for every request.
 
     `application` and `replica` are Ray Serve's names. `registry` is where the numbers go.
     """
 
     def __init__(
-        self, config: Serve, *, application: str = "", replica: str = "", registry: CollectorRegistry = REGISTRY
+        self, config: ServeConfig, *, application: str = "", replica: str = "", registry: CollectorRegistry = REGISTRY
     ) -> None:
         self.config = config
         # No request lasts longer, so a ticket that is still out then was lost with its replica.
         ticket_s = config.request_timeout_s + _TICKET_GRACE_S
-        self.gatekeeper: Gatekeeper = Limiter(ticket_s)
-        self._shared = SharedLimiter(application, ticket_s)
+        self.gatekeeper: RateLimiter = LocalRateLimiter(ticket_s)
+        self._shared = SharedRateLimiter(application, ticket_s)
         self.counters: dict[str, Counters] = {"sdpo_limits": self._shared.counters}
         """What is counted besides requests, by a metric's name."""
-        self.traffic = Traffic(registry)
+        self.traffic = RequestMetrics(registry)
         self.log = AccessLog(replica)
         self.tracing = Tracing(config.otlp_endpoint, replica) if config.otlp_endpoint else None
 
@@ -41,7 +41,7 @@ class Operation:
         """This replica is one of several, or may be: from now on all of them count together."""
         self.gatekeeper = self._shared
 
-    def begin(self, passage: Passage, scope: Scope) -> Scope:
+    def begin(self, passage: RequestRecord, scope: Scope) -> Scope:
         """The request as those behind us see it: under our id, which vLLM puts into its own, and in our trace."""
         self.traffic.begin(passage)
         headers = MutableHeaders(raw=list(scope["headers"]))
@@ -50,7 +50,7 @@ class Operation:
             self.tracing.begin(passage, headers)
         return {**scope, "headers": headers.raw}
 
-    def end(self, passage: Passage) -> None:
+    def end(self, passage: RequestRecord) -> None:
         """Count it, log it, and send its span."""
         self.traffic.end(passage)
         self.log.write(passage)

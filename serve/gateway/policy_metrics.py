@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.errors import SdpoError, SwapError
 from sdpo_ray.telemetry import Counters
-from serve.weights.release_watcher import Swapping
+from serve.weights.release_watcher import WeightSwapper
 
 _SWAP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -27,7 +27,7 @@ class PolicyMetrics(Collector):
     def __init__(
         self,
         recorder: Recorder,
-        swapper: Swapping,
+        swapper: WeightSwapper,
         refused: Callable[[], bool],
         alarm_bytes: int | None,
         *,
@@ -107,7 +107,7 @@ class SwapMetrics:
 
 def publish(
     recorder: Recorder,
-    swapper: Swapping,
+    swapper: WeightSwapper,
     refused: Callable[[], bool],
     alarm_bytes: int | None,
     *,

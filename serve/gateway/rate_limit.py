@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from limits.aio.storage import MemoryStorage
 
-from sdpo_ray.config import Limits
+from sdpo_ray.config import LimitsConfig
 
 _MINUTE = 60
 BUSY_RETRY_S = 1
@@ -23,7 +23,7 @@ BUSY_RETRY_S = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class RateLimitUsage:
     """What is used of one limit. Made by `Limiter`."""
 
     before: int
@@ -52,8 +52,8 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Whether a request may begin. Made by a `Gatekeeper`; read by `serve.gateway.middleware`."""
+class RateLimitDecision:
+    """Whether a request may begin. Made by a `RateLimiter`; read by `serve.gateway.middleware`."""
 
     ticket: str = ""
     """Handed back when the request is over."""
@@ -64,25 +64,25 @@ class Verdict:
     """OpenAI's `x-ratelimit-*`, for whoever is limited."""
 
 
-class Gatekeeper(Protocol):
+class RateLimiter(Protocol):
     """Lets requests begin, within limits. `who` shares one allowance."""
 
-    async def enter(self, who: str, limits: Limits) -> Verdict: ...
+    async def enter(self, who: str, limits: LimitsConfig) -> RateLimitDecision: ...
 
-    async def leave(self, who: str, limits: Limits, ticket: str, tokens: int) -> None:
+    async def leave(self, who: str, limits: LimitsConfig, ticket: str, tokens: int) -> None:
         """The request of this ticket is over, and took so many tokens."""
 
 
-class Limiter:
-    """The `Gatekeeper` of one process. A ticket that nobody hands back is void after `ticket_s`."""
+class LocalRateLimiter:
+    """The `RateLimiter` of one process. A ticket that nobody hands back is void after `ticket_s`."""
 
     def __init__(self, ticket_s: float) -> None:
         self._ticket_s = ticket_s
         self._storage = MemoryStorage()
         self._under_way: defaultdict[str, dict[str, float]] = defaultdict(dict)
 
-    async def enter(self, who: str, limits: Limits, ticket: str = "") -> Verdict:
-        """As `Gatekeeper.enter`, under a `ticket` that the caller made, if any."""
+    async def enter(self, who: str, limits: LimitsConfig, ticket: str = "") -> RateLimitDecision:
+        """As `RateLimiter.enter`, under a `ticket` that the caller made, if any."""
         windows = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
         windows = {unit: limit for unit, limit in windows.items() if limit}
         ticket = ticket or uuid4().hex
@@ -98,7 +98,7 @@ class Limiter:
             self._void(who, ticket)
         elif limits.requests_per_minute:
             await self._charge("requests", who, 1)
-        return Verdict(
+        return RateLimitDecision(
             ticket="" if refused else ticket,
             refused=refused,
             # The next whole second, when it is certainly so: a time of day is exact to a millionth.
@@ -110,7 +110,7 @@ class Limiter:
             },
         )
 
-    async def leave(self, who: str, limits: Limits, ticket: str, tokens: int) -> None:
+    async def leave(self, who: str, limits: LimitsConfig, ticket: str, tokens: int) -> None:
         self._void(who, ticket)
         if limits.tokens_per_minute and tokens:
             await self._charge("tokens", who, tokens)
@@ -130,9 +130,9 @@ class Limiter:
         if not held:
             self._under_way.pop(who, None)
 
-    async def _usage(self, unit: str, who: str) -> Usage:
+    async def _usage(self, unit: str, who: str) -> RateLimitUsage:
         before, before_s, now, now_s = await self._storage.get_sliding_window(f"{unit}/{who}", _MINUTE)
-        return Usage(before=before, before_s=before_s, now=now, now_s=now_s)
+        return RateLimitUsage(before=before, before_s=before_s, now=now, now_s=now_s)
 
     async def _charge(self, unit: str, who: str, amount: int) -> None:
         # Not the library's own `hit`, which charges nothing where the limit would be passed.
@@ -140,7 +140,7 @@ class Limiter:
         await self._storage.incr(now, 2 * _MINUTE, amount)
 
 
-def _headers(unit: str, limit: int, usage: Usage) -> dict[str, str]:
+def _headers(unit: str, limit: int, usage: RateLimitUsage) -> dict[str, str]:
     return {
         f"x-ratelimit-limit-{unit}": str(limit),
         f"x-ratelimit-remaining-{unit}": str(max(0, limit - math.ceil(usage.used))),

@@ -8,12 +8,12 @@ before and behind, the gate of a swap and the journal's fsync, is here. Labels h
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from serve.gateway.auth import OPEN
-from serve.gateway.request_record import Passage
+from serve.gateway.request_record import RequestRecord
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
-class Traffic:
+class RequestMetrics:
     """The numbers of one replica; one a registry."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -34,11 +34,11 @@ class Traffic:
         self.under_way = 0
         """Of those who ask for something, and not how we are."""
 
-    def begin(self, passage: Passage) -> None:
+    def begin(self, passage: RequestRecord) -> None:
         self.under_way += passage.route not in OPEN
         self._under_way.set(self.under_way)
 
-    def end(self, passage: Passage) -> None:
+    def end(self, passage: RequestRecord) -> None:
         self.under_way -= passage.route not in OPEN
         self._under_way.set(self.under_way)
         self._requests.labels(passage.route, str(passage.status), passage.outcome).inc()

@@ -11,7 +11,7 @@ from serve.api.models import MODELS, is_about_models
 from serve.api.routes import FEEDBACK, ROUTES
 from serve.asgi import Message, Send
 from serve.gateway.auth import OPEN
-from serve.request_context import Visit
+from serve.request_context import RequestContext
 
 ABORTED = 499
 """The status of a request whose client left before it was told one, as nginx has it. Nobody receives it."""
@@ -38,10 +38,10 @@ def route_of(path: str) -> str:
 
 
 @dataclass(slots=True, kw_only=True)
-class Passage:
+class RequestRecord:
     """Made by `serve.gateway.middleware`; read by `accesslog`, `traffic` and `tracing` beside it once it has ended."""
 
-    visit: Visit
+    visit: RequestContext
     method: str
     route: str
     """One of those that we have, or `other`."""
@@ -89,10 +89,10 @@ class Passage:
         return max((s.ended_ns - s.began_ns for s in self.visit.stages if s.name == stage), default=0) / 1e9
 
 
-class Outgoing:
+class ResponseTracker:
     """`send` that notes what goes out, and can be cut off."""
 
-    def __init__(self, send: Send, passage: Passage) -> None:
+    def __init__(self, send: Send, passage: RequestRecord) -> None:
         self._send = send
         self._passage = passage
         self.begun = self.ended = self.streamed = False

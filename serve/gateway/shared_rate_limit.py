@@ -13,9 +13,9 @@ from uuid import uuid4
 import ray
 from ray.exceptions import RayError
 
-from sdpo_ray.config import Limits
+from sdpo_ray.config import LimitsConfig
 from sdpo_ray.telemetry import Counters
-from serve.gateway.rate_limit import Limiter, Verdict
+from serve.gateway.rate_limit import LocalRateLimiter, RateLimitDecision
 
 logger = logging.getLogger("ray.serve")
 
@@ -25,7 +25,7 @@ _IDLE_S = 600.0
 """Longer than any window: whoever comes afterwards begins anew in any case."""
 
 
-class Shared(Limiter):
+class RateLimiterActor(LocalRateLimiter):
     """What the actor runs."""
 
     def __init__(self, ticket_s: float) -> None:
@@ -36,14 +36,14 @@ class Shared(Limiter):
         self._given_up: dict[str, float] = {}
         """Tickets that came back before they were asked for, and when: Ray keeps no order among calls."""
 
-    async def enter(self, who: str, limits: Limits, ticket: str = "") -> Verdict:
+    async def enter(self, who: str, limits: LimitsConfig, ticket: str = "") -> RateLimitDecision:
         self._asked_at_s = time.monotonic()
         self._going = self._going or asyncio.ensure_future(self._go_when_idle())
         if self._given_up.pop(ticket, None) is not None:
-            return Verdict()
+            return RateLimitDecision()
         return await super().enter(who, limits, ticket)
 
-    async def leave(self, who: str, limits: Limits, ticket: str, tokens: int) -> None:
+    async def leave(self, who: str, limits: LimitsConfig, ticket: str, tokens: int) -> None:
         if ticket and not self.holds(who, ticket):
             now = time.monotonic()
             self._given_up = {each: at for each, at in self._given_up.items() if at > now - self._idle_s} | {
@@ -57,8 +57,8 @@ class Shared(Limiter):
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
-class SharedLimiter:
-    """The `Gatekeeper` of a replica that is not alone."""
+class SharedRateLimiter:
+    """The `RateLimiter` of a replica that is not alone."""
 
     def __init__(self, application: str, ticket_s: float) -> None:
         self.counters = Counters.empty()
@@ -67,13 +67,13 @@ class SharedLimiter:
         self._ticket_s = ticket_s
         self._actor: Any = None
 
-    async def enter(self, who: str, limits: Limits) -> Verdict:
+    async def enter(self, who: str, limits: LimitsConfig) -> RateLimitDecision:
         ticket = uuid4().hex
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 if self._actor is None:
                     self._actor = await asyncio.to_thread(self._find)
-                verdict: Verdict = await self._actor.enter.remote(who, limits, ticket)
+                verdict: RateLimitDecision = await self._actor.enter.remote(who, limits, ticket)
                 return verdict
         except (RayError, TimeoutError, ValueError) as error:
             # ValueError: the name is taken by one that is just going.
@@ -81,12 +81,12 @@ class SharedLimiter:
             logger.warning("limits are not kept now: %s", type(error).__name__)
             await self.leave(who, limits, ticket, 0)
             self._actor = None
-            return Verdict()
+            return RateLimitDecision()
         except asyncio.CancelledError:
             await self.leave(who, limits, ticket, 0)
             raise
 
-    async def leave(self, who: str, limits: Limits, ticket: str, tokens: int) -> None:
+    async def leave(self, who: str, limits: LimitsConfig, ticket: str, tokens: int) -> None:
         if self._actor is not None:
             # Nobody waits for it, nor for its failure.
             self._actor.leave.remote(who, limits, ticket, tokens)
@@ -101,4 +101,4 @@ class SharedLimiter:
             "max_restarts": -1,
             "max_concurrency": 1000,
         }
-        return ray.remote(Shared).options(**options).remote(self._ticket_s)
+        return ray.remote(RateLimiterActor).options(**options).remote(self._ticket_s)

@@ -7,7 +7,7 @@ under ours. No attribute holds text of anybody.
 from starlette.datastructures import MutableHeaders
 
 from serve.gateway.access_log import line
-from serve.gateway.request_record import Passage
+from serve.gateway.request_record import RequestRecord
 
 _ATTRIBUTES = {
     "method": "http.request.method",
@@ -40,7 +40,7 @@ class Tracing:
         self._tracer = self._provider.get_tracer("sdpo_ray")
         self._propagator = TraceContextTextMapPropagator()
 
-    def begin(self, passage: Passage, headers: MutableHeaders) -> None:
+    def begin(self, passage: RequestRecord, headers: MutableHeaders) -> None:
         """Open the span, and name it in `headers` as the parent of whatever comes behind."""
         from opentelemetry import trace
 
@@ -51,7 +51,7 @@ class Tracing:
         )
         self._propagator.inject(headers, context=trace.set_span_in_context(passage.span))
 
-    def end(self, passage: Passage) -> None:
+    def end(self, passage: RequestRecord) -> None:
         """Close it, with its children."""
         from opentelemetry import trace
 

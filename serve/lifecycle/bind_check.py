@@ -5,13 +5,13 @@ from pathlib import Path
 import ray
 
 from sdpo_ray.capture.api_keys import ApiKeys
-from sdpo_ray.config import Serve
+from sdpo_ray.config import ServeConfig
 from sdpo_ray.errors import ConfigError
 
 
 def require_keys(host: str | None, api_keys: Path) -> None:
     """Raise ConfigError where `host`, None for all interfaces, is off loopback and the run has no key of the API."""
-    if Serve(host=host or "0.0.0.0").on_loopback or ApiKeys.load(api_keys).keys:
+    if ServeConfig(host=host or "0.0.0.0").on_loopback or ApiKeys.load(api_keys).keys:
         return
     raise ConfigError(
         f"serving on {host or 'all interfaces'} without a key of the API would let anybody in: make one with "

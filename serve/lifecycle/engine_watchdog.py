@@ -16,7 +16,7 @@ POLL_S = 0.05
 PULSE_S = 2.0
 
 
-class Engine(Protocol):
+class WatchedEngine(Protocol):
     """What is watched of an engine. `serve.engine.recording_engine.RecordingLLM` is one."""
 
     died: asyncio.Event
@@ -30,13 +30,17 @@ class Engine(Protocol):
     def kill(self) -> None: ...
 
 
-def end() -> None:
+def exit_process() -> None:
     """End this process now. Not `sys.exit`, which waits for threads that wait for the engine."""
     os._exit(1)
 
 
-async def die_with(
-    engine: Engine, *, patience_s: float, leaving: Callable[[], bool], end: Callable[[], None] = end
+async def watch_engine(
+    engine: WatchedEngine,
+    *,
+    patience_s: float,
+    leaving: Callable[[], bool],
+    exit_process: Callable[[], None] = exit_process,
 ) -> None:
     """End this process when the engine is dead, or has answered nothing for `patience_s`.
 
@@ -55,10 +59,10 @@ async def die_with(
         logger.critical("the engine has answered nothing for %g s, and this replica ends with it", patience_s)
         # It would not notice that nobody needs it any more.
         engine.kill()
-    end()
+    exit_process()
 
 
-async def _hangs(engine: Engine, patience_s: float) -> None:
+async def _hangs(engine: WatchedEngine, patience_s: float) -> None:
     """Return once the engine has answered nothing for so long."""
     while True:
         answer = asyncio.ensure_future(engine.pulse())

@@ -21,7 +21,7 @@ _HEAR_PEOPLE = (
 """Loggers of code that reads requests."""
 
 
-class WithoutWords(logging.Filter):
+class UserTextFilter(logging.Filter):
     """Keeps a warning of such a logger, its place in the source and the kind of error; not what was filled in."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -35,7 +35,7 @@ class WithoutWords(logging.Filter):
 
 
 def withhold_words() -> None:
-    """Let vLLM log through `WithoutWords`, in this process and in its engine's. Call it before vLLM is imported."""
+    """Let vLLM log through `UserTextFilter`, in this process and in its engine's. Call it before vLLM is imported."""
     os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).with_name("logging.json"))
 
 

@@ -8,7 +8,7 @@ import psutil
 logger = logging.getLogger("ray.serve")
 
 
-class StartUp:
+class StartupTimer:
     """A stop-watch from the start of this process. Each `passed` is the seconds since the one before."""
 
     def __init__(self) -> None:

@@ -16,48 +16,48 @@ from typing import Protocol
 from sdpo_ray.errors import SwapError
 from sdpo_ray.records import FileDigest, Fingerprint
 from serve.lora import validation
-from serve.request_context import Adapter, Exchange
+from serve.request_context import ChatContext, LoadedAdapter
 from serve.weights import checkpoint_io
 from serve.weights.swapper import TOLERANCE, require_match
 
 logger = logging.getLogger(__name__)
 
 
-class Crowded(SwapError):
+class CacheFull(SwapError):
     """Every adapter in memory is answering somebody."""
 
 
-class Engine(Protocol):
+class LoRAEngine(Protocol):
     """What the book needs of an engine. `serve.engine.recording_engine.RecordingLLM` is one."""
 
-    async def add_adapter(self, adapter: Adapter) -> None: ...
-    async def remove_adapter(self, adapter: Adapter) -> None: ...
+    async def add_adapter(self, adapter: LoadedAdapter) -> None: ...
+    async def remove_adapter(self, adapter: LoadedAdapter) -> None: ...
     def adapters_in_use(self) -> Collection[str]:
         """Names of those that unfinished requests were given."""
 
-    async def logprobs(self, token_ids: tuple[int, ...], adapter: Adapter | None = None) -> tuple[float, ...]: ...
+    async def logprobs(self, token_ids: tuple[int, ...], adapter: LoadedAdapter | None = None) -> tuple[float, ...]: ...
 
 
-class Admission(Protocol):
+class AdapterSelector(Protocol):
     """Says whose adapter answers a request, at the moment it enters the engine."""
 
-    def answering(self, exchange: Exchange | None) -> AbstractAsyncContextManager[Adapter | None]:
+    def answering(self, exchange: ChatContext | None) -> AbstractAsyncContextManager[LoadedAdapter | None]:
         """The adapter, or None for the engine's own weights. It stays while the block lasts."""
 
 
-class AdapterBook:
+class LoRACache:
     """Which adapters are in the engine. `base` is what `checkpoint_io.headers` says of the weights beneath them, `slots` is
     how many a batch may mix."""
 
     def __init__(
-        self, engine: Engine, base: Mapping[str, checkpoint_io.Tensor], *, slots: int, max_rank: int, dtype: str
+        self, engine: LoRAEngine, base: Mapping[str, checkpoint_io.TensorSpec], *, slots: int, max_rank: int, dtype: str
     ) -> None:
         self._engine = engine
         self._base = base
         self._capacity = slots + validation.CACHED
         self._max_rank = max_rank
         self._tolerance = TOLERANCE[dtype]
-        self._loaded: dict[str, Adapter] = {}
+        self._loaded: dict[str, LoadedAdapter] = {}
         """Least recently used first."""
         self._held: Counter[str] = Counter()
         self._last = 0
@@ -67,7 +67,9 @@ class AdapterBook:
     def names(self) -> tuple[str, ...]:
         return tuple(self._loaded)
 
-    async def get(self, name: str, path: str, fingerprint: Fingerprint, digests: Sequence[FileDigest] = ()) -> Adapter:
+    async def get(
+        self, name: str, path: str, fingerprint: Fingerprint, digests: Sequence[FileDigest] = ()
+    ) -> LoadedAdapter:
         """The adapter, read and verified where it is not in memory.
 
         Raises SwapError saying what is wrong with it; Crowded where there is no room for it now. Whoever gets it holds
@@ -82,17 +84,17 @@ class AdapterBook:
             raise SwapError(f"{name} already means the weights at {known.path}")
         return known
 
-    def hold(self, adapter: Adapter) -> None:
+    def hold(self, adapter: LoadedAdapter) -> None:
         """It stays until it was let go as often as it was held, and while a request in the engine has it."""
         self._held[adapter.name] += 1
 
-    def let_go(self, adapter: Adapter) -> None:
+    def let_go(self, adapter: LoadedAdapter) -> None:
         self._held[adapter.name] -= 1
         if not self._held[adapter.name]:
             del self._held[adapter.name]
 
     @contextmanager
-    def holding(self, adapter: Adapter) -> Iterator[None]:
+    def holding(self, adapter: LoadedAdapter) -> Iterator[None]:
         """Hold it while the block lasts."""
         self.hold(adapter)
         try:
@@ -100,7 +102,7 @@ class AdapterBook:
         finally:
             self.let_go(adapter)
 
-    async def drop(self, adapter: Adapter) -> bool:
+    async def drop(self, adapter: LoadedAdapter) -> bool:
         """Take it out of the engine; False where somebody still holds it, or is answered by it."""
         async with self._changing:
             if self._loaded.get(adapter.name) != adapter:
@@ -114,7 +116,9 @@ class AdapterBook:
         """The weights beneath were replaced, and vLLM has dropped every adapter. Call it with the gate shut."""
         self._loaded.clear()
 
-    async def _load(self, name: str, path: str, fingerprint: Fingerprint, digests: Sequence[FileDigest]) -> Adapter:
+    async def _load(
+        self, name: str, path: str, fingerprint: Fingerprint, digests: Sequence[FileDigest]
+    ) -> LoadedAdapter:
         try:
             await asyncio.to_thread(validation.check, Path(path), self._base, max_rank=self._max_rank, digests=digests)
         except Exception as error:
@@ -122,10 +126,10 @@ class AdapterBook:
         while len(self._loaded) >= self._capacity:
             oldest = next((each for each in self._loaded if not self._busy(each)), None)
             if oldest is None:
-                raise Crowded(f"{name} finds no room: all {self._capacity} adapters in memory are in use")
+                raise CacheFull(f"{name} finds no room: all {self._capacity} adapters in memory are in use")
             await self._engine.remove_adapter(self._loaded.pop(oldest))
         self._last += 1
-        adapter = Adapter(name=name, number=self._last, path=path)
+        adapter = LoadedAdapter(name=name, number=self._last, path=path)
         try:
             await self._engine.add_adapter(adapter)
             said = await self._engine.logprobs(fingerprint.token_ids, adapter)

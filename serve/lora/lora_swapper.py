@@ -9,9 +9,9 @@ from pathlib import Path
 from sdpo_ray.errors import DataError, SwapError
 from sdpo_ray.io.files import read_json
 from sdpo_ray.records import Release
-from serve.lora.lora_cache import AdapterBook, Engine
+from serve.lora.lora_cache import LoRACache, LoRAEngine
 from serve.lora.validation import CONFIG, AdapterConfig
-from serve.request_context import Adapter, Exchange
+from serve.request_context import ChatContext, LoadedAdapter
 from serve.weights.checkpoint_io import within
 from serve.weights.swapper import TOLERANCE, require_match
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _RETIRE_POLL_S = 0.5
 
 
-class AdapterSwapper:
+class LoRASwapper:
     """As `serve.weights.swapper.Swapper`, and says which adapter a request is given when it enters the engine.
 
     `base` is the directory of the weights in the engine; a release without an adapter is those weights.
@@ -28,12 +28,12 @@ class AdapterSwapper:
     stall_s = 0.0
     broken = False
 
-    def __init__(self, engine: Engine, book: AdapterBook, serving: Release, *, base: Path, dtype: str) -> None:
+    def __init__(self, engine: LoRAEngine, book: LoRACache, serving: Release, *, base: Path, dtype: str) -> None:
         self._engine = engine
         self._book = book
         self._base = base
         self._tolerance = TOLERANCE[dtype]
-        self._adapter: Adapter | None = None
+        self._adapter: LoadedAdapter | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self.serving = serving
 
@@ -57,7 +57,7 @@ class AdapterSwapper:
         require_match(release.fingerprint, said, tolerance=self._tolerance)
 
     @asynccontextmanager
-    async def answering(self, exchange: Exchange | None) -> AsyncIterator[Adapter | None]:
+    async def answering(self, exchange: ChatContext | None) -> AsyncIterator[LoadedAdapter | None]:
         """The adapter for a request that enters now, kept until the engine has it."""
         adapter, version = self._adapter, self.serving.policy_version
         if exchange is not None:
@@ -73,7 +73,7 @@ class AdapterSwapper:
         with self._book.holding(adapter):
             yield adapter
 
-    async def _found(self, release: Release) -> Adapter | None:
+    async def _found(self, release: Release) -> LoadedAdapter | None:
         if not release.adapter:
             if Path(release.path) != self._base:
                 raise SwapError(f"no adapter over {self._base}, and serve.swap is 'adapter'")
@@ -93,7 +93,7 @@ class AdapterSwapper:
         if Path(beneath).resolve() != self._base.resolve():
             raise SwapError(f"its adapter belongs over {beneath}, not over the run's base {self._base}")
 
-    async def _retire(self, adapter: Adapter) -> None:
+    async def _retire(self, adapter: LoadedAdapter) -> None:
         """Take an adapter out of the engine once nobody is answered by it any more."""
         while not await self._book.drop(adapter):
             await asyncio.sleep(_RETIRE_POLL_S)

@@ -17,8 +17,8 @@ from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import PersonalPolicy
 from sdpo_ray.telemetry import Counters
-from serve.lora.lora_cache import AdapterBook, Crowded
-from serve.request_context import Adapter, Exchange
+from serve.lora.lora_cache import CacheFull, LoRACache
+from serve.request_context import ChatContext, LoadedAdapter
 
 logger = logging.getLogger(__name__)
 LOOK_S = 1.0
@@ -48,7 +48,7 @@ class PersonalPolicies:
         self,
         layout: Layout,
         pseudonyms: Callable[[], Pseudonyms],
-        book: AdapterBook,
+        book: LoRACache,
         served: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,7 +62,7 @@ class PersonalPolicies:
         """`served`, or why the shared policy answered: absent, unreadable, stale, refused, crowded."""
 
     @asynccontextmanager
-    async def answering(self, exchange: Exchange | None) -> AsyncIterator[Adapter | None]:
+    async def answering(self, exchange: ChatContext | None) -> AsyncIterator[LoadedAdapter | None]:
         """The adapter for a request that enters now, kept until the engine has it; None for the shared policy."""
         if exchange is None:
             yield None
@@ -76,19 +76,19 @@ class PersonalPolicies:
         with self._book.holding(exchange.adapter):
             yield exchange.adapter
 
-    async def _chosen(self, exchange: Exchange) -> Adapter | None:
+    async def _chosen(self, exchange: ChatContext) -> LoadedAdapter | None:
         user = exchange.asked.user if exchange.asked is not None else ""
         why = "absent"
         for owner in owners(self._pseudonyms(), tenant=exchange.visit.tenant, user=user):
             found = await self._usable(owner)
-            if isinstance(found, Adapter):
+            if isinstance(found, LoadedAdapter):
                 self.counters.add("served")
                 return found
             why = found if why == "absent" else why
         self.counters.add(why)
         return None
 
-    async def _usable(self, owner: str) -> Adapter | str:
+    async def _usable(self, owner: str) -> LoadedAdapter | str:
         """The owner's adapter in the engine, or why there is none."""
         looked = self._look(owner)
         policy = looked.policy
@@ -100,7 +100,7 @@ class PersonalPolicies:
             return "refused"
         try:
             return await self._book.get(policy.name, policy.adapter, policy.fingerprint, policy.digests)
-        except Crowded:
+        except CacheFull:
             return "crowded"
         except SwapError as error:
             looked.refused = True

@@ -52,14 +52,14 @@ def engine_options(run: Run, model: Path) -> dict[str, object]:
     }
 
 
-def linear_layers(base: Mapping[str, checkpoint_io.Tensor]) -> list[str]:
+def linear_layers(base: Mapping[str, checkpoint_io.TensorSpec]) -> list[str]:
     """The last names of the linear layers of a checkpoint's body."""
     names = (name.split(".") for name, tensor in base.items() if len(tensor.shape) == 2)
     return sorted({parts[-2] for parts in names if "layers" in parts and parts[-1] == "weight"})
 
 
 def check(
-    path: Path, base: Mapping[str, checkpoint_io.Tensor], *, max_rank: int, digests: Sequence[FileDigest] = ()
+    path: Path, base: Mapping[str, checkpoint_io.TensorSpec], *, max_rank: int, digests: Sequence[FileDigest] = ()
 ) -> AdapterConfig:
     """Read an adapter whole. Raises DataError naming what keeps it from being served over `base`."""
     try:

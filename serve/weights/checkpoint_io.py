@@ -19,7 +19,7 @@ _MAX_HEADER_BYTES = 100 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
+class TensorSpec:
     """What a header says of one tensor."""
 
     dtype: str
@@ -27,12 +27,12 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-def headers(path: Path) -> dict[str, Tensor]:
+def headers(path: Path) -> dict[str, TensorSpec]:
     """What the safetensors files right in `path` hold, from their headers alone.
 
     Raises DataError for files that are missing, or shorter or longer than their header says.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, TensorSpec] = {}
     for file in _files(path):
         with file.open("rb") as handle:
             size = int.from_bytes(handle.read(8), "little")
@@ -42,7 +42,7 @@ def headers(path: Path) -> dict[str, Tensor]:
                 header = json.loads(handle.read(size))
                 header.pop("__metadata__", None)
                 found |= {
-                    name: Tensor(dtype=each["dtype"], shape=tuple(each["shape"])) for name, each in header.items()
+                    name: TensorSpec(dtype=each["dtype"], shape=tuple(each["shape"])) for name, each in header.items()
                 }
                 end = 8 + size + max((each["data_offsets"][1] for each in header.values()), default=0)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -89,7 +89,7 @@ def within(digests: Sequence[FileDigest], folder: str = "") -> list[FileDigest]:
     return found
 
 
-def require_same(found: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:
+def require_same(found: Mapping[str, TensorSpec], known: Mapping[str, TensorSpec]) -> None:
     """Raise DataError unless `found` is the architecture of `known`, in its precision or in fp32."""
     for name in sorted(found.keys() | known.keys()):
         if name not in found:

@@ -15,17 +15,17 @@ from typing import Literal, Protocol
 from sdpo_ray.errors import DataError, SwapError
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.records import BASE_VERSION, Release, Trial
+from sdpo_ray.records import BASE_VERSION, Canary, Release
 from serve.weights import checkpoint_io
 
 logger = logging.getLogger("ray.serve")
 
-Audience = Literal["users", "examiner", "canary"]
+Audience = Literal["users", "evaluator", "canary"]
 FOLLOW_S = 0.2
 
 
-class Swapping(Protocol):
-    """`serve.weights.swapper.Swapper` or `serve.lora.lora_swapper.AdapterSwapper`."""
+class WeightSwapper(Protocol):
+    """`serve.weights.swapper.Swapper` or `serve.lora.lora_swapper.LoRASwapper`."""
 
     serving: Release
     stall_s: float
@@ -35,23 +35,23 @@ class Swapping(Protocol):
     async def verify(self, release: Release) -> None: ...
 
 
-class Pointer:
+class ReleasePointer:
     """The file that names what an audience is served. A canary serves the candidate on trial, else what users are."""
 
     def __init__(self, layout: Layout, audience: Audience) -> None:
         self._layout = layout
-        self.path = layout.exam_pointer if audience == "examiner" else layout.release_pointer
-        self._trial = layout.trial_pointer if audience == "canary" else None
+        self.path = layout.eval_pointer if audience == "evaluator" else layout.release_pointer
+        self._canary = layout.canary_pointer if audience == "canary" else None
 
     def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
         """Differs whenever the files do."""
-        return tuple(_stamp(path) for path in (self.path, self._trial) if path is not None)
+        return tuple(_stamp(path) for path in (self.path, self._canary) if path is not None)
 
     def read(self) -> Release | None:
         """What is to be served; None before the first release. Raises DataError for a file that is none of ours."""
-        if self._trial is not None:
+        if self._canary is not None:
             try:
-                return read_json(self._trial, Trial).candidate
+                return read_json(self._canary, Canary).candidate
             except FileNotFoundError:
                 pass
         try:
@@ -88,7 +88,7 @@ def first_whole(releases: Sequence[Release]) -> Release | None:
     return None
 
 
-async def start(swapper: Swapping, releases: Sequence[Release], *, loaded: Release | None) -> None:
+async def start(swapper: WeightSwapper, releases: Sequence[Release], *, loaded: Release | None) -> None:
     """Serve the first that checks out; `loaded` is the one in the engine. Raises SwapError when none does."""
     refused: SwapError | None = None
     for release in releases:
@@ -102,13 +102,13 @@ async def start(swapper: Swapping, releases: Sequence[Release], *, loaded: Relea
     raise SwapError(f"no release that is known of checks out: {refused}")
 
 
-class Follower:
+class ReleaseWatcher:
     """Keeps a replica at what its pointer names."""
 
     def __init__(
         self,
-        pointer: Pointer,
-        swapper: Swapping,
+        pointer: ReleasePointer,
+        swapper: WeightSwapper,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._pointer = pointer

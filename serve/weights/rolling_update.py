@@ -23,14 +23,14 @@ _RUNNING, _READY = "2", "0"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class HAProxyServer:
     """One replica in one backend of HAProxy."""
 
     backend: str
     server: str
 
 
-class Balance:
+class HAProxyClient:
     """The HAProxy of this machine, as the replica `unique_id` of Ray Serve sees it."""
 
     def __init__(self, socket: Path, unique_id: str) -> None:
@@ -38,7 +38,7 @@ class Balance:
         self._unique_id = unique_id
 
     @classmethod
-    def here(cls, unique_id: str, node_id: str, environment: Mapping[str, str] = os.environ) -> "Balance | None":
+    def here(cls, unique_id: str, node_id: str, environment: Mapping[str, str] = os.environ) -> "HAProxyClient | None":
         """The one Ray Serve runs on this node; None where it runs none."""
         if environment.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
             return None
@@ -46,9 +46,9 @@ class Balance:
         # Ray Serve puts each node's files into a folder of its own.
         return cls(path.parent / node_id / path.name, unique_id)
 
-    async def leave(self) -> list[Entry]:
+    async def leave(self) -> list[HAProxyServer]:
         """Take no new requests. Returns where this replica was; empty when nobody takes over, or there is no answer."""
-        left: list[Entry] = []
+        left: list[HAProxyServer] = []
         try:
             for entry in to_leave(await self._say("show servers state"), self._unique_id):
                 left.append(entry)
@@ -57,7 +57,7 @@ class Balance:
             logger.warning("HAProxy was not asked to send requests elsewhere: %s", error)
         return left
 
-    async def come_back(self, left: list[Entry]) -> None:
+    async def come_back(self, left: list[HAProxyServer]) -> None:
         for entry in left:
             try:
                 await self._say(f"set server {entry.backend}/{entry.server} state ready")
@@ -77,7 +77,7 @@ class Balance:
             raise OSError(f"{self._socket} says nothing") from error
 
 
-def to_leave(state: str, unique_id: str) -> list[Entry]:
+def to_leave(state: str, unique_id: str) -> list[HAProxyServer]:
     """This replica's entries in `show servers state` whose backend has another running replica of its deployment."""
     lines = [line for line in state.splitlines() if line and line != "1"]
     if not lines or not lines[0].startswith("# "):
@@ -96,14 +96,14 @@ def to_leave(state: str, unique_id: str) -> list[Entry]:
             and (other["srv_op_state"], other["srv_admin_state"]) == (_RUNNING, _READY)
         )
         if any(others):
-            found.append(Entry(row["be_name"], row["srv_name"]))
+            found.append(HAProxyServer(row["be_name"], row["srv_name"]))
     return found
 
 
-class Rolling:
+class RollingUpdate:
     """Turns of one replica among those of its run that serve the same people. `lock` is a file they share."""
 
-    def __init__(self, lock: Path, balance: Balance | None) -> None:
+    def __init__(self, lock: Path, balance: HAProxyClient | None) -> None:
         self._lock = lock
         self._balance = balance
 

@@ -34,7 +34,7 @@ Turn = Callable[[], AbstractAsyncContextManager[bool]]
 """Entered while no other replica of the run is in its own; gives whether new requests go elsewhere meanwhile."""
 
 
-class Engine(Protocol):
+class SwappableEngine(Protocol):
     """What a swap needs of an engine. `serve.engine.recording_engine.RecordingLLM` is one."""
 
     async def stage(self, path: str, digests: Sequence[FileDigest]) -> None: ...
@@ -43,7 +43,7 @@ class Engine(Protocol):
     async def logprobs(self, token_ids: tuple[int, ...]) -> tuple[float, ...]: ...
 
 
-class Gate:
+class RequestGate:
     """Lets requests into the engine, or makes them wait while it is held."""
 
     def __init__(self) -> None:
@@ -96,8 +96,8 @@ class Swapper:
 
     def __init__(
         self,
-        engine: Engine,
-        gate: Gate,
+        engine: SwappableEngine,
+        gate: RequestGate,
         serving: Release,
         *,
         dtype: str,

@@ -25,7 +25,7 @@ class SwapExtension:
     device: Any
     model_runner: Any
     reload_weights: Any
-    _known: dict[str, checkpoint_io.Tensor]
+    _known: dict[str, checkpoint_io.TensorSpec]
     _staged: "Future[dict[str, Any]]"
 
     def prepare_swaps(self) -> None:

@@ -92,4 +92,4 @@ def test_the_deployment_can_be_read_before_it_is_made_and_more_replicas_change_n
     assert more["applications"][0]["deployments"][0]["num_replicas"] == 2
     assert arguments["policy"]["overrides"] == ["serve.port=8123"]
     assert load_run(arguments["policy"]["run_file"]).serve.port == 8000
-    assert arguments["examiner"]["audience"] == "examiner"
+    assert arguments["evaluator"]["audience"] == "evaluator"

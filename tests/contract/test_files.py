@@ -54,11 +54,11 @@ def test_the_serve_config_with_a_canary_has_one_application_more():
     assert (canary["name"], canary["route_prefix"], canary["args"]["audience"]) == ("canary", "/canary", "canary")
 
 
-def test_a_run_that_puts_candidates_on_trial_is_deployed_with_a_canary():
+def test_a_run_that_puts_candidates_on_canary_is_deployed_with_a_canary():
     def deployed(*overrides: str) -> list[str]:
         run = load_run(LAPTOP, overrides)
         return [each["name"] for each in serve_config(run, LAPTOP, list(overrides))["applications"]]
 
-    assert deployed() == ["policy", "examiner"]
+    assert deployed() == ["policy", "evaluator"]
     for mode in ("canary", "shadow"):
-        assert deployed(f"promote.trial.mode={mode}") == ["policy", "examiner", "canary"]
+        assert deployed(f"promote.canary.mode={mode}") == ["policy", "evaluator", "canary"]

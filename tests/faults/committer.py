@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from sdpo_ray.curate.ingest import ship
+from sdpo_ray.curate.ingest import ingest
 from sdpo_ray.curate.pairing_index import index
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.tables.delta_table import Table
 from tests.faults.crash import CURATE, SEGMENT_BYTES, ready
@@ -13,11 +13,11 @@ from tests.faults.crash import CURATE, SEGMENT_BYTES, ready
 
 def main(root: Path) -> None:
     layout = Layout(root)
-    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES)
+    log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES)
     turns, feedback, pending = Table.turns(layout), Table.feedback(layout), Table.pending(layout)
     ready(root)
     while True:
-        ship(
+        ingest(
             log,
             turns,
             feedback,

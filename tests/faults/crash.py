@@ -9,13 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sdpo_ray.config import Curate
+from sdpo_ray.config import CurateConfig
 from tests.support.paths import REPOSITORY
 
 SEGMENT_BYTES = 64 << 10
 MAX_BYTES = 512 << 10
 """Of the journal: so little that it is full at times."""
-CURATE = Curate(
+CURATE = CurateConfig(
     max_batch_turns=1000,
     max_batch_mib=1,
     # Everybody says the same things, as fast as they can.

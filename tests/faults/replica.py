@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from sdpo_ray.capture.chat_request import Asked
-from sdpo_ray.capture.feedback import Given
+from sdpo_ray.capture.chat_request import ChatRequest
+from sdpo_ray.capture.feedback import FeedbackRequest
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.recorder import Recorder
-from sdpo_ray.config import Capture
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.config import CaptureConfig
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent
 from sdpo_ray.redaction import Redactor
@@ -38,7 +38,7 @@ async def ask(person: Person, recorder: Recorder, notes: Notes) -> bool:
     turn_id = f"turn-{uuid4().hex}"
     answer = person.answer(turn_id)
     follows = person.read[-1][0] if person.read else ""
-    asked = Asked(
+    asked = ChatRequest(
         turn_id=turn_id,
         tenant=TENANT,
         user=person.user,
@@ -59,7 +59,7 @@ async def ask(person: Person, recorder: Recorder, notes: Notes) -> bool:
 
 async def comment(turn_id: str, person: Person, recorder: Recorder, notes: Notes) -> None:
     """A comment on an answer, sent twice."""
-    given = Given(
+    given = FeedbackRequest(
         turn_id=turn_id,
         tenant=TENANT,
         user=person.user,
@@ -77,9 +77,9 @@ async def comment(turn_id: str, person: Person, recorder: Recorder, notes: Notes
 
 async def main(root: Path, replica: str) -> None:
     layout = Layout(root)
-    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES, segment_s=1.0, max_bytes=MAX_BYTES, name=replica)
+    log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES, segment_s=1.0, max_bytes=MAX_BYTES, name=replica)
     pseudonyms = Pseudonyms.load(layout.pseudonym_keys)
-    capture = Capture()
+    capture = CaptureConfig()
     recorder = Recorder(
         log, Redactor(capture.redact, phone_regions=capture.phone_regions), lambda: pseudonyms, timeout_s=15
     )

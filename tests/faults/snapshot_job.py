@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from sdpo_ray.config import Capture
+from sdpo_ray.config import CaptureConfig
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.curate.snapshot import count_new, draw_snapshot
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.io.files import is_ready, read_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Snapshot
@@ -43,8 +43,8 @@ def main(root: Path, what: str) -> None:
 
     layout = Layout(root)
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES)
-    curator = Curator(layout, log, curate=CURATE, capture=Capture())
+    log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES)
+    curator = Curator(layout, log, curate=CURATE, capture=CaptureConfig())
     append = curator.interactions.append
 
     def noted(rows: pa.Table, positions: Mapping[str, int]) -> int | None:

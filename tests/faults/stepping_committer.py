@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 from deltalake.exceptions import DeltaError
 
-from sdpo_ray.curate.ingest import ship
+from sdpo_ray.curate.ingest import ingest
 from sdpo_ray.curate.pairing_index import index
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.tables.delta_table import Table
 from tests.faults.crash import SEGMENT_BYTES
@@ -16,14 +16,14 @@ from tests.faults.crash import SEGMENT_BYTES
 
 def main(root: Path, tables: str) -> None:
     layout = Layout(root, tables)
-    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES)
+    log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES)
     turns, feedback, pending = Table.turns(layout), Table.feedback(layout), Table.pending(layout)
     for step in sys.stdin:
         said: dict[str, object] = {}
         try:
             match step.strip():
                 case "ship":
-                    shipped = ship(
+                    shipped = ingest(
                         log,
                         turns,
                         feedback,

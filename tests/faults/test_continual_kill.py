@@ -1,4 +1,4 @@
-"""kill -9 of the continual job in every stage: the wheel goes on where it was, and nothing happens twice."""
+"""kill -9 of the continual job in every stage: the training loop goes on where it was, and nothing happens twice."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ import pytest
 
 from sdpo_ray.config import load_run
 from sdpo_ray.io.files import read_json
-from sdpo_ray.pipeline.cycle import STAGES, Outcome
+from sdpo_ray.pipeline.cycle import STAGES, CycleOutcome
 from sdpo_ray.records import Decision, Snapshot, Verdict
 from sdpo_ray.simulate.http_clients import talk_all
 from sdpo_ray.tables.delta_table import Table
@@ -24,7 +24,7 @@ from tests.support.paths import REPOSITORY
 from tests.support.serving import Served
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
-# Here the gate passes whatever was measured: this is about the wheel, not about what it learns.
+# Here the gate passes whatever was measured: this is about the training loop, not about what it learns.
 LENIENT = [
     "promote.min_win_rate=0",
     "promote.min_retention=0",
@@ -78,8 +78,8 @@ class Job:
 
 
 @pytest.fixture
-def job(served: Served, examiner: str, ray_cluster: str, tmp_path: Path) -> Iterator[Job]:
-    assert examiner
+def job(served: Served, evaluator: str, ray_cluster: str, tmp_path: Path) -> Iterator[Job]:
+    assert evaluator
     job = Job(served, ray_cluster, tmp_path / "job.log")
     yield job
     if job.process is not None and job.process.poll() is None:
@@ -103,7 +103,7 @@ def test_a_job_killed_in_every_stage_promotes_once_and_loses_nothing(served: Ser
     else:
         assert job.start(turns=1).wait(timeout=120) == 0
 
-    outcome = read_json(served.layout.cycle(1) / "release.json", Outcome)
+    outcome = read_json(served.layout.cycle(1) / "release.json", CycleOutcome)
     assert (outcome.verdict, outcome.policy_version, outcome.champion_version) == (Verdict.PROMOTE, 1, 1)
     assert served.wait_for("x-sdpo-policy-version", "1")
     done = Counter(e.facts["stage"] for e in job.events() if e.name == "stage_done" and e.facts["stage"] != "gather")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.config import Capture
-from sdpo_ray.curate.pipeline import Curator, Progress
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.config import CaptureConfig
+from sdpo_ray.curate.pipeline import CurationProgress, Curator
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Snapshot
@@ -64,8 +64,8 @@ def test_nothing_receipted_is_lost_and_nothing_is_there_twice(processes: Process
     wait_for_snapshot(layout, processes, after=num_snapshots(layout))
     processes.kill_all()
 
-    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES)
-    curator = Curator(layout, log, curate=CURATE, capture=Capture())
+    log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES)
+    curator = Curator(layout, log, curate=CURATE, capture=CaptureConfig())
     settle(curator)
     notes = {replica: read_notes(tmp_path / f"{replica}.notes") for replica in REPLICAS}
     print(f"{curator.turns.num_rows} turns, {num_snapshots(layout)} snapshots, journal at most {largest} bytes")
@@ -101,7 +101,7 @@ def wait_for_snapshot(layout: Layout, processes: Processes, *, after: int) -> No
 def settle(curator: Curator) -> None:
     """Advance until there is nothing left to do."""
     while True:
-        progress: Progress = curator.advance()
+        progress: CurationProgress = curator.advance()
         if not progress.turns_shipped + progress.feedback_shipped + progress.undecided:
             return
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from sdpo_ray.config import Capture, Curate
-from sdpo_ray.curate.ingest import DUPLICATE_TURN, Shipped, ship
-from sdpo_ray.curate.pairing import Unpaired
+from sdpo_ray.config import CaptureConfig, CurateConfig
+from sdpo_ray.curate.ingest import DUPLICATE_TURN, Ingested, ingest
+from sdpo_ray.curate.pairing import NotPaired
 from sdpo_ray.curate.pairing_index import index
 from sdpo_ray.curate.pipeline import Curator
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.eventlog.protocol import EventLog
 from sdpo_ray.headers import TURN_ID
 from sdpo_ray.io.paths import Layout
@@ -26,8 +26,8 @@ SEGMENT_BYTES = 16 << 10
 HOUR_S = 3600.0
 
 
-def shipped(log: EventLog, layout: Layout) -> Shipped:
-    return ship(
+def shipped(log: EventLog, layout: Layout) -> Ingested:
+    return ingest(
         log,
         Table.turns(layout),
         Table.feedback(layout),
@@ -44,7 +44,7 @@ def stored(layout: Layout) -> list[str]:
 
 def test_a_journal_stops_at_its_bound_and_goes_on_by_itself_when_a_committer_is_back(tmp_path: Path):
     layout, bound = Layout(tmp_path), 4 * SEGMENT_BYTES
-    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES, segment_s=60, max_bytes=bound)
+    log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES, segment_s=60, max_bytes=bound)
     recorder = recorder_of(tmp_path, log)
 
     async def talk() -> None:
@@ -79,7 +79,7 @@ def test_frames_that_are_delivered_twice_are_stored_once_and_counted(tmp_path: P
     for path in (segment, *others):
         # What a copy of the volume, or a restored backup, would bring.
         path.with_name(f"0{path.name}").write_bytes(path.read_bytes())
-    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES)
+    log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES)
     found = shipped(log, layout)
     assert (found.num_turns, found.refused) == (10, {DUPLICATE_TURN: 10})
     assert stored(layout) == sorted(ids)
@@ -90,8 +90,8 @@ def test_frames_that_are_delivered_twice_are_stored_once_and_counted(tmp_path: P
 
 def test_an_advance_ends_though_other_committers_never_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     layout = Layout(tmp_path)
-    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES)
-    curator = Curator(layout, log, curate=Curate(), capture=Capture())
+    log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES)
+    curator = Curator(layout, log, curate=CurateConfig(), capture=CaptureConfig())
     append, rounds = curator.interactions.append, 0
 
     def overtaken(rows: pa.Table, positions: Mapping[str, int]) -> int | None:
@@ -116,7 +116,7 @@ def test_a_clock_that_steps_back_loses_nothing_and_what_it_parts_is_counted(
     """Ada speaks before the step, Bob over it, Eve behind it, and Fay to a replica that was started behind it."""
     assert ray_cluster
     layout, now, now_ns = Layout(tmp_path), time.time, time.time_ns
-    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES, segment_s=60)
+    log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES, segment_s=60)
     ada, bob = said_by("Ada", 2, log, tmp_path), said_by("Bob", 1, log, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: now() - HOUR_S)
@@ -124,16 +124,16 @@ def test_a_clock_that_steps_back_loses_nothing_and_what_it_parts_is_counted(
         bob += said_by("Bob", 1, log, tmp_path, answered=1)
         eve = said_by("Eve", 2, log, tmp_path)
         assert len(list(layout.journal.glob("*.log"))) == 1
-        restarted = Journal(layout.journal, segment_bytes=SEGMENT_BYTES, segment_s=60)
+        restarted = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES, segment_s=60)
         fay = said_by("Fay", 2, restarted, tmp_path)
     everything = [*ada, *bob, *eve, *fay]
     assert [event.turn_id for event in events_of(log)] == [*fay, *ada, *bob, *eve]
 
-    curator = Curator(layout, log, curate=Curate(), capture=Capture())
+    curator = Curator(layout, log, curate=CurateConfig(), capture=CaptureConfig())
     first, second = curator.advance(), curator.advance()
     assert (first.turns_shipped, second.undecided) == (8, 0)
     assert stored(layout) == sorted(everything)
-    assert first.refused + second.refused == {Unpaired.BEFORE_ANSWER: 1}
+    assert first.refused + second.refused == {NotPaired.BEFORE_ANSWER: 1}
     pairs = curator.interactions.read(["interaction_id", "follow_up_turn_id"]).to_pylist()
     assert sorted(tuple(pair.values()) for pair in pairs) == sorted(map(tuple, (ada, eve, fay)))
     log.close()

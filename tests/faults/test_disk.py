@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import httpx
 import pytest
 
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.headers import TURN_ID
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Turn
@@ -100,7 +100,7 @@ def test_service_goes_on_without_receipts_and_records_again_by_itself(disk: Disk
 
 
 async def talk(disk: Disk, tmp_path: Path) -> None:
-    log = Journal(disk.path / "journal", segment_bytes=SEGMENT_BYTES, segment_s=0.2)
+    log = JournalLog(disk.path / "journal", segment_bytes=SEGMENT_BYTES, segment_s=0.2)
     recorder = recorder_of(tmp_path, log)
     async with client_of(recorder, repeat) as client:
         receipts = [await ask(client, f"before {n}", stream=n % 2 == 0) for n in range(4)]
@@ -123,7 +123,7 @@ async def talk(disk: Disk, tmp_path: Path) -> None:
 
     assert all(receipts)
     assert recorder.counters.values["recorded"] == len(receipts)
-    events = Journal(disk.path / "journal", segment_bytes=SEGMENT_BYTES).poll({}, max_events=1000, max_bytes=1 << 30)
+    events = JournalLog(disk.path / "journal", segment_bytes=SEGMENT_BYTES).poll({}, max_events=1000, max_bytes=1 << 30)
     stored = [event.turn_id for event in events.events if isinstance(event, Turn)]
     assert [turn_id for turn_id in stored if turn_id in set(receipts)] == receipts
     assert len(stored) == len(set(stored))
@@ -146,7 +146,7 @@ def test_a_committer_on_a_full_disk_loses_nothing_and_goes_on_when_there_is_room
     """Twice: where there is no room at all, and where it ends in the middle of a data file."""
     with small_disk(tmp_path / "disk", mib=8) as disk, stepwise(tmp_path, disk) as step:
         journal_at = Layout(tmp_path).journal
-        journal = Journal(journal_at, segment_bytes=SEGMENT_BYTES)
+        journal = JournalLog(journal_at, segment_bytes=SEGMENT_BYTES)
         expected = write(journal_at, "early", 3)
         assert step("ship") == {"done": 3}
         for room in (0, 300_000):
@@ -188,7 +188,7 @@ def stepwise(root: Path, disk: SmallDisk) -> Iterator[Callable[[str], dict[str, 
 
 def write(directory: Path, name: str, number: int) -> list[str]:
     """Turns of 20 kB that nothing makes smaller, durable and sealed; their ids."""
-    journal = Journal(directory, segment_bytes=SEGMENT_BYTES)
+    journal = JournalLog(directory, segment_bytes=SEGMENT_BYTES)
     ids = [f"{name} {n}" for n in range(number)]
     for each in [journal.append(turn(turn_id, response=os.urandom(10_000).hex())) for turn_id in ids]:
         each.result()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from tests.faults.crash import REPOSITORY, fresh_seed
 from tests.faults.repetitions import KILLS
 
@@ -88,7 +88,7 @@ class Reader:
     """Keeps positions and ids in memory, and checks the order within each partition."""
 
     def __init__(self, directory: Path) -> None:
-        self.log = Journal(directory, segment_bytes=SEGMENT_BYTES)
+        self.log = JournalLog(directory, segment_bytes=SEGMENT_BYTES)
         self.after: dict[str, int] = {}
         self.ids: list[str] = []
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from sdpo_ray.config import Capture, Curate
+from sdpo_ray.config import CaptureConfig, CurateConfig
 from sdpo_ray.curate.pipeline import Curator
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.eventlog.protocol import EventLog
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Event, Feedback
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 
 def write(layout: Layout, events: list[Event]) -> None:
-    journal = Journal(layout.journal, segment_bytes=SEGMENT_BYTES)
+    journal = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES)
     for each in [journal.append(event) for event in events]:
         each.result()
     journal.close()
@@ -47,16 +47,16 @@ def test_whatever_rests_on_a_commit_comes_after_its_sync(
     """With a second committer, whose commits, not synced by it, come at the worst moments: behind each of our syncs."""
     assert ray_cluster
     layout = Layout(tmp_path)
-    log = Journal(layout.journal, segment_bytes=SEGMENT_BYTES)
-    curate = Curate(max_age_days=1e6)
-    curator, other = (Curator(layout, log, curate=curate, capture=Capture()) for _ in range(2))
+    log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES)
+    curate = CurateConfig(max_age_days=1e6)
+    curator, other = (Curator(layout, log, curate=curate, capture=CaptureConfig()) for _ in range(2))
     synced: dict[tuple[str, str], int] = {}
     number = 0
 
     def on_disk(table: Table, name: str) -> int:
         return synced.get((table.name, name), 0)
 
-    real_append, real_sync, real_truncate = Table.append, Table.sync, Journal.truncate
+    real_append, real_sync, real_truncate = Table.append, Table.sync, JournalLog.truncate
 
     def sync(table: Table) -> None:
         nonlocal number
@@ -68,7 +68,7 @@ def test_whatever_rests_on_a_commit_comes_after_its_sync(
                 number += 1
                 write(layout, talk(f"late {number}", at_s=1000.0 * number))
                 with monkeypatch.context() as unwatched:
-                    unwatched.setattr(Journal, "truncate", lambda *_: None)
+                    unwatched.setattr(JournalLog, "truncate", lambda *_: None)
                     unwatched.setattr(Table, "sync", lambda _: None)
                     unwatched.setattr(Table, "append", real_append)
                     other.advance()
@@ -91,7 +91,7 @@ def test_whatever_rests_on_a_commit_comes_after_its_sync(
     with monkeypatch.context() as patch:
         patch.setattr(Table, "sync", sync)
         patch.setattr(Table, "append", append)
-        patch.setattr(Journal, "truncate", truncate)
+        patch.setattr(JournalLog, "truncate", truncate)
         while number < 4:
             curator.advance()
     while curator.advance().undecided:

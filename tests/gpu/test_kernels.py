@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from sdpo_ray.distill.data.packing import Rows
+from sdpo_ray.distill.data.packing import PackedRows
 from sdpo_ray.distill.model.lm_head import fused_loss, logprobs
 from sdpo_ray.distill.model.load import load_packed
-from sdpo_ray.distill.model.packed_lm import Scorer
+from sdpo_ray.distill.model.packed_lm import PackedLM
 from tests.support.builders import tiny_policy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
@@ -17,13 +17,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 _LENGTHS = (7, 200, 33)
 
 
-def _rows(device: str) -> Rows:
+def _rows(device: str) -> PackedRows:
     total = sum(_LENGTHS)
     bounds = torch.tensor([0, *torch.tensor(_LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
     ids = torch.randint(0, 256, (1, total), generator=torch.Generator().manual_seed(0))
     positions = torch.cat([torch.arange(length) for length in _LENGTHS])[None]
     scored = torch.arange(total - 1)
-    return Rows(
+    return PackedRows(
         ids_1S=ids.to(device),
         positions_1S=positions.to(device),
         bounds=bounds.to(device),
@@ -37,7 +37,7 @@ def _rows(device: str) -> Rows:
 
 def _score(policy: Path, dtype: Any, device: str, kernels: Any = "torch") -> torch.Tensor:
     rows = _rows(device)
-    scorer = Scorer(load_packed(policy, dtype, kernels=kernels)).to(device)
+    scorer = PackedLM(load_packed(policy, dtype, kernels=kernels)).to(device)
 
     def work(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
         return logprobs(hidden_ND, weight_VD, rows.target_N, rows.temperature_N, logits_mib=1)

@@ -17,8 +17,8 @@ from sdpo_ray.config import load_run
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.files import read_json, write_json
-from sdpo_ray.pipeline.cycle import Begun, Outcome
-from sdpo_ray.pipeline.stages import Wheel
+from sdpo_ray.pipeline.cycle import CycleOutcome, CycleStart
+from sdpo_ray.pipeline.stages import Pipeline
 from sdpo_ray.promote.canary import begin, current, end
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.records import Candidate, Decision, Release, Report, Verdict
@@ -102,7 +102,7 @@ class Town:
 
 
 class Court:
-    """The run's wheel with a trial in it, and its books."""
+    """The run's training loop with a trial in it, and its books."""
 
     def __init__(self, served: Served, folder: Path, *overrides: str) -> None:
         self.served = served
@@ -113,8 +113,8 @@ class Court:
             [
                 *served.overrides,
                 "promote.poll_s=0.2",
-                "promote.trial.max_slower=50",
-                "promote.trial.share=0.5",
+                "promote.canary.max_slower=50",
+                "promote.canary.share=0.5",
                 *overrides,
             ],
         )
@@ -130,8 +130,8 @@ class Court:
             policy_version=version, parent_version=0, path=str(path), snapshot_id="s", fingerprint=fingerprint
         )
 
-    def release(self, candidate: Candidate) -> Outcome:
-        """The wheel's release stage, for a candidate that the gate let pass."""
+    def release(self, candidate: Candidate) -> CycleOutcome:
+        """The training loop's release stage, for a candidate that the gate let pass."""
         version, layout = candidate.policy_version, self.served.layout
         decision = Decision(policy_version=version, verdict=Verdict.PROMOTE, reasons=("win rate 0.61",))
         write_json(layout.cycle(version) / "distill.json", candidate)
@@ -140,12 +140,12 @@ class Court:
             "policy", Path(candidate.path).as_uri(), tags={"policy_version": str(version), "status": "passed"}
         )
         report = Report(policy_version=version, base_version=0, champion_version=0, confidence=0.95, scores=())
-        begun = Begun(cycle=version, policy_version=version, parent_version=0, seed=0)
+        begun = CycleStart(cycle=version, policy_version=version, parent_version=0, seed=0)
         log = open_log(layout, self.run.capture, name=f"court-{version}")
         try:
             curator = Curator(layout, log, curate=self.run.curate, capture=self.run.capture)
-            wheel = Wheel(self.run, curator, self.registry, EventFile(layout.events))
-            return wheel.stages.release(begun, candidate, report, decision)
+            pipeline = Pipeline(self.run, curator, self.registry, EventFile(layout.events))
+            return pipeline.stages.release(begun, candidate, report, decision)
         finally:
             log.close()
 
@@ -156,7 +156,7 @@ class Court:
     def facts(self, version: int) -> dict[str, Any]:
         """The last numbers of its trial."""
         events = read_events(self.served.layout.events)
-        return [event for event in events if event.name == "trial" and event.cycle == version][-1].facts
+        return [event for event in events if event.name == "canary" and event.cycle == version][-1].facts
 
 
 def stored(served: Served) -> dict[str, int]:
@@ -168,7 +168,7 @@ def stored(served: Served) -> dict[str, int]:
 
 def running(canary: str, served: Served) -> float:
     """Requests in the canary's engine."""
-    key = served.layout.trial_key.read_text()
+    key = served.layout.canary_key.read_text()
     page = httpx.get(f"{canary}/metrics", headers={"authorization": f"Bearer {key}"}).text
     return sum(
         float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith("vllm:num_requests_running{")
@@ -176,12 +176,12 @@ def running(canary: str, served: Served) -> float:
 
 
 def test_a_client_who_hangs_up_on_the_candidate_leaves_no_work_behind(served: Served, canary: str, tmp_path: Path):
-    court = Court(served, tmp_path, "promote.trial.mode=canary")
+    court = Court(served, tmp_path, "promote.canary.mode=canary")
     begin(
         served.layout,
         court.candidate(300, noise=1e-4),
         read_json(served.layout.release(0), Release),
-        court.run.promote.trial,
+        court.run.promote.canary,
     )
     try:
         while httpx.get(f"{canary}/health").headers["x-sdpo-policy-version"] != "300":
@@ -212,7 +212,7 @@ def test_a_client_who_hangs_up_on_the_candidate_leaves_no_work_behind(served: Se
 
 
 def test_a_candidate_that_talks_gibberish_is_rolled_back_by_itself(served: Served, canary: str, tmp_path: Path):
-    court, town = Court(served, tmp_path, "promote.trial.mode=canary"), Town(served.url, seed=301)
+    court, town = Court(served, tmp_path, "promote.canary.mode=canary"), Town(served.url, seed=301)
     with town.awake():
         outcome = court.release(court.candidate(301, noise=0.5))
         assert current(served.layout) is None
@@ -228,7 +228,7 @@ def test_a_candidate_that_talks_gibberish_is_rolled_back_by_itself(served: Serve
     assert facts["complaints"] > facts["complaints_champion"]
     assert facts["evidence_complaints"] >= facts["evidence_needed"]
     tags = court.tags(301)
-    assert (tags["trial"], tags["status"]) == ("canary", "refused")
+    assert (tags["canary"], tags["status"]) == ("canary", "refused")
     assert tags["outcome"] == f"REJECT: {outcome.reasons[0]}"
     turns = stored(served)
     assert town.receipts <= turns.keys()
@@ -240,7 +240,7 @@ def test_a_candidate_that_talks_gibberish_is_rolled_back_by_itself(served: Serve
 
 
 def test_a_shadow_answers_copies_that_nobody_sees(served: Served, canary: str, tmp_path: Path):
-    settings = ("promote.trial.mode=shadow", "promote.trial.min_answers=1000", "promote.trial.max_hours=0.001")
+    settings = ("promote.canary.mode=shadow", "promote.canary.min_answers=1000", "promote.canary.max_hours=0.001")
     court, town = Court(served, tmp_path, *settings), Town(served.url, seed=302)
     with town.awake():
         outcome = court.release(court.candidate(302, noise=1e-4))
@@ -252,7 +252,7 @@ def test_a_shadow_answers_copies_that_nobody_sees(served: Served, canary: str, t
 
 
 def test_a_good_candidate_is_promoted_after_its_answers(served: Served, canary: str, tmp_path: Path):
-    court = Court(served, tmp_path, "promote.trial.mode=canary", "promote.trial.min_answers=20")
+    court = Court(served, tmp_path, "promote.canary.mode=canary", "promote.canary.min_answers=20")
     town = Town(served.url, seed=303)
     with town.awake():
         outcome = court.release(court.candidate(303, noise=1e-4))
@@ -263,5 +263,5 @@ def test_a_good_candidate_is_promoted_after_its_answers(served: Served, canary: 
     assert court.facts(303)["judged"] >= 20
     assert town.failed == []
     assert current(served.layout) is None
-    assert (court.tags(303)["trial"], court.tags(303)["status"]) == ("canary", "champion")
+    assert (court.tags(303)["canary"], court.tags(303)["status"]) == ("canary", "champion")
     court.registry.set_champion(0)

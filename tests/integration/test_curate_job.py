@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.config import Capture
+from sdpo_ray.config import CaptureConfig
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Event
@@ -35,7 +35,7 @@ def job(name: str, address: str, *arguments: object) -> str:
 
 
 def record(layout: Layout, events: list[Event]) -> None:
-    log = open_log(layout, Capture())
+    log = open_log(layout, CaptureConfig())
     for durable in [log.append(each) for each in events]:
         durable.result(timeout=10)
     log.close()

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.attribution.relevance import read_relevance
 from sdpo_ray.distill.attribution.token_attribution import token_signals
 from sdpo_ray.distill.model.load import load_policy
@@ -20,7 +20,7 @@ from sdpo_ray.distill.train.export import fingerprint
 from sdpo_ray.distill.train.launch import distill
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.io.files import is_ready
-from sdpo_ray.records import Candidate, Interaction, Refusal, Snapshot
+from sdpo_ray.records import Candidate, Interaction, RefusalCount, Snapshot
 from sdpo_ray.telemetry import Counters
 from tests.support.builders import interaction, release, snapshot, tiny_policy, with_turn
 
@@ -35,8 +35,8 @@ _PAPER: dict[str, Any] = {
     "drift": {"max_kl_to_base": None},
 }
 # Eleven interactions in batches of five: with two workers the last batch leaves one without any.
-_CONFIG = Distill(**_PAPER)
-_SHARDED = Distill(
+_CONFIG = DistillConfig(**_PAPER)
+_SHARDED = DistillConfig(
     batch_size=5,
     learning_rate=1e-3,
     lora={"rank": 4, "alpha": 8},  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def test_one_update_is_the_adamw_steps_of_the_paper_s_loss(
     assert [step.loss for step in alone.steps] == pytest.approx(losses, abs=1e-5)
     assert [step.gradient_norm for step in alone.steps] == pytest.approx(norms, rel=1e-4)
     assert [step.num_sequences for step in alone.steps] == [5, 5, 1]
-    assert alone.refusals == (Refusal(reason="empty_response", n=1), Refusal(reason="prompt_mismatch", n=1))
+    assert alone.refusals == (RefusalCount(reason="empty_response", n=1), RefusalCount(reason="prompt_mismatch", n=1))
 
 
 def test_two_workers_under_zero_3_export_an_adapter_that_the_next_update_goes_on_with(
@@ -127,7 +127,7 @@ def test_two_workers_under_zero_3_export_an_adapter_that_the_next_update_goes_on
 
 
 def test_drift_ends_a_run_with_its_reason(ray_cluster: str, policy: Path, drawn: Snapshot, tmp_path: Path) -> None:
-    config = Distill(**(_PAPER | {"learning_rate": 1e-2, "epochs": 5, "drift": {"max_kl_to_base": 0.01}}))
+    config = DistillConfig(**(_PAPER | {"learning_rate": 1e-2, "epochs": 5, "drift": {"max_kl_to_base": 0.01}}))
     with pytest.raises(LearnerError, match=r"drift stop at step \d+: KL to the base is .* drift.max_kl_to_base = 0.01"):
         _distill(policy, drawn, tmp_path / "v0001", config)
 
@@ -180,7 +180,7 @@ def test_a_sealed_candidate_is_returned_without_training(alone: Candidate, polic
 def test_a_killed_worker_goes_on_from_the_last_checkpoint_to_the_very_same_candidate(
     ray_cluster: str, policy: Path, drawn: Snapshot, tmp_path: Path
 ) -> None:
-    config = Distill(**(_PAPER | {"epochs": 20, "teacher": {"kind": "ema"}, "workers": {"checkpoint_every": 4}}))
+    config = DistillConfig(**(_PAPER | {"epochs": 20, "teacher": {"kind": "ema"}, "workers": {"checkpoint_every": 4}}))
     killed: list[int] = []
     progress: list[tuple[int, int]] = []
 
@@ -220,7 +220,7 @@ def _distill(
     policy: Path,
     drawn: Snapshot,
     out: Path,
-    config: Distill,
+    config: DistillConfig,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Candidate:
     return distill(

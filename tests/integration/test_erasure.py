@@ -18,12 +18,12 @@ from sdpo_ray.config import Run, load_run, parse_run
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.curate.snapshot import draw_snapshot
 from sdpo_ray.eventlog.factory import open_log
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.io.files import read_json, sealed_directory, write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.privacy.data_subject import whose
-from sdpo_ray.privacy.erasure import Forgetting
-from sdpo_ray.privacy.user_footprint import Tables
+from sdpo_ray.privacy.data_subject import find_data_subject
+from sdpo_ray.privacy.erasure import Erasure
+from sdpo_ray.privacy.user_footprint import UserTables
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.records import Candidate, Interaction, Verdict
 from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions, turns_to_arrow
@@ -150,7 +150,7 @@ CONVERSATIONS = 134
 
 def crowd(layout: Layout) -> str:
     """Rows of many people in ten batches; the pseudonym of the victim, who is one of them."""
-    tables = Tables.of(layout)
+    tables = UserTables.of(layout)
     names = {number: pseudonym(layout, VICTIM if number == 7 else f"person-{number}") for number in range(PEOPLE)}
     made = 0
     for batch in range(10):
@@ -189,16 +189,18 @@ def table_columns(table: Table) -> list[str]:
     return table.read().schema.names
 
 
-def test_of_forty_thousand_rows_the_victims_go_and_the_wheel_goes_on(tmp_path, ray_cluster):
+def test_of_forty_thousand_rows_the_victims_go_and_the_training_loop_goes_on(tmp_path, ray_cluster):
     layout = Layout(tmp_path / "run")
     victim = crowd(layout)
-    tables = Tables.of(layout)
+    tables = UserTables.of(layout)
     assert tables.turns.num_rows + tables.interactions.num_rows >= 40_000
     kept = rows(tables.turns, "turn_id", victim), rows(tables.interactions, "interaction_id", victim)
     words = (SECRET, VICTIM, "mallory", victim)
     assert len(hits(layout.root, words)) >= 20
     run = parse_run({"root": str(layout.root)})
-    with Forgetting(run, whose(layout, tenant="default", user=VICTIM, turn_ids=()), lambda said: None) as erasure:
+    with Erasure(
+        run, find_data_subject(layout, tenant="default", user=VICTIM, turn_ids=()), lambda said: None
+    ) as erasure:
         erased = erasure.go()
     assert (erased.rows["turns"], erased.rows["interactions"]) == (2 * CONVERSATIONS, CONVERSATIONS)
     assert hits(layout.root, words) == {}
@@ -206,7 +208,7 @@ def test_of_forty_thousand_rows_the_victims_go_and_the_wheel_goes_on(tmp_path, r
     assert rows(tables.interactions, "interaction_id").equals(kept[1])
     assert (tables.turns.position("p0"), tables.interactions.position("pending.decided")) == (10, 10)
 
-    journal = Journal(layout.journal, segment_bytes=1 << 20)
+    journal = JournalLog(layout.journal, segment_bytes=1 << 20)
     for durable in [journal.append(each) for each in dialogue("later", at_s=time.time())]:
         durable.result(timeout=10)
     journal.close()
@@ -227,7 +229,9 @@ def test_on_kafka_what_an_erased_user_left_never_enters_the_tables(tmp_path):
     for durable in [log.append(each) for each in said]:
         durable.result(timeout=30)
     log.close()
-    with Forgetting(run, whose(layout, tenant="default", user=VICTIM, turn_ids=()), lambda said: None) as erasure:
+    with Erasure(
+        run, find_data_subject(layout, tenant="default", user=VICTIM, turn_ids=()), lambda said: None
+    ) as erasure:
         erased = erasure.go()
     # The mock knows no DeleteRecords, so the topic still holds it.
     assert erased.events_in_log is None

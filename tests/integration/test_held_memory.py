@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from tests.support.gloo_workers import examples
 
 pytestmark = pytest.mark.integration
 
 _MIXED = {"precision": "mixed_bfloat16", "num_workers": 2}
-_CASES: dict[str, Distill] = {
-    name: Distill(preset="paper_online", batch_size=8, **values)  # type: ignore[arg-type]
+_CASES: dict[str, DistillConfig] = {
+    name: DistillConfig(preset="paper_online", batch_size=8, **values)  # type: ignore[arg-type]
     for name, values in {
         "zero-0, a moving average": {"teacher": {"kind": "ema"}, "workers": {"num_workers": 2}},
         "zero-1": {"workers": _MIXED | {"zero_stage": 1}},
@@ -53,7 +53,7 @@ def test_a_learner_holds_what_was_said(tmp_path: Path):
     assert measured == {name: pytest.approx(each, rel=0.04) for name, each in said.items()}
 
 
-def _said(policy: Path, config: Distill) -> int:
+def _said(policy: Path, config: DistillConfig) -> int:
     """Bytes on device and host between two steps, where no base is watched. A CPU is both."""
     from sdpo_ray.distill.train.memory import estimate
 
@@ -81,13 +81,13 @@ def _worker(rank: int, port: int, out: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def _held(policy: Path, config: Distill, rank: int) -> int:
+def _held(policy: Path, config: DistillConfig, rank: int) -> int:
     """Bytes of all tensors when the gradient of the second step is whole: moments are there since the first."""
-    from sdpo_ray.distill.loss.drift import Base
+    from sdpo_ray.distill.loss.drift import BaseScores
     from sdpo_ray.distill.loss.kl_monitor import BaseView
     from sdpo_ray.distill.train.learner import Learner
 
-    unwatched = Base(view=BaseView(hidden={}, head_VD=None), logprobs={})
+    unwatched = BaseScores(view=BaseView(hidden={}, head_VD=None), logprobs={})
     before = _storages()
     learner = Learner(policy, config, num_steps=2, seed=0, rank=rank, num_workers=2)
     step, found = learner._apply, []

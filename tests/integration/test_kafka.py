@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from sdpo_ray.config.data import Capture, Kafka
+from sdpo_ray.config.data import CaptureConfig, KafkaConfig
 from sdpo_ray.errors import ConfigError, CorruptLog, DataError, LogFull, LostEvents
 from sdpo_ray.eventlog.codec import event_id
 from sdpo_ray.eventlog.factory import open_log
@@ -42,7 +42,7 @@ class Cluster:
     host: Producer
 
     def log(self, **options: str) -> KafkaLog:
-        return KafkaLog(Kafka(brokers=self.brokers, options=QUIET | options))
+        return KafkaLog(KafkaConfig(brokers=self.brokers, options=QUIET | options))
 
     def put(self, payload: bytes | None, partition: int = 0) -> None:
         """A message that is not ours."""
@@ -164,7 +164,7 @@ def test_an_unknown_option_says_so(cluster):
 
 def test_no_broker_fails_the_append_in_time_and_the_read(monkeypatch):
     monkeypatch.setattr("sdpo_ray.eventlog.kafka.consumer._TIMEOUT_S", 1.0)
-    log = KafkaLog(Kafka(brokers="127.0.0.1:1", options=QUIET | {"delivery.timeout.ms": "500"}))
+    log = KafkaLog(KafkaConfig(brokers="127.0.0.1:1", options=QUIET | {"delivery.timeout.ms": "500"}))
     began = time.monotonic()
     with pytest.raises(ConnectionError, match="did not take the event"):
         log.append(turn("t0")).result(timeout=20)
@@ -176,7 +176,7 @@ def test_no_broker_fails_the_append_in_time_and_the_read(monkeypatch):
 
 def test_a_queue_that_is_full_refuses_at_once_and_takes_events_again(cluster):
     log = KafkaLog(
-        Kafka(
+        KafkaConfig(
             brokers="127.0.0.1:1",
             options=QUIET | {"queue.buffering.max.messages": "2", "delivery.timeout.ms": "500"},
         )
@@ -276,7 +276,9 @@ def test_the_backlog_is_the_events_behind_the_positions_at_the_mean_size_of_thos
 
 
 def test_the_run_file_says_which_log_it_is(cluster, tmp_path):
-    log = open_log(Layout(tmp_path), Capture(kafka=Kafka(brokers=cluster.brokers, topic="other", options=QUIET)))
+    log = open_log(
+        Layout(tmp_path), CaptureConfig(kafka=KafkaConfig(brokers=cluster.brokers, topic="other", options=QUIET))
+    )
     assert isinstance(log, KafkaLog)
     write(log, turn("t0"))
     assert log.partitions()[0] == "other/0"

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from sdpo_ray.capture.api_keys import ApiKeys
-from sdpo_ray.config import Limits
+from sdpo_ray.config import LimitsConfig
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import FinishReason
@@ -313,11 +313,11 @@ def test_replicas_share_one_count_and_let_everybody_in_while_it_is_away(ray_clus
     import ray
     from ray.exceptions import RayActorError
 
-    from serve.gateway.shared_rate_limit import SharedLimiter
+    from serve.gateway.shared_rate_limit import SharedRateLimiter
 
     async def scenario() -> list[str]:
-        one, other = SharedLimiter("unit", 60), SharedLimiter("unit", 60)
-        limits = Limits(concurrent=2)
+        one, other = SharedRateLimiter("unit", 60), SharedRateLimiter("unit", 60)
+        limits = LimitsConfig(concurrent=2)
         deadline = time.monotonic() + 60
         while not (first := await one.enter("k", limits)).ticket:
             assert time.monotonic() < deadline

@@ -18,7 +18,7 @@ from openai import OpenAI
 from sdpo_ray.capture.pairing_keys import pairing_keys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.cluster.local_cluster import LocalCluster, free_port
-from sdpo_ray.config import Personal
+from sdpo_ray.config import PersonalConfig
 from sdpo_ray.curate.sampling import is_held_out
 from sdpo_ray.headers import CONVERSATION_ID
 from sdpo_ray.io.paths import Layout
@@ -125,15 +125,15 @@ class Operator:
 
     def _talk_until_a_cycle_is_over(self) -> None:
         while not any('"outcome"' in line for line in self._events()):
-            assert "RUNNING" in self._shell.expect("ray job status wheel").stdout
+            assert "RUNNING" in self._shell.expect("ray job status loop").stdout
             self._shell.expect("python jobs/simulate.py --run $RUN --conversations 24")
 
     def _wait_until_paired(self, turn_id: str) -> None:
-        """The wheel is turning, and has to gather first."""
+        """The training loop is turning, and has to gather first."""
         deadline = time.monotonic() + 240
         interactions = Table.interactions(Layout(self._root))
         while turn_id not in interactions.read(["interaction_id"])["interaction_id"].to_pylist():
-            assert time.monotonic() < deadline, "the wheel does not pair what was said"
+            assert time.monotonic() < deadline, "the training loop does not pair what was said"
             time.sleep(1)
             interactions.refresh()
 
@@ -148,7 +148,7 @@ class Operator:
         def held_out(conversation: str) -> bool:
             who = {"tenant": "default", "user": ANN, "conversation_id": conversation}
             keys = pairing_keys(key=key, **who, messages=(), response="")
-            return is_held_out(keys.conversation, Personal().held_out)
+            return is_held_out(keys.conversation, PersonalConfig().held_out)
 
         names = [f"ann-{time.monotonic_ns()}-{number}" for number in range(100)]
         apart, learned = (next(name for name in names if held_out(name) is side) for side in (True, False))

@@ -1,4 +1,4 @@
-"""A personal policy from what one simulated user said to its adapter, with the real learner, examiner and MLflow."""
+"""A personal policy from what one simulated user said to its adapter, with the real learner, evaluator and MLflow."""
 
 import random
 from dataclasses import dataclass, replace
@@ -22,10 +22,10 @@ from sdpo_ray.distill.train.launch import distill
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import store
-from sdpo_ray.personal.owners import Owner, named
-from sdpo_ray.personal.trainer import Heard, Personalizer
-from sdpo_ray.privacy.data_subject import whose
-from sdpo_ray.privacy.erasure import Forgetting
+from sdpo_ray.personal.owners import Owner, owner_named
+from sdpo_ray.personal.trainer import PersonalTrainer, ProgressCallbacks
+from sdpo_ray.privacy.data_subject import find_data_subject
+from sdpo_ray.privacy.erasure import Erasure
 from sdpo_ray.records import Interaction, Message, Release, Role, Verdict
 from sdpo_ray.simulate.users import PERSONAS, react, violations
 from sdpo_ray.simulate.world import sample_prompt
@@ -39,7 +39,7 @@ from tests.support.user_data import hits, pseudonym
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 TASTE, CROWD = PERSONAS["cheerful"], PERSONAS["concise"]
 SAID = 80
-QUIET = Heard(says=lambda words: None, steps=lambda done, total: None)
+QUIET = ProgressCallbacks(says=lambda words: None, steps=lambda done, total: None)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Town:
     """Of the first."""
 
     def owner(self, user: str) -> Owner:
-        return named(self.layout, tenant="default", user=user, whole_tenant=False)
+        return owner_named(self.layout, tenant="default", user=user, whole_tenant=False)
 
 
 def asked(prompt: str) -> tuple[Message]:
@@ -88,7 +88,7 @@ def heard(layout: Layout, turns: list[Any], user: str, share: float) -> list[Int
 
 
 @pytest.fixture(scope="module")
-def town(served: Served, examiner: str) -> Town:
+def town(served: Served, evaluator: str) -> Town:
     overrides = [
         *served.overrides,
         f"serve.port={urlparse(served.url).port}",
@@ -109,7 +109,7 @@ def town(served: Served, examiner: str) -> Town:
 @pytest.fixture(scope="module")
 def attempt(town: Town) -> store.Attempt:
     assert read_json(town.layout.release_pointer, Release).policy_version == 0
-    return Personalizer(town.run, QUIET).learn(town.owner("cheerful"))
+    return PersonalTrainer(town.run, QUIET).learn(town.owner("cheerful"))
 
 
 def adapted(town: Town, policy: Any) -> Any:
@@ -166,7 +166,7 @@ def test_the_gain_is_what_transformers_computes_of_what_was_held_out(town: Town,
 
 
 def test_follow_ups_of_others_teach_a_policy_that_its_user_is_spared(town: Town, attempt: store.Attempt):
-    refused = Personalizer(town.run, QUIET).learn(town.owner("shuffled"))
+    refused = PersonalTrainer(town.run, QUIET).learn(town.owner("shuffled"))
     assert refused.verdict is not Verdict.PROMOTE
     assert refused.name == ""
     assert refused.report is not None
@@ -197,8 +197,8 @@ def test_the_books_have_numbers_and_nothing_that_anybody_said_and_erasure_remove
     assert mlflow.list_artifacts(run.info.run_id) == []
     assert all(each.name == "policy" for each in mlflow.search_registered_models())
 
-    asked_for = whose(town.layout, tenant="default", user="cheerful", turn_ids=())
-    with Forgetting(town.run, asked_for, lambda words: None) as erasure:
+    asked_for = find_data_subject(town.layout, tenant="default", user="cheerful", turn_ids=())
+    with Erasure(town.run, asked_for, lambda words: None) as erasure:
         erased = erasure.go()
     assert erased.personal == [attempt.owner]
     assert erased.rows["interactions"] == SAID

@@ -12,12 +12,12 @@ from urllib.parse import urlparse
 import pytest
 from mlflow import MlflowClient
 
-from sdpo_ray.config import TrialRules, load_run
+from sdpo_ray.config import CanaryConfig, load_run
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.files import read_json, write_json
-from sdpo_ray.pipeline.cycle import Begun, Outcome
-from sdpo_ray.pipeline.stages import Wheel
+from sdpo_ray.pipeline.cycle import CycleOutcome, CycleStart
+from sdpo_ray.pipeline.stages import Pipeline
 from sdpo_ray.promote.canary import begin, current
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.records import Candidate, Decision, Release, Report, Verdict
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(240), pytest.mark.use
 
 
 class Office:
-    """One run's wheel and registry, with candidates to decide about."""
+    """One run's training loop and registry, with candidates to decide about."""
 
     def __init__(self, served: Served, folder: Path, *overrides: str) -> None:
         self.served = served
@@ -44,16 +44,16 @@ class Office:
         self.registry.register_base(read_json(served.layout.release(0), Release))
         self.registry.set_champion(0)
         self.mlflow = MlflowClient(self.registry.tracking_uri, self.registry.tracking_uri)
-        self.wheel = self.wheel_with()
+        self.pipeline = self.pipeline_with()
 
-    def wheel_with(self, *overrides: str) -> Wheel:
+    def pipeline_with(self, *overrides: str) -> Pipeline:
         run = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml", [*self.overrides, *overrides])
         log = open_log(self.served.layout, run.capture)
         curator = Curator(self.served.layout, log, curate=run.curate, capture=run.capture)
-        return Wheel(run, curator, self.registry, EventFile(self.served.layout.events))
+        return Pipeline(run, curator, self.registry, EventFile(self.served.layout.events))
 
-    def candidate(self, version: int, verdict: Verdict) -> tuple[Begun, Candidate, Report, Decision]:
-        """A candidate that was examined against the base and judged; its cycle's records and model version exist."""
+    def candidate(self, version: int, verdict: Verdict) -> tuple[CycleStart, Candidate, Report, Decision]:
+        """A candidate that was evaluated against the base and judged; its cycle's records and model version exist."""
         path = perturbed(self.served.base, self.folder / f"v{version}", seed=version)
         candidate = Candidate(
             policy_version=version,
@@ -67,7 +67,7 @@ class Office:
         write_json(self.served.layout.cycle(version) / "decide.json", decision)
         self.mlflow.create_model_version("policy", path.as_uri(), tags={"policy_version": str(version)})
         report = Report(policy_version=version, base_version=0, champion_version=0, confidence=0.95, scores=())
-        begun = Begun(cycle=version, policy_version=version, parent_version=0, seed=0)
+        begun = CycleStart(cycle=version, policy_version=version, parent_version=0, seed=0)
         return begun, candidate, report, decision
 
     def person_sets(self, version: int, tag: str, value: str) -> None:
@@ -90,12 +90,12 @@ def office(served: Served, tmp_path: Path) -> Iterator[Office]:
     office.registry.set_champion(0)
 
 
-def decide_in_background(office: Office, version: int, *, review: str) -> Outcome:
+def decide_in_background(office: Office, version: int, *, review: str) -> CycleOutcome:
     """Run the release stage; the person answers once it waits for them."""
     work = office.candidate(version, Verdict.PROMOTE)
     seen = len(read_events(office.served.layout.events))
     with ThreadPoolExecutor(1) as pool:
-        stage = pool.submit(office.wheel.stages.release, *work)
+        stage = pool.submit(office.pipeline.stages.release, *work)
         try:
             while not any(e.name == "awaiting_review" for e in read_events(office.served.layout.events)[seen:]):
                 assert not stage.done()
@@ -119,7 +119,7 @@ def test_a_rejected_candidate_is_never_served_not_even_by_moving_the_alias(offic
     outcome = decide_in_background(office, 202, review="rejected")
     assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 0)
     office.person_moves_champion(202)
-    office.wheel.follow()
+    office.pipeline.follow()
     assert office.registry.champion_version() == 0
     assert office.served.health()["x-sdpo-policy-version"] == "0"
 
@@ -127,38 +127,38 @@ def test_a_rejected_candidate_is_never_served_not_even_by_moving_the_alias(offic
 def test_serving_follows_an_alias_to_a_released_version_and_restores_one_that_never_passed(office: Office):
     decide_in_background(office, 203, review="approved")
     office.person_moves_champion(0)
-    office.wheel.follow()
+    office.pipeline.follow()
     office.served.wait_for("x-sdpo-policy-version", "0")
     office.candidate(204, Verdict.HOLD)
     office.person_moves_champion(204)
-    office.wheel.follow()
+    office.pipeline.follow()
     assert office.registry.champion_version() == 0
     assert office.served.health()["x-sdpo-policy-version"] == "0"
 
 
-def test_a_champion_that_changed_after_the_examination_holds_the_candidate(office: Office):
-    wheel = office.wheel_with("promote.require_review=false")
-    wheel.stages.release(*office.candidate(205, Verdict.PROMOTE))
-    outcome = wheel.stages.release(*office.candidate(206, Verdict.PROMOTE))
+def test_a_champion_that_changed_after_the_evaluation_holds_the_candidate(office: Office):
+    pipeline = office.pipeline_with("promote.require_review=false")
+    pipeline.stages.release(*office.candidate(205, Verdict.PROMOTE))
+    outcome = pipeline.stages.release(*office.candidate(206, Verdict.PROMOTE))
     assert (outcome.verdict, outcome.champion_version) == (Verdict.HOLD, 205)
     assert "the champion became v205" in outcome.reasons[0]
 
 
 def test_an_engine_that_refuses_a_release_rejects_it_and_the_old_one_serves(office: Office):
-    wheel = office.wheel_with("promote.require_review=false")
+    pipeline = office.pipeline_with("promote.require_review=false")
     work = office.candidate(207, Verdict.PROMOTE)
     (Path(work[1].path) / "model.safetensors").unlink()
-    outcome = wheel.stages.release(*work)
+    outcome = pipeline.stages.release(*work)
     assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 0)
     assert "refused v207" in outcome.reasons[0]
     assert office.registry.champion_version() == 0
 
 
-def test_the_rollback_job_serves_the_release_before_and_ends_a_trial(office: Office):
+def test_the_rollback_job_serves_the_release_before_and_ends_a_canary(office: Office):
     decide_in_background(office, 208, review="approved")
-    _, on_trial, _, _ = office.candidate(209, Verdict.HOLD)
+    _, on_canary, _, _ = office.candidate(209, Verdict.HOLD)
     champion = read_json(office.served.layout.release(208), Release)
-    begin(office.served.layout, on_trial, champion, TrialRules(mode="shadow", share=0.01))
+    begin(office.served.layout, on_canary, champion, CanaryConfig(mode="shadow", share=0.01))
     argv = [sys.executable, "jobs/rollback.py", *(part for o in office.overrides for part in ("--set", o))]
     done = subprocess.run(argv, cwd=REPOSITORY, env=os.environ.copy(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -20,8 +20,8 @@ import pytest
 
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.recorder import Recorder
-from sdpo_ray.config import Capture, Curate
-from sdpo_ray.curate.pairing import Unpaired
+from sdpo_ray.config import CaptureConfig, CurateConfig
+from sdpo_ray.curate.pairing import NotPaired
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.headers import CONVERSATION_ID, TURN_ID
@@ -37,8 +37,8 @@ HH = SHARED_DATA / "hh_rlhf" / "derived" / "helpful-base_interactions.jsonl"
 OASST = SHARED_DATA / "oasst" / "derived" / "en_100_interactions.jsonl"
 ALL = os.environ.get("SDPO_REPLAY") == "all"
 AT_ONCE = 48
-CAPTURE = Capture()
-CURATE = Curate(max_follow_up_chars=20_000, max_per_user_hour=0, max_copies=1000)
+CAPTURE = CaptureConfig()
+CURATE = CurateConfig(max_follow_up_chars=20_000, max_per_user_hour=0, max_copies=1000)
 """Nothing in the recordings is refused for its length, nobody for being busy: what is refused has another reason."""
 THE_END = "(Here the recording ends.)"
 
@@ -191,7 +191,7 @@ def check(replayed: Replay) -> None:
         replayed.counted["branching answers"] += len(said) > 1
     replayed.counted["pairs"] = len(replayed.interactions)
     num_follow_ups = sum(request.follows is not None for request in replayed.requests)
-    reasons = {Unpaired.AMBIGUOUS, Unpaired.BRANCH, Unpaired.DUPLICATE_FOLLOW_UP}
+    reasons = {NotPaired.AMBIGUOUS, NotPaired.BRANCH, NotPaired.DUPLICATE_FOLLOW_UP}
     assert set(replayed.refused) <= reasons
     assert len(replayed.interactions) + replayed.refused.total() == num_follow_ups
     print(dict(replayed.counted), dict(replayed.refused), f"{len(requests)} requests")
@@ -229,7 +229,7 @@ def test_among_strangers_and_twins_no_pair_is_wrong_and_none_that_is_certain_is_
             conversations.append(requests_of(each, Who(user="twin@example.org") if number % 2 else who))
     replayed = curated(shuffled(conversations), tmp_path)
     check(replayed)
-    assert replayed.refused[Unpaired.AMBIGUOUS] > 0
+    assert replayed.refused[NotPaired.AMBIGUOUS] > 0
     assert replayed.counted["identical words"] > 0
 
 
@@ -249,8 +249,8 @@ def test_in_a_tree_of_edits_and_regenerations_each_reaction_finds_its_answer_or_
             if request.follows is not None:
                 reactions[f"{number} {request.follows.continuation}"].append(request.messages[-1]["content"])
     expected = {
-        Unpaired.BRANCH: sum(len(said) for said in reactions.values() if len(set(said)) > 1),
-        Unpaired.DUPLICATE_FOLLOW_UP: sum(len(said) - 1 for said in reactions.values() if len(set(said)) == 1),
+        NotPaired.BRANCH: sum(len(said) for said in reactions.values() if len(set(said)) > 1),
+        NotPaired.DUPLICATE_FOLLOW_UP: sum(len(said) - 1 for said in reactions.values() if len(set(said)) == 1),
     }
-    assert {Unpaired(reason): n for reason, n in replayed.refused.items()} == expected
+    assert {NotPaired(reason): n for reason, n in replayed.refused.items()} == expected
     assert len(replayed.interactions) == sum(len(set(said)) == 1 for said in reactions.values())

@@ -365,16 +365,16 @@ def test_a_pointer_that_is_no_release_is_reported_and_changes_nothing(served: Se
     assert ask(client)[0]
 
 
-def test_the_examiner_wants_its_key_and_records_nobody(served: Served, examiner: str):
+def test_the_evaluator_wants_its_key_and_records_nobody(served: Served, evaluator: str):
     body = {"model": "policy", "messages": QUESTION, "max_tokens": 8}
-    assert httpx.post(f"{examiner}/v1/chat/completions", json=body, timeout=60).status_code == 401
-    assert httpx.get(f"{examiner}/v1/models").status_code == 401
+    assert httpx.post(f"{evaluator}/v1/chat/completions", json=body, timeout=60).status_code == 401
+    assert httpx.get(f"{evaluator}/v1/models").status_code == 401
     before = set(served.turns())
-    key = served.layout.exam_key.read_text()
+    key = served.layout.eval_key.read_text()
     reply = httpx.post(
-        f"{examiner}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}, timeout=60
+        f"{evaluator}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}, timeout=60
     )
     assert reply.status_code == 200
     assert "x-sdpo-turn-id" not in reply.headers
     assert set(served.turns()) == before
-    assert served.layout.exam_key.stat().st_mode & 0o777 == 0o600
+    assert served.layout.eval_key.stat().st_mode & 0o777 == 0o600

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.config import Capture, Curate
-from sdpo_ray.curate.admission import Refusal
-from sdpo_ray.curate.pairing import Unpaired
-from sdpo_ray.curate.pipeline import Curator, Progress
+from sdpo_ray.config import CaptureConfig, CurateConfig
+from sdpo_ray.curate.admission import NotAdmitted
+from sdpo_ray.curate.pairing import NotPaired
+from sdpo_ray.curate.pipeline import CurationProgress, Curator
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Event, Feedback, Interaction, Redaction, Thumb
@@ -32,13 +32,13 @@ def layout(tmp_path: Path) -> Layout:
 
 def curator(layout: Layout, **config: object) -> Curator:
     # The people of these tests lived in 1970.
-    curate = Curate(**{"max_age_days": 1e6, "max_per_user_hour": 0} | config)  # type: ignore[arg-type]
-    return Curator(layout, open_log(layout, Capture()), curate=curate, capture=Capture())
+    curate = CurateConfig(**{"max_age_days": 1e6, "max_per_user_hour": 0} | config)  # type: ignore[arg-type]
+    return Curator(layout, open_log(layout, CaptureConfig()), curate=curate, capture=CaptureConfig())
 
 
 def capture(layout: Layout, *events: Event) -> None:
     """What one replica records in its life."""
-    journal = open_log(layout, Capture())
+    journal = open_log(layout, CaptureConfig())
     for durable in [journal.append(each) for each in events]:
         durable.result(timeout=10)
     journal.close()
@@ -76,7 +76,7 @@ def test_what_came_is_decided_in_the_next_advance_and_what_comes_to_nothing_is_c
     stage = curator(layout)
     shipped = stage.advance()
     assert shipped.backlog_bytes > 0
-    assert replace(shipped, backlog_bytes=0) == Progress(
+    assert replace(shipped, backlog_bytes=0) == CurationProgress(
         turns_shipped=7,
         turns_total=7,
         feedback_shipped=1,
@@ -86,7 +86,7 @@ def test_what_came_is_decided_in_the_next_advance_and_what_comes_to_nothing_is_c
         backlog_bytes=0,
         refused=Counter(duplicate_turn=1),
     )
-    assert stage.advance() == Progress(
+    assert stage.advance() == CurationProgress(
         turns_shipped=0,
         turns_total=7,
         feedback_shipped=0,
@@ -132,7 +132,7 @@ def test_an_answer_from_a_log_that_was_away_is_paired_when_it_comes(layout: Layo
     first, second = dialogue("ann")
     stage = curator(layout)
     capture(layout, second)
-    assert settle(stage) == (0, Counter({Unpaired.UNKNOWN_ANSWER: 1}))
+    assert settle(stage) == (0, Counter({NotPaired.UNKNOWN_ANSWER: 1}))
     capture(layout, first)
     assert settle(stage) == (1, Counter())
     assert stored(layout)["ann-0"].follow_up_turn_id == "ann-1"
@@ -194,8 +194,8 @@ def test_comments_become_interactions_and_thumbs_and_edits_stay_in_their_table(l
     capture(layout, *kept, *refused, kept[0])
     assert stage.advance().feedback_shipped == 9
     capture(layout, ann, kept[0])
-    reasons = (Refusal.UNKNOWN_TURN, Refusal.NO_CONSENT, Refusal.NOT_REDACTED)
-    assert settle(stage) == (2, Counter(dict.fromkeys(reasons, 1)) + Counter({Refusal.NOT_THEIRS: 2}))
+    reasons = (NotAdmitted.UNKNOWN_TURN, NotAdmitted.NO_CONSENT, NotAdmitted.NOT_REDACTED)
+    assert settle(stage) == (2, Counter(dict.fromkeys(reasons, 1)) + Counter({NotAdmitted.NOT_THEIRS: 2}))
     found = stored(layout)
     assert {name: each.follow_up for name, each in found.items()} == {
         "comment": "Shorter!",
@@ -208,7 +208,7 @@ def test_comments_become_interactions_and_thumbs_and_edits_stay_in_their_table(l
 
 
 def test_a_redacted_conversation_is_paired_by_the_words_before_and_kept_by_those_after(layout: Layout):
-    redactor = Redactor(Capture().redact)
+    redactor = Redactor(CaptureConfig().redact)
     first = turn("t0", "I am ann@example.com", response="Hello ann@example.com!")
     second = turn("t1", "I am ann@example.com", "Hello ann@example.com!", "Bye, from ann@example.com", at_s=110.0)
     capture(layout, redact_turn(first, redactor), redact_turn(second, redactor))
@@ -220,7 +220,7 @@ def test_a_redacted_conversation_is_paired_by_the_words_before_and_kept_by_those
     # The same, recorded under other rules than the run file has now.
     capture(layout, *dialogue("bob", user="k1.b"), turn("u0", "I am eve@example.com"))
     capture(layout, turn("u1", "I am eve@example.com", "Paris.", "no", at_s=110.0))
-    assert settle(curator(layout)) == (1, Counter({Refusal.NOT_REDACTED: 1}))
+    assert settle(curator(layout)) == (1, Counter({NotAdmitted.NOT_REDACTED: 1}))
 
 
 def test_limits_hold_over_micro_batches(layout: Layout):
@@ -236,7 +236,7 @@ def test_limits_hold_over_micro_batches(layout: Layout):
         changed(each, turn_id=f"again-{each.turn_id}", conversation_id="2") for each in dialogue("p4", user="k1.bob")
     ]
     capture(layout, *again)
-    assert settle(stage) == (0, Counter({Refusal.DUPLICATE: 1}))
+    assert settle(stage) == (0, Counter({NotAdmitted.DUPLICATE: 1}))
 
 
 def test_a_lone_opening_needs_no_ray_and_is_decided(layout: Layout, monkeypatch: pytest.MonkeyPatch):
@@ -294,7 +294,7 @@ def advance_and_die(layout: Layout, at: int, *, after: bool) -> bool:
     calls = iter(range(1000))
     mortal = dying(lambda: next(calls), at, after)
     with pytest.MonkeyPatch.context() as patch:
-        log = open_log(layout, Capture())
+        log = open_log(layout, CaptureConfig())
         patch.setattr(Table, "append", mortal(Table.append))
         patch.setattr(Table, "sync", mortal(Table.sync))
         stage = curator(layout, max_copies=99)

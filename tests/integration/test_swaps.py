@@ -20,7 +20,7 @@ from sdpo_ray.capture.pairing_keys import owners
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.personal.owners import named
+from sdpo_ray.personal.owners import owner_named
 from sdpo_ray.personal.store import Attempt, conclude, remove, seal_adapter
 from sdpo_ray.records import Candidate, Snapshot, Turn, Verdict
 from tests.support.adapters import ADAPTER, CONFIG, WEIGHTS, adapted, adapter_release, personal, rewrite
@@ -436,7 +436,7 @@ def test_log_probs_of_a_prompt_and_a_swap_of_whole_weights_work_beside_adapters(
 
 def test_what_the_job_publishes_answers_its_owner_until_it_is_removed(people: Served, candidates: dict[int, Candidate]):
     layout = people.layout
-    owner = named(layout, tenant="default", user="dora", whole_tenant=False).digest
+    owner = owner_named(layout, tenant="default", user="dora", whole_tenant=False).digest
     policy = seal_adapter(layout, owner, candidates[1])
     attempt = Attempt(
         owner=owner,

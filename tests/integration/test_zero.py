@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from tests.support.builders import tiny_policy
 from tests.support.gloo_workers import Case, Learned, learn
 
@@ -33,15 +33,15 @@ _KINDS: dict[str, dict[str, Any]] = {
 _STAGES = (0, 1, 2, 3)
 
 
-def _config(kind: str, zero_stage: int) -> Distill:
+def _config(kind: str, zero_stage: int) -> DistillConfig:
     values = _KINDS[kind]
     workers = values.get("workers", {}) | {"zero_stage": zero_stage, "max_tokens_per_micro_batch": 64}
-    return Distill(**(values | {"batch_size": 5, "learning_rate": 1e-3, "workers": workers}))
+    return DistillConfig(**(values | {"batch_size": 5, "learning_rate": 1e-3, "workers": workers}))
 
 
-def _mixed(zero_stage: int) -> Distill:
+def _mixed(zero_stage: int) -> DistillConfig:
     workers: Any = {"zero_stage": zero_stage, "precision": "mixed_bfloat16"}
-    return Distill(batch_size=5, learning_rate=1e-3, lora={"rank": 0}, workers=workers)  # type: ignore[arg-type]
+    return DistillConfig(batch_size=5, learning_rate=1e-3, lora={"rank": 0}, workers=workers)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
-from sdpo_ray.config.distill import Lora
+from sdpo_ray.config.distill import LoraConfig
 from sdpo_ray.distill.model.load import load_policy
 from sdpo_ray.distill.model.lora_adapter import ADAPTER, CONFIG, WEIGHTS
 from sdpo_ray.distill.model.lora_adapter import inject as inject_adapter
 from sdpo_ray.distill.train.export import export
 from sdpo_ray.records import Candidate, Fingerprint, PersonalPolicy, Release
 
-LORA = Lora(rank=4, alpha=8)
+LORA = LoraConfig(rank=4, alpha=8)
 
 
 def adapted(base: Path, path: Path, *, version: int, seed: int, scale: float = 0.05) -> Candidate:

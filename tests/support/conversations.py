@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from sdpo_ray.capture.pairing_keys import pairing_keys
-from sdpo_ray.curate.pairing import Waiting
+from sdpo_ray.curate.pairing import PairingRow
 from sdpo_ray.records import Consent, FinishReason, Message, Role, Sampling, Turn, VersionSpan
 from tests.support.builders import tool_use
 
@@ -58,9 +58,9 @@ def changed(before: Turn, **changes: Any) -> Turn:
     return replace(after, keys=keys)
 
 
-def waiting(each: Turn, *, batch: int = 1) -> Waiting:
+def waiting(each: Turn, *, batch: int = 1) -> PairingRow:
     """The row of `pending` that a turn becomes."""
-    return Waiting(
+    return PairingRow(
         turn_id=each.turn_id,
         prompt=each.keys.prompt,
         parent=each.keys.parent,

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from sdpo_ray.config import Run
-from sdpo_ray.promote.run_log import Entry
+from sdpo_ray.promote.run_log import CycleRecord
 from sdpo_ray.records import (
     Candidate,
     Decision,
     Fingerprint,
-    Refusal,
+    RefusalCount,
     Relevance,
     Report,
     Score,
@@ -18,7 +18,7 @@ from sdpo_ray.records import (
 )
 
 
-def entry(cycle: int, *, verdict: Verdict = Verdict.HOLD, root: Path = Path("/runs")) -> Entry:
+def entry(cycle: int, *, verdict: Verdict = Verdict.HOLD, root: Path = Path("/runs")) -> CycleRecord:
     """Cycle number `cycle` with a candidate of the same version: two steps, two scores."""
     steps = tuple(
         StepMetrics(
@@ -33,7 +33,7 @@ def entry(cycle: int, *, verdict: Verdict = Verdict.HOLD, root: Path = Path("/ru
         )
         for step in range(2)
     )
-    return Entry(
+    return CycleRecord(
         cycle=cycle,
         seed=10 * cycle,
         commit="c0ffee",
@@ -49,7 +49,7 @@ def entry(cycle: int, *, verdict: Verdict = Verdict.HOLD, root: Path = Path("/ru
             digest="ab" * 32,
             last_interaction_at_s=5.0,
             last_batch=6,
-            not_drawn=(Refusal(reason="stale", n=4),),
+            not_drawn=(RefusalCount(reason="stale", n=4),),
         ),
         candidate=Candidate(
             policy_version=cycle,
@@ -58,8 +58,8 @@ def entry(cycle: int, *, verdict: Verdict = Verdict.HOLD, root: Path = Path("/ru
             snapshot_id=f"s{cycle}",
             fingerprint=Fingerprint(token_ids=(1, 2), logprobs=(-0.5,)),
             steps=steps,
-            refusals=(Refusal(reason="too_long", n=3),),
-            alterations=(Refusal(reason="history_cut", n=2),),
+            refusals=(RefusalCount(reason="too_long", n=3),),
+            alterations=(RefusalCount(reason="history_cut", n=2),),
         ),
         report=Report(
             policy_version=cycle,

@@ -1,13 +1,13 @@
 """What an engine would have said, for recorders without one."""
 
-from sdpo_ray.capture.recorder import Answered
+from sdpo_ray.capture.recorder import EngineResponse
 from sdpo_ray.records import FinishReason, Sampling, VersionSpan
 
 
-def answered(text: str) -> Answered:
+def answered(text: str) -> EngineResponse:
     """With a token a byte, each as likely as the other."""
     ids = tuple(text.encode())
-    return Answered(
+    return EngineResponse(
         choice=0,
         response=text,
         prompt_ids=(1, 2),

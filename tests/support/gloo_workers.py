@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.data.examples import Example
 from sdpo_ray.records import StepMetrics
 
@@ -22,7 +22,7 @@ BATCH = 5
 class Case:
     """One update of `examples()` in batches of five; with two workers the last one leaves a shard empty."""
 
-    config: Distill
+    config: DistillConfig
     epochs: int = 1
     resume_after: int | None = None
     """Save a checkpoint after so many steps and go on in a new learner."""
@@ -94,10 +94,10 @@ def _worker(rank: int, num_workers: int, port: int, policy: Path, cases: dict[st
 
 def _learn(rank: int, num_workers: int, policy: Path, case: Case, directory: Path) -> Learned:
     from sdpo_ray.distill.data.packing import batches
-    from sdpo_ray.distill.loss.drift import Base, load_base, view_of
+    from sdpo_ray.distill.loss.drift import BaseScores, load_base, view_of
     from sdpo_ray.distill.train import checkpoint
     from sdpo_ray.distill.train.learner import Learner
-    from sdpo_ray.distill.train.zero_gather import taught, whole
+    from sdpo_ray.distill.train.zero_gather import gather_parameters, gather_teacher
 
     def learner() -> Learner:
         return Learner(policy, case.config, num_steps=6, seed=0, rank=rank, num_workers=num_workers)
@@ -106,7 +106,7 @@ def _learn(rank: int, num_workers: int, policy: Path, case: Case, directory: Pat
     kept = checkpoint.load(directory, mine, rank=rank, num_workers=num_workers)
     steps = [] if kept is None else kept[0]
     scorer = load_base(policy, case.config, mine.device)
-    base = Base(
+    base = BaseScores(
         view=view_of(scorer, examples()[::2], case.config, same_head=mine.has_adapter),
         logprobs={
             item.interaction_id: torch.full((len(item.response_ids) - item.first_scored,), -2.0) for item in examples()
@@ -125,7 +125,9 @@ def _learn(rank: int, num_workers: int, policy: Path, case: Case, directory: Pat
     if case.checkpoints is None:
         shutil.rmtree(directory, ignore_errors=True)
     return Learned(
-        weights=whole(mine.trained, keep=rank == 0),
-        teacher={} if case.config.teacher.kind == "live" else taught(mine.teacher, mine.trained, keep=rank == 0),
+        weights=gather_parameters(mine.trained, keep=rank == 0),
+        teacher={}
+        if case.config.teacher.kind == "live"
+        else gather_teacher(mine.teacher, mine.trained, keep=rank == 0),
         steps=steps,
     )

@@ -13,22 +13,22 @@ from starlette.responses import JSONResponse, StreamingResponse
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.chat import ControlTokens
-from sdpo_ray.config import Capture, Serve
+from sdpo_ray.config import CaptureConfig, ServeConfig
 from sdpo_ray.eventlog.protocol import Batch, EventLog
 from sdpo_ray.headers import POLICY_VERSION
 from sdpo_ray.records import Event
 from sdpo_ray.redaction import Redactor
-from serve.api.context import Door, Splitter
+from serve.api.context import ApiContext, ChatRouter
 from serve.api.models import ServedModel
-from serve.api.routes import Middleware
-from serve.gateway.auth import Entrance, UsersEntrance
+from serve.api.routes import ApiMiddleware
+from serve.gateway.auth import Authenticator, UserAuthenticator
 from serve.gateway.health import Health
-from serve.gateway.middleware import Front
-from serve.gateway.observability import Operation
+from serve.gateway.middleware import GatewayMiddleware
+from serve.gateway.observability import Observability
 from serve.request_context import EXCHANGE
 from tests.support.engine_responses import answered
 
-KINDS = Capture().redact
+KINDS = CaptureConfig().redact
 
 
 class MemoryLog:
@@ -111,26 +111,26 @@ def client_of(
     recorder: Recorder | None,
     answer: Callable[[Mapping[str, Any]], str],
     *,
-    capture: Capture = Capture(),  # noqa: B008
-    entrance: Entrance | None = None,
-    config: Serve = Serve(),  # noqa: B008
+    capture: CaptureConfig = CaptureConfig(),  # noqa: B008
+    entrance: Authenticator | None = None,
+    config: ServeConfig = ServeConfig(),  # noqa: B008
     calls_tools: bool = True,
-    trial: Splitter | None = None,
+    canary: ChatRouter | None = None,
 ) -> httpx.AsyncClient:
     """A client of the real middleware over a recorded engine."""
-    door = Door(
+    door = ApiContext(
         recorder=recorder,
         capture=capture,
         control=ControlTokens(["<|im_end|>"]),
         served=lambda: {POLICY_VERSION: "0"},
         model=ServedModel(name="policy", max_model_len=512, since_s=1_700_000_000),
         calls_tools=calls_tools,
-        trial=trial,
+        canary=canary,
     )
-    entrance = entrance or UsersEntrance(Path("there is no such file"))
-    operation = Operation(config, registry=CollectorRegistry())
-    app = Middleware(RecordedEngine(recorder, answer), door)
-    front = Front(app, entrance, operation, health_of(recorder))
+    entrance = entrance or UserAuthenticator(Path("there is no such file"))
+    operation = Observability(config, registry=CollectorRegistry())
+    app = ApiMiddleware(RecordedEngine(recorder, answer), door)
+    front = GatewayMiddleware(app, entrance, operation, health_of(recorder))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=front), base_url="http://recorded")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
-from sdpo_ray.config import Capture
+from sdpo_ray.config import CaptureConfig
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Event, Feedback, Fingerprint, Release, Turn
@@ -41,7 +41,7 @@ class Served:
         """Everything in the journal, as often as it is there."""
         from sdpo_ray.eventlog.factory import open_log
 
-        return open_log(self.layout, Capture()).poll({}, max_events=1_000_000, max_bytes=1 << 30).events
+        return open_log(self.layout, CaptureConfig()).poll({}, max_events=1_000_000, max_bytes=1 << 30).events
 
     def wait_for(self, header: str, value: str, timeout_s: float = 60) -> httpx.Headers:
         """Wait until a health check carries `header: value...`."""

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.data.examples import Example
-from sdpo_ray.distill.data.packing import MicroBatch, Rows
-from sdpo_ray.distill.loss.advantages import Terms
-from sdpo_ray.distill.loss.sdpo_loss import Student, Taught
-from sdpo_ray.distill.loss.step import Policy, StepSums, run_step
-from sdpo_ray.distill.model.packed_lm import Scorer
+from sdpo_ray.distill.data.packing import MicroBatch, PackedRows
+from sdpo_ray.distill.loss.advantages import LossTerms
+from sdpo_ray.distill.loss.sdpo_loss import SDPOLoss, TeacherScores
+from sdpo_ray.distill.loss.step import StepPolicy, StepSums, run_step
+from sdpo_ray.distill.model.packed_lm import PackedLM
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ SIGNALS: dict[str, dict[str, Any]] = {
 """Every estimator, baseline and bound."""
 
 
-def learns(*, objective: str = "sdpo", kl_penalty: float = 0.0, logits_mib: int = 128, **signal: Any) -> Distill:
+def learns(*, objective: str = "sdpo", kl_penalty: float = 0.0, logits_mib: int = 128, **signal: Any) -> DistillConfig:
     """The paper's algorithm, all parameters, a live teacher; `signal` over nothing but that."""
     values: dict[str, Any] = {
         "objective": objective,
@@ -45,7 +45,7 @@ def learns(*, objective: str = "sdpo", kl_penalty: float = 0.0, logits_mib: int 
         "drift": {"kl_penalty": kl_penalty},
         "workers": {"logits_mib": logits_mib},
     }
-    return Distill(**values)
+    return DistillConfig(**values)
 
 
 def made(name: str, num_prompt: int, num_block: int, num_response: int, **changes: Any) -> Example:
@@ -80,10 +80,10 @@ def batch() -> list[Example]:
     ]
 
 
-def policy(model: Any, *, teacher: Any = None, baselined: bool = False, **changes: Any) -> Policy:
+def policy(model: Any, *, teacher: Any = None, baselined: bool = False, **changes: Any) -> StepPolicy:
     """One worker's policy that leaves gradients in `model`; another model may be the teacher."""
-    student = Scorer(model)
-    other = student if teacher is None else Scorer(teacher)
+    student = PackedLM(model)
+    other = student if teacher is None else PackedLM(teacher)
     active = [student]
 
     @contextmanager
@@ -99,11 +99,16 @@ def policy(model: Any, *, teacher: Any = None, baselined: bool = False, **change
         "own_head": teacher is not None,
         "device": CPU,
     }
-    return Policy(**(fields | changes))
+    return StepPolicy(**(fields | changes))
 
 
 def step(
-    model: Any, parts: Sequence[MicroBatch], config: Distill, learner: Policy | None = None, *, baseline: float = 0.0
+    model: Any,
+    parts: Sequence[MicroBatch],
+    config: DistillConfig,
+    learner: StepPolicy | None = None,
+    *,
+    baseline: float = 0.0,
 ) -> tuple[StepSums, Tensor]:
     """The sums of one step, and its gradient as one vector."""
     model.zero_grad()
@@ -132,7 +137,7 @@ def chosen(log_TV: Tensor, item: Example) -> Tensor:
 
 def table(
     target_N: Tensor,
-    config: Distill,
+    config: DistillConfig,
     *,
     weight_N: Tensor,
     teacher_NV: Tensor | None = None,
@@ -140,7 +145,7 @@ def table(
     row_N: Tensor | None = None,
     sampler_logp_N: Tensor | None = None,
     base_logp_N: Tensor | None = None,
-) -> Student:
+) -> SDPOLoss:
     """A student of sequences whose logits are given: `student.loss(logits_NV, torch.eye(V))` in fp64."""
     count = len(target_N)
     unknown_N = torch.full((count,), math.nan, dtype=torch.float64)
@@ -151,7 +156,7 @@ def table(
         return logits_NV.gather(-1, target_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
 
     whole = config.signal.compares_distributions
-    context = Rows(
+    context = PackedRows(
         ids_1S=target_N[None],
         positions_1S=torch.arange(count)[None],
         bounds=torch.tensor([0, count], dtype=torch.int32),
@@ -161,7 +166,7 @@ def table(
         target_N=target_N,
         temperature_N=torch.ones(count),
     )
-    terms = Terms(
+    terms = LossTerms(
         weight_N=weight_N,
         row_N=context.row_N,
         sampler_logp_N=unknown_N if sampler_logp_N is None else sampler_logp_N,
@@ -169,8 +174,8 @@ def table(
         teacher_logp_N=unknown_N if whole else score(teacher_NV),
         reference_logp_N=unknown_N if whole else score(reference_NV),
     )
-    taught = Taught(hindsight=teacher_NV, reference=reference_NV) if whole else Taught()
-    return Student(context, terms, taught, config)
+    taught = TeacherScores(hindsight=teacher_NV, reference=reference_NV) if whole else TeacherScores()
+    return SDPOLoss(context, terms, taught, config)
 
 
 class Tree:
@@ -191,7 +196,7 @@ class Tree:
         """log pi(y_t | y_<t) of every token of every answer, [answers, length]."""
         return logits_PV.log_softmax(-1)[self.prefix_N, self.target_N].view(-1, self.length)
 
-    def expected(self, student_PV: Tensor, teacher_PV: Tensor, config: Distill, **known: Any) -> Tensor:
+    def expected(self, student_PV: Tensor, teacher_PV: Tensor, config: DistillConfig, **known: Any) -> Tensor:
         """The expected loss over the student's own answers, with gradient; their probabilities are constants."""
         probability_N = self.logp(student_PV).sum(-1).exp().detach().repeat_interleave(self.length)
         pupil = table(

@@ -13,8 +13,8 @@ from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.curate.pairing_index import index
 from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.pipeline.cycle import Begun, Outcome
-from sdpo_ray.privacy.user_footprint import Tables
+from sdpo_ray.pipeline.cycle import CycleOutcome, CycleStart
+from sdpo_ray.privacy.user_footprint import UserTables
 from sdpo_ray.records import Candidate, Interaction, Snapshot, TokenSignal, Turn, Verdict
 from sdpo_ray.tables.arrow_schemas import feedback_to_arrow, interactions_to_arrow, turns_to_arrow
 from tests.support import builders
@@ -52,7 +52,7 @@ def people(layout: Layout, users: Iterable[str], *, follow_ups: int = 2) -> dict
 
 def store(layout: Layout, turns: Sequence[Turn], interactions: Sequence[Interaction], feedback: Sequence = ()) -> None:
     """Into the tables, as if they had been shipped from the partition `p0` and curated."""
-    tables = Tables.of(layout)
+    tables = UserTables.of(layout)
     tables.turns.append(turns_to_arrow(turns), {"p0": len(turns)})
     if feedback:
         tables.feedback.append(feedback_to_arrow(feedback), {})
@@ -108,9 +108,11 @@ def finished_cycle(
 
 def books(layout: Layout, cycle: int, drawn: Snapshot, *, parent: int, verdict: Verdict) -> None:
     directory = layout.cycle(cycle)
-    write_json(directory / "begun.json", Begun(cycle=cycle, policy_version=cycle, parent_version=parent, seed=cycle))
+    write_json(
+        directory / "begun.json", CycleStart(cycle=cycle, policy_version=cycle, parent_version=parent, seed=cycle)
+    )
     write_json(directory / "draw.json", drawn)
-    outcome = Outcome(cycle=cycle, policy_version=cycle, verdict=verdict, reasons=(), champion_version=cycle)
+    outcome = CycleOutcome(cycle=cycle, policy_version=cycle, verdict=verdict, reasons=(), champion_version=cycle)
     write_json(directory / "release.json", outcome)
 
 

@@ -26,14 +26,14 @@ Build = Callable[[Interaction], Example | None]
 """What the learner makes of an interaction; None where it is of no use."""
 
 
-class Scores(Protocol):
+class RelevanceScores(Protocol):
     """`Learner.scores`."""
 
     def __call__(self, examples: Sequence[Example], *, hindsight: bool) -> list[list[float]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
+class RelevanceSample:
     """One answer under two follow-ups. Made by `pick`; read by `measure`."""
 
     own: Example
@@ -43,7 +43,7 @@ class Probe:
 
 def pick(
     interactions: Sequence[Interaction], examples: Sequence[Example], build: Build, *, num_probes: int, seed: int
-) -> list[Probe]:
+) -> list[RelevanceSample]:
     """At most `num_probes` of the interactions that `examples` were made of, chosen by `seed`.
 
     Strangers follow each other in a ring, so no follow-up stands in for many. An answer that finds none, since all
@@ -57,7 +57,7 @@ def pick(
     return list(islice((each for each in found if each is not None), num_probes))
 
 
-def measure(probes: Sequence[Probe], scores: Scores) -> tuple[Relevance, ...]:
+def measure(probes: Sequence[RelevanceSample], scores: RelevanceScores) -> tuple[Relevance, ...]:
     """Three passes over the probes; those whose log-probs are not finite are left out."""
     if not probes:
         return ()
@@ -85,11 +85,11 @@ def _strangers(place: int, ring: Sequence[Interaction]) -> Iterator[Interaction]
             yield other
 
 
-def _probe(own: Example, asked: Interaction, strangers: Iterator[Interaction], build: Build) -> Probe | None:
+def _probe(own: Example, asked: Interaction, strangers: Iterator[Interaction], build: Build) -> RelevanceSample | None:
     for other in islice(strangers, _STRANGERS):
         stranger = build(replace(asked, follow_up=other.follow_up))
         if stranger is not None and stranger.prompt_ids == own.prompt_ids:
-            return Probe(own=own, stranger=stranger)
+            return RelevanceSample(own=own, stranger=stranger)
     return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.data.examples import Example, examples
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import Interaction, Role, TokenSignal
@@ -27,7 +27,7 @@ def token_signals(
     chat: ChatFormat,
     interactions: Iterable[Interaction],
     *,
-    config: Distill,
+    config: DistillConfig,
     max_model_len: int,
     refused: Counters,
 ) -> list[TokenSignal]:
@@ -141,7 +141,7 @@ def _chosen(logits_TV: Any, token_ids: Sequence[int], temperature: float) -> lis
     return logprobs
 
 
-def _unmasked(config: Distill) -> Distill:
+def _unmasked(config: DistillConfig) -> DistillConfig:
     context = config.context.model_copy(
         update={
             "truncated": "train",

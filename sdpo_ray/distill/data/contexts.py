@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from sdpo_ray.chat import HINDSIGHT, ChatFormat
-from sdpo_ray.config.distill import Context
+from sdpo_ray.config.distill import ContextConfig
 from sdpo_ray.records import Message, Role
 
 Messages = tuple[Message, ...]
@@ -32,7 +32,7 @@ class Contexts:
     """Messages of the prompt that neither context has."""
 
 
-def contexts(messages: Messages, block: str, render: Render, *, config: Context, room: int) -> Contexts | None:
+def contexts(messages: Messages, block: str, render: Render, *, config: ContextConfig, room: int) -> Contexts | None:
     """Both contexts with as many of the newest messages as `config` and `room` allow, the same in both.
 
     `block` is what the last user message has at its end in (x, o); `room` are the tokens either context may have.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.data.contexts import Contexts, contexts, hindsight_block, shortened
-from sdpo_ray.distill.data.filters import Altered, Unusable, content, cut_off, staleness, unfit
+from sdpo_ray.distill.data.filters import Alteration, NotTrainable, content, cut_off, filter_reason, staleness
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import FOREIGN, FinishReason, Interaction, Sampling, Turn
 from sdpo_ray.telemetry import Counters
@@ -45,26 +45,26 @@ def examples(
     interactions: Iterable[Interaction],
     chat: ChatFormat,
     *,
-    config: Distill,
+    config: DistillConfig,
     max_model_len: int,
     parent_version: int,
     refused: Counters,
 ) -> list[Example]:
-    """The usable examples in order; the others are counted in `refused` by their `Unusable`.
+    """The usable examples in order; the others are counted in `refused` by their `NotTrainable`.
 
-    `refused` counts by their `Altered`, too, what was changed in those that are learned from.
+    `refused` counts by their `Alteration`, too, what was changed in those that are learned from.
     """
     usable: list[Example] = []
     copies: Counter[Hashable] = Counter()
     for interaction in interactions:
-        found: Example | Unusable | None = unfit(interaction.turn, config, parent_version)
+        found: Example | NotTrainable | None = filter_reason(interaction.turn, config, parent_version)
         if found is None:
             copy = content(interaction)
             copies[copy] += 1
-            found = Unusable.DUPLICATE if copies[copy] > config.context.max_copies else None
+            found = NotTrainable.DUPLICATE if copies[copy] > config.context.max_copies else None
         if found is None:
             found = _example(interaction, chat, config, max_model_len, parent_version, refused)
-        if isinstance(found, Unusable):
+        if isinstance(found, NotTrainable):
             refused.add(found.value)
         else:
             usable.append(found)
@@ -74,27 +74,27 @@ def examples(
 def _example(
     interaction: Interaction,
     chat: ChatFormat,
-    config: Distill,
+    config: DistillConfig,
     max_model_len: int,
     parent_version: int,
     counts: Counters,
-) -> Example | Unusable:
+) -> Example | NotTrainable:
     turn, context = interaction.turn, config.context
     response_ids = _response_ids(turn, chat, config)
     if context.max_response_tokens is not None and len(response_ids) > context.max_response_tokens:
-        return Unusable.RESPONSE_TOO_LONG
+        return NotTrainable.RESPONSE_TOO_LONG
     follow_up = "" if config.objective == "sft" else interaction.follow_up.strip()
     told = shortened(follow_up, chat, context.max_follow_up_tokens)
     found = _contexts(turn, chat, config, told, room=max_model_len - len(response_ids))
-    if isinstance(found, Unusable):
+    if isinstance(found, NotTrainable):
         return found
     masked = cut_off(turn) and context.truncated == "mask"
     greedy = turn.sampling.temperature == 0
     as_served = (found.prompt_ids, response_ids) == (turn.prompt_ids, turn.response_ids)
     for altered, happened in (
-        (Altered.TRUNCATED_MASKED, masked),
-        (Altered.HISTORY_CUT, found.num_left_out > 0),
-        (Altered.FOLLOW_UP_SHORTENED, told != follow_up),
+        (Alteration.TRUNCATED_MASKED, masked),
+        (Alteration.HISTORY_CUT, found.num_left_out > 0),
+        (Alteration.FOLLOW_UP_SHORTENED, told != follow_up),
     ):
         if happened:
             counts.add(altered.value)
@@ -125,18 +125,18 @@ def _whole(sampling: Sampling) -> bool:
     )
 
 
-def _contexts(turn: Turn, chat: ChatFormat, config: Distill, told: str, *, room: int) -> Contexts | Unusable:
+def _contexts(turn: Turn, chat: ChatFormat, config: DistillConfig, told: str, *, room: int) -> Contexts | NotTrainable:
     render = cache(partial(chat.prompt_ids, tools=turn.tools, template_kwargs=turn.template_kwargs))
     block = hindsight_block(config.context.template, told)
     try:
         if not turn.text_only and render(turn.messages) != turn.prompt_ids:
-            return Unusable.PROMPT_MISMATCH
-        return contexts(turn.messages, block, render, config=config.context, room=room) or Unusable.TOO_LONG
+            return NotTrainable.PROMPT_MISMATCH
+        return contexts(turn.messages, block, render, config=config.context, room=room) or NotTrainable.TOO_LONG
     except DataError:
-        return Unusable.TEMPLATE_ERROR
+        return NotTrainable.TEMPLATE_ERROR
 
 
-def _response_ids(turn: Turn, chat: ChatFormat, config: Distill) -> tuple[int, ...]:
+def _response_ids(turn: Turn, chat: ChatFormat, config: DistillConfig) -> tuple[int, ...]:
     ids = chat.text_ids(chat.control.escape(turn.response)) if turn.text_only else turn.response_ids
     emitted = turn.text_only and turn.finish_reason is FinishReason.STOP
     ends = emitted or config.context.end_token == "always"

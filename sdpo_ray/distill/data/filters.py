@@ -4,11 +4,11 @@ import math
 from collections.abc import Hashable
 from enum import StrEnum
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.records import FOREIGN, FinishReason, Interaction, Turn
 
 
-class Unusable(StrEnum):
+class NotTrainable(StrEnum):
     """Why an interaction is not learned from; in the order in which it is looked for."""
 
     TEXT_ONLY = "text_only"
@@ -31,7 +31,7 @@ class Unusable(StrEnum):
     """The last user message and what follows it do not fit, whatever is left out before it."""
 
 
-class Altered(StrEnum):
+class Alteration(StrEnum):
     """What was done to an interaction that counts in the batch all the same."""
 
     TRUNCATED_MASKED = "truncated_masked"
@@ -41,16 +41,16 @@ class Altered(StrEnum):
     FOLLOW_UP_SHORTENED = "follow_up_shortened"
 
 
-def unfit(turn: Turn, config: Distill, parent_version: int) -> Unusable | None:
+def filter_reason(turn: Turn, config: DistillConfig, parent_version: int) -> NotTrainable | None:
     """Why not, as far as it is seen without rendering anything."""
     limit = config.signal.max_staleness
     checks = {
-        Unusable.TEXT_ONLY: turn.policy_version == FOREIGN and config.context.text_only == "refuse",
-        Unusable.REDACTED: bool(turn.redactions) and config.context.redacted == "refuse",
-        Unusable.STALE: limit is not None and staleness(turn, parent_version) > limit,
-        Unusable.TRUNCATED: cut_off(turn) and config.context.truncated == "drop",
-        Unusable.EMPTY_RESPONSE: not (turn.response if turn.text_only else turn.response_ids),
-        Unusable.NON_FINITE_LOGPROB: not all(map(math.isfinite, turn.response_logprobs)),
+        NotTrainable.TEXT_ONLY: turn.policy_version == FOREIGN and config.context.text_only == "refuse",
+        NotTrainable.REDACTED: bool(turn.redactions) and config.context.redacted == "refuse",
+        NotTrainable.STALE: limit is not None and staleness(turn, parent_version) > limit,
+        NotTrainable.TRUNCATED: cut_off(turn) and config.context.truncated == "drop",
+        NotTrainable.EMPTY_RESPONSE: not (turn.response if turn.text_only else turn.response_ids),
+        NotTrainable.NON_FINITE_LOGPROB: not all(map(math.isfinite, turn.response_logprobs)),
     }
     return next((reason for reason, found in checks.items() if found), None)
 

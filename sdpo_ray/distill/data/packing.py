@@ -17,7 +17,7 @@ MicroBatch = tuple[Example, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class PackedRows:
     """One context of a micro-batch as tensors: B sequences of S tokens in all, N of them scored."""
 
     ids_1S: Tensor
@@ -77,7 +77,7 @@ def shard(batch: Sequence[Example], *, rank: int, num_workers: int, max_tokens: 
     return packed[rank] + [()] * (most - len(packed[rank]))
 
 
-def rows(micro_batch: MicroBatch, *, hindsight: bool, device: torch.device | None = None) -> Rows:
+def rows(micro_batch: MicroBatch, *, hindsight: bool, device: torch.device | None = None) -> PackedRows:
     """The tensors of context (x, o) or x. An empty micro-batch is one token that is not scored."""
     contexts = [item.hindsight_ids if hindsight else item.prompt_ids for item in micro_batch]
     texts = [context + item.response_ids for context, item in zip(contexts, micro_batch, strict=True)] or [(0,)]
@@ -95,7 +95,7 @@ def rows(micro_batch: MicroBatch, *, hindsight: bool, device: torch.device | Non
     def long(values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
 
-    return Rows(
+    return PackedRows(
         ids_1S=long([token for text in texts for token in text])[None],
         positions_1S=long([place for text in texts for place in range(len(text))])[None],
         bounds=torch.tensor(starts, dtype=torch.int32, device=device),

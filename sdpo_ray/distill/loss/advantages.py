@@ -18,11 +18,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from sdpo_ray.config.distill import Signal
+from sdpo_ray.config.distill import SignalConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class LossTerms:
     """What is known of the scored tokens before the student has scored them. NaN is an unknown log-prob."""
 
     weight_N: Tensor
@@ -35,12 +35,12 @@ class Terms:
     reference_logp_N: Tensor
     """log q(y_t | x), which takes the student's place in A; NaN where that is the student itself."""
 
-    def chunk(self, part: slice) -> "Terms":
-        return Terms(**{each.name: getattr(self, each.name)[part] for each in fields(self)})
+    def chunk(self, part: slice) -> "LossTerms":
+        return LossTerms(**{each.name: getattr(self, each.name)[part] for each in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moves:
+class PolicyGradient:
     """How the sampled estimator moves each token: d L / d log p(y_t), and what it was made of."""
 
     coefficient_N: Tensor
@@ -50,40 +50,40 @@ class Moves:
     """r_t."""
 
 
-def moves(
+def policy_gradient(
     logp_N: Tensor,
     advantage_N: Tensor,
-    terms: Terms,
-    signal: Signal,
+    terms: LossTerms,
+    signal: SignalConfig,
     *,
     kl_penalty: float = 0.0,
     baseline: Tensor | float = 0.0,
-) -> Moves:
+) -> PolicyGradient:
     """The sampled estimator for detached student log-probs and advantages that are bounded already."""
     centred_N = advantage_N - baseline
     if signal.baseline == "seq_mean":
         centred_N = centred_N - row_means(centred_N, terms.row_N)
     ratio_N = importance(logp_N, terms.sampler_logp_N, signal.tis_cap)
-    pull_N = base_pull(logp_N, terms.base_logp_N, kl_penalty)
-    return Moves(
+    pull_N = base_kl_term(logp_N, terms.base_logp_N, kl_penalty)
+    return PolicyGradient(
         coefficient_N=-terms.weight_N * ratio_N * (centred_N - pull_N), advantage_N=advantage_N, ratio_N=ratio_N
     )
 
 
-def advantages(logp_N: Tensor, terms: Terms, signal: Signal) -> Tensor:
+def advantages(logp_N: Tensor, terms: LossTerms, signal: SignalConfig) -> Tensor:
     """Bounded A_t in nats from the teacher's scores of the sampled tokens, for detached student log-probs."""
     reference_N = torch.where(terms.reference_logp_N.isnan(), logp_N, terms.reference_logp_N)
     return bounded(terms.teacher_logp_N - reference_N, signal)
 
 
-def base_pull(logp_N: Tensor, base_logp_N: Tensor, kl_penalty: float) -> Tensor:
+def base_kl_term(logp_N: Tensor, base_logp_N: Tensor, kl_penalty: float) -> Tensor:
     """beta (log p - log p_base), the gradient's factor of the penalty beta KL(p || p_base); 0 where it is unknown."""
     if not kl_penalty:
         return torch.zeros_like(logp_N)
     return kl_penalty * torch.nan_to_num(logp_N - base_logp_N, nan=0.0)
 
 
-def bounded(advantage_N: Tensor, signal: Signal) -> Tensor:
+def bounded(advantage_N: Tensor, signal: SignalConfig) -> Tensor:
     """log(a e^A + 1 - a), which is at least log(1 - a), then clamped to [-clip, clip]."""
     if signal.log_mix is not None:
         # A of 0 must stay exactly 0: an empty follow-up teaches nothing.

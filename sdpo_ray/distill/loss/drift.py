@@ -9,20 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.data.examples import Example
-from sdpo_ray.distill.data.packing import Rows, micro_batches, rows
+from sdpo_ray.distill.data.packing import PackedRows, micro_batches, rows
 from sdpo_ray.distill.loss.kl_monitor import BaseView
 from sdpo_ray.distill.loss.step import StepSums
 from sdpo_ray.distill.model.load import compute_dtype, load_packed
-from sdpo_ray.distill.model.packed_lm import Scorer, Work, scores_of
+from sdpo_ray.distill.model.packed_lm import PackedLM, Work, scores_of
 from sdpo_ray.errors import LearnerError
 
 _WINDOW = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
+class BaseScores:
     """What the run's base says of an update's answers."""
 
     view: BaseView
@@ -30,7 +30,7 @@ class Base:
     """Of all answers where KL to the base is penalised; else none."""
 
 
-def probes(examples: Sequence[Example], config: Distill) -> list[Example]:
+def probes(examples: Sequence[Example], config: DistillConfig) -> list[Example]:
     """The examples on which KL to the base is watched, spread evenly."""
     if len(examples) <= config.drift.num_probes:
         return list(examples)
@@ -38,12 +38,12 @@ def probes(examples: Sequence[Example], config: Distill) -> list[Example]:
     return [examples[math.floor(index * stride)] for index in range(config.drift.num_probes)]
 
 
-def load_base(base: Path, config: Distill, device: torch.device) -> Scorer:
-    scorer: Scorer = Scorer(load_packed(base, compute_dtype(config))).to(device)
+def load_base(base: Path, config: DistillConfig, device: torch.device) -> PackedLM:
+    scorer: PackedLM = PackedLM(load_packed(base, compute_dtype(config))).to(device)
     return scorer
 
 
-def view_of(base: Scorer, watched: Sequence[Example], config: Distill, *, same_head: bool) -> BaseView:
+def view_of(base: PackedLM, watched: Sequence[Example], config: DistillConfig, *, same_head: bool) -> BaseView:
     """The base's hidden states of the watched answers; `same_head` where the policy's output weights are the base's."""
     return BaseView(
         hidden=_each(base, watched, config, lambda context: lambda hidden_ND, weight_VD: hidden_ND),
@@ -51,13 +51,13 @@ def view_of(base: Scorer, watched: Sequence[Example], config: Distill, *, same_h
     )
 
 
-def base_logprobs(base: Scorer, examples: Sequence[Example], config: Distill) -> dict[str, Tensor]:
+def base_logprobs(base: PackedLM, examples: Sequence[Example], config: DistillConfig) -> dict[str, Tensor]:
     """log p_base(y_t | x) of the scored tokens of each example, on the CPU."""
     return _each(base, examples, config, lambda context: scores_of(context, config.workers.logits_mib))
 
 
 def _each(
-    base: Scorer, examples: Sequence[Example], config: Distill, work: Callable[[Rows], Work]
+    base: PackedLM, examples: Sequence[Example], config: DistillConfig, work: Callable[[PackedRows], Work]
 ) -> dict[str, Tensor]:
     """What `work` makes of each example's scored positions, without hindsight, on the CPU."""
     device = base.head.weight.device
@@ -74,7 +74,7 @@ def _each(
 class DriftStop:
     """Ends a run, with its reason, when the last steps together are further from the base than allowed."""
 
-    def __init__(self, config: Distill) -> None:
+    def __init__(self, config: DistillConfig) -> None:
         self._limits = config.drift
         self._recent: deque[StepSums] = deque(maxlen=_WINDOW)
 

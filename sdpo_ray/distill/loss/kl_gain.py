@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sdpo_ray.config import Distill
-from sdpo_ray.config.distill import Teacher as TeacherConfig
+from sdpo_ray.config import DistillConfig
+from sdpo_ray.config.distill import TeacherConfig
 from sdpo_ray.distill.data.examples import Example
-from sdpo_ray.distill.data.packing import Rows, micro_batches, rows
+from sdpo_ray.distill.data.packing import PackedRows, micro_batches, rows
 from sdpo_ray.distill.loss.advantages import normalized, reverse_kl
 from sdpo_ray.distill.loss.teacher import Teacher
 from sdpo_ray.distill.model.lm_head import logits
@@ -28,7 +28,7 @@ _AT_ONCE = 32
 
 
 def gains(
-    learner: Learner, interactions: Sequence[Interaction], examples: Sequence[Example], config: Distill
+    learner: Learner, interactions: Sequence[Interaction], examples: Sequence[Example], config: DistillConfig
 ) -> tuple[Gain, ...]:
     """One for each of `examples` that has scored tokens; `interactions` are those they were made of. Collective."""
     conversations = {each.interaction_id: each.conversation for each in interactions}
@@ -58,7 +58,7 @@ def _hidden(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
     return hidden_ND
 
 
-def _gained(context: Rows, told_ND: Tensor, before_ND: Tensor) -> Work:
+def _gained(context: PackedRows, told_ND: Tensor, before_ND: Tensor) -> Work:
     """Work over the personal policy's hidden states; no adapter is on the output weights, so all three share them."""
 
     def work(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:

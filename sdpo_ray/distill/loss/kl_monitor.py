@@ -29,7 +29,7 @@ class BaseView:
     """The base's output weights; None where the policy's own are the same and do not learn."""
 
 
-class Watch:
+class KLMonitor:
     """One micro-batch. After the student's pass `kl` is the sum over `num_tokens` watched tokens, in nats."""
 
     def __init__(self, view: BaseView, micro_batch: Sequence[Example], device: torch.device) -> None:

@@ -6,23 +6,23 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sdpo_ray.config import Distill
-from sdpo_ray.distill.data.packing import Rows
+from sdpo_ray.config import DistillConfig
+from sdpo_ray.distill.data.packing import PackedRows
 from sdpo_ray.distill.loss.advantages import (
-    Terms,
+    LossTerms,
     advantages,
-    base_pull,
+    base_kl_term,
     importance,
-    moves,
+    policy_gradient,
     reverse_kl,
     target_logprobs,
 )
-from sdpo_ray.distill.loss.kl_monitor import Watch
+from sdpo_ray.distill.loss.kl_monitor import KLMonitor
 from sdpo_ray.distill.model.lm_head import fused_loss, logits, logprobs, score_
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taught:
+class TeacherScores:
     """What the teacher said: log-probs [N] of the scored tokens, or hidden states [N, D] with its output weights.
 
     `reference` is the same without hindsight; None where the student's own score is A's reference. SFT has no teacher.
@@ -34,18 +34,18 @@ class Taught:
     """None where the teacher's output weights are the student's."""
 
 
-class Student:
+class SDPOLoss:
     """One micro-batch. After `loss`, `logp_N`, `advantage_N` and `ratio_N` hold what the student scored, detached."""
 
     def __init__(
         self,
-        context: Rows,
-        terms: Terms,
-        taught: Taught,
-        config: Distill,
+        context: PackedRows,
+        terms: LossTerms,
+        taught: TeacherScores,
+        config: DistillConfig,
         *,
         baseline: float = 0.0,
-        watch: Watch | None = None,
+        watch: KLMonitor | None = None,
     ) -> None:
         self._context = context
         self._terms = terms
@@ -92,7 +92,7 @@ class Student:
     def _supervised(self, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         terms = self._terms.chunk(part)
         logp_C, total_C1 = self._scored(logits_CV, part)
-        pull_C = base_pull(logp_C, terms.base_logp_N, self._config.drift.kl_penalty)
+        pull_C = base_kl_term(logp_C, terms.base_logp_N, self._config.drift.kl_penalty)
         return self._move(logits_CV, total_C1, logp_C, -terms.weight_N * (1 - pull_C), part)
 
     def _estimated(self, weight_VD: Tensor, logits_CV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
@@ -122,7 +122,7 @@ class Student:
 
     def _moved(self, logp_C: Tensor, advantage_C: Tensor, part: slice, baseline: Tensor | float) -> Tensor:
         """dL / d log p(y_t) of the sampled estimator; keeps the record."""
-        moved = moves(
+        moved = policy_gradient(
             logp_C,
             advantage_C,
             self._terms.chunk(part),
@@ -153,7 +153,7 @@ class Student:
             logp_C = (student_CV.gather(-1, target_C1) - student_CV.logsumexp(-1, keepdim=True))[:, 0]
             known_C = logp_C.detach()
             ratio_C = importance(known_C, terms.sampler_logp_N, signal.tis_cap)
-            pull_C = base_pull(known_C, terms.base_logp_N, self._config.drift.kl_penalty)
+            pull_C = base_kl_term(known_C, terms.base_logp_N, self._config.drift.kl_penalty)
             loss = (terms.weight_N * ratio_C * (kl_C + pull_C * logp_C)).sum()
             (grad_CV,) = torch.autograd.grad(loss, student_CV)
         self.logp_N[part], self.ratio_N[part] = known_C, ratio_C

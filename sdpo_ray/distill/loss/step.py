@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo_ray.config import Distill
-from sdpo_ray.distill.data.packing import MicroBatch, Rows, rows
-from sdpo_ray.distill.loss.advantages import Terms, finite_rows, token_weights
-from sdpo_ray.distill.loss.kl_monitor import BaseView, Watch
-from sdpo_ray.distill.loss.sdpo_loss import Student, Taught
+from sdpo_ray.config import DistillConfig
+from sdpo_ray.distill.data.packing import MicroBatch, PackedRows, rows
+from sdpo_ray.distill.loss.advantages import LossTerms, finite_rows, token_weights
+from sdpo_ray.distill.loss.kl_monitor import BaseView, KLMonitor
+from sdpo_ray.distill.loss.sdpo_loss import SDPOLoss, TeacherScores
 from sdpo_ray.distill.model.packed_lm import Work, scores_of
 from sdpo_ray.errors import LearnerError
 
@@ -32,10 +32,10 @@ def _one_worker(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class StepPolicy:
     """What a step needs of the policy that learns; by default one worker's, its own teacher, without DeepSpeed."""
 
-    run: Callable[[Rows, Work], Any]
+    run: Callable[[PackedRows, Work], Any]
     """A forward pass of the body, then the work."""
     device: torch.device
     backward: Callable[[Tensor, bool], None] = _plain_backward
@@ -73,13 +73,13 @@ class StepSums:
 
 
 def run_step(
-    micro_batches: Sequence[MicroBatch], policy: Policy, config: Distill, *, baseline: float = 0.0
+    micro_batches: Sequence[MicroBatch], policy: StepPolicy, config: DistillConfig, *, baseline: float = 0.0
 ) -> StepSums:
     """Leave the gradient of L of the whole batch behind. Every worker calls it with as many micro-batches.
 
     Raises LearnerError, on every worker, where no sequence is left or the policy cannot score what it answered.
     """
-    taught = teach(micro_batches, policy, config)
+    taught = score_with_teacher(micro_batches, policy, config)
     kept = [item for micro_batch, _ in taught for item in micro_batch]
     num_dropped = sum(map(len, micro_batches)) - len(kept)
     num_scored = sum(item.num_scored for item in kept)
@@ -92,8 +92,8 @@ def run_step(
     for index, (micro_batch, lesson) in enumerate(taught):
         context = rows(micro_batch, hindsight=False, device=policy.device)
         terms = _terms(micro_batch, context, lesson, policy, config, sequences, tokens)
-        watch = Watch(policy.base_view, micro_batch, policy.device) if policy.base_view is not None else None
-        student = Student(context, terms, lesson, config, baseline=baseline, watch=watch)
+        watch = KLMonitor(policy.base_view, micro_batch, policy.device) if policy.base_view is not None else None
+        student = SDPOLoss(context, terms, lesson, config, baseline=baseline, watch=watch)
         loss = policy.run(context, student.loss)
         policy.backward(loss, index == len(taught) - 1)
         sums += _sums(loss.detach(), student, terms, config, watch)
@@ -116,15 +116,17 @@ def run_step(
     )
 
 
-def teach(micro_batches: Sequence[MicroBatch], policy: Policy, config: Distill) -> list[tuple[MicroBatch, Taught]]:
+def score_with_teacher(
+    micro_batches: Sequence[MicroBatch], policy: StepPolicy, config: DistillConfig
+) -> list[tuple[MicroBatch, TeacherScores]]:
     """Of each micro-batch the sequences whose scores under hindsight are finite, and what the teacher says of them."""
     if config.objective == "sft":
-        return [(micro_batch, Taught()) for micro_batch in micro_batches]
+        return [(micro_batch, TeacherScores()) for micro_batch in micro_batches]
     with torch.no_grad(), policy.teacher():
         return [_teach(micro_batch, policy, config) for micro_batch in micro_batches]
 
 
-def _teach(micro_batch: MicroBatch, policy: Policy, config: Distill) -> tuple[MicroBatch, Taught]:
+def _teach(micro_batch: MicroBatch, policy: StepPolicy, config: DistillConfig) -> tuple[MicroBatch, TeacherScores]:
     context = rows(micro_batch, hindsight=True, device=policy.device)
     hindsight, weight_VD = policy.run(context, _kept(context, config))
     reference = None
@@ -135,7 +137,7 @@ def _teach(micro_batch: MicroBatch, policy: Policy, config: Distill) -> tuple[Mi
     if reference is not None:
         finite_B &= finite_rows(reference, context.row_N, len(micro_batch))
     stays_N = finite_B[context.row_N]
-    lesson = Taught(
+    lesson = TeacherScores(
         hindsight=hindsight[stays_N],
         reference=None if reference is None else reference[stays_N],
         weight_VD=weight_VD if policy.own_head and config.signal.compares_distributions else None,
@@ -143,7 +145,7 @@ def _teach(micro_batch: MicroBatch, policy: Policy, config: Distill) -> tuple[Mi
     return tuple(compress(micro_batch, finite_B.tolist())), lesson
 
 
-def _kept(context: Rows, config: Distill) -> Work:
+def _kept(context: PackedRows, config: DistillConfig) -> Work:
     """What is kept of the teacher's pass: scores, or hidden states where distributions are compared; and its head."""
     score = scores_of(context, config.workers.logits_mib)
 
@@ -157,13 +159,13 @@ def _kept(context: Rows, config: Distill) -> Work:
 
 def _terms(
     micro_batch: MicroBatch,
-    context: Rows,
-    lesson: Taught,
-    policy: Policy,
-    config: Distill,
+    context: PackedRows,
+    lesson: TeacherScores,
+    policy: StepPolicy,
+    config: DistillConfig,
     sequences: int,
     tokens: int,
-) -> Terms:
+) -> LossTerms:
     counts = [item.num_scored for item in micro_batch]
     unknown_N = torch.full((sum(counts),), math.nan, dtype=torch.float32, device=policy.device)
     sampler = [
@@ -176,7 +178,7 @@ def _terms(
         for item, count in zip(micro_batch, counts, strict=True)
     ]
     scalar = lesson.hindsight is not None and lesson.hindsight.ndim == 1
-    return Terms(
+    return LossTerms(
         weight_N=token_weights(
             counts, [item.weight for item in micro_batch], config.signal.normalize, sequences, tokens
         ).to(policy.device),
@@ -188,7 +190,7 @@ def _terms(
     )
 
 
-def _sums(loss: Tensor, student: Student, terms: Terms, config: Distill, watch: Watch | None) -> Tensor:
+def _sums(loss: Tensor, student: SDPOLoss, terms: LossTerms, config: DistillConfig, watch: KLMonitor | None) -> Tensor:
     logp_N, advantage_N = student.logp_N, student.advantage_N
     known_N = ~terms.sampler_logp_N.isnan()
     parts = [

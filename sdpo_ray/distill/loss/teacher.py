@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdpo_ray.config.distill import Teacher as TeacherConfig
+from sdpo_ray.config.distill import TeacherConfig
 
 
 class Teacher:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.model.attention import PACKED, register
 
 Dtype = Literal["float32", "bfloat16"]
@@ -49,7 +49,7 @@ def load_packed(
     return model
 
 
-def compute_dtype(config: Distill) -> Dtype:
+def compute_dtype(config: DistillConfig) -> Dtype:
     """What the weights are held in while they are used."""
     return "float32" if config.workers.precision == "float32" else "bfloat16"
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo_ray.config.distill import Lora
+from sdpo_ray.config.distill import LoraConfig
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.io.files import read_json, write_json
 
@@ -32,7 +32,7 @@ class AdapterConfig:
     lora_alpha: float
 
 
-def base_of(parent: Path, lora: Lora) -> Path:
+def base_of(parent: Path, lora: LoraConfig) -> Path:
     """The weights beneath an update's adapter: those beneath the parent's own of the same shape, else the parent's."""
     file = parent / ADAPTER / CONFIG
     if not lora.rank or not file.exists():
@@ -42,7 +42,7 @@ def base_of(parent: Path, lora: Lora) -> Path:
     return base if (config.r, config.lora_alpha) == (lora.rank, lora.alpha) and base.exists() else parent
 
 
-def inject(model: Any, lora: Lora, *, parent: Path, base: Path, seed: int) -> None:
+def inject(model: Any, lora: LoraConfig, *, parent: Path, base: Path, seed: int) -> None:
     """Put an adapter on all linear layers of the body and freeze everything else; alike on every worker.
 
     It is the parent's own where `base` is not the parent itself, else one that changes nothing yet.
@@ -63,7 +63,7 @@ def inject(model: Any, lora: Lora, *, parent: Path, base: Path, seed: int) -> No
             raise LearnerError(f"{parent / ADAPTER} does not fit {base}: {strange[0]}")
 
 
-def save(trained: dict[str, Tensor], directory: Path, *, base: Path, lora: Lora) -> None:
+def save(trained: dict[str, Tensor], directory: Path, *, base: Path, lora: LoraConfig) -> None:
     """Write the adapter in peft's format. `trained` has the model's own parameter names."""
     from safetensors.torch import save_file
 
@@ -90,7 +90,7 @@ def save(trained: dict[str, Tensor], directory: Path, *, base: Path, lora: Lora)
     )
 
 
-def merged(base: dict[str, Tensor], trained: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
+def merged(base: dict[str, Tensor], trained: dict[str, Tensor], lora: LoraConfig) -> dict[str, Tensor]:
     """The base's tensors with alpha / rank B A added in fp32, in the base's own precision."""
     weights = dict(base)
     for name, down in trained.items():

@@ -12,8 +12,8 @@ from sdpo_ray.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """A decoder of attention and gated feed-forward layers. Made by `read_shape`; read by `memory`."""
+class ModelSpec:
+    """A decoder of attention and gated feed-forward layers. Made by `read_model_spec`; read by `memory`."""
 
     num_parameters: int
     """Tied weights counted once."""
@@ -48,7 +48,7 @@ class Shape:
         return sum(rank * (into + out) for into, out in self.linears)
 
 
-def read_shape(path: Path) -> Shape:
+def read_model_spec(path: Path) -> ModelSpec:
     """The shape in a `config.json`, or in a policy's directory.
 
     Raises ConfigError where there is none, or none of a dense decoder with gated feed-forward layers.
@@ -65,7 +65,7 @@ def read_shape(path: Path) -> Shape:
     return _counted(facts, file)
 
 
-def _counted(facts: dict[str, Any], file: Path) -> Shape:
+def _counted(facts: dict[str, Any], file: Path) -> ModelSpec:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -79,7 +79,7 @@ def _counted(facts: dict[str, Any], file: Path) -> Shape:
     body = dict(model.base_model.named_modules())
     if not any(name.endswith("mlp.gate_proj") for name in body) or hasattr(config, "num_experts"):
         raise ConfigError(f"{file}: memory is estimated for dense decoders with gated feed-forward layers alone")
-    return Shape(
+    return ModelSpec(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_layers=config.num_hidden_layers,
         hidden=config.hidden_size,

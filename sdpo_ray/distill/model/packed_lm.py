@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sdpo_ray.distill.data.packing import Rows
+from sdpo_ray.distill.data.packing import PackedRows
 from sdpo_ray.distill.model.lm_head import logprobs
 from sdpo_ray.errors import ConfigError
 
@@ -13,7 +13,7 @@ Work = Callable[[Tensor, Tensor], Any]
 """What is done with hidden states [N, D] at the scored positions and the output weights [V, D]."""
 
 
-class Scorer(nn.Module):  # type: ignore[misc]
+class PackedLM(nn.Module):  # type: ignore[misc]
     """`forward(rows, work)` returns `work(hidden [N, D], weights [V, D])`.
 
     The output weights belong to a module of their own, so that ZeRO-3 gathers them once for all chunks.
@@ -28,7 +28,7 @@ class Scorer(nn.Module):  # type: ignore[misc]
         self.body = model.base_model
         self.head = _Head(output.weight)
 
-    def forward(self, rows: Rows, work: Work) -> Any:
+    def forward(self, rows: PackedRows, work: Work) -> Any:
         hidden_1SD = self.body(
             input_ids=rows.ids_1S,
             position_ids=rows.positions_1S,
@@ -41,7 +41,7 @@ class Scorer(nn.Module):  # type: ignore[misc]
         return self.head(hidden_1SD[0, rows.scored_N], work)
 
 
-def scores_of(rows: Rows, logits_mib: int) -> Work:
+def scores_of(rows: PackedRows, logits_mib: int) -> Work:
     """Work that returns log p [N] of the scored tokens, without gradient."""
 
     def work(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:

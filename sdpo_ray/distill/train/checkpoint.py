@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from sdpo_ray.distill.train.learner import Learner
 from sdpo_ray.io.files import READY, fsync_directory, is_ready
-from sdpo_ray.records import Refusal, StepMetrics
+from sdpo_ray.records import RefusalCount, StepMetrics
 
 _TAG = "engine"
 
@@ -23,7 +23,7 @@ def save(
     directory: Path,
     learner: Learner,
     steps: list[StepMetrics],
-    refused: tuple[Refusal, ...],
+    refused: tuple[RefusalCount, ...],
     *,
     rank: int,
     num_workers: int,
@@ -54,7 +54,7 @@ def save(
 
 def load(
     directory: Path, learner: Learner, *, rank: int, num_workers: int
-) -> tuple[list[StepMetrics], tuple[Refusal, ...]] | None:
+) -> tuple[list[StepMetrics], tuple[RefusalCount, ...]] | None:
     """Put the newest whole checkpoint that fits into the learner; None where there is none. Collective."""
     pattern = f"step-*-by-{num_workers if learner.is_sharded else '*'}"
     found = [path for path in sorted(directory.glob(pattern)) if is_ready(path)]

@@ -4,11 +4,11 @@ import logging
 import math
 from typing import Any
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.errors import ConfigError
 
 
-def deepspeed_engine(module: Any, config: Distill) -> Any:
+def deepspeed_engine(module: Any, config: DistillConfig) -> Any:
     """A DeepSpeed engine over what of `module` is trained. Raises ConfigError where the optimizer is not installed."""
     import deepspeed
 
@@ -26,7 +26,7 @@ def deepspeed_engine(module: Any, config: Distill) -> Any:
     return engine
 
 
-def deepspeed_config(config: Distill) -> dict[str, Any]:
+def deepspeed_config(config: DistillConfig) -> dict[str, Any]:
     """What DeepSpeed is told; accumulation is driven by `step.run_step`, the rate by `learning_rate`."""
     zero: dict[str, Any] = {"stage": config.workers.zero_stage}
     if config.workers.offload != "none":
@@ -51,7 +51,7 @@ def deepspeed_config(config: Distill) -> dict[str, Any]:
     return told
 
 
-def learning_rate(step: int, num_steps: int, config: Distill) -> float:
+def learning_rate(step: int, num_steps: int, config: DistillConfig) -> float:
     """The rate of the `step`-th of `num_steps` steps, from 1: a linear rise, then constant or half a cosine to 0."""
     rising = math.ceil(config.warmup * num_steps)
     if step <= rising:
@@ -62,11 +62,11 @@ def learning_rate(step: int, num_steps: int, config: Distill) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _adam(config: Distill) -> dict[str, Any]:
+def _adam(config: DistillConfig) -> dict[str, Any]:
     return {"lr": config.learning_rate, "betas": [0.9, 0.999], "eps": config.adam_eps, "weight_decay": 0.0}
 
 
-def _adamw_8bit(parameters: list[Any], config: Distill) -> Any:
+def _adamw_8bit(parameters: list[Any], config: DistillConfig) -> Any:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
-from sdpo_ray.config.distill import Lora
+from sdpo_ray.config.distill import LoraConfig
 from sdpo_ray.distill.attribution.relevance import RELEVANCE_FILE
 from sdpo_ray.distill.model import lora_adapter
 from sdpo_ray.distill.model.load import Dtype, load_policy
@@ -43,7 +43,7 @@ def export(
     *,
     parent: Path,
     base: Path,
-    lora: Lora,
+    lora: LoraConfig,
     teacher: dict[str, Tensor] | None,
     relevance: Sequence[Relevance] = (),
     gains: Sequence[Gain] = (),

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from sdpo_ray.config import Distill
-from sdpo_ray.distill.train.update_spec import CANDIDATE_FILE, Job, num_steps
+from sdpo_ray.config import DistillConfig
+from sdpo_ray.distill.train.update_spec import CANDIDATE_FILE, UpdateSpec, num_steps
 from sdpo_ray.distill.train.worker import train
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.io.files import is_ready, read_json
@@ -25,7 +25,7 @@ def distill(
     parent: Release,
     policy_version: int,
     out: Path,
-    config: Distill,
+    config: DistillConfig,
     max_model_len: int,
     seed: int,
     base: Path,
@@ -44,7 +44,7 @@ def distill(
     if is_ready(out):
         return _sealed(out, snapshot, parent)
     scratch = out.with_name(f".{out.name}.train")
-    job = Job(
+    job = UpdateSpec(
         snapshot=snapshot,
         parent=parent,
         policy_version=policy_version,
@@ -68,7 +68,7 @@ def distill(
     return _sealed(out, snapshot, parent)
 
 
-def _prepare(job: Job) -> None:
+def _prepare(job: UpdateSpec) -> None:
     """An empty scratch directory, or the one an earlier attempt at this very update left."""
     same = job.scratch / "job.sha256"
     digest = hashlib.sha256(repr(job).encode()).hexdigest()
@@ -79,7 +79,7 @@ def _prepare(job: Job) -> None:
     same.write_text(digest)
 
 
-def _run(job: Job, on_step: Callable[[int, int], None] | None) -> str | None:
+def _run(job: UpdateSpec, on_step: Callable[[int, int], None] | None) -> str | None:
     """Why there is no candidate, or None."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

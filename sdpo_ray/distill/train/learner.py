@@ -13,17 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.data.examples import Example
 from sdpo_ray.distill.data.packing import micro_batches, rows, shard
-from sdpo_ray.distill.loss.drift import Base
-from sdpo_ray.distill.loss.step import Policy, StepSums, run_step
+from sdpo_ray.distill.loss.drift import BaseScores
+from sdpo_ray.distill.loss.step import StepPolicy, StepSums, run_step
 from sdpo_ray.distill.loss.teacher import Teacher
 from sdpo_ray.distill.model import lora_adapter
 from sdpo_ray.distill.model.load import checkpoint_activations, compute_dtype, load_packed
-from sdpo_ray.distill.model.packed_lm import Scorer, scores_of
+from sdpo_ray.distill.model.packed_lm import PackedLM, scores_of
 from sdpo_ray.distill.train.deepspeed_engine import deepspeed_config, deepspeed_engine, learning_rate
-from sdpo_ray.distill.train.zero_gather import go_on_teaching
+from sdpo_ray.distill.train.zero_gather import restore_teacher
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.records import StepMetrics
 
@@ -31,7 +31,7 @@ _BASELINE_RATE = 0.1
 
 
 @dataclass(slots=True, kw_only=True)
-class Progress:
+class LearnerProgress:
     """What a learner is at, besides its tensors; saved with them."""
 
     step: int = 0
@@ -45,7 +45,7 @@ class Learner:
     def __init__(
         self,
         parent: Path,
-        config: Distill,
+        config: DistillConfig,
         *,
         num_steps: int,
         seed: int,
@@ -79,11 +79,11 @@ class Learner:
             for name, each in self.model.named_parameters(remove_duplicate=False)
             if each.requires_grad
         }
-        self.engine = deepspeed_engine(Scorer(self.model), config)
+        self.engine = deepspeed_engine(PackedLM(self.model), config)
         self.teacher = Teacher(config.teacher, list(dict.fromkeys(self.trained.values())))
         if config.teacher.kind == "ema" and not apart:
-            go_on_teaching(self.teacher, self.trained, parent)
-        self.progress = Progress()
+            restore_teacher(self.teacher, self.trained, parent)
+        self.progress = LearnerProgress()
 
     @property
     def has_adapter(self) -> bool:
@@ -94,10 +94,10 @@ class Learner:
         """Whether this worker's optimizer, or more, is only a part."""
         return self._config.workers.zero_stage > 0
 
-    def policy(self, base: Base) -> Policy:
+    def policy(self, base: BaseScores) -> StepPolicy:
         """What `run_step` works with."""
         live = self._config.teacher.kind == "live"
-        return Policy(
+        return StepPolicy(
             run=self.engine,
             backward=self._backward,
             teacher=self.teacher.weights,
@@ -120,7 +120,7 @@ class Learner:
             found |= {item.interaction_id: part.tolist() for item, part in zip(micro_batch, parts, strict=True)}
         return [found[item.interaction_id] for item in examples]
 
-    def step(self, batch: Sequence[Example], base: Base) -> tuple[StepMetrics, StepSums]:
+    def step(self, batch: Sequence[Example], base: BaseScores) -> tuple[StepMetrics, StepSums]:
         """One optimizer step. Raises LearnerError on every worker."""
         number, config = self.progress.step + 1, self._config
         mine = shard(

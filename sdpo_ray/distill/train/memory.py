@@ -25,8 +25,8 @@ Liger's kernels keep less than that. With activation checkpointing a layer keeps
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdpo_ray.config import Distill
-from sdpo_ray.distill.model.model_spec import Shape, read_shape
+from sdpo_ray.config import DistillConfig
+from sdpo_ray.distill.model.model_spec import ModelSpec, read_model_spec
 
 _FP32 = 4
 _8BIT_ADAMW = 2 + 2 * _FP32 / 256
@@ -44,7 +44,7 @@ _MIXED, _MIXED_REFERENCE = 7, 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
+class MemoryEstimate:
     """Bytes of one worker. Made by `estimate`; read by `jobs.distill`."""
 
     num_parameters: int
@@ -84,19 +84,19 @@ class Memory:
         return self.held + max(self.activations + self.head, self.teaching, self.stepping, self.base)
 
 
-def estimate(shape: Path | Shape, config: Distill, max_model_len: int) -> Memory:
+def estimate(shape: Path | ModelSpec, config: DistillConfig, max_model_len: int) -> MemoryEstimate:
     """What each worker needs for updates of a policy of this shape.
 
     A micro-batch is full, and longer than that where one sequence of `max_model_len` is; all its tokens are scored.
     Raises ConfigError where `shape` is a path without a `config.json` of a dense decoder.
     """
-    worker = _Worker(shape if isinstance(shape, Shape) else read_shape(shape), config, max_model_len)
+    worker = _Worker(shape if isinstance(shape, ModelSpec) else read_model_spec(shape), config, max_model_len)
     spills, empties = worker.offload != "none", worker.offload == "all"
     weights, adapter, teacher = worker.weights(), worker.adapter(), worker.teacher()
     masters, moments = worker.masters(), worker.moments()
     gradients, host_gradients = worker.gradients()
     offloaded = host_gradients + (masters + moments) * spills + (weights + adapter + teacher) * empties
-    return Memory(
+    return MemoryEstimate(
         num_parameters=worker.shape.num_parameters,
         num_trained=worker.trained,
         weights=0 if empties else weights,
@@ -119,7 +119,7 @@ def estimate(shape: Path | Shape, config: Distill, max_model_len: int) -> Memory
 class _Worker:
     """Bytes of each part; the formulas are the module's."""
 
-    def __init__(self, shape: Shape, config: Distill, max_model_len: int) -> None:
+    def __init__(self, shape: ModelSpec, config: DistillConfig, max_model_len: int) -> None:
         self.shape, self._config, self._max_model_len = shape, config, max_model_len
         workers = config.workers
         self.offload, self._stage = workers.offload, workers.zero_stage

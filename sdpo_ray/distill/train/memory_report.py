@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sdpo_ray.config import Run
-from sdpo_ray.distill.model.model_spec import read_shape
-from sdpo_ray.distill.train.memory import Memory, estimate
+from sdpo_ray.distill.model.model_spec import read_model_spec
+from sdpo_ray.distill.train.memory import MemoryEstimate, estimate
 from sdpo_ray.distill.train.update_spec import num_steps
 from sdpo_ray.records import Snapshot
 from sdpo_ray.tables.arrow_schemas import read_interactions
@@ -32,7 +32,7 @@ def show(run: Run, snapshot: Snapshot | None, gpu_gib: float | None) -> None:
 
     Raises ConfigError without a shape.
     """
-    shape = read_shape(_shape(run))
+    shape = read_model_spec(_shape(run))
     memory = estimate(shape, run.distill, run.policy.max_model_len)
     console = Console()
     console.print(_facts(run, snapshot, memory))
@@ -47,7 +47,7 @@ def show(run: Run, snapshot: Snapshot | None, gpu_gib: float | None) -> None:
         console.print(verdict(memory, room))
 
 
-def verdict(memory: Memory, gpu_gib: float) -> str:
+def verdict(memory: MemoryEstimate, gpu_gib: float) -> str:
     """Whether a worker fits into a GPU's memory, and how to make it fit."""
     need, usable = memory.peak / _GIB, gpu_gib * (1 - _SPARE)
     told = f"{need:.1f} GiB of {gpu_gib:g} GiB, {_SPARE:.0%} kept free"
@@ -61,7 +61,7 @@ def verdict(memory: Memory, gpu_gib: float) -> str:
     return f"[red]does not fit:[/] {told}; {remedy}"
 
 
-def _facts(run: Run, snapshot: Snapshot | None, memory: Memory) -> Table:
+def _facts(run: Run, snapshot: Snapshot | None, memory: MemoryEstimate) -> Table:
     config, workers = run.distill, run.distill.workers
     table = Table(show_header=False, box=None)
     what = f"LoRA of rank {config.lora.rank}" if config.lora.rank else "all of them"
@@ -90,7 +90,7 @@ def _facts(run: Run, snapshot: Snapshot | None, memory: Memory) -> Table:
     return table
 
 
-def _memory(run: Run, memory: Memory) -> Table:
+def _memory(run: Run, memory: MemoryEstimate) -> Table:
     """Bytes of one worker by part, and the moments at which there is more."""
     unit, name = (_GIB, "GiB") if memory.peak > _GIB else (2**20, "MiB")
 

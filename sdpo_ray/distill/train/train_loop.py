@@ -18,15 +18,15 @@ from sdpo_ray.chat import ChatFormat
 from sdpo_ray.distill.attribution.relevance import measure, pick
 from sdpo_ray.distill.attribution.token_attribution import assemble
 from sdpo_ray.distill.data.examples import Example, examples
-from sdpo_ray.distill.data.filters import Altered
+from sdpo_ray.distill.data.filters import Alteration
 from sdpo_ray.distill.data.packing import batches
-from sdpo_ray.distill.loss.drift import Base, DriftStop, base_logprobs, load_base, probes, view_of
+from sdpo_ray.distill.loss.drift import BaseScores, DriftStop, base_logprobs, load_base, probes, view_of
 from sdpo_ray.distill.loss.kl_gain import gains
 from sdpo_ray.distill.train import checkpoint
 from sdpo_ray.distill.train.export import export
 from sdpo_ray.distill.train.learner import Learner
-from sdpo_ray.distill.train.update_spec import Job, num_steps
-from sdpo_ray.distill.train.zero_gather import taught, whole
+from sdpo_ray.distill.train.update_spec import UpdateSpec, num_steps
+from sdpo_ray.distill.train.zero_gather import gather_parameters, gather_teacher
 from sdpo_ray.errors import DataError, LearnerError
 from sdpo_ray.io.files import require_ready
 from sdpo_ray.records import (
@@ -34,7 +34,7 @@ from sdpo_ray.records import (
     Fingerprint,
     Gain,
     Interaction,
-    Refusal,
+    RefusalCount,
     Relevance,
     Snapshot,
     StepMetrics,
@@ -47,10 +47,10 @@ _NON_FINITE = "non_finite_advantage"
 _NUM_SIGNALS = 4
 
 
-class Update:
+class TrainLoop:
     """Every worker makes the same calls."""
 
-    def __init__(self, job: Job, *, rank: int, num_workers: int) -> None:
+    def __init__(self, job: UpdateSpec, *, rank: int, num_workers: int) -> None:
         self._job, self._rank, self._num_workers = job, rank, num_workers
         self._refused = Counters.empty()
         parent = Path(job.parent.path)
@@ -120,7 +120,7 @@ class Update:
             refused=refused,
         )
 
-    def _ask_base(self) -> Base:
+    def _ask_base(self) -> BaseScores:
         """What the base says; it is gone again afterwards. Every worker watches alike, and scores its share."""
         config, learner = self._job.config, self._learner
         base = load_base(self._job.base, config, learner.device)
@@ -131,13 +131,13 @@ class Update:
             same_head=learner.has_adapter and learner.base == self._job.base,
         )
         if not config.drift.kl_penalty:
-            return Base(view=view, logprobs={})
+            return BaseScores(view=view, logprobs={})
         mine = base_logprobs(base, self._examples[self._rank :: self._num_workers], config)
         shares: list[Any] = [mine]
         if self._num_workers > 1:
             shares = [None] * self._num_workers
             dist.all_gather_object(shares, mine)
-        return Base(view=view, logprobs={name: logp for share in shares for name, logp in share.items()})
+        return BaseScores(view=view, logprobs={name: logp for share in shares for name, logp in share.items()})
 
     def _signals(self) -> tuple[TokenSignal, ...]:
         """What the parent's weights make of the first few interactions, for people to look at."""
@@ -177,9 +177,11 @@ class Update:
         self, signals: tuple[TokenSignal, ...], relevance: tuple[Relevance, ...], gained: tuple[Gain, ...]
     ) -> None:
         job, learner = self._job, self._learner
-        trained = whole(learner.trained, keep=self._rank == 0)
+        trained = gather_parameters(learner.trained, keep=self._rank == 0)
         teacher = (
-            taught(learner.teacher, learner.trained, keep=self._rank == 0) if job.config.teacher.kind == "ema" else None
+            gather_teacher(learner.teacher, learner.trained, keep=self._rank == 0)
+            if job.config.teacher.kind == "ema"
+            else None
         )
         if self._rank == 0:
             candidate = Candidate(
@@ -189,8 +191,8 @@ class Update:
                 snapshot_id=job.snapshot.snapshot_id,
                 fingerprint=Fingerprint(token_ids=(), logprobs=()),
                 steps=tuple(self._steps),
-                refusals=tuple(each for each in self._counts() if each.reason not in set(Altered)),
-                alterations=tuple(each for each in self._counts() if each.reason in set(Altered)),
+                refusals=tuple(each for each in self._counts() if each.reason not in set(Alteration)),
+                alterations=tuple(each for each in self._counts() if each.reason in set(Alteration)),
                 signals=signals,
             )
             export(
@@ -204,8 +206,8 @@ class Update:
                 gains=gained,
             )
 
-    def _counts(self) -> tuple[Refusal, ...]:
-        return tuple(Refusal(reason=reason, n=n) for reason, n in sorted(self._refused.values.items()))
+    def _counts(self) -> tuple[RefusalCount, ...]:
+        return tuple(RefusalCount(reason=reason, n=n) for reason, n in sorted(self._refused.values.items()))
 
     def _report(self, steps: list[StepMetrics], mode: str) -> None:
         if self._rank == 0:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.io.files import read_json
 from sdpo_ray.records import Gain, Release, Snapshot
 
@@ -15,14 +15,14 @@ GAINS_FILE = "gains.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class UpdateSpec:
     """One update. Made by `launch`; the same on every worker."""
 
     snapshot: Snapshot
     parent: Release
     policy_version: int
     out: Path
-    config: Distill
+    config: DistillConfig
     max_model_len: int
     seed: int
     base: Path
@@ -40,5 +40,5 @@ def read_gains(candidate: Path) -> tuple[Gain, ...]:
     return tuple(read_json(file, list[Gain])) if file.exists() else ()
 
 
-def num_steps(num_examples: int, config: Distill) -> int:
+def num_steps(num_examples: int, config: DistillConfig) -> int:
     return config.epochs * math.ceil(num_examples / config.batch_size)

@@ -2,12 +2,12 @@
 
 import os
 
-from sdpo_ray.distill.train.update_spec import Job
+from sdpo_ray.distill.train.update_spec import UpdateSpec
 from sdpo_ray.errors import SdpoError
 from sdpo_ray.io.files import is_ready
 
 
-def train(job: Job) -> str | None:
+def train(job: UpdateSpec) -> str | None:
     """What Ray Train runs. Returns why there is no candidate: a refused update would be refused again."""
     try:
         _train(job)
@@ -16,7 +16,7 @@ def train(job: Job) -> str | None:
     return None
 
 
-def _train(job: Job) -> None:
+def _train(job: UpdateSpec) -> None:
     import ray.train
 
     if is_ready(job.out):
@@ -25,7 +25,7 @@ def _train(job: Job) -> None:
     if not job.config.workers.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     # DeepSpeed picks its accelerator when it is imported.
-    from sdpo_ray.distill.train.train_loop import Update
+    from sdpo_ray.distill.train.train_loop import TrainLoop
 
     context = ray.train.get_context()
-    Update(job, rank=context.get_world_rank(), num_workers=context.get_world_size()).go()
+    TrainLoop(job, rank=context.get_world_rank(), num_workers=context.get_world_size()).go()

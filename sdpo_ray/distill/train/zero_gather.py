@@ -12,7 +12,7 @@ TEACHER = "teacher/weights.safetensors"
 """The moving average's weights in a candidate's directory: not beside the policy's, for vLLM loads all it finds."""
 
 
-def whole(parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
+def gather_parameters(parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
     """Each parameter on the CPU in fp32, its master where there is one, for the worker that is to `keep` them."""
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -24,7 +24,7 @@ def whole(parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Te
     return found
 
 
-def taught(teacher: Teacher, parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
+def gather_teacher(teacher: Teacher, parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
     """The teacher's parameters on the CPU in fp32, rounded to what the model computes in; as `whole`."""
     import deepspeed
 
@@ -37,7 +37,7 @@ def taught(teacher: Teacher, parameters: Mapping[str, nn.Parameter], *, keep: bo
     return found
 
 
-def go_on_teaching(teacher: Teacher, parameters: Mapping[str, nn.Parameter], parent: Path) -> None:
+def restore_teacher(teacher: Teacher, parameters: Mapping[str, nn.Parameter], parent: Path) -> None:
     """Let a moving average go on from the parent's, where the parent has one of the same parameters."""
     import deepspeed
     from safetensors import safe_open

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Literal
 
 from sdpo_ray.evaluate.client import Answers
-from sdpo_ray.evaluate.judge import Judge, Result, compare
+from sdpo_ray.evaluate.judge import Judge, PairResult, compare
 from sdpo_ray.evaluate.probes import score
 from sdpo_ray.evaluate.statistics import proportion, ties_half
 from sdpo_ray.records import Score
@@ -20,7 +20,7 @@ def win_rate(
     Answers are paired by position. All pairs tied leaves `ties_dropped` with n = 0 and the interval [0, 1].
     """
     results = Counter(compare(judge, a.prompt, a.text, b.text) for a, b in zip(ours, theirs, strict=True))
-    wins, losses, n = results[Result.WIN], results[Result.LOSS], len(ours)
+    wins, losses, n = results[PairResult.WIN], results[PairResult.LOSS], len(ours)
     name = f"win_rate.{opponent}"
     return (
         score(f"{name}.ties_dropped", proportion(wins, wins + losses, confidence)),

@@ -30,7 +30,7 @@ class _Group:
         self.durable.set_running_or_notify_cancel()
 
 
-class Journal(SegmentReader):
+class JournalLog(SegmentReader):
     """An `EventLog` of segments in `directory`, which may be made later. Thread-safe.
 
     `name` stands in the names of the partitions, for people. A journal that is only read starts no thread.

@@ -15,7 +15,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from sdpo_ray.config.data import Kafka
+from sdpo_ray.config.data import KafkaConfig
 from sdpo_ray.errors import ConfigError, CorruptLog, LostEvents
 from sdpo_ray.eventlog.codec import decode
 from sdpo_ray.eventlog.protocol import Batch
@@ -44,7 +44,7 @@ _LIKELY_BYTES = 4096
 class KafkaReader:
     """Reads the topic from positions that the caller keeps. For one thread."""
 
-    def __init__(self, config: Kafka, *, name: str) -> None:
+    def __init__(self, config: KafkaConfig, *, name: str) -> None:
         self._topic = config.topic
         self._brokers = {"bootstrap.servers": config.brokers, "client.id": name}
         self._options = config.resolved_options

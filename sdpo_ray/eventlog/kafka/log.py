@@ -8,7 +8,7 @@ positions. The options are librdkafka's: https://github.com/confluentinc/librdka
 from collections.abc import Mapping
 from concurrent.futures import Future
 
-from sdpo_ray.config.data import Kafka
+from sdpo_ray.config.data import KafkaConfig
 from sdpo_ray.eventlog.kafka.consumer import KafkaReader
 from sdpo_ray.eventlog.kafka.producer import KafkaWriter
 from sdpo_ray.eventlog.protocol import Batch
@@ -21,7 +21,7 @@ class KafkaLog:
     All calls that reach no broker in time raise ConnectionError. Raises ConfigError for an option nobody knows.
     """
 
-    def __init__(self, config: Kafka, *, name: str = "replica") -> None:
+    def __init__(self, config: KafkaConfig, *, name: str = "replica") -> None:
         self._reader = KafkaReader(config, name=name)
         self._writer = KafkaWriter(config, name=name)
 

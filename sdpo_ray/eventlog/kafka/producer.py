@@ -11,7 +11,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from sdpo_ray.config.data import Kafka
+from sdpo_ray.config.data import KafkaConfig
 from sdpo_ray.errors import ConfigError, DataError, LogFull
 from sdpo_ray.eventlog.codec import encode, event_id
 from sdpo_ray.records import Event, Turn
@@ -29,7 +29,7 @@ _POLL_S = 0.1
 class KafkaWriter:
     """Sends events to the topic, and resolves their futures in a thread of its own. Thread-safe."""
 
-    def __init__(self, config: Kafka, *, name: str) -> None:
+    def __init__(self, config: KafkaConfig, *, name: str) -> None:
         self._topic = config.topic
         self._options = {"client.id": name} | _DEFAULTS | config.resolved_options | _REQUIRED
         self._options["bootstrap.servers"] = config.brokers

@@ -21,7 +21,7 @@ _SYSTEMS = ("You are a helpful assistant.", "Answer the question of the user.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
+class CorpusConversation:
     """Texts of user and assistant in turn, the user's first. Made here; read by `tokenizer.encode`."""
 
     turns: tuple[str, ...]
@@ -33,7 +33,7 @@ def with_hindsight(prompt: str, follow_up: str) -> str:
     return prompt + HINDSIGHT["online"] + follow_up.strip()
 
 
-def sample_conversation(rng: random.Random) -> Conversation:
+def sample_conversation(rng: random.Random) -> CorpusConversation:
     """Draw one pre-training conversation."""
     kind = rng.random()
     turns: tuple[str, ...]
@@ -45,7 +45,7 @@ def sample_conversation(rng: random.Random) -> Conversation:
         turns = _after_complaint(rng)
     else:
         turns = _after_new_question(rng)
-    return Conversation(turns=turns, system=rng.choice(_SYSTEMS) if rng.random() < 0.05 else None)
+    return CorpusConversation(turns=turns, system=rng.choice(_SYSTEMS) if rng.random() < 0.05 else None)
 
 
 def _obeying(rng: random.Random, wishes: Sequence[Wish]) -> Style:

@@ -17,7 +17,7 @@ from sdpo_ray.simulate.world import is_right, sample_prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One examination on held-out phrasings. Made by `measure`; written to `training.json`."""
+    """One evaluation on held-out phrasings. Made by `measure`; written to `training.json`."""
 
     step: int
     loss: float
@@ -54,7 +54,7 @@ def sample_answers(
 def measure(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, *, step: int, loss: float, num_prompts: int, seed: int
 ) -> Measurement:
-    """Examine `model` on held-out prompts, the personas taking turns; torch's generator is left as it was."""
+    """Evaluate `model` on held-out prompts, the personas taking turns; torch's generator is left as it was."""
     rng = random.Random(seed)
     asked = [sample_prompt(rng, "held_out") for _ in range(num_prompts)]
     personas = [list(PERSONAS.values())[index % len(PERSONAS)] for index in range(num_prompts)]

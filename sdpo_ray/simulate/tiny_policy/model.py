@@ -5,7 +5,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from sdpo_ray.simulate.tiny_policy.recipe import Recipe
-from sdpo_ray.simulate.tiny_policy.tokenizer import Example
+from sdpo_ray.simulate.tiny_policy.tokenizer import EncodedExample
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -33,7 +33,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
     return model
 
 
-def answer_loss(model: Qwen3ForCausalLM, examples: list[Example], pad_id: int) -> torch.Tensor:
+def answer_loss(model: Qwen3ForCausalLM, examples: list[EncodedExample], pad_id: int) -> torch.Tensor:
     """Mean of -log p over the tokens that an assistant wrote.
 
     Padding is on the right, where a causal model's answers cannot see it, so no attention mask is needed.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sdpo_ray.simulate.tiny_policy.corpus import Conversation
+from sdpo_ray.simulate.tiny_policy.corpus import CorpusConversation
 
 PAD = "<|endoftext|>"
 START = "<|im_start|>"
@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
+class EncodedExample:
     """One conversation as token ids. Made by `encode`; read by `train`."""
 
     ids: tuple[int, ...]
@@ -56,7 +56,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     return tokenizer
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> Example:
+def encode(tokenizer: PreTrainedTokenizerFast, conversation: CorpusConversation) -> EncodedExample:
     """Render `conversation` as the chat template does, and mark what the assistant wrote."""
     pieces = [(f"{START}system\n{conversation.system}{END}\n", False)] if conversation.system else []
     for index, text in enumerate(conversation.turns):
@@ -70,4 +70,4 @@ def encode(tokenizer: PreTrainedTokenizerFast, conversation: Conversation) -> Ex
         piece = tokenizer.encode(text, add_special_tokens=False)
         ids += piece
         learned += [is_answer] * len(piece)
-    return Example(ids=tuple(ids), learned=tuple(learned))
+    return EncodedExample(ids=tuple(ids), learned=tuple(learned))

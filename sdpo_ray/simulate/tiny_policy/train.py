@@ -18,7 +18,7 @@ from sdpo_ray.simulate.tiny_policy.curve import draw_curve
 from sdpo_ray.simulate.tiny_policy.measure import Measurement, measure
 from sdpo_ray.simulate.tiny_policy.model import answer_loss, build_model
 from sdpo_ray.simulate.tiny_policy.recipe import Recipe
-from sdpo_ray.simulate.tiny_policy.tokenizer import Example, encode, train_tokenizer
+from sdpo_ray.simulate.tiny_policy.tokenizer import EncodedExample, encode, train_tokenizer
 
 _POOL = 8
 """Batches drawn at a time and sorted by length together, so that a batch pads little."""
@@ -99,7 +99,7 @@ def _losses(
         yield loss.item()
 
 
-def _batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> Iterator[list[Example]]:
+def _batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> Iterator[list[EncodedExample]]:
     """Batches without end, each of examples about equally long."""
     while True:
         pool = [encode(tokenizer, sample_conversation(rng)) for _ in range(_POOL * batch_size)]

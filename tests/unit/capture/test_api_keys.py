@@ -11,15 +11,15 @@ import pytest
 from starlette.datastructures import Headers
 
 from sdpo_ray.capture.api_keys import ApiKeys
-from sdpo_ray.config import Limits
+from sdpo_ray.config import LimitsConfig
 from sdpo_ray.errors import ConfigError, DataError
-from serve.gateway.auth import Entrance, ExaminersEntrance, UsersEntrance
+from serve.gateway.auth import Authenticator, EvaluatorAuthenticator, UserAuthenticator
 from tests.support.paths import REPOSITORY
 
 CHAT = "/v1/chat/completions"
 
 
-def tenant(entrance: Entrance, path: str, headers: Headers) -> str | None:
+def tenant(entrance: Authenticator, path: str, headers: Headers) -> str | None:
     """Whose requests they are that come with these headers; None for one who may not enter."""
     caller = entrance.caller(path, headers)
     return caller and caller.tenant
@@ -48,7 +48,7 @@ def test_a_key_is_kept_as_its_digest_alone_and_names_its_tenant(tmp_path: Path) 
 
 def test_a_run_without_the_file_asks_for_no_key_and_one_whose_last_key_was_revoked_does(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.json"
-    entrance = UsersEntrance(path)
+    entrance = UserAuthenticator(path)
     assert tenant(entrance, CHAT, Headers()) == "default"
     key, keys = ApiKeys.load(path).add("acme")
     assert tenant(entrance, CHAT, Headers()) is None
@@ -60,14 +60,14 @@ def test_a_run_without_the_file_asks_for_no_key_and_one_whose_last_key_was_revok
 def test_a_door_that_was_closed_stays_closed_when_the_file_goes_away_or_breaks(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.json"
     key, _ = ApiKeys.load(path).add("acme")
-    entrance = UsersEntrance(path)
+    entrance = UserAuthenticator(path)
     for spoil in (lambda: path.write_text("["), path.unlink):
         spoil()
         assert tenant(entrance, CHAT, Headers()) is None
         assert tenant(entrance, CHAT, bearer(key)) == "acme"
     path.write_text("[")
     with pytest.raises(DataError):
-        UsersEntrance(path)
+        UserAuthenticator(path)
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_a_door_that_was_closed_stays_closed_when_the_file_goes_away_or_breaks(t
 )
 def test_whatever_is_no_bearer_key_does_not_enter(tmp_path: Path, headers: dict[str, str]) -> None:
     ApiKeys.load(tmp_path / "api_keys.json").add("acme")
-    entrance = UsersEntrance(tmp_path / "api_keys.json")
+    entrance = UserAuthenticator(tmp_path / "api_keys.json")
     assert tenant(entrance, CHAT, Headers(headers)) is None
     assert tenant(entrance, "/v1/models", Headers(headers)) is None
     assert tenant(entrance, "/health", Headers(headers)) == tenant(entrance, "/metrics", Headers(headers)) == "default"
 
 
-def test_the_examiner_has_one_key_for_everything_but_the_health_check() -> None:
-    entrance = ExaminersEntrance(b"k" * 64)
+def test_the_evaluator_has_one_key_for_everything_but_the_health_check() -> None:
+    entrance = EvaluatorAuthenticator(b"k" * 64)
     assert tenant(entrance, "/health", Headers()) == "default"
     assert tenant(entrance, "/metrics", Headers()) is None
     assert tenant(entrance, CHAT, bearer("k" * 64)) == "default"
@@ -99,8 +99,8 @@ def test_a_tenant_has_a_plain_name(tmp_path: Path, name: str) -> None:
 def test_a_key_s_own_limits_stand_before_the_run_s_and_old_files_have_none(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.json"
     ApiKeys.load(path).add("acme", requests_per_minute=5, concurrent=0)
-    run_s = Limits(requests_per_minute=60, tokens_per_minute=1000, concurrent=4)
-    expected = Limits(requests_per_minute=5, tokens_per_minute=1000, concurrent=0)
+    run_s = LimitsConfig(requests_per_minute=60, tokens_per_minute=1000, concurrent=4)
+    expected = LimitsConfig(requests_per_minute=5, tokens_per_minute=1000, concurrent=0)
     assert ApiKeys.load(path).keys[0].limits(run_s) == expected
     old = [{"key_id": "k", "tenant": "acme", "sha256": hashlib.sha256(b"old").hexdigest(), "made_at_s": 1.0}]
     path.write_text(json.dumps(old))

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from sdpo_ray.capture.chat_request import Asked, read_request
+from sdpo_ray.capture.chat_request import ChatRequest, read_request
 from sdpo_ray.capture.consent import consent_of, default_consent
 from sdpo_ray.capture.prompt import offered_tools, template_arguments, text_messages
-from sdpo_ray.config import Capture, Tenant
+from sdpo_ray.config import CaptureConfig, TenantConfig
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import Consent, Message, Role, ToolCall
 
@@ -127,7 +127,7 @@ def test_a_request_with_tools_says_so():
     tools = [{"type": "function", "function": {"name": "weather"}}]
     body = {"messages": TOOL_CHAT, "tools": tools, "chat_template_kwargs": {"enable_thinking": False}}
     asked = read_request(body, {}, turn_id="t", tenant="acme", default=TRAIN, now_s=1.0)
-    assert asked == Asked(
+    assert asked == ChatRequest(
         turn_id="t",
         tenant="acme",
         user="",
@@ -141,9 +141,9 @@ def test_a_request_with_tools_says_so():
 
 
 def test_a_tenant_has_a_default_of_its_own_or_the_deployments():
-    capture = Capture(consent=TRAIN, tenants={"bank": Tenant(consent=NONE)})
+    capture = CaptureConfig(consent=TRAIN, tenants={"bank": TenantConfig(consent=NONE)})
     assert [default_consent(capture, tenant) for tenant in ("bank", "acme", "")] == [NONE, TRAIN, TRAIN]
-    strict = Capture(consent=NONE, tenants={"acme": Tenant(consent=TRAIN)})
+    strict = CaptureConfig(consent=NONE, tenants={"acme": TenantConfig(consent=TRAIN)})
     assert [default_consent(strict, tenant) for tenant in ("bank", "acme")] == [NONE, TRAIN]
 
 

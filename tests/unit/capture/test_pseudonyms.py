@@ -13,7 +13,7 @@ import pytest
 
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.errors import DataError
-from sdpo_ray.io.watched_file import Followed
+from sdpo_ray.io.watched_file import WatchedFile
 from tests.support.paths import REPOSITORY
 
 
@@ -82,7 +82,7 @@ def test_a_file_that_is_none_of_ours_is_an_error_and_is_left_alone(tmp_path: Pat
 
 def test_a_running_replica_follows_a_rotation_and_survives_a_broken_or_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "pseudonyms.json"
-    followed = Followed(path, Pseudonyms.load)
+    followed = WatchedFile(path, Pseudonyms.load)
     old = followed.now().of("alice")
     new = Pseudonyms.load(path).rotate().of("alice")
     assert followed.now().of("alice") == new != old

@@ -12,25 +12,25 @@ from typing import Any
 import pytest
 
 import sdpo_ray.capture.recorder as module
-from sdpo_ray.capture.chat_request import Asked
-from sdpo_ray.capture.feedback import Given
+from sdpo_ray.capture.chat_request import ChatRequest
+from sdpo_ray.capture.feedback import FeedbackRequest
 from sdpo_ray.capture.pairing_keys import pairing_keys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.capture.recorder import THREAD_CHARS, Answered, Recorder
+from sdpo_ray.capture.recorder import THREAD_CHARS, EngineResponse, Recorder
 from sdpo_ray.records import Consent, Event, FinishReason, Message, Role, Sampling, ToolCall, Turn, VersionSpan
 from sdpo_ray.redaction import Redactor
 from sdpo_ray.redaction.turns import MAX_DIGITS
 from tests.support.builders import dialogue
 from tests.support.recorded_engine import KINDS, MemoryLog, recorder_of
 
-ASKED = Asked(
+ASKED = ChatRequest(
     turn_id="t", tenant="acme", user="", conversation_id="", consent=Consent.TRAIN,
     messages=dialogue("hi"), started_at_s=1.0,
 )  # fmt: skip
 
 
-def answered(*, choice: int = 0, response: str = "ho", logprobs: tuple[float, ...] = (-0.5, -0.25)) -> Answered:
-    return Answered(
+def answered(*, choice: int = 0, response: str = "ho", logprobs: tuple[float, ...] = (-0.5, -0.25)) -> EngineResponse:
+    return EngineResponse(
         choice=choice, response=response, prompt_ids=(1, 2), response_ids=(3, 4), response_logprobs=logprobs,
         version_spans=(VersionSpan(policy_version=2, start=0, end=2),), finish_reason=FinishReason.STOP,
         sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=8, seed=None),
@@ -190,7 +190,7 @@ class BrokenRedactor(Redactor):
         raise ValueError(f"cannot redact {text}")
 
 
-GIVEN = Given(
+GIVEN = FeedbackRequest(
     turn_id="t", tenant="acme", user="", consent=Consent.TRAIN, comment="my secret", thumb=None, edited="",
     given_at_s=1.0,
 )  # fmt: skip
@@ -221,7 +221,9 @@ def test_what_cannot_be_redacted_is_not_recorded_and_appears_in_no_log_line(
     ],
 )
 def test_no_log_line_repeats_what_was_said(
-    recorder: Recorder, caplog: pytest.LogCaptureFixture, spoil: Callable[[Asked], tuple[Asked, Answered]]
+    recorder: Recorder,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[ChatRequest], tuple[ChatRequest, EngineResponse]],
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         assert not asyncio.run(recorder.record(*spoil(ASKED)))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sdpo_ray.config import PRESETS, Distill
+from sdpo_ray.config import PRESETS, DistillConfig
 
 PRODUCT: dict[str, Any] = {
     "objective": "sdpo",
@@ -110,16 +110,16 @@ VALUES: dict[str, dict[str, Any]] = {
 }
 
 
-def value(config: Distill, key: str) -> Any:
+def value(config: DistillConfig, key: str) -> Any:
     found: Any = config
     for name in key.split("."):
         found = getattr(found, name)
     return found
 
 
-def resolved(preset: str, **values: Any) -> Distill:
+def resolved(preset: str, **values: Any) -> DistillConfig:
     """The preset where it may be: two of them ask for a GPU's optimizer."""
-    return Distill(preset=preset, **values, workers={"use_gpu": True})  # type: ignore[arg-type]
+    return DistillConfig(preset=preset, **values, workers={"use_gpu": True})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("preset", sorted(VALUES))
@@ -133,7 +133,7 @@ def test_every_preset_is_written_down_here():
 
 
 def test_continual_is_what_holds_where_nothing_is_said():
-    assert Distill() == Distill(preset="continual")
+    assert DistillConfig() == DistillConfig(preset="continual")
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -153,7 +153,7 @@ def test_what_a_run_file_says_wins_over_its_preset(preset: str):
 
 def test_a_preset_that_is_none_is_answered_with_those_that_are():
     with pytest.raises(ValidationError, match="'continual', 'paper_online', 'paper_offline'"):
-        Distill(preset="paper")  # type: ignore[arg-type]
+        DistillConfig(preset="paper")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -179,4 +179,4 @@ def test_a_preset_that_is_none_is_answered_with_those_that_are():
 )
 def test_values_that_exclude_each_other_are_refused_with_what_to_do(values: dict[str, Any], remedy: str):
     with pytest.raises(ValidationError, match=remedy.replace(".", r"\.")):
-        Distill(**values)
+        DistillConfig(**values)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Run, load_run, parse_run
-from sdpo_ray.distill.train.memory import Memory, estimate
+from sdpo_ray.distill.train.memory import MemoryEstimate, estimate
 from sdpo_ray.distill.train.memory_report import verdict
 from sdpo_ray.pipeline import offline_update
 from tests.support.builders import interaction, snapshot, tiny_policy
@@ -41,7 +41,7 @@ def recipe(name: str) -> Run:
     return load_run(RECIPES / f"{name}.toml")
 
 
-def needed(name: str, *overrides: str) -> Memory:
+def needed(name: str, *overrides: str) -> MemoryEstimate:
     resolved = load_run(RECIPES / f"{name}.toml", overrides)
     return estimate(REPOSITORY / resolved.policy.shape, resolved.distill, resolved.policy.max_model_len)
 

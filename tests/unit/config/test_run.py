@@ -1,7 +1,7 @@
 import pytest
 
 from sdpo_ray.config import keys, load_run, parse_run, to_json
-from sdpo_ray.config.data import Kafka
+from sdpo_ray.config.data import KafkaConfig
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.records import Consent
 
@@ -64,7 +64,7 @@ def test_every_key_is_listed_once():
 
 
 def test_a_secret_of_kafka_is_named_in_the_run_file_and_read_from_the_environment(monkeypatch: pytest.MonkeyPatch):
-    def kafka(**options: str) -> Kafka:
+    def kafka(**options: str) -> KafkaConfig:
         return parse_run({"capture": {"kafka": {"options": options}}}).capture.kafka
 
     with pytest.raises(ConfigError, match=r"sasl\.password is a secret: write env:NAME"):
@@ -76,3 +76,17 @@ def test_a_secret_of_kafka_is_named_in_the_run_file_and_read_from_the_environmen
     monkeypatch.setenv("KAFKA_PASSWORD", "hunter2")
     assert named.resolved_options == {"sasl.password": "hunter2", "security.protocol": "SASL_SSL"}
     assert "hunter2" not in named.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("promote.trial.mode", "promote.canary.mode"), ("promote.trial", "promote.canary")]
+)
+def test_a_renamed_key_is_answered_with_its_new_name(old: str, new: str):
+    values: dict[str, Any] = {}
+    section = values
+    *path, key = old.split(".")
+    for part in path:
+        section = section.setdefault(part, {})
+    section[key] = "canary"
+    with pytest.raises(ConfigError, match=f"{old}: was renamed to {new}$"):
+        parse_run(values)

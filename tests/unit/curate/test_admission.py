@@ -2,30 +2,34 @@ from dataclasses import replace
 
 import pytest
 
-from sdpo_ray.config import Curate
-from sdpo_ray.curate.admission import Refusal, Rules, Said, admit, said_in_turn
+from sdpo_ray.config import CurateConfig
+from sdpo_ray.curate.admission import AdmissionRules, NotAdmitted, Reaction, admit, reaction_in_turn
 from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Redaction, Role, Turn, VersionSpan
 from tests.support.builders import tool_use
 from tests.support.conversations import changed, chat, dialogue, turn
 
 ANSWER = turn("t1", "Capital of France?", response="It is  Paris.")
-SAID = Said(interaction_id="t1", text="shorter", said_in="t2", consent=Consent.TRAIN, at_s=110.0)
+SAID = Reaction(interaction_id="t1", text="shorter", said_in="t2", consent=Consent.TRAIN, at_s=110.0)
 DAY_S = 86_400.0
 AS_TEXT = {"prompt_ids": (), "response_ids": (), "response_logprobs": (), "version_spans": ()}
 
 
-def rules(*, now_s: float = 120.0, languages: tuple[str, ...] = (), found: str | None = "en", **config: int) -> Rules:
+def rules(
+    *, now_s: float = 120.0, languages: tuple[str, ...] = (), found: str | None = "en", **config: int
+) -> AdmissionRules:
     """Twenty characters are the longest follow-up, thirty the longest answer; "@" is what should have been redacted."""
     lengths = {"max_follow_up_chars": 20, "max_response_chars": 30} | config
-    return Rules(
-        config=Curate(languages=languages, **lengths),
+    return AdmissionRules(
+        config=CurateConfig(languages=languages, **lengths),
         now_s=now_s,
         leaks=lambda text: "@" in text,
         detect=lambda text: found,
     )
 
 
-def decided(answer: Turn = ANSWER, said: Said = SAID, by: Rules | None = None) -> Interaction | Refusal:
+def decided(
+    answer: Turn = ANSWER, said: Reaction = SAID, by: AdmissionRules | None = None
+) -> Interaction | NotAdmitted:
     return admit(answer, said, by or rules())
 
 
@@ -43,18 +47,18 @@ def test_a_sound_pair_becomes_an_interaction_word_for_word():
 def test_what_was_said_is_the_last_message_of_the_follow_up_and_its_own_answer_plays_no_part():
     follow_up = turn("t2", "Capital of France?", "It is  Paris.", "shorter", at_s=110.0)
     broken = replace(follow_up, finish_reason=FinishReason.ABORT, response_ids=(), response_logprobs=())
-    assert said_in_turn(ANSWER, follow_up) == said_in_turn(ANSWER, broken) == SAID
+    assert reaction_in_turn(ANSWER, follow_up) == reaction_in_turn(ANSWER, broken) == SAID
 
 
 @pytest.mark.parametrize(
     ("reason", "answer", "said"),
     [
-        (Refusal.NO_CONSENT, replace(ANSWER, consent=Consent.NONE), SAID),
-        (Refusal.NO_CONSENT, ANSWER, replace(SAID, consent=Consent.NONE)),
-        (Refusal.EMPTY_RESPONSE, replace(ANSWER, response_ids=(), response_logprobs=()), SAID),
-        (Refusal.RESPONSE_TOO_LONG, replace(ANSWER, response="x" * 31), SAID),
+        (NotAdmitted.NO_CONSENT, replace(ANSWER, consent=Consent.NONE), SAID),
+        (NotAdmitted.NO_CONSENT, ANSWER, replace(SAID, consent=Consent.NONE)),
+        (NotAdmitted.EMPTY_RESPONSE, replace(ANSWER, response_ids=(), response_logprobs=()), SAID),
+        (NotAdmitted.RESPONSE_TOO_LONG, replace(ANSWER, response="x" * 31), SAID),
         (
-            Refusal.MIXED_VERSIONS,
+            NotAdmitted.MIXED_VERSIONS,
             replace(
                 ANSWER,
                 version_spans=(
@@ -64,14 +68,14 @@ def test_what_was_said_is_the_last_message_of_the_follow_up_and_its_own_answer_p
             ),
             SAID,
         ),
-        (Refusal.NON_FINITE_LOGPROBS, replace(ANSWER, response_logprobs=(-1.0, float("nan"))), SAID),
-        (Refusal.NON_FINITE_LOGPROBS, replace(ANSWER, response_logprobs=(-float("inf"), -1.0)), SAID),
-        (Refusal.EMPTY_FOLLOW_UP, ANSWER, replace(SAID, text=" \n\t\u2003")),
-        (Refusal.FOLLOW_UP_TOO_LONG, ANSWER, replace(SAID, text="x" * 21)),
-        (Refusal.REPEATS_ANSWER, ANSWER, replace(SAID, text="it is paris. ")),
-        (Refusal.NOT_REDACTED, ANSWER, replace(SAID, text="ann@example")),
-        (Refusal.NOT_REDACTED, replace(ANSWER, response="ann@example"), SAID),
-        (Refusal.NOT_REDACTED, replace(ANSWER, messages=chat("ann@example", "so?", "Capital of France?")), SAID),
+        (NotAdmitted.NON_FINITE_LOGPROBS, replace(ANSWER, response_logprobs=(-1.0, float("nan"))), SAID),
+        (NotAdmitted.NON_FINITE_LOGPROBS, replace(ANSWER, response_logprobs=(-float("inf"), -1.0)), SAID),
+        (NotAdmitted.EMPTY_FOLLOW_UP, ANSWER, replace(SAID, text=" \n\t\u2003")),
+        (NotAdmitted.FOLLOW_UP_TOO_LONG, ANSWER, replace(SAID, text="x" * 21)),
+        (NotAdmitted.REPEATS_ANSWER, ANSWER, replace(SAID, text="it is paris. ")),
+        (NotAdmitted.NOT_REDACTED, ANSWER, replace(SAID, text="ann@example")),
+        (NotAdmitted.NOT_REDACTED, replace(ANSWER, response="ann@example"), SAID),
+        (NotAdmitted.NOT_REDACTED, replace(ANSWER, messages=chat("ann@example", "so?", "Capital of France?")), SAID),
     ],
 )
 def test_what_is_unsound_is_refused_by_name(reason, answer, said):
@@ -91,28 +95,28 @@ def test_the_first_reason_in_the_order_of_the_list_is_the_one_that_counts():
         version_spans=spans,
     )
     said, by = replace(SAID, text="  "), rules(now_s=91 * DAY_S, languages=("de",), found=None, min_follow_up_chars=5)
-    steps: list[tuple[Refusal, dict[str, object], dict[str, object], Rules]] = [
-        (Refusal.NO_CONSENT, {"consent": Consent.TRAIN}, {}, by),
-        (Refusal.EMPTY_RESPONSE, {"response_ids": (1,), "response_logprobs": (float("nan"),)}, {}, by),
-        (Refusal.RESPONSE_TOO_LONG, {"response": "ann@example"}, {}, by),
-        (Refusal.MIXED_VERSIONS, {"version_spans": spans[:1]}, {}, by),
-        (Refusal.NON_FINITE_LOGPROBS, {"response_logprobs": (-1.0,)}, {}, by),
-        (Refusal.EMPTY_FOLLOW_UP, {}, {"text": "no"}, by),
-        (Refusal.FOLLOW_UP_TOO_SHORT, {}, {"text": long}, by),
-        (Refusal.FOLLOW_UP_TOO_LONG, {}, {"text": "Ann@Example "}, by),
-        (Refusal.REPEATS_ANSWER, {}, {"text": "not ann@example"}, by),
-        (Refusal.TOO_OLD, {}, {"at_s": 2 * DAY_S}, by),
-        (Refusal.NOT_REDACTED, {"response": "Paris"}, {"text": "not Paris"}, by),
-        (Refusal.UNCLEAR_LANGUAGE, {}, {}, replace(by, detect=lambda text: "en")),
-        (Refusal.NOT_LANGUAGE, {}, {}, replace(by, detect=lambda text: "de")),
+    steps: list[tuple[NotAdmitted, dict[str, object], dict[str, object], AdmissionRules]] = [
+        (NotAdmitted.NO_CONSENT, {"consent": Consent.TRAIN}, {}, by),
+        (NotAdmitted.EMPTY_RESPONSE, {"response_ids": (1,), "response_logprobs": (float("nan"),)}, {}, by),
+        (NotAdmitted.RESPONSE_TOO_LONG, {"response": "ann@example"}, {}, by),
+        (NotAdmitted.MIXED_VERSIONS, {"version_spans": spans[:1]}, {}, by),
+        (NotAdmitted.NON_FINITE_LOGPROBS, {"response_logprobs": (-1.0,)}, {}, by),
+        (NotAdmitted.EMPTY_FOLLOW_UP, {}, {"text": "no"}, by),
+        (NotAdmitted.FOLLOW_UP_TOO_SHORT, {}, {"text": long}, by),
+        (NotAdmitted.FOLLOW_UP_TOO_LONG, {}, {"text": "Ann@Example "}, by),
+        (NotAdmitted.REPEATS_ANSWER, {}, {"text": "not ann@example"}, by),
+        (NotAdmitted.TOO_OLD, {}, {"at_s": 2 * DAY_S}, by),
+        (NotAdmitted.NOT_REDACTED, {"response": "Paris"}, {"text": "not Paris"}, by),
+        (NotAdmitted.UNCLEAR_LANGUAGE, {}, {}, replace(by, detect=lambda text: "en")),
+        (NotAdmitted.NOT_LANGUAGE, {}, {}, replace(by, detect=lambda text: "de")),
     ]
     for reason, better_answer, better_said, better_rules in steps:
         assert decided(answer, said, by) is reason
         answer, said, by = replace(answer, **better_answer), replace(said, **better_said), better_rules
     assert isinstance(decided(answer, said, by), Interaction)
-    in_the_stage = {Refusal.NOT_A_FOLLOW_UP, Refusal.UNKNOWN_TURN, Refusal.NOT_THEIRS}
-    in_the_limits = {Refusal.DUPLICATE, Refusal.USER_FLOOD, Refusal.TENANT_FLOOD}
-    listed = [reason for reason in Refusal if reason not in in_the_stage | in_the_limits]
+    in_the_stage = {NotAdmitted.NOT_A_FOLLOW_UP, NotAdmitted.UNKNOWN_TURN, NotAdmitted.NOT_THEIRS}
+    in_the_limits = {NotAdmitted.DUPLICATE, NotAdmitted.USER_FLOOD, NotAdmitted.TENANT_FLOOD}
+    listed = [reason for reason in NotAdmitted if reason not in in_the_stage | in_the_limits]
     assert [reason for reason, *_ in steps] == listed
 
 
@@ -121,12 +125,12 @@ def test_lengths_are_kept_up_to_the_limit():
     assert isinstance(decided(replace(ANSWER, response="x" * 30)), Interaction)
     short = rules(min_follow_up_chars=3)
     assert isinstance(decided(said=replace(SAID, text="why"), by=short), Interaction)
-    assert decided(said=replace(SAID, text=" no "), by=short) is Refusal.FOLLOW_UP_TOO_SHORT
+    assert decided(said=replace(SAID, text=" no "), by=short) is NotAdmitted.FOLLOW_UP_TOO_SHORT
 
 
 def test_age_counts_from_the_reaction_to_the_second():
     assert isinstance(decided(by=rules(now_s=110.0 + 90 * DAY_S)), Interaction)
-    assert decided(by=rules(now_s=110.5 + 90 * DAY_S)) is Refusal.TOO_OLD
+    assert decided(by=rules(now_s=110.5 + 90 * DAY_S)) is NotAdmitted.TOO_OLD
 
 
 def test_the_language_is_read_from_question_answer_and_reaction_together():
@@ -159,7 +163,7 @@ def test_an_answer_that_read_a_tools_result_is_admitted():
 def test_an_answer_known_as_text_alone_is_empty_where_its_text_is():
     text = replace(ANSWER, **AS_TEXT)
     assert isinstance(decided(text), Interaction)
-    assert decided(replace(text, response="")) is Refusal.EMPTY_RESPONSE
+    assert decided(replace(text, response="")) is NotAdmitted.EMPTY_RESPONSE
 
 
 def test_an_answer_that_was_redacted_is_admitted_without_its_ids():
@@ -177,8 +181,8 @@ def test_two_spans_of_one_version_are_one_version():
 def test_all_interactions_of_a_conversation_share_its_digest():
     first, second, third = dialogue("ann", follow_ups=2)
     by = rules(max_follow_up_chars=100)
-    found = [admit(first, said_in_turn(first, second), by), admit(second, said_in_turn(second, third), by)]
+    found = [admit(first, reaction_in_turn(first, second), by), admit(second, reaction_in_turn(second, third), by)]
     other = changed(first, user="u")
-    found.append(admit(other, said_in_turn(other, second), by))
+    found.append(admit(other, reaction_in_turn(other, second), by))
     one, two, stranger = (each.conversation for each in found if isinstance(each, Interaction))
     assert one == two != stranger

@@ -5,36 +5,40 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo_ray.config import Curate
-from sdpo_ray.curate.admission import Refusal
-from sdpo_ray.curate.admission_limits import Admitted, within_limits
+from sdpo_ray.config import CurateConfig
+from sdpo_ray.curate.admission import NotAdmitted
+from sdpo_ray.curate.admission_limits import AdmissionCounts, within_limits
 
 
-def one(name: str, at_s: float, *, user: str = "ann", tenant: str = "shop", content: str | None = None) -> Admitted:
-    return Admitted(interaction_id=name, tenant=tenant, user=user, content=content or name, follow_up_at_s=at_s)
+def one(
+    name: str, at_s: float, *, user: str = "ann", tenant: str = "shop", content: str | None = None
+) -> AdmissionCounts:
+    return AdmissionCounts(interaction_id=name, tenant=tenant, user=user, content=content or name, follow_up_at_s=at_s)
 
 
-def over(*new: Admitted, before: tuple[Admitted, ...] = (), copies: dict[str, int] | None = None, **config: int):
+def over(
+    *new: AdmissionCounts, before: tuple[AdmissionCounts, ...] = (), copies: dict[str, int] | None = None, **config: int
+):
     settings = {"max_per_user_hour": 0} | config
-    return within_limits(new, before=before, copies=copies or {}, config=Curate(**settings))
+    return within_limits(new, before=before, copies=copies or {}, config=CurateConfig(**settings))
 
 
 def test_a_user_has_so_many_an_hour_and_one_more_when_the_first_is_an_hour_old():
     came = [one("a", 0.0), one("b", 10.0), one("c", 3599.0), one("d", 3600.0), one("e", 3609.0), one("f", 3610.0)]
     # c: a and b in the hour before. d: a is an hour old. e: b and d. f: b is an hour old.
-    assert over(*came, max_per_user_hour=2) == {"c": Refusal.USER_FLOOD, "e": Refusal.USER_FLOOD}
+    assert over(*came, max_per_user_hour=2) == {"c": NotAdmitted.USER_FLOOD, "e": NotAdmitted.USER_FLOOD}
 
 
 def test_the_order_is_that_of_the_follow_ups_and_not_of_their_arrival():
     came = [one("late", 20.0), one("early", 10.0), one("first", 0.0)]
-    assert over(*came, max_per_user_hour=2) == {"late": Refusal.USER_FLOOD}
-    assert over(one("b", 0.0), one("a", 0.0), max_per_user_hour=1) == {"b": Refusal.USER_FLOOD}
+    assert over(*came, max_per_user_hour=2) == {"late": NotAdmitted.USER_FLOOD}
+    assert over(one("b", 0.0), one("a", 0.0), max_per_user_hour=1) == {"b": NotAdmitted.USER_FLOOD}
 
 
 def test_what_was_admitted_before_counts_and_is_never_taken_back():
     before = (one("x", 100.0), one("y", 200.0))
     assert over(one("new", 3700.0), before=before, max_per_user_hour=2) == {}
-    assert over(one("new", 3699.0), before=before, max_per_user_hour=2) == {"new": Refusal.USER_FLOOD}
+    assert over(one("new", 3699.0), before=before, max_per_user_hour=2) == {"new": NotAdmitted.USER_FLOOD}
     # It came late and is older than what was admitted: the hour before it is empty.
     assert over(one("old", 50.0), before=before, max_per_user_hour=1) == {}
     assert over(before=(*before, one("z", 201.0)), max_per_user_hour=1) == {}
@@ -48,19 +52,19 @@ def test_users_of_two_tenants_with_one_name_are_two_users():
 def test_nobody_knows_the_anonymous_apart_so_only_the_tenants_limit_holds_them():
     came = [one(str(n), float(n), user="") for n in range(4)]
     assert over(*came, max_per_user_hour=1) == {}
-    assert over(*came, max_per_tenant_hour=3) == {"3": Refusal.TENANT_FLOOD}
+    assert over(*came, max_per_tenant_hour=3) == {"3": NotAdmitted.TENANT_FLOOD}
 
 
 def test_a_tenants_limit_is_over_all_its_users_and_no_other_tenants():
     came = [one("a", 0.0), one("b", 1.0, user="bob"), one("c", 2.0, user=""), one("d", 3.0, tenant="bank")]
-    assert over(*came, max_per_tenant_hour=2) == {"c": Refusal.TENANT_FLOOD}
+    assert over(*came, max_per_tenant_hour=2) == {"c": NotAdmitted.TENANT_FLOOD}
 
 
 def test_one_user_may_have_so_many_copies_ever():
     came = [one(name, at_s, content="same") for name, at_s in (("a", 0.0), ("b", 9e6), ("c", 18e6))]
-    assert over(*came) == {"b": Refusal.DUPLICATE, "c": Refusal.DUPLICATE}
-    assert over(*came, max_copies=2) == {"c": Refusal.DUPLICATE}
-    assert over(came[2], copies={"same": 1}) == {"c": Refusal.DUPLICATE}
+    assert over(*came) == {"b": NotAdmitted.DUPLICATE, "c": NotAdmitted.DUPLICATE}
+    assert over(*came, max_copies=2) == {"c": NotAdmitted.DUPLICATE}
+    assert over(came[2], copies={"same": 1}) == {"c": NotAdmitted.DUPLICATE}
     assert over(came[2], copies={"same": 1, "other": 7}, max_copies=2) == {}
 
 
@@ -71,21 +75,21 @@ def test_copies_that_are_among_those_before_are_counted_once():
 
 def test_what_is_refused_takes_no_place():
     came = [one("a", 0.0, content="same"), one("b", 1.0, content="same"), one("c", 2.0), one("d", 3.0)]
-    expected = {"b": Refusal.DUPLICATE, "d": Refusal.USER_FLOOD}
+    expected = {"b": NotAdmitted.DUPLICATE, "d": NotAdmitted.USER_FLOOD}
     assert over(*came, max_per_user_hour=2, max_per_tenant_hour=2) == expected
 
 
 def test_a_copy_is_refused_as_such_before_any_flood_and_a_users_flood_before_the_tenants():
     came = [one("a", 0.0, content="same"), one("b", 1.0, content="same"), one("c", 2.0)]
-    expected = {"b": Refusal.DUPLICATE, "c": Refusal.USER_FLOOD}
+    expected = {"b": NotAdmitted.DUPLICATE, "c": NotAdmitted.USER_FLOOD}
     assert over(*came, max_per_user_hour=1, max_per_tenant_hour=1) == expected
 
 
 def test_the_default_holds_a_user_to_sixty_an_hour_and_no_tenant():
     came = [one(f"{n:03d}", float(n)) for n in range(61)]
-    assert within_limits(came, before=[], copies={}, config=Curate()) == {"060": Refusal.USER_FLOOD}
+    assert within_limits(came, before=[], copies={}, config=CurateConfig()) == {"060": NotAdmitted.USER_FLOOD}
     crowd = [one(f"{n:03d}", float(n), user=f"u{n}") for n in range(500)]
-    assert within_limits(crowd, before=[], copies={}, config=Curate()) == {}
+    assert within_limits(crowd, before=[], copies={}, config=CurateConfig()) == {}
 
 
 names = st.sampled_from(["", "ann", "bob"])
@@ -98,7 +102,7 @@ def test_no_hour_holds_more_than_the_limits_and_nothing_is_refused_without_a_ful
     refused = over(*came, max_per_user_hour=per_user, max_per_tenant_hour=per_tenant)
     kept = sorted((each for each in came if each.interaction_id not in refused), key=lambda each: each.follow_up_at_s)
 
-    def hour_before(each: Admitted, those: list[Admitted]) -> list[Admitted]:
+    def hour_before(each: AdmissionCounts, those: list[AdmissionCounts]) -> list[AdmissionCounts]:
         return [
             k
             for k in those

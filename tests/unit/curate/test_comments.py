@@ -1,7 +1,7 @@
 from dataclasses import replace
 
-from sdpo_ray.curate.admission import Refusal, Said
-from sdpo_ray.curate.comments import said_in_comment
+from sdpo_ray.curate.admission import NotAdmitted, Reaction
+from sdpo_ray.curate.comments import reaction_in_comment
 from sdpo_ray.records import Consent, Feedback
 from tests.support.conversations import turn
 
@@ -18,33 +18,33 @@ GIVEN = Feedback(
 
 
 def test_a_comment_is_what_the_user_said_of_the_answer_word_for_word():
-    assert said_in_comment(ANSWER, GIVEN) == Said(
+    assert reaction_in_comment(ANSWER, GIVEN) == Reaction(
         interaction_id="f1", text=" Say it in a sentence. ", said_in="f1", consent=Consent.TRAIN, at_s=500.0
     )
 
 
 def test_consent_to_the_comment_goes_with_it():
-    said = said_in_comment(ANSWER, replace(GIVEN, consent=Consent.NONE))
-    assert isinstance(said, Said)
+    said = reaction_in_comment(ANSWER, replace(GIVEN, consent=Consent.NONE))
+    assert isinstance(said, Reaction)
     assert said.consent is Consent.NONE
 
 
 def test_a_comment_on_a_turn_that_is_not_there_is_refused():
-    assert said_in_comment(None, GIVEN) is Refusal.UNKNOWN_TURN
+    assert reaction_in_comment(None, GIVEN) is NotAdmitted.UNKNOWN_TURN
 
 
 def test_a_comment_of_another_tenant_or_user_is_refused():
-    assert said_in_comment(ANSWER, replace(GIVEN, tenant="bank")) is Refusal.NOT_THEIRS
-    assert said_in_comment(ANSWER, replace(GIVEN, user="k1.bob")) is Refusal.NOT_THEIRS
+    assert reaction_in_comment(ANSWER, replace(GIVEN, tenant="bank")) is NotAdmitted.NOT_THEIRS
+    assert reaction_in_comment(ANSWER, replace(GIVEN, user="k1.bob")) is NotAdmitted.NOT_THEIRS
     unrotated = replace(ANSWER, user="ann"), replace(GIVEN, user="bob")
-    assert said_in_comment(*unrotated) is Refusal.NOT_THEIRS
+    assert reaction_in_comment(*unrotated) is NotAdmitted.NOT_THEIRS
 
 
 def test_pseudonyms_under_two_keys_say_nothing_of_whose_they_are_and_the_turns_id_stands_for_it():
-    assert isinstance(said_in_comment(ANSWER, replace(GIVEN, user="k2.ann")), Said)
-    assert said_in_comment(ANSWER, replace(GIVEN, user="k2.ann", tenant="bank")) is Refusal.NOT_THEIRS
+    assert isinstance(reaction_in_comment(ANSWER, replace(GIVEN, user="k2.ann")), Reaction)
+    assert reaction_in_comment(ANSWER, replace(GIVEN, user="k2.ann", tenant="bank")) is NotAdmitted.NOT_THEIRS
 
 
 def test_whoever_knows_a_turns_id_may_comment_on_it_without_a_name():
-    assert isinstance(said_in_comment(ANSWER, replace(GIVEN, user="")), Said)
-    assert isinstance(said_in_comment(replace(ANSWER, user=""), GIVEN), Said)
+    assert isinstance(reaction_in_comment(ANSWER, replace(GIVEN, user="")), Reaction)
+    assert isinstance(reaction_in_comment(replace(ANSWER, user=""), GIVEN), Reaction)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sdpo_ray.curate.dissatisfaction_rules import complains
+from sdpo_ray.curate.dissatisfaction_rules import is_dissatisfied
 from sdpo_ray.simulate.phrases import HELD_OUT_PRAISES, PRAISES, WORDINGS
 from tests.support.paths import SHARED_DATA
 
@@ -47,7 +47,7 @@ def drawn() -> tuple[list[int], list[int]]:
 
 def precision_and_recall(lines: list[int], complaints: set[int]) -> tuple[float, float]:
     rows: list[dict[str, Any]] = [json.loads(row) for row in read(HELPFUL).splitlines()]
-    found = {line for line in lines if complains(rows[line]["user_response"]["content"])}
+    found = {line for line in lines if is_dissatisfied(rows[line]["user_response"]["content"])}
     assert complaints <= set(lines)
     return len(found & complaints) / len(found), len(found & complaints) / len(complaints)
 
@@ -57,20 +57,20 @@ def test_what_simulated_users_say_is_told_apart():
     complaints = [each for wording in wordings for each in (*wording.complaints, *wording.held_out_complaints)]
     praises = [each for wording in wordings for each in wording.praises] + [*PRAISES, *HELD_OUT_PRAISES]
     assert (len(complaints), len(praises)) == (81, 26)
-    assert [each for each in complaints if not complains(each)] == [
+    assert [each for each in complaints if not is_dissatisfied(each)] == [
         "Say something nice as well.",
         "Show me a happy face.",
         "Where is the emoji?",
         "I want an emoji.",
         "Where is the bold?",
     ]
-    assert [each for each in praises if complains(each)] == []
+    assert [each for each in praises if is_dissatisfied(each)] == []
 
 
 def test_the_authors_cases_are_told_apart():
     for case in json.loads(read(CASES))["cases"]:
-        assert complains(case["feedback_followup"]) is (case["tag"] == "constrain"), case["id"]
-        assert not complains(case["unrelated_followup"]), case["id"]
+        assert is_dissatisfied(case["feedback_followup"]) is (case["tag"] == "constrain"), case["id"]
+        assert not is_dissatisfied(case["unrelated_followup"]), case["id"]
 
 
 def test_precision_and_recall_on_words_the_rules_were_written_with():
@@ -99,7 +99,7 @@ def test_precision_and_recall_on_words_the_rules_had_not_seen():
     ],
 )
 def test_complaints_in_other_words(follow_up: str):
-    assert complains(follow_up)
+    assert is_dissatisfied(follow_up)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_complaints_in_other_words(follow_up: str):
     ],
 )
 def test_thanks_replies_and_the_next_question_are_no_complaints(follow_up: str):
-    assert not complains(follow_up)
+    assert not is_dissatisfied(follow_up)
 
 
 def test_only_the_beginning_is_read():
-    assert not complains("What is the capital of Spain? " * 6 + "Your answer was wrong.")
+    assert not is_dissatisfied("What is the capital of Spain? " * 6 + "Your answer was wrong.")

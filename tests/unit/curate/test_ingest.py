@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.curate.ingest import Shipped, ship
+from sdpo_ray.curate.ingest import Ingested, ingest
 from sdpo_ray.errors import CorruptLog, LostEvents
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.eventlog.protocol import EventLog
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Event, Feedback, Turn
@@ -34,15 +34,15 @@ class Desk:
         self.turns, self.feedback = Table.turns(self.layout), Table.feedback(self.layout)
         self.heard: list[int] = []
 
-    def ship(
+    def ingest(
         self,
         log: EventLog,
         *,
         max_turns: int = 1000,
         max_bytes: int = 1 << 20,
         erased: Callable[[Event], bool] = lambda event: False,
-    ) -> Shipped:
-        return ship(
+    ) -> Ingested:
+        return ingest(
             log,
             self.turns,
             self.feedback,
@@ -76,10 +76,10 @@ def desk(tmp_path: Path) -> Desk:
 def test_a_log_is_shipped_once_word_for_word_and_then_truncated(desk: Desk):
     log, turns, given = MemoryLog(), dialogue("ann", follow_ups=5), given_on("ann-2")
     log.put(*turns[:3], given, *turns[3:])
-    assert desk.ship(log) == Shipped(num_turns=6, num_feedback=1, refused=Counter())
+    assert desk.ship(log) == Ingested(num_turns=6, num_feedback=1, refused=Counter())
     assert (desk.stored, desk.said, desk.heard) == (turns, [given], [6])
     assert (log.num_events, desk.turns.position("p0")) == (0, 7)
-    assert desk.ship(log) == Shipped(num_turns=0, num_feedback=0, refused=Counter())
+    assert desk.ship(log) == Ingested(num_turns=0, num_feedback=0, refused=Counter())
     assert desk.ids == [each.turn_id for each in turns]
 
 
@@ -143,9 +143,9 @@ def test_a_turn_that_is_delivered_twice_is_kept_once_and_counted(desk: Desk):
 def test_feedback_that_is_sent_twice_is_one_and_no_fault(desk: Desk):
     log = MemoryLog()
     log.put(given_on("t0"), given_on("t0", given_at_s=300.0), given_on("t0", "f1", comment="", thumb="up"))
-    assert desk.ship(log) == Shipped(num_turns=0, num_feedback=2, refused=Counter())
+    assert desk.ship(log) == Ingested(num_turns=0, num_feedback=2, refused=Counter())
     log.put(given_on("t0"))
-    assert desk.ship(log) == Shipped(num_turns=0, num_feedback=0, refused=Counter())
+    assert desk.ship(log) == Ingested(num_turns=0, num_feedback=0, refused=Counter())
     assert [(each.feedback_id, each.given_at_s) for each in desk.said] == [("f0", 200.0), ("f1", 200.0)]
 
 
@@ -164,7 +164,7 @@ def test_what_an_erased_user_left_in_the_log_never_enters_and_is_counted(desk: D
         turn("t0", user="ann"), turn("t1", user="bob"), given_on("t1", user="ann"), given_on("t1", "f1", user="bob")
     )
     shipped = desk.ship(log, erased=lambda event: event.user == "ann")
-    assert shipped == Shipped(num_turns=1, num_feedback=1, refused=Counter(erased=2))
+    assert shipped == Ingested(num_turns=1, num_feedback=1, refused=Counter(erased=2))
     assert (desk.ids, [each.feedback_id for each in desk.said]) == (["t1"], ["f1"])
     assert log.num_events == 0
 
@@ -243,13 +243,13 @@ def test_a_shipper_killed_between_any_two_steps_loses_and_repeats_nothing(
     assert log.num_events == 0
 
 
-def overtaken_by(log: EventLog, desk: Desk, table: str, monkeypatch: pytest.MonkeyPatch) -> list[Shipped]:
+def overtaken_by(log: EventLog, desk: Desk, table: str, monkeypatch: pytest.MonkeyPatch) -> list[Ingested]:
     """Before the first append to `table`, somebody else ships `log`."""
     append, others = Table.append, []
 
     def after_another(self: Table, *what: object) -> int | None:
         if self.name == table and not others:
-            others.append(Shipped(num_turns=0, num_feedback=0, refused=Counter()))
+            others.append(Ingested(num_turns=0, num_feedback=0, refused=Counter()))
             others[0] = Desk(desk.layout.root).ship(log)
         return append(self, *what)  # type: ignore[arg-type,no-any-return]
 
@@ -283,7 +283,7 @@ def test_events_that_another_shipper_stored_and_truncated_in_between_are_not_los
         return poll(after, **limits)
 
     monkeypatch.setattr(log, "poll", after_another)
-    assert desk.ship(log) == Shipped(num_turns=0, num_feedback=0, refused=Counter())
+    assert desk.ship(log) == Ingested(num_turns=0, num_feedback=0, refused=Counter())
     assert (desk.ids, others[0].num_turns) == (["t0", "t1"], 2)
 
 
@@ -315,7 +315,7 @@ def test_shippers_of_two_logs_do_not_both_store_a_turn_that_is_in_both(desk: Des
 
 
 def write(layout: Layout, *events: Event, segment_bytes: int = 2000) -> None:
-    journal = Journal(layout.journal, segment_bytes=segment_bytes)
+    journal = JournalLog(layout.journal, segment_bytes=segment_bytes)
     for each in events:
         journal.append(each).result(timeout=10)
     journal.close()
@@ -328,14 +328,14 @@ def on_disk(layout: Layout) -> list[Path]:
 def test_a_journal_is_shipped_and_removed(desk: Desk):
     turns = dialogue("ann", follow_ups=5)
     write(desk.layout, *turns, given_on("ann-0"))
-    log = Journal(desk.layout.journal, segment_bytes=2000)
+    log = JournalLog(desk.layout.journal, segment_bytes=2000)
     assert len(on_disk(desk.layout)) > 1
-    assert desk.ship(log) == Shipped(num_turns=6, num_feedback=1, refused=Counter())
+    assert desk.ship(log) == Ingested(num_turns=6, num_feedback=1, refused=Counter())
     assert (desk.stored, on_disk(desk.layout)) == (turns, [])
 
 
 def test_a_growing_journal_is_shipped_bit_by_bit_and_kept_while_it_is_written(desk: Desk):
-    log = Journal(desk.layout.journal, segment_bytes=1 << 20)
+    log = JournalLog(desk.layout.journal, segment_bytes=1 << 20)
     assert desk.ship(log).num_turns == 0
     for n in range(3):
         log.append(turn(f"t{n}")).result(timeout=10)
@@ -352,7 +352,7 @@ def test_shippers_of_one_journal_at_once_store_every_turn_once(desk: Desk):
     stop = threading.Event()
 
     def work() -> None:
-        one, log = Desk(desk.layout.root), Journal(desk.layout.journal, segment_bytes=2000)
+        one, log = Desk(desk.layout.root), JournalLog(desk.layout.journal, segment_bytes=2000)
         try:
             while not stop.is_set():
                 shipped.append(one.ship(log, max_turns=7).num_turns)
@@ -380,7 +380,7 @@ def test_a_corrupt_journal_stops_shipping_and_stays(desk: Desk):
     data[data.index(b"t1") + 1] ^= 1
     path.write_bytes(data)
     with pytest.raises(CorruptLog):
-        desk.ship(Journal(desk.layout.journal, segment_bytes=1 << 20))
+        desk.ship(JournalLog(desk.layout.journal, segment_bytes=1 << 20))
     assert path.exists()
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sdpo_ray.curate.online_metrics import Given, Reaction, Reactions
+from sdpo_ray.curate.online_metrics import FinishedAnswer, ObservedReaction, OnlineMetrics
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback, FinishReason, Interaction, Thumb, Turn, VersionSpan
 from sdpo_ray.tables.arrow_schemas import feedback_to_arrow, interactions_to_arrow, turns_to_arrow
@@ -22,7 +22,7 @@ class Tables:
         layout = Layout(folder)
         self.turns, self.feedback = Table.turns(layout), Table.feedback(layout)
         self.interactions = Table.interactions(layout)
-        self.look = Reactions(self.turns, self.feedback, self.interactions, since_s=SINCE_S)
+        self.look = OnlineMetrics(self.turns, self.feedback, self.interactions, since_s=SINCE_S)
 
     def store(self, *turns: Turn) -> None:
         assert self.turns.append(turns_to_arrow(turns), {}) is not None
@@ -65,12 +65,12 @@ def test_follow_ups_are_read_and_come_in_their_order(tables: Tables):
         reacted(answered("b", 7), "Too long.", at_s=SINCE_S + 9), reacted(answered("a", 3), "Thanks!", at_s=SINCE_S + 5)
     )
     assert tables.look.reactions() == [
-        Reaction(policy_version=3, complaint=False),
-        Reaction(policy_version=7, complaint=True),
+        ObservedReaction(policy_version=3, complaint=False),
+        ObservedReaction(policy_version=7, complaint=True),
     ]
     assert tables.look.reactions() == []
     tables.admit(reacted(answered("c", 7), "And in Spain?"))
-    assert tables.look.reactions() == [Reaction(policy_version=7, complaint=False)]
+    assert tables.look.reactions() == [ObservedReaction(policy_version=7, complaint=False)]
 
 
 def test_the_first_reaction_of_a_conversation_counts_and_no_other(tables: Tables):
@@ -78,10 +78,10 @@ def test_the_first_reaction_of_a_conversation_counts_and_no_other(tables: Tables
     later = turn("a2", "Question of a?", "Paris.", "Too long.", at_s=SINCE_S + 10, version_spans=opening.version_spans)
     assert opening.keys.conversation == later.keys.conversation
     tables.admit(reacted(later, "Perfect.", at_s=SINCE_S + 30), reacted(opening, "Too long.", at_s=SINCE_S + 10))
-    assert tables.look.reactions() == [Reaction(policy_version=7, complaint=True)]
+    assert tables.look.reactions() == [ObservedReaction(policy_version=7, complaint=True)]
     other = answered("a", 3)
     tables.admit(reacted(other, "Perfect."))
-    assert tables.look.reactions() == [Reaction(policy_version=3, complaint=False)]
+    assert tables.look.reactions() == [ObservedReaction(policy_version=3, complaint=False)]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_first_reaction_of_a_conversation_counts_and_no_other(tables: Tables
         },
     ],
 )
-def test_what_says_nothing_of_one_policy_in_the_trial_is_left_out(tables: Tables, left_out: dict[str, Any]):
+def test_what_says_nothing_of_one_policy_in_the_canary_is_left_out(tables: Tables, left_out: dict[str, Any]):
     one = answered("a", 7, **left_out)
     tables.store(one)
     tables.admit(reacted(one, "Too long.", at_s=SINCE_S + 5))
@@ -123,8 +123,8 @@ def test_thumbs_and_edited_answers_speak_and_words_do_not_count_twice(
     tables.hear(said("a", **what))
     tables.admit(reacted(one, "Too long."), reacted(answered("b", 3), "Too long."))
     assert tables.look.reactions() == [
-        Reaction(policy_version=7, complaint=complaint),
-        Reaction(policy_version=3, complaint=True),
+        ObservedReaction(policy_version=7, complaint=complaint),
+        ObservedReaction(policy_version=3, complaint=True),
     ]
 
 
@@ -132,7 +132,7 @@ def test_feedback_waits_for_its_turn_and_a_strangers_counts_for_nothing(tables: 
     tables.hear(said("a", thumb=Thumb.DOWN), said("b", thumb=Thumb.DOWN, tenant="other"))
     assert tables.look.reactions() == []
     tables.store(answered("a", 7), answered("b", 7))
-    assert tables.look.reactions() == [Reaction(policy_version=7, complaint=True)]
+    assert tables.look.reactions() == [ObservedReaction(policy_version=7, complaint=True)]
     assert tables.look.reactions() == []
 
 
@@ -144,8 +144,8 @@ def test_answers_that_were_given_whole_are_timed(tables: Tables):
         answered("empty", 7, response="", response_ids=(), response_logprobs=()),
     )
     assert tables.look.given() == [
-        Given(policy_version=3, seconds=1.0, tokens=2),
-        Given(policy_version=7, seconds=3.0, tokens=2),
+        FinishedAnswer(policy_version=3, seconds=1.0, tokens=2),
+        FinishedAnswer(policy_version=7, seconds=3.0, tokens=2),
     ]
     assert tables.look.given() == []
 
@@ -154,5 +154,5 @@ def test_a_second_one_who_looks_finds_what_the_first_found(tables: Tables):
     tables.store(answered("a", 7), answered("b", 3))
     tables.admit(reacted(answered("a", 7), "Too long."))
     first = (tables.look.given(), tables.look.reactions())
-    again = Reactions(tables.turns, tables.feedback, tables.interactions, since_s=SINCE_S)
+    again = OnlineMetrics(tables.turns, tables.feedback, tables.interactions, since_s=SINCE_S)
     assert (again.given(), again.reactions()) == first

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.curate.pairing import Horizon, Pair, Pairing, Unpaired, follows, pair
+from sdpo_ray.curate.pairing import NotPaired, Pair, Pairing, PairingCursor, follows, pair
 from sdpo_ray.records import Message, Role, Turn
 from tests.support.builders import tool_use
 from tests.support.conversations import (
@@ -27,7 +27,7 @@ CORRECTED = turn("t2", "2+2?", "5", "no, 4", response="4", at_s=110.0)
 
 def paired(*turns: Turn) -> Pairing:
     """All in one batch, in one round."""
-    return pair(map(waiting, turns), Horizon(decided=0, upto=1, seen=0))
+    return pair(map(waiting, turns), PairingCursor(decided=0, upto=1, seen=0))
 
 
 def in_rounds(*batches: Sequence[Turn]) -> list[Pairing]:
@@ -35,7 +35,8 @@ def in_rounds(*batches: Sequence[Turn]) -> list[Pairing]:
     known = [waiting(each, batch=number) for number, batch in enumerate(batches, 1) for each in batch]
     return [
         pair(
-            (each for each in known if each.batch <= number), Horizon(decided=number - 1, upto=number, seen=number - 1)
+            (each for each in known if each.batch <= number),
+            PairingCursor(decided=number - 1, upto=number, seen=number - 1),
         )
         for number in range(1, len(batches) + 1)
     ]
@@ -85,7 +86,7 @@ def test_a_clock_that_steps_back_costs_the_pairs_over_the_step_and_no_others():
     ]
     (found,) = in_rounds(stepped)
     assert names(found) == {("ann-0", "ann-1"), ("ann-2", "ann-3"), ("ann-3", "ann-4")}
-    assert found.unpaired == Counter({Unpaired.BEFORE_ANSWER: 1})
+    assert found.unpaired == Counter({NotPaired.BEFORE_ANSWER: 1})
     assert [names(each) for each in in_rounds(stepped[:2], stepped[2:])] == [
         {("ann-0", "ann-1")},
         {("ann-2", "ann-3"), ("ann-3", "ann-4")},
@@ -143,7 +144,7 @@ def test_of_a_follow_up_sent_twice_the_first_counts():
     retry = changed(CORRECTED, turn_id="t0", started_at_s=111.0)
     found = paired(ASKED, retry, CORRECTED)
     assert names(found) == {("t1", "t2")}
-    assert found.unpaired == Counter({Unpaired.DUPLICATE_FOLLOW_UP: 1})
+    assert found.unpaired == Counter({NotPaired.DUPLICATE_FOLLOW_UP: 1})
     twins = [changed(CORRECTED, turn_id=name) for name in ("t9", "t0")]
     assert names(paired(ASKED, *twins)) == {("t1", "t0")}
 
@@ -172,7 +173,7 @@ def test_a_follow_up_read_before_its_answer_is_decided_when_both_are_there():
     assert names(second) == {("t1", "t2")}
     # As the stage does it: what came in one reading is decided in the next one.
     known = [waiting(CORRECTED, batch=1), waiting(ASKED, batch=2)]
-    assert names(pair(known, Horizon(decided=0, upto=1, seen=0))) == {("t1", "t2")}
+    assert names(pair(known, PairingCursor(decided=0, upto=1, seen=0))) == {("t1", "t2")}
 
 
 def test_an_answer_that_comes_late_takes_the_first_of_the_follow_ups_that_waited_for_it():
@@ -203,9 +204,9 @@ def test_an_answer_keeps_its_follow_up_when_a_stranger_in_the_same_words_arrives
 
 def test_follow_ups_beyond_the_horizon_wait():
     known = [waiting(ASKED, batch=1), waiting(CORRECTED, batch=2)]
-    assert pair(known, Horizon(decided=0, upto=1, seen=0)) == unpaired()
-    assert names(pair(known, Horizon(decided=1, upto=2, seen=2))) == {("t1", "t2")}
-    assert pair(known, Horizon(decided=2, upto=2, seen=2)) == unpaired()
+    assert pair(known, PairingCursor(decided=0, upto=1, seen=0)) == unpaired()
+    assert names(pair(known, PairingCursor(decided=1, upto=2, seen=2))) == {("t1", "t2")}
+    assert pair(known, PairingCursor(decided=2, upto=2, seen=2)) == unpaired()
 
 
 def asked_with_tools(*, result: str = "21 C", arguments: str = '{"city": "Paris"}') -> Turn:
@@ -272,7 +273,7 @@ class Readings:
     def decide(self, settled: int) -> None:
         while self.decided < settled or self.seen < self.batch:
             upto = max(self.decided, self._data.draw(st.integers(min(self.decided + 1, settled), settled)))
-            now = Horizon(decided=self.decided, upto=upto, seen=self.seen)
+            now = PairingCursor(decided=self.decided, upto=upto, seen=self.seen)
             found = pair([waiting(each, batch=batch) for each, batch in self.known], now)
             self.pairs += [(each.follow_up.turn_id, each.answer.turn_id) for each in found.pairs]
             self.unpaired += found.unpaired
@@ -326,7 +327,7 @@ def test_however_the_log_is_read_no_pair_is_wrong_and_each_follow_up_is_decided_
     assert len(stage.pairs) + stage.unpaired.total() == town.continued()
     # Everybody's own answer is known in time: what finds none was edited.
     edited = town.continued() - sum(each.turn_id in town.parents for each in town.turns)
-    assert stage.unpaired[Unpaired.UNKNOWN_ANSWER] + stage.unpaired[Unpaired.BEFORE_ANSWER] <= edited
+    assert stage.unpaired[NotPaired.UNKNOWN_ANSWER] + stage.unpaired[NotPaired.BEFORE_ANSWER] <= edited
     assert undisputed(town.turns) <= set(stage.pairs)
     # What rounds pair beyond that has a rival that came too late: a branch, or the same follow-up sent again.
     at_once = brute_force(town.turns)
@@ -369,4 +370,4 @@ def test_in_any_order_of_arrival_nobody_is_paired_twice_and_a_follow_up_is_decid
     stage.finish()
     check(town, stage, steady=False)
     again = len(stage.pairs) + stage.unpaired.total() - town.continued()
-    assert 0 <= again <= stage.unpaired[Unpaired.UNKNOWN_ANSWER] + stage.unpaired[Unpaired.BEFORE_ANSWER]
+    assert 0 <= again <= stage.unpaired[NotPaired.UNKNOWN_ANSWER] + stage.unpaired[NotPaired.BEFORE_ANSWER]

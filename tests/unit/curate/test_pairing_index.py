@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.curate.pairing import Horizon, Waiting, pair
-from sdpo_ray.curate.pairing_index import horizon, index, related
+from sdpo_ray.curate.pairing import PairingCursor, PairingRow, pair
+from sdpo_ray.curate.pairing_index import index, pairing_cursor, related
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import PairingKeys, Turn
 from sdpo_ray.tables.arrow_schemas import PENDING, turns_to_arrow
@@ -28,12 +28,12 @@ class Tables:
         self.turns.append(turns_to_arrow(turns), {})
 
     @property
-    def rows(self) -> list[Waiting]:
-        found = self.pending.read([*Waiting.__dataclass_fields__]).to_pylist()
-        return sorted((Waiting(**row) for row in found), key=lambda each: each.turn_id)
+    def rows(self) -> list[PairingRow]:
+        found = self.pending.read([*PairingRow.__dataclass_fields__]).to_pylist()
+        return sorted((PairingRow(**row) for row in found), key=lambda each: each.turn_id)
 
 
-def names(found: Sequence[Waiting]) -> list[str]:
+def names(found: Sequence[PairingRow]) -> list[str]:
     return sorted(each.turn_id for each in found)
 
 
@@ -116,7 +116,7 @@ def test_a_round_takes_whole_batches_up_to_its_size_and_never_none(tmp_path):
     tables = Tables(tmp_path, *batches)
 
     def upto(decided: int, settled: int, max_turns: int) -> int:
-        found = horizon(tables.pending, decided=decided, seen=0, settled=settled, max_turns=max_turns)
+        found = pairing_cursor(tables.pending, decided=decided, seen=0, settled=settled, max_turns=max_turns)
         assert (found.decided, found.seen) == (decided, 0)
         return found.upto
 
@@ -129,24 +129,24 @@ def test_a_round_takes_whole_batches_up_to_its_size_and_never_none(tmp_path):
 
 def test_batches_without_a_row_are_decided_too(tmp_path):
     tables = Tables(tmp_path, [turn("t0")], [turn("t1", keys=PairingKeys())], [turn("t2", keys=PairingKeys())])
-    assert horizon(tables.pending, decided=1, seen=0, settled=3, max_turns=9).upto == 3
-    assert horizon(tables.pending, decided=0, seen=0, settled=3, max_turns=1).upto == 3
+    assert pairing_cursor(tables.pending, decided=1, seen=0, settled=3, max_turns=9).upto == 3
+    assert pairing_cursor(tables.pending, decided=0, seen=0, settled=3, max_turns=1).upto == 3
 
 
 def test_related_are_the_new_ones_with_all_that_share_a_key_and_nothing_else(tmp_path):
     ann, bob, eve = dialogue("ann", follow_ups=2), dialogue("bob"), dialogue("eve")
     tables = Tables(tmp_path, [ann[0], bob[0], bob[1]], [ann[1], eve[0]], [ann[2], eve[1]])
-    assert names(related(tables.pending, Horizon(decided=0, upto=1, seen=3), newest=tables.pending.batch)) == [
+    assert names(related(tables.pending, PairingCursor(decided=0, upto=1, seen=3), newest=tables.pending.batch)) == [
         "bob-0",
         "bob-1",
     ]
-    assert names(related(tables.pending, Horizon(decided=1, upto=2, seen=3), newest=tables.pending.batch)) == [
+    assert names(related(tables.pending, PairingCursor(decided=1, upto=2, seen=3), newest=tables.pending.batch)) == [
         "ann-0",
         "ann-1",
     ]
-    assert names(related(tables.pending, Horizon(decided=3, upto=3, seen=3), newest=tables.pending.batch)) == []
+    assert names(related(tables.pending, PairingCursor(decided=3, upto=3, seen=3), newest=tables.pending.batch)) == []
     # Answers that came since the last round bring what waited for them.
-    assert names(related(tables.pending, Horizon(decided=2, upto=2, seen=1), newest=tables.pending.batch)) == [
+    assert names(related(tables.pending, PairingCursor(decided=2, upto=2, seen=1), newest=tables.pending.batch)) == [
         "ann-1",
         "ann-2",
         "eve-0",
@@ -156,7 +156,7 @@ def test_related_are_the_new_ones_with_all_that_share_a_key_and_nothing_else(tmp
 
 def test_openings_bring_nobody(tmp_path):
     tables = Tables(tmp_path, [turn(f"t{n}", "hello") for n in range(3)])
-    assert related(tables.pending, Horizon(decided=0, upto=1, seen=1), newest=tables.pending.batch) == []
+    assert related(tables.pending, PairingCursor(decided=0, upto=1, seen=1), newest=tables.pending.batch) == []
 
 
 @settings(deadline=None, max_examples=15)
@@ -172,7 +172,7 @@ def test_pairing_what_is_related_gives_what_pairing_everything_gives(
     tables = Tables(tmp_path_factory.mktemp("run"), *batches)
     decided = data.draw(st.integers(0, len(batches)))
     upto = data.draw(st.integers(decided, len(batches)))
-    now = Horizon(decided=decided, upto=upto, seen=data.draw(st.integers(decided, len(batches))))
+    now = PairingCursor(decided=decided, upto=upto, seen=data.draw(st.integers(decided, len(batches))))
     found, expected = pair(related(tables.pending, now, newest=tables.pending.batch), now), pair(tables.rows, now)
     assert (set(found.pairs), found.unpaired) == (set(expected.pairs), expected.unpaired)
 
@@ -184,5 +184,5 @@ def test_an_answer_that_waited_too_long_is_forgotten_and_what_follows_it_is_unkn
     assert names(tables.rows) == ["t0"]
     tables.add(second)
     index(tables.turns, tables.pending)
-    now = horizon(tables.pending, decided=2, seen=2, settled=3, max_turns=9)
+    now = pairing_cursor(tables.pending, decided=2, seen=2, settled=3, max_turns=9)
     assert pair(related(tables.pending, now, newest=tables.pending.batch), now).unpaired == {"unknown_answer": 1}

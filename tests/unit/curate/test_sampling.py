@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.config import Curate
+from sdpo_ray.config import CurateConfig
 from sdpo_ray.curate.sampling import LIGHT_COLUMNS, NotDrawn, Plan, count_trainable, is_held_out
 from sdpo_ray.curate.sampling import draw as draw_at
 from sdpo_ray.tables.arrow_schemas import split_of
@@ -51,9 +51,9 @@ def light(count: int) -> list[Row]:
     return [row(number) for number in range(count)]
 
 
-def config(**changes: object) -> Curate:
+def config(**changes: object) -> CurateConfig:
     plain = {"snapshot_size": 4, "recency_half_life": 2, "max_age_versions": 8, "held_out": 0.0, "max_user_share": 1.0}
-    return Curate.model_validate(plain | changes)
+    return CurateConfig.model_validate(plain | changes)
 
 
 def draw(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.config import Curate
+from sdpo_ray.config import CurateConfig
 from sdpo_ray.curate.sampling import is_held_out
 from sdpo_ray.curate.snapshot import count_new, draw_snapshot
 from sdpo_ray.errors import DataError
@@ -41,8 +41,8 @@ def table_of(layout: Layout, *batches: list[Interaction]) -> Table:
     return table
 
 
-def config(**changes: object) -> Curate:
-    return Curate.model_validate({"snapshot_size": 8, "held_out": 0.3} | changes)
+def config(**changes: object) -> CurateConfig:
+    return CurateConfig.model_validate({"snapshot_size": 8, "held_out": 0.3} | changes)
 
 
 def drawn(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from jobs import export, import_logs
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.datasets import export_query
-from sdpo_ray.datasets.export_rows import SCHEMAS, What
+from sdpo_ray.datasets.export_rows import SCHEMAS, ExportKind
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback, Interaction, Thumb
@@ -116,7 +116,7 @@ def test_every_interaction_is_there_once_the_oldest_first(root: Path, tmp_path: 
     assert rows[7]["prompt"][0]["content"] == "Question 7?"
     assert [path.name for path in (tmp_path / "new").iterdir()] == [name], "nothing is left aside"
     if name.endswith("parquet"):
-        assert pq.read_schema(tmp_path / "new" / name).equals(SCHEMAS[What.INTERACTIONS])
+        assert pq.read_schema(tmp_path / "new" / name).equals(SCHEMAS[ExportKind.INTERACTIONS])
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
 
 
 def test_a_run_without_tables_is_named_and_none_are_made(tmp_path: Path):
-    for what in What:
+    for what in ExportKind:
         arguments = ("--set", f"root={tmp_path / 'run'}", "--out", tmp_path / "rows.jsonl", "--what", what.value)
         status, output = run(export.main, *arguments)
         assert status == 2

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.datasets.conversation_split import Limits, unroll
-from sdpo_ray.datasets.export_rows import SCHEMAS, What, interaction_rows, json_lines, label_rows, preference_rows
+from sdpo_ray.datasets.conversation_split import SplitLimits, split_conversation
+from sdpo_ray.datasets.export_rows import SCHEMAS, ExportKind, interaction_rows, json_lines, label_rows, preference_rows
 from sdpo_ray.datasets.file_reader import read_rows
 from sdpo_ray.datasets.formats import Format, detect_format, read_record
 from sdpo_ray.errors import DataError
@@ -22,7 +22,7 @@ from tests.support.builders import as_text, dialogue, interaction, tool_use
 from tests.support.paths import CHECKPOINT
 
 TOOLS = '[{"type":"function","function":{"name":"weather","parameters":{"type":"object"}}}]'
-EVERYTHING = Limits(max_messages=1000, max_answer_chars=10**9, language=None)
+EVERYTHING = SplitLimits(max_messages=1000, max_answer_chars=10**9, language=None)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def imported(rows: pa.Table, path: Path) -> list[Interaction]:
         assert read.record is not None
         assert detect_format(read.record) is Format.TRIPLES
         conversation = read_record(read.record, Format.TRIPLES, number=number)
-        unrolled = unroll(conversation, tenant="t", limits=EVERYTHING, detect=lambda text: None)
+        unrolled = split_conversation(conversation, tenant="t", limits=EVERYTHING, detect=lambda text: None)
         assert not unrolled.refused
         found += unrolled.interactions
     return found
@@ -153,9 +153,9 @@ def test_the_datasets_library_and_trl_know_the_rows_for_what_they_are(chat: Chat
     turns = [each.turn for each in made(chat)]
     given = [(feedback(turn.turn_id, edited="Oui", thumb=Thumb.UP), turn) for turn in turns]
     tables = {
-        What.INTERACTIONS: interaction_rows(made(chat)),
-        What.PREFERENCES: preference_rows(given),
-        What.LABELS: label_rows(given),
+        ExportKind.INTERACTIONS: interaction_rows(made(chat)),
+        ExportKind.PREFERENCES: preference_rows(given),
+        ExportKind.LABELS: label_rows(given),
     }
     for what, rows in tables.items():
         assert rows.schema == SCHEMAS[what]
@@ -171,16 +171,16 @@ def test_the_datasets_library_and_trl_know_the_rows_for_what_they_are(chat: Chat
             assert is_conversational(row)
         shown = maybe_apply_chat_template(loaded[0], AutoTokenizer.from_pretrained(CHECKPOINT))
         assert "capital of France" in shown["prompt"]
-        assert shown["chosen" if what is What.PREFERENCES else "completion"].startswith(
-            "Oui" if what is What.PREFERENCES else "Paris"
+        assert shown["chosen" if what is ExportKind.PREFERENCES else "completion"].startswith(
+            "Oui" if what is ExportKind.PREFERENCES else "Paris"
         )
 
 
 def test_nothing_is_a_table_of_no_rows():
     for make, what in (
-        (interaction_rows, What.INTERACTIONS),
-        (preference_rows, What.PREFERENCES),
-        (label_rows, What.LABELS),
+        (interaction_rows, ExportKind.INTERACTIONS),
+        (preference_rows, ExportKind.PREFERENCES),
+        (label_rows, ExportKind.LABELS),
     ):
         assert make([]).schema == SCHEMAS[what]
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from sdpo_ray.curate.language import LANGUAGES, detector, is_stated, sample
-from sdpo_ray.datasets.conversation_split import Limits, Unrolled, prompt_before, unroll
-from sdpo_ray.datasets.formats import Conversation, Format, detect_format, read_record
-from sdpo_ray.datasets.import_report import Refused
+from sdpo_ray.datasets.conversation_split import SplitConversation, SplitLimits, prompt_before, split_conversation
+from sdpo_ray.datasets.formats import Format, LoggedConversation, detect_format, read_record
+from sdpo_ray.datasets.import_report import NotImported
 from sdpo_ray.errors import ConfigError, DataError
 from sdpo_ray.records import Consent, FinishReason, Message, Role, ToolCall
 
-ANY = Limits(language=None)
+ANY = SplitLimits(language=None)
 DEEP = json.loads("[" * 400 + "]" * 400)
 
 
@@ -32,7 +32,7 @@ def chat(*words: str, roles: str = "") -> tuple[Message, ...]:
     return tuple(Message(role=known[letter], content=text) for letter, text in zip(letters, words, strict=False))
 
 
-def read(record: dict[str, Any], *, number: int = 1) -> Conversation:
+def read(record: dict[str, Any], *, number: int = 1) -> LoggedConversation:
     return read_record(record, detect_format(record), number=number)
 
 
@@ -40,12 +40,12 @@ def nobody_asks(text: str) -> str | None:
     raise AssertionError(f"the language of {text!r} was asked for")
 
 
-def unrolled(messages: Sequence[dict[str, Any]], limits: Limits = ANY, **record: Any) -> Unrolled:
+def unrolled(messages: Sequence[dict[str, Any]], limits: SplitLimits = ANY, **record: Any) -> SplitConversation:
     conversation = read({"messages": list(messages), **record})
-    return unroll(conversation, tenant="openai", limits=limits, detect=nobody_asks)
+    return split_conversation(conversation, tenant="openai", limits=limits, detect=nobody_asks)
 
 
-def refusals(messages: Sequence[dict[str, Any]], limits: Limits = ANY, **record: Any) -> Counter[Refused]:
+def refusals(messages: Sequence[dict[str, Any]], limits: SplitLimits = ANY, **record: Any) -> Counter[NotImported]:
     found = unrolled(messages, limits, **record)
     assert not found.interactions
     return found.refused
@@ -120,7 +120,7 @@ def test_a_triple_whose_parts_have_other_roles_or_numbers_is_refused(parts: dict
 
 def test_only_the_last_answer_of_a_triple_is_its_interaction():
     triple = {"prompt": said("Q", "A", "F"), "completion": "B", "user_response": "G"}
-    found = unroll(read(triple), tenant="triples", limits=ANY, detect=nobody_asks)
+    found = split_conversation(read(triple), tenant="triples", limits=ANY, detect=nobody_asks)
     assert [(each.turn.response, each.follow_up) for each in found.interactions] == [("B", "G")]
     assert found.refused == Counter()
 
@@ -210,7 +210,7 @@ def test_tool_calls_their_results_and_the_tools_are_kept():
 def test_an_answer_that_calls_tools_is_refused_since_its_text_is_not_all_of_it():
     call = {"id": "c1", "function": {"name": "add", "arguments": {"a": 1}}}
     messages = [*said("Q"), {"role": "assistant", "content": "Wait.", "tool_calls": [call]}, *said("F")]
-    assert refusals(messages) == Counter([Refused.ANSWER_CALLS_TOOLS])
+    assert refusals(messages) == Counter([NotImported.ANSWER_CALLS_TOOLS])
 
 
 @pytest.mark.parametrize(
@@ -275,19 +275,19 @@ def test_messages_without_text_do_not_count():
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        (said("Q", "A"), Refused.TOO_FEW_MESSAGES),
-        ([{"role": "system", "content": "s"}, *said("Q", "A")], Refused.TOO_FEW_MESSAGES),
-        ([*said("Q", "A"), *said("", "B")[1:]], Refused.NO_FOLLOW_UP),
-        (said("Q", "A" * 4097, "F"), Refused.TOO_LONG_ANSWER),
-        (said("Q" * 99_999, "A", "F"), Refused.TOO_LONG_CONVERSATION),
-        (said("", "A", "F"), Refused.NO_USER_PROMPT),
-        ([*said("", "A")[1:], *said("F", "")], Refused.NO_USER_PROMPT),
-        (said("Q", " ", "F"), Refused.EMPTY_RESPONSE),
-        ([*said("Q"), {"role": "assistant", "content": None}, *said("F")], Refused.EMPTY_RESPONSE),
-        (said("Q", "A", "\n\t"), Refused.EMPTY_FOLLOW_UP),
+        (said("Q", "A"), NotImported.TOO_FEW_MESSAGES),
+        ([{"role": "system", "content": "s"}, *said("Q", "A")], NotImported.TOO_FEW_MESSAGES),
+        ([*said("Q", "A"), *said("", "B")[1:]], NotImported.NO_FOLLOW_UP),
+        (said("Q", "A" * 4097, "F"), NotImported.TOO_LONG_ANSWER),
+        (said("Q" * 99_999, "A", "F"), NotImported.TOO_LONG_CONVERSATION),
+        (said("", "A", "F"), NotImported.NO_USER_PROMPT),
+        ([*said("", "A")[1:], *said("F", "")], NotImported.NO_USER_PROMPT),
+        (said("Q", " ", "F"), NotImported.EMPTY_RESPONSE),
+        ([*said("Q"), {"role": "assistant", "content": None}, *said("F")], NotImported.EMPTY_RESPONSE),
+        (said("Q", "A", "\n\t"), NotImported.EMPTY_FOLLOW_UP),
     ],
 )
-def test_each_limit_refuses_by_its_name(messages: list[dict[str, Any]], reason: Refused):
+def test_each_limit_refuses_by_its_name(messages: list[dict[str, Any]], reason: NotImported):
     assert refusals(messages) == Counter([reason])
 
 
@@ -295,37 +295,41 @@ def test_the_limits_are_the_largest_that_is_kept():
     assert unrolled(said("Q", "A" * 4096, "F")).interactions
     assert unrolled(said("Q" * 99_998, "A", "F")).interactions
     assert unrolled(said("Q" * 4097, "A", "F")).interactions, "only of WildChat are the users' messages limited"
-    limited = Limits(language=None, max_question_chars=4096)
+    limited = SplitLimits(language=None, max_question_chars=4096)
     assert unrolled(said("Q" * 4096, "A", "F"), limited).interactions
-    assert refusals(said("Q" * 4097, "A", "F"), limited) == Counter([Refused.TOO_LONG_QUESTION])
-    assert unrolled(said("Q", "A", "F"), Limits(language=None, min_messages=3)).interactions
-    assert refusals(said("Q", "A", "F"), Limits(language=None, min_messages=4)) == Counter([Refused.TOO_FEW_MESSAGES])
+    assert refusals(said("Q" * 4097, "A", "F"), limited) == Counter([NotImported.TOO_LONG_QUESTION])
+    assert unrolled(said("Q", "A", "F"), SplitLimits(language=None, min_messages=3)).interactions
+    assert refusals(said("Q", "A", "F"), SplitLimits(language=None, min_messages=4)) == Counter(
+        [NotImported.TOO_FEW_MESSAGES]
+    )
 
 
 def test_one_bad_answer_leaves_the_others_of_its_conversation():
     found = unrolled(said("Q", "A", "F", " ", "G", "C", "H"))
     assert [each.turn.response for each in found.interactions] == ["A", "C"]
-    assert found.refused == Counter([Refused.EMPTY_RESPONSE])
+    assert found.refused == Counter([NotImported.EMPTY_RESPONSE])
 
 
 def test_toxic_records_are_refused_only_on_request():
     messages = [{"role": "user", "content": "Q", "toxic": True}, *said("Q", "A", "F")[1:]]
     assert unrolled(messages).interactions
-    assert refusals(messages, Limits(language=None, drop_toxic=True)) == Counter([Refused.TOXIC])
-    assert refusals(said("Q", "A", "F"), Limits(language=None, drop_toxic=True), toxic=True) == Counter([Refused.TOXIC])
+    assert refusals(messages, SplitLimits(language=None, drop_toxic=True)) == Counter([NotImported.TOXIC])
+    assert refusals(said("Q", "A", "F"), SplitLimits(language=None, drop_toxic=True), toxic=True) == Counter(
+        [NotImported.TOXIC]
+    )
 
 
 def test_a_stated_language_is_believed_and_nothing_is_detected():
     for stated in ("English", "en", "EN", "en-US", "en_GB"):
-        assert unrolled(said("Q", "A", "F"), Limits(), language=stated).interactions
+        assert unrolled(said("Q", "A", "F"), SplitLimits(), language=stated).interactions
     for stated in ("Chinese", "zh", "Latin", "eng"):
-        assert refusals(said("Q", "A", "F"), Limits(), language=stated) == Counter([Refused.NOT_LANGUAGE])
+        assert refusals(said("Q", "A", "F"), SplitLimits(), language=stated) == Counter([NotImported.NOT_LANGUAGE])
 
 
 def test_a_language_that_is_not_stated_is_read_from_the_text():
     conversation = read({"messages": said("Q", "A", "F")})
-    for found, refused in (("en", None), ("de", Refused.NOT_LANGUAGE), (None, Refused.UNCLEAR_LANGUAGE)):
-        result = unroll(conversation, tenant="", limits=Limits(), detect=lambda _, found=found: found)
+    for found, refused in (("en", None), ("de", NotImported.NOT_LANGUAGE), (None, NotImported.UNCLEAR_LANGUAGE)):
+        result = split_conversation(conversation, tenant="", limits=SplitLimits(), detect=lambda _, found=found: found)
         assert result.refused == Counter([refused] if refused else [])
 
 

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from jobs import import_logs
 from sdpo_ray.cli.options import LAPTOP
-from sdpo_ray.config import Capture
+from sdpo_ray.config import CaptureConfig
 from sdpo_ray.curate.sampling import is_held_out
-from sdpo_ray.datasets.import_report import ImportReport, Refused
+from sdpo_ray.datasets.import_report import ImportReport, NotImported
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.files import is_ready, read_json, require_ready
 from sdpo_ray.io.paths import Layout
@@ -55,7 +55,7 @@ def imported(out: Path) -> tuple[Snapshot, list[Interaction], list[Interaction],
     )
 
 
-def test_a_log_becomes_a_sealed_snapshot_like_those_of_the_wheel(tmp_path: Path):
+def test_a_log_becomes_a_sealed_snapshot_like_those_of_the_training_loop(tmp_path: Path):
     status, output = run(triples(tmp_path / "[red] log.jsonl", 200), "--out", tmp_path / "s")
     assert status == 0
     snapshot, train, held_out, report = imported(tmp_path / "s")
@@ -96,7 +96,7 @@ def test_the_limit_draws_from_all_of_the_log_and_alike(tmp_path: Path):
         run(log, "--out", tmp_path / str(seed), "--limit", 100, "--seed", seed, "--held-out", 0)
         _, train, _, report = imported(tmp_path / str(seed))
         assert len(train) == 100
-        assert [(each.reason, each.n) for each in report.refused] == [(Refused.NOT_DRAWN, 300)]
+        assert [(each.reason, each.n) for each in report.refused] == [(NotImported.NOT_DRAWN, 300)]
         drawn.update(each.turn.response for each in train)
     assert max(drawn.values()) <= 16
     quarters = [sum(drawn[f"Answer {i}"] for i in range(start, start + 100)) for start in range(0, 400, 100)]
@@ -110,7 +110,7 @@ def test_ten_thousand_copies_are_one_interaction(tmp_path: Path):
     run(log, "--out", tmp_path / "s", "--held-out", 0)
     _, train, _, report = imported(tmp_path / "s")
     assert len(train) == 2
-    assert [(each.reason, each.of, each.n) for each in report.refused] == [(Refused.DUPLICATE, "answers", 9998)]
+    assert [(each.reason, each.of, each.n) for each in report.refused] == [(NotImported.DUPLICATE, "answers", 9998)]
 
 
 def test_everything_that_was_read_is_kept_or_counted_under_a_name(tmp_path: Path):
@@ -135,12 +135,12 @@ def test_everything_that_was_read_is_kept_or_counted_under_a_name(tmp_path: Path
     _, train, _, report = imported(tmp_path / "s")
     assert (report.num_records, report.num_answers, len(train)) == (9, 4, 2)
     assert {each.reason: (each.of, each.n, round(each.share, 4)) for each in report.refused} == {
-        Refused.MALFORMED: ("records", 3, 0.3333),
-        Refused.TOO_FEW_MESSAGES: ("records", 1, 0.1111),
-        Refused.TOO_LONG_ANSWER: ("records", 1, 0.1111),
-        Refused.NOT_LANGUAGE: ("records", 1, 0.1111),
-        Refused.EMPTY_RESPONSE: ("answers", 1, 0.25),
-        Refused.DUPLICATE: ("answers", 1, 0.25),
+        NotImported.MALFORMED: ("records", 3, 0.3333),
+        NotImported.TOO_FEW_MESSAGES: ("records", 1, 0.1111),
+        NotImported.TOO_LONG_ANSWER: ("records", 1, 0.1111),
+        NotImported.NOT_LANGUAGE: ("records", 1, 0.1111),
+        NotImported.EMPTY_RESPONSE: ("answers", 1, 0.25),
+        NotImported.DUPLICATE: ("answers", 1, 0.25),
     }
     assert report.sources[0].first_malformed == 2
     assert "the first malformed one is 2" in output
@@ -154,7 +154,7 @@ def test_the_users_messages_of_wildchat_alone_are_limited_unless_asked(tmp_path:
     log.write_text(json.dumps({"conversation": chat, "conversation_hash": "h", "language": "English"}))
     status, output = run(log, "--out", tmp_path / "s", "--held-out", 0)
     assert status == 2
-    assert Refused.TOO_LONG_QUESTION in output
+    assert NotImported.TOO_LONG_QUESTION in output
     assert run(log, "--out", tmp_path / "t", "--held-out", 0, "--max-question-chars", 5000)[0] == 0
     assert run(log, "--out", tmp_path / "u", "--held-out", 0, "--format", "wildfeedback")[0] == 0
 
@@ -209,7 +209,7 @@ def test_the_conversations_of_hh_rlhf_are_all_kept_but_for_copies(tmp_path: Path
     rows = [json.loads(line) for line in HH.read_text().splitlines()]
     distinct = {json.dumps([row["prompt"][-5:], row["completion"], row["user_response"]]) for row in rows}
     assert len(train) + len(held_out) == len(distinct) == 3312
-    assert [(each.reason, each.n) for each in report.refused] == [(Refused.DUPLICATE, len(rows) - len(distinct))]
+    assert [(each.reason, each.n) for each in report.refused] == [(NotImported.DUPLICATE, len(rows) - len(distinct))]
     assert 0.05 < len(held_out) / len(distinct) < 0.15
 
 
@@ -217,7 +217,7 @@ def test_the_conversations_of_open_assistant_are_all_kept_but_for_one_long_answe
     run(real(OASST), "--out", tmp_path / "s")
     _, train, held_out, report = imported(tmp_path / "s")
     rows = list(map(json.loads, OASST.read_text().splitlines()))
-    assert [(each.reason, each.n) for each in report.refused] == [(Refused.TOO_LONG_ANSWER, 1)]
+    assert [(each.reason, each.n) for each in report.refused] == [(NotImported.TOO_LONG_ANSWER, 1)]
     assert sum(len(row["completion"]["content"]) > 4096 for row in rows) == 1
     by_words = {(row["completion"]["content"], row["user_response"]["content"]): row["prompt"] for row in rows}
     assert len(train) + len(held_out) == len(by_words) - 1 == 379
@@ -233,7 +233,7 @@ def written(tmp_path: Path, *files: Path, **settings: str) -> list[Turn | Feedba
     changes = [part for each in overrides for part in ("--set", each)]
     status, output = run(*files, "--into", LAPTOP, "--language", "any", *changes)
     assert status == 0, output
-    log = open_log(Layout(root), Capture())
+    log = open_log(Layout(root), CaptureConfig())
     return list(log.poll({}, max_events=10_000, max_bytes=1 << 30).events)
 
 

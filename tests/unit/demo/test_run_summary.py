@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sdpo_ray.demo.run_plot import draw
-from sdpo_ray.demo.run_summary import Examined, Requests, Summary, WinRate, failures
+from sdpo_ray.demo.run_summary import EvaluatedVersion, Requests, Summary, WinRate, failures
 from sdpo_ray.evaluate.statistics import Estimate
 from sdpo_ray.records import Verdict
 
@@ -23,8 +23,8 @@ GOOD = Summary(
     champion_version=4,
     win_rate=WinRate(ties_dropped=estimate(0.95), ties_half=estimate(0.8), coverage=estimate(0.7)),
     retention=estimate(0.98),
-    examined=tuple(
-        Examined(
+    evaluated=tuple(
+        EvaluatedVersion(
             policy_version=version,
             verdict=verdict,
             interactions=128 * version,
@@ -74,6 +74,6 @@ def test_each_thing_that_does_not_hold_is_named(change, word):
 
 
 def test_the_figure_is_drawn_also_where_nothing_was_promoted(tmp_path):
-    for examined in (GOOD.examined, GOOD.examined[1:], ()):
-        draw(replace(GOOD, examined=examined), tmp_path / "figure.png")
+    for evaluated in (GOOD.evaluated, GOOD.evaluated[1:], ()):
+        draw(replace(GOOD, evaluated=evaluated), tmp_path / "figure.png")
         assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"

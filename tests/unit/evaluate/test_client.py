@@ -111,7 +111,7 @@ def test_a_busy_engine_is_asked_again(endpoint: Endpoint):
     assert len(endpoint.requests) == len(PROMPTS) + 2
 
 
-def test_an_engine_that_refuses_ends_the_examination(endpoint: Endpoint):
+def test_an_engine_that_refuses_ends_the_evaluation(endpoint: Endpoint):
     endpoint.troubles = [400]
     with pytest.raises(openai.BadRequestError):
         answers_of(endpoint)
@@ -120,7 +120,7 @@ def test_an_engine_that_refuses_ends_the_examination(endpoint: Endpoint):
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("version", "2", "v3 is examined, but 2 answered"),
+        ("version", "2", "v3 is evaluated, but 2 answered"),
         ("version", None, "no version answered"),
         ("usage", None, "did not count"),
         ("finish_reason", "content_filter", "broke off with 'content_filter'"),

@@ -6,11 +6,11 @@ import pytest
 
 from sdpo_ray.errors import DataError
 from sdpo_ray.evaluate.client import Answer, Answers
-from sdpo_ray.evaluate.judge import Result, compare
+from sdpo_ray.evaluate.judge import PairResult, compare
 from sdpo_ray.evaluate.probes.collapse import collapse, repeats_itself
 from sdpo_ray.evaluate.probes.retention import retention
 from sdpo_ray.evaluate.probes.win_rate import win_rate
-from sdpo_ray.evaluate.suite import examine
+from sdpo_ray.evaluate.suite import run_suite
 from sdpo_ray.promote.gate import REQUIRED
 from sdpo_ray.records import FinishReason, Report, Score
 from sdpo_ray.telemetry import Counters
@@ -68,7 +68,7 @@ def test_nothing_but_ties_is_no_signal_and_no_error():
 
 
 def test_a_judge_that_likes_whatever_comes_first_decides_nothing():
-    assert compare(lambda prompt, a, b: "A", "p", "ours", "theirs") is Result.TIE
+    assert compare(lambda prompt, a, b: "A", "p", "ours", "theirs") is PairResult.TIE
 
 
 def test_a_judge_sees_every_pair_in_both_orders():
@@ -78,8 +78,8 @@ def test_a_judge_sees_every_pair_in_both_orders():
         seen.append((prompt, a, b))
         return "A" if a == "ours" else "B"
 
-    assert compare(judge, "p", "ours", "theirs") is Result.WIN
-    assert compare(judge, "p", "theirs", "ours") is Result.LOSS
+    assert compare(judge, "p", "ours", "theirs") is PairResult.WIN
+    assert compare(judge, "p", "theirs", "ours") is PairResult.LOSS
     assert seen[:2] == [("p", "ours", "theirs"), ("p", "theirs", "ours")]
 
 
@@ -147,7 +147,7 @@ def test_emphasis_lists_and_tables_are_no_loops(text: str):
     assert not repeats_itself(text)
 
 
-def examination(**changes: object) -> Report:
+def evaluation(**changes: object) -> Report:
     given: dict[str, object] = {
         "candidate": answers("Paris", "Paris", version=2),
         "base": answers("Paris, of course", "Rome", version=0),
@@ -159,11 +159,11 @@ def examination(**changes: object) -> Report:
         "champion_version": 1,
         "confidence": 0.95,
     }
-    return examine(**given | changes)  # type: ignore[arg-type]
+    return run_suite(**given | changes)  # type: ignore[arg-type]
 
 
-def test_an_examination_measures_everything_the_gate_requires():
-    report = examination()
+def test_an_evaluation_measures_everything_the_gate_requires():
+    report = evaluation()
     assert [score.name for score in report.scores] == list(REQUIRED)
     assert (report.policy_version, report.base_version, report.champion_version) == (2, 0, 1)
     champion = report.score("win_rate.vs_champion.ties_half")
@@ -173,7 +173,7 @@ def test_an_examination_measures_everything_the_gate_requires():
 
 def test_a_champion_that_is_the_base_is_compared_like_any_other():
     base = answers("Paris, of course", "Rome", version=0)
-    report = examination(base=base, champion=base, champion_version=0)
+    report = evaluation(base=base, champion=base, champion_version=0)
     for score in ("ties_dropped", "ties_half", "coverage"):
         assert report.score(f"win_rate.vs_base.{score}").value == report.score(f"win_rate.vs_champion.{score}").value
 
@@ -184,7 +184,7 @@ def test_a_broken_judge_takes_its_own_scores_away_and_is_counted(caplog: pytest.
 
     counters = Counters.empty()
     with caplog.at_level(logging.ERROR):
-        report = examination(judge=broken, counters=counters)
+        report = evaluation(judge=broken, counters=counters)
     assert [score.name for score in report.scores] == [name for name in REQUIRED if not name.startswith("win_rate")]
     assert counters.values == {
         "evaluate.win_rate.vs_base.TimeoutError": 1,
@@ -204,4 +204,4 @@ def test_a_broken_judge_takes_its_own_scores_away_and_is_counted(caplog: pytest.
 )
 def test_answers_that_do_not_belong_together_are_refused(changes: dict[str, object], why: str):
     with pytest.raises(DataError, match=why):
-        examination(**changes)
+        evaluation(**changes)

@@ -1,4 +1,4 @@
-"""Who examines has the engine alone, and asks each policy once. The engine here is a fake."""
+"""Who evaluates has the engine alone, and asks each policy once. The engine here is a fake."""
 
 import threading
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from sdpo_ray.config import parse_run
 from sdpo_ray.evaluate import runner
 from sdpo_ray.evaluate.client import Answer, Answers
-from sdpo_ray.evaluate.runner import Examination
+from sdpo_ray.evaluate.runner import EvalRunner
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import FinishReason, Release
@@ -20,7 +20,7 @@ class Engine:
     """Answers with what the pointer names while each question is asked."""
 
     def __init__(self, layout: Layout) -> None:
-        self.pointer = layout.exam_pointer
+        self.pointer = layout.eval_pointer
         self.asked: list[int] = []
         self.entered = threading.Event()
         self.go_on = threading.Event()
@@ -42,7 +42,7 @@ class Engine:
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     layout = Layout(tmp_path)
-    layout.exam_key.write_text("key")
+    layout.eval_key.write_text("key")
     return layout
 
 
@@ -54,14 +54,14 @@ def engine(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return made
 
 
-def examination(layout: Layout, num_prompts: int = 8) -> Examination:
-    return Examination(parse_run({"root": str(layout.root), "evaluate": {"num_prompts": num_prompts}}), layout)
+def evaluation(layout: Layout, num_prompts: int = 8) -> EvalRunner:
+    return EvalRunner(parse_run({"root": str(layout.root), "evaluate": {"num_prompts": num_prompts}}), layout)
 
 
 def answers(layout: Layout, version: int, *, num_prompts: int = 8, passing: bool = False) -> Answers:
     policy = builders.release(layout.root / f"v{version}", policy_version=version)
     path = layout.evaluation(version) / "answers.json"
-    return examination(layout, num_prompts).answers(policy, path, lambda done: None, passing=passing)
+    return evaluation(layout, num_prompts).answers(policy, path, lambda done: None, passing=passing)
 
 
 def test_a_policy_is_asked_once_and_again_where_the_questions_are_others(layout: Layout, engine: Engine):
@@ -72,7 +72,7 @@ def test_a_policy_is_asked_once_and_again_where_the_questions_are_others(layout:
     assert engine.asked == [3, 3]
 
 
-def test_two_who_examine_at_once_take_turns(layout: Layout, engine: Engine):
+def test_two_who_evaluate_at_once_take_turns(layout: Layout, engine: Engine):
     engine.go_on.clear()
     found: dict[int, Answers] = {}
     threads = [threading.Thread(target=lambda v=v: found.update({v: answers(layout, v)})) for v in (4, 1 << 48)]
@@ -80,7 +80,7 @@ def test_two_who_examine_at_once_take_turns(layout: Layout, engine: Engine):
     assert engine.entered.wait(timeout=10)
     threads[1].start()
     threads[1].join(timeout=0.5)
-    assert read_json(layout.exam_pointer, Release).policy_version == 4, "the other one waits"
+    assert read_json(layout.eval_pointer, Release).policy_version == 4, "the other one waits"
     engine.go_on.set()
     for thread in threads:
         thread.join(timeout=10)
@@ -92,14 +92,14 @@ def test_two_who_examine_at_once_take_turns(layout: Layout, engine: Engine):
 
 def test_the_engine_goes_back_from_weights_that_will_be_gone(layout: Layout, engine: Engine):
     answers(layout, 4)
-    before = read_json(layout.exam_pointer, Release)
+    before = read_json(layout.eval_pointer, Release)
     assert {each.policy_version for each in answers(layout, 5, passing=True)} == {5}
-    assert read_json(layout.exam_pointer, Release) == before
+    assert read_json(layout.eval_pointer, Release) == before
     answers(layout, 6)
-    assert read_json(layout.exam_pointer, Release).policy_version == 6
+    assert read_json(layout.eval_pointer, Release).policy_version == 6
 
 
 def test_the_questions_are_the_same_in_every_run_and_no_two_are_alike():
-    assert runner.examination(50) == runner.examination(50)[:50]
-    assert runner.examination(60)[:50] == runner.examination(50)
-    assert len(set(runner.examination(192))) == 192
+    assert runner.held_out_prompts(50) == runner.held_out_prompts(50)[:50]
+    assert runner.held_out_prompts(60)[:50] == runner.held_out_prompts(50)
+    assert len(set(runner.held_out_prompts(192))) == 192

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.config import Capture
-from sdpo_ray.config.data import Journal
+from sdpo_ray.config import CaptureConfig
+from sdpo_ray.config.data import JournalConfig
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.backup import back_up, secret_files
@@ -15,14 +15,14 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Turn
 from tests.support.conversations import turn
 
-SMALL = Capture(journal=Journal(segment_mib=1, segment_s=3600))
+SMALL = CaptureConfig(journal=JournalConfig(segment_mib=1, segment_s=3600))
 
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     layout = Layout(tmp_path / "run")
     layout.root.mkdir()
-    for secret in (layout.exam_key, layout.pseudonym_keys, layout.api_keys):
+    for secret in (layout.eval_key, layout.pseudonym_keys, layout.api_keys):
         secret.write_text("secret")
     (layout.root / "candidates" / "v0001").mkdir(parents=True)
     (layout.root / "candidates" / "v0001" / "model.safetensors").write_bytes(b"weights")
@@ -50,7 +50,7 @@ def test_secrets_go_where_they_are_told_to_and_stay_private(layout: Layout, tmp_
     for secret in secret_files(layout):
         secret.chmod(0o600)
     copy(layout, tmp_path / "backup", tmp_path / "vault")
-    assert {path.name for path in (tmp_path / "vault").iterdir()} == {"exam.key", "pseudonyms.json", "api_keys.json"}
+    assert {path.name for path in (tmp_path / "vault").iterdir()} == {"eval.key", "pseudonyms.json", "api_keys.json"}
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "vault").iterdir()} == {0o600}
 
 

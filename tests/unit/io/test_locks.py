@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from sdpo_ray.io.locks import undisturbed
+from sdpo_ray.io.locks import data_lock
 from sdpo_ray.io.paths import Layout
 
 
@@ -11,10 +11,10 @@ def test_one_at_a_time_has_the_turn_and_the_other_is_told_that_it_waits(tmp_path
     layout, waits, order = Layout(tmp_path / "new"), threading.Event(), []
 
     def other() -> None:
-        with undisturbed(layout, waits.set):
+        with data_lock(layout, waits.set):
             order.append("other")
 
-    with undisturbed(layout):
+    with data_lock(layout):
         thread = threading.Thread(target=other)
         thread.start()
         assert waits.wait(timeout=10)
@@ -28,7 +28,7 @@ def test_who_waits_is_next_before_one_who_asks_again_at_once(tmp_path):
 
     def greedy() -> None:
         while not stop.is_set():
-            with undisturbed(layout):
+            with data_lock(layout):
                 turns.append(len(got))
                 time.sleep(0.01)
 
@@ -38,7 +38,7 @@ def test_who_waits_is_next_before_one_who_asks_again_at_once(tmp_path):
         time.sleep(0.001)
     for _ in range(5):
         before = len(turns)
-        with undisturbed(layout, waits.set):
+        with data_lock(layout, waits.set):
             got.append(len(turns) - before)
     stop.set()
     thread.join(timeout=10)
@@ -48,7 +48,7 @@ def test_who_waits_is_next_before_one_who_asks_again_at_once(tmp_path):
 
 def test_an_error_inside_gives_the_turn_back(tmp_path):
     layout = Layout(tmp_path)
-    with pytest.raises(ZeroDivisionError), undisturbed(layout):
+    with pytest.raises(ZeroDivisionError), data_lock(layout):
         raise ZeroDivisionError
-    with undisturbed(layout, on_wait=lambda: pytest.fail("somebody still has it")):
+    with data_lock(layout, on_wait=lambda: pytest.fail("somebody still has it")):
         pass

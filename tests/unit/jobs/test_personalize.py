@@ -21,7 +21,7 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import trainer
 from sdpo_ray.personal.owners import Owner
 from sdpo_ray.personal.store import Attempt, known_owners
-from sdpo_ray.personal.trainer import Heard
+from sdpo_ray.personal.trainer import ProgressCallbacks
 from sdpo_ray.records import Snapshot, Verdict
 from sdpo_ray.tables.delta_table import Table
 from tests.support import builders
@@ -92,7 +92,7 @@ class _Personalizer:
 
     learned: ClassVar[list[str]] = []
 
-    def __init__(self, run: Run, heard: Heard) -> None:
+    def __init__(self, run: Run, heard: ProgressCallbacks) -> None:
         heard.says("here")
         heard.steps(1, 2)
 
@@ -116,7 +116,7 @@ class _Personalizer:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Personalizer]]:
     """Neither Ray nor a learner."""
-    monkeypatch.setattr(trainer, "Personalizer", _Personalizer)
+    monkeypatch.setattr(trainer, "PersonalTrainer", _Personalizer)
     monkeypatch.setattr(ray_session, "connected", lambda run: nullcontext())
     _Personalizer.learned.clear()
     before = signal.getsignal(signal.SIGTERM)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.config import Curate, Personal
+from sdpo_ray.config import CurateConfig, PersonalConfig
 from sdpo_ray.curate.sampling import is_held_out
 from sdpo_ray.curate.snapshot import HELD_OUT
 from sdpo_ray.errors import DataError
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.personal.draw import Crowd, draw_personal
+from sdpo_ray.personal.draw import EligibleInteractions, draw_personal
 from sdpo_ray.privacy.snapshot_erasure import snapshots_under
 from sdpo_ray.records import Interaction, Snapshot
 from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions
@@ -43,7 +43,7 @@ def table_of(layout: Layout, *batches: list[Interaction]) -> Table:
 
 
 def drawn(
-    table: Table, final: Path, *users: str, tenant: str = "default", curate: Curate | None = None, **own: object
+    table: Table, final: Path, *users: str, tenant: str = "default", curate: CurateConfig | None = None, **own: object
 ) -> Snapshot:
     return draw_personal(
         table,
@@ -53,14 +53,18 @@ def drawn(
         champion_version=CHAMPION,
         seed=1,
         now_s=NOW_S,
-        curate=curate or Curate(),
-        personal=Personal.model_validate(own),
+        curate=curate or CurateConfig(),
+        personal=PersonalConfig.model_validate(own),
     )
 
 
-def crowd_of(table: Table, *, champion_version: int = CHAMPION) -> Crowd:
-    return Crowd(
-        table, champion_version=champion_version, now_s=NOW_S, curate=Curate(max_age_versions=0), personal=Personal()
+def crowd_of(table: Table, *, champion_version: int = CHAMPION) -> EligibleInteractions:
+    return EligibleInteractions(
+        table,
+        champion_version=champion_version,
+        now_s=NOW_S,
+        curate=CurateConfig(max_age_versions=0),
+        personal=PersonalConfig(),
     )
 
 
@@ -88,7 +92,7 @@ def test_all_names_of_a_user_are_one_user(tmp_path: Path):
 
 def test_the_newest_are_drawn_whatever_the_seed_and_no_tenant_has_a_share(tmp_path: Path):
     table = table_of(Layout(tmp_path), said("ann", 60), said("bob", 60))
-    curate = Curate(tenant_mix={"shop": 0.9}, replay_share=0.5, max_user_share=0.1, snapshot_size=8)
+    curate = CurateConfig(tenant_mix={"shop": 0.9}, replay_share=0.5, max_user_share=0.1, snapshot_size=8)
     snapshot = drawn(table, tmp_path / "snapshot", "ann", curate=curate, snapshot_size=20)
     times = {each.interaction_id: each.follow_up_at_s for each in said("ann", 60)}
     trainable = [each for each in said("ann", 60) if not is_held_out(each.conversation, 0.25)]
@@ -104,7 +108,9 @@ def test_of_a_whole_tenant_no_user_has_more_than_the_runs_share(tmp_path: Path):
         said("loud", 80, tenant="shop", at_s=3000.0),
         *(said(f"u{n}", 4, tenant="shop") for n in range(9)),
     )
-    snapshot = drawn(table, tmp_path / "snapshot", tenant="shop", curate=Curate(max_user_share=0.25), snapshot_size=20)
+    snapshot = drawn(
+        table, tmp_path / "snapshot", tenant="shop", curate=CurateConfig(max_user_share=0.25), snapshot_size=20
+    )
     users = Counter(each.turn.user for each in read_interactions(Path(snapshot.path)))
     assert users["loud"] == 5
     assert sum(users.values()) == 20

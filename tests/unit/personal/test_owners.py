@@ -7,11 +7,11 @@ import pytest
 
 from sdpo_ray.capture.pairing_keys import owner_digest, owners
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.config import Personal
+from sdpo_ray.config import PersonalConfig
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.personal.owners import Owner, due, named
+from sdpo_ray.personal.owners import Owner, owner_named, owners_due
 from sdpo_ray.personal.store import Attempt
 from sdpo_ray.records import Fingerprint, PersonalPolicy, Snapshot, Verdict
 from sdpo_ray.tables.delta_table import Table
@@ -38,8 +38,8 @@ def test_no_two_owners_share_a_digest():
 
 
 def test_serving_looks_for_what_the_job_writes_for_a_user_and_for_a_tenant(layout: Layout):
-    ann = named(layout, tenant="default", user="ann", whole_tenant=False)
-    everybody = named(layout, tenant="default", user=None, whole_tenant=True)
+    ann = owner_named(layout, tenant="default", user="ann", whole_tenant=False)
+    everybody = owner_named(layout, tenant="default", user=None, whole_tenant=True)
     assert asked(layout, "ann") == (ann.digest, everybody.digest)
     assert asked(layout, "") == (everybody.digest,)
     assert everybody.users == ()
@@ -47,9 +47,9 @@ def test_serving_looks_for_what_the_job_writes_for_a_user_and_for_a_tenant(layou
 
 
 def test_after_a_new_key_the_old_policy_is_found_until_there_is_one_under_the_new_key(layout: Layout):
-    before = named(layout, tenant="default", user="ann", whole_tenant=False)
+    before = owner_named(layout, tenant="default", user="ann", whole_tenant=False)
     Pseudonyms.load(layout.pseudonym_keys).rotate()
-    after = named(layout, tenant="default", user="ann", whole_tenant=False)
+    after = owner_named(layout, tenant="default", user="ann", whole_tenant=False)
     assert asked(layout, "ann")[:2] == (after.digest, before.digest)
     assert after.former == (before.digest,)
     assert after.users[1:] == before.users
@@ -58,12 +58,12 @@ def test_after_a_new_key_the_old_policy_is_found_until_there_is_one_under_the_ne
 def test_nobody_and_two_at_once_are_refused(layout: Layout):
     for user, whole in ((None, False), ("", False), ("ann", True)):
         with pytest.raises(ConfigError, match="name somebody"):
-            named(layout, tenant="default", user=user, whole_tenant=whole)
+            owner_named(layout, tenant="default", user=user, whole_tenant=whole)
 
 
 def who_is_due(layout: Layout, table: Table, champion: int = CHAMPION, least: int = 5) -> list[Owner]:
     crowd = crowd_of(table, champion_version=champion)
-    return list(due(layout, crowd, Personal(min_interactions=least), champion))
+    return list(owners_due(layout, crowd, PersonalConfig(min_interactions=least), champion))
 
 
 def attempted(layout: Layout, owner: Owner, *, base: int, last_batch: int, served: bool, version: int = 1) -> None:
@@ -116,6 +116,6 @@ def test_a_stale_policy_is_learned_again_once_and_one_that_was_refused_is_not(la
 def test_a_tenant_is_due_once_it_has_a_policy(layout: Layout):
     table = table_of(layout, *(said(f"u{n}", 2, tenant="shop") for n in range(4)))
     assert who_is_due(layout, table) == []
-    shop = named(layout, tenant="shop", user=None, whole_tenant=True)
+    shop = owner_named(layout, tenant="shop", user=None, whole_tenant=True)
     attempted(layout, shop, base=CHAMPION, last_batch=4, served=True)
     assert who_is_due(layout, table, champion=CHAMPION + 1) == [replace(shop)]

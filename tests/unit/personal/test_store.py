@@ -156,18 +156,18 @@ def test_who_learned_from_what_is_said_by_the_snapshots_under_way_or_not(layout:
     attempt(layout, 1)
     attempt(layout, 2)
     drawn(layout, 1, "b", "x", owner="f" * 32)
-    found = store.drew(layout, {"b", "x", "h"})
+    found = store.snapshot_uses(layout, {"b", "x", "h"})
     assert [(each.owner, each.version, each.num_interactions, each.served) for each in found] == [
         (OWNER, 1, 1, False),
         (OWNER, 2, 1, True),
         ("f" * 32, 1, 2, False),
     ]
     # What was held out was not learned from.
-    assert store.drew(layout, {"h"}) == []
+    assert store.snapshot_uses(layout, {"h"}) == []
 
 
-def test_the_examination_never_takes_an_attempt_for_anything_else():
-    numbers = {store.examined_as(owner, version) for owner in ("a", "b") for version in range(1, 50)}
+def test_the_evaluation_never_takes_an_attempt_for_anything_else():
+    numbers = {store.evaluated_as(owner, version) for owner in ("a", "b") for version in range(1, 50)}
     assert len(numbers) == 98
     assert min(numbers) >= 1 << 48
     assert max(numbers) < 1 << 53, "exact in JSON wherever it is read"

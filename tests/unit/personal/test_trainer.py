@@ -17,8 +17,8 @@ from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import store as personal_store
 from sdpo_ray.personal.config import distill_config
-from sdpo_ray.personal.trainer import Heard, Personalizer
-from sdpo_ray.promote.run_log import Entry
+from sdpo_ray.personal.trainer import PersonalTrainer, ProgressCallbacks
+from sdpo_ray.promote.run_log import CycleRecord
 from sdpo_ray.records import Candidate, Fingerprint, FinishReason, Gain, Interaction, Release, Turn, Verdict
 from sdpo_ray.tables.arrow_schemas import read_interactions
 from sdpo_ray.telemetry import read_events
@@ -27,14 +27,14 @@ from tests.support.user_data import hits, interactions_of
 from tests.unit.privacy.test_erasure import VICTIM, erase
 from tests.unit.privacy.test_erasure_personal import owner_of, people, store
 
-QUIET = Heard(says=lambda words: None, steps=lambda done, total: None)
-BOOKS: list[tuple[str, str, Entry]] = []
+QUIET = ProgressCallbacks(says=lambda words: None, steps=lambda done, total: None)
+BOOKS: list[tuple[str, str, CycleRecord]] = []
 
 
 class Runs:
     """In the place of MLflow."""
 
-    def record(self, owner: str, name: str, entry: Entry) -> None:
+    def record(self, owner: str, name: str, entry: CycleRecord) -> None:
         BOOKS.append((owner, name, entry))
 
     def forget(self, owners: Any) -> int:
@@ -116,7 +116,7 @@ def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
     monkeypatch.setattr(update, "distill", made)
     monkeypatch.setattr(update, "runs_of", lambda run, layout: Runs())
     monkeypatch.setattr(update, "is_right", lambda prompt, text: True)
-    monkeypatch.setattr(update.Examination, "answers", lambda self, *asked, passing=False: good_answers(*asked))
+    monkeypatch.setattr(update.Evaluation, "answers", lambda self, *asked, passing=False: good_answers(*asked))
     return made
 
 
@@ -124,7 +124,7 @@ def test_who_gained_is_served_over_the_champion_of_now_and_the_books_have_it(
     run: Run, layout: Layout, learner: Learner
 ):
     ann = owner_of(layout, "ann")
-    attempt = Personalizer(run, QUIET).learn(ann)
+    attempt = PersonalTrainer(run, QUIET).learn(ann)
     assert attempt.verdict is Verdict.PROMOTE, attempt.reasons
     policy = personal_store.served_policy(layout, ann.digest)
     assert policy is not None
@@ -142,7 +142,7 @@ def test_who_gained_is_served_over_the_champion_of_now_and_the_books_have_it(
 def test_who_lost_keeps_the_shared_policy_and_the_reason_is_kept(run: Run, layout: Layout, learner: Learner):
     learner.nats = -0.5
     ann = owner_of(layout, "ann")
-    attempt = Personalizer(run, QUIET).learn(ann)
+    attempt = PersonalTrainer(run, QUIET).learn(ann)
     assert attempt.verdict is Verdict.REJECT
     assert "against what its user asked for" in attempt.reasons[0]
     assert personal_store.served_policy(layout, ann.digest) is None
@@ -153,7 +153,7 @@ def test_who_lost_keeps_the_shared_policy_and_the_reason_is_kept(run: Run, layou
 def test_a_champion_that_moved_on_meanwhile_leaves_nothing_to_serve(run: Run, layout: Layout, learner: Learner):
     learner.meanwhile = lambda: serve(layout, 4)
     ann = owner_of(layout, "ann")
-    attempt = Personalizer(run, QUIET).learn(ann)
+    attempt = PersonalTrainer(run, QUIET).learn(ann)
     assert attempt.verdict is Verdict.HOLD
     assert attempt.reasons == ("the champion is v4 by now, and it is over v3",)
     assert personal_store.served_policy(layout, ann.digest) is None
@@ -168,7 +168,7 @@ def test_what_was_erased_meanwhile_is_neither_served_nor_kept(run: Run, layout: 
             said = people(layout, (VICTIM,), follow_ups=40)[VICTIM]
             store(layout, said, conversations_of(said))
         with pytest.raises(NotReady, match="erased meanwhile"):
-            Personalizer(run, QUIET).learn(owner)
+            PersonalTrainer(run, QUIET).learn(owner)
         assert personal_store.known_owners(layout) == []
         assert BOOKS == []
 
@@ -178,36 +178,36 @@ def test_what_the_learner_refuses_is_an_attempt_with_its_reason(run: Run, layout
         raise LearnerError("drift stop at step 3")
 
     learner.meanwhile = refuse
-    attempt = Personalizer(run, QUIET).learn(owner_of(layout, "ann"))
+    attempt = PersonalTrainer(run, QUIET).learn(owner_of(layout, "ann"))
     assert (attempt.verdict, attempt.report) == (Verdict.REJECT, None)
     assert attempt.reasons == ("no candidate: drift stop at step 3",)
 
 
 def test_an_update_that_was_broken_off_begins_anew(run: Run, layout: Layout, learner: Learner):
     def away() -> None:
-        raise ReleaseError("the examiner does not answer")
+        raise ReleaseError("the evaluator does not answer")
 
     learner.meanwhile = away
     ann = owner_of(layout, "ann")
     with pytest.raises(ReleaseError):
-        Personalizer(run, QUIET).learn(ann)
+        PersonalTrainer(run, QUIET).learn(ann)
     learner.meanwhile = lambda: None
-    assert Personalizer(run, QUIET).learn(ann).version == 1
+    assert PersonalTrainer(run, QUIET).learn(ann).version == 1
 
 
 def test_too_little_to_learn_from_is_said_with_the_number(run: Run, layout: Layout, learner: Learner):
     more = run.model_copy(update={"personal": run.personal.model_copy(update={"min_interactions": 41})})
     with pytest.raises(DataError, match=r"40 interactions to learn from: personal.min_interactions is 41"):
-        Personalizer(more, QUIET).learn(owner_of(layout, "ann"))
+        PersonalTrainer(more, QUIET).learn(owner_of(layout, "ann"))
     assert learner.asked == {}
 
 
 def test_a_policy_under_a_new_key_takes_the_place_of_the_one_before(run: Run, layout: Layout, learner: Learner):
     before = owner_of(layout, "ann")
-    Personalizer(run, QUIET).learn(before)
+    PersonalTrainer(run, QUIET).learn(before)
     Pseudonyms.load(layout.pseudonym_keys).rotate()
     after = owner_of(layout, "ann")
-    Personalizer(run, QUIET).learn(after)
+    PersonalTrainer(run, QUIET).learn(after)
     assert personal_store.known_owners(layout) == [after.digest]
 
 
@@ -216,10 +216,10 @@ def test_a_run_whose_engines_serve_no_adapters_is_told_what_to_set(run: Run):
     for serving, distill in (({}, {}), ({"swap": "adapter", "adapters": 4}, adapters)):
         asked = parse_run({"serve": serving, "distill": distill})
         with pytest.raises(ConfigError, match=r"serve.swap = 'in_place' and serve.adapters of 1 or more"):
-            Personalizer(asked, QUIET)
+            PersonalTrainer(asked, QUIET)
     small = parse_run({"serve": {"adapters": 1, "max_lora_rank": 4}})
     with pytest.raises(ConfigError, match=r"personal.rank = 8 is more than serve.max_lora_rank = 4"):
-        Personalizer(small, QUIET)
+        PersonalTrainer(small, QUIET)
 
 
 def test_it_learns_as_the_run_does_but_for_its_own_section():

@@ -10,7 +10,7 @@ from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import Run, load_run
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.pipeline.background_ingest import shipping
+from sdpo_ray.pipeline.background_ingest import ingest_in_background
 from sdpo_ray.tables.delta_table import Table
 from tests.support.conversations import turn
 
@@ -35,7 +35,7 @@ def test_what_is_said_while_a_cycle_goes_on_leaves_the_journal_for_the_table(run
         table.refresh()
         return table.num_rows
 
-    with shipping(run, layout, every_s=0.01):
+    with ingest_in_background(run, layout, every_s=0.01):
         for number in (1, 2):
             replica.append(turn(f"t{number}", f"question {number}")).result()
             wait_for(lambda number=number: num_stored() == number)
@@ -61,7 +61,7 @@ def test_what_goes_wrong_is_said_once_and_does_not_end_the_cycle(run: Run, capsy
         said += capsys.readouterr().err
         return "is not stored" in said
 
-    with shipping(run, layout, every_s=0.01):
+    with ingest_in_background(run, layout, every_s=0.01):
         wait_for(is_said)
         time.sleep(0.2)
     said += capsys.readouterr().err

@@ -1,11 +1,11 @@
-"""The wheel says when the event log piles up, and when it is worked off; each once."""
+"""The training loop says when the event log piles up, and when it is worked off; each once."""
 
 from pathlib import Path
 
 import pytest
 
 from sdpo_ray.config import Run, parse_run
-from sdpo_ray.pipeline.training_loop import Alarm
+from sdpo_ray.pipeline.training_loop import BacklogAlarm
 from sdpo_ray.telemetry import EventFile, read_events
 
 
@@ -17,7 +17,7 @@ def run() -> Run:
 def test_a_backlog_above_the_limit_is_said_once_and_its_end_once(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    alarm = Alarm(run, EventFile(tmp_path / "events.jsonl"))
+    alarm = BacklogAlarm(run, EventFile(tmp_path / "events.jsonl"))
     for mib in (1, 2, 3, 9, 2, 1):
         alarm.look(mib << 20, 7)
     events = read_events(tmp_path / "events.jsonl")

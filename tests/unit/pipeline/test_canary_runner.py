@@ -1,4 +1,4 @@
-"""The trial as the wheel runs it: over real tables and the real pointer, with a canary that only tells its version."""
+"""The trial as the training loop runs it: over real tables and the real pointer, with a canary that only tells its version."""
 
 import http.server
 import threading
@@ -12,7 +12,7 @@ import pytest
 from sdpo_ray.config import parse_run
 from sdpo_ray.headers import POLICY_VERSION, SWAP_ERROR
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.pipeline.canary_runner import Trials
+from sdpo_ray.pipeline.canary_runner import CanaryRunner
 from sdpo_ray.promote.canary import begin, current
 from sdpo_ray.promote.release import point_at
 from sdpo_ray.records import Candidate, Fingerprint, Interaction, Report, Verdict, VersionSpan
@@ -64,8 +64,8 @@ class Bench:
     """A run on trial. What `happens` is called once a round, where curation would bring what is new."""
 
     def __init__(self, folder: Path, port: int, **rules: Any) -> None:
-        trial = {"mode": "canary", "share": 0.5, "min_answers": 20, **rules}
-        promote = {"trial": trial, "poll_s": 0.01, "confirm_timeout_s": 0.3}
+        canary = {"mode": "canary", "share": 0.5, "min_answers": 20, **rules}
+        promote = {"canary": canary, "poll_s": 0.01, "confirm_timeout_s": 0.3}
         self.run = parse_run({"root": str(folder), "serve": {"port": port}, "promote": promote})
         self.layout = Layout(folder)
         self.turns, self.feedback = Table.turns(self.layout), Table.feedback(self.layout)
@@ -74,12 +74,12 @@ class Bench:
         self.happens: Callable[[int], None] = lambda number: None
         self.rounds = 0
         point_at(self.layout, candidate(3))
-        self.trials = self.wheel()
+        self.runner = self.new_runner()
 
-    def wheel(self) -> Trials:
+    def new_runner(self) -> CanaryRunner:
         events = EventFile(self.layout.events)
         released: Any = self._champion
-        return Trials(self.run, self, self.books, events, released)  # type: ignore[arg-type]
+        return CanaryRunner(self.run, self, self.books, events, released)  # type: ignore[arg-type]
 
     def _champion(self) -> Any:
         from sdpo_ray.promote.release import served_release
@@ -110,7 +110,7 @@ class Bench:
 
     def judge(self) -> tuple[Verdict, tuple[str, ...]]:
         report = Report(policy_version=7, base_version=0, champion_version=3, confidence=0.95, scores=())
-        return self.trials.judge(7, candidate(7), report, WHY)
+        return self.runner.judge(7, candidate(7), report, WHY)
 
 
 def candidate(version: int) -> Candidate:
@@ -123,19 +123,19 @@ def candidate(version: int) -> Candidate:
     )
 
 
-def test_without_a_trial_a_candidate_is_promoted_at_once(tmp_path: Path, port: int):
+def test_without_a_canary_a_candidate_is_promoted_at_once(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port, mode="off")
     assert bench.judge() == (Verdict.PROMOTE, WHY)
     assert current(bench.layout) is None
     assert bench.books.tags == {}
 
 
-def test_a_good_candidate_passes_and_its_trial_lasts_until_it_is_ended(tmp_path: Path, port: int):
+def test_a_good_candidate_passes_and_its_canary_lasts_until_it_is_ended(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port)
 
     def happens(number: int) -> None:
-        assert (trial := current(bench.layout)) is not None
-        assert trial.candidate.policy_version == 7
+        assert (canary := current(bench.layout)) is not None
+        assert canary.candidate.policy_version == 7
         for version in (3, 7):
             bench.hear(version, f"{version}-{number}", "Thanks!")
 
@@ -146,10 +146,10 @@ def test_a_good_candidate_passes_and_its_trial_lasts_until_it_is_ended(tmp_path:
     assert "canary of v7: nothing against it; 0 complaints in 20 conversations, 0 in 20 of v3" in reasons[1]
     assert bench.books.tags == {"v7.trial": "canary"}
     assert current(bench.layout) is not None
-    last = [event for event in read_events(bench.layout.events) if event.name == "trial"][-1]
+    last = [event for event in read_events(bench.layout.events) if event.name == "canary"][-1]
     facts = {"mode": "canary", "judged": 20, "needed": 20, "reactions_champion": 20, "complaints": 0}
     assert facts.items() <= last.facts.items()
-    bench.trials.end()
+    bench.runner.end()
     assert current(bench.layout) is None
 
 
@@ -167,17 +167,17 @@ def test_a_bad_candidate_is_rejected_with_what_was_found(tmp_path: Path, port: i
     assert f"{bench.rounds} complaints in {bench.rounds} conversations, 0 in {bench.rounds} of v3" in reason
 
 
-def test_a_champion_that_moves_or_a_trial_that_is_ended_holds_the_candidate(tmp_path: Path, port: int):
+def test_a_champion_that_moves_or_a_canary_that_is_ended_holds_the_candidate(tmp_path: Path, port: int):
     moved = Bench(tmp_path / "moved", port)
     moved.happens = lambda number: point_at(moved.layout, candidate(4)) and None
     assert moved.judge() == (Verdict.HOLD, ("the champion became v4 during the trial, from v3",))
     ended = Bench(tmp_path / "ended", port)
-    ended.happens = lambda number: ended.trials.end()
+    ended.happens = lambda number: ended.runner.end()
     assert ended.judge() == (Verdict.HOLD, ("somebody ended the trial",))
     before = Bench(tmp_path / "before", port)
     point_at(before.layout, candidate(4))
     verdict, reasons = before.judge()
-    assert (verdict, reasons) == (Verdict.HOLD, ("the champion became v4 after the examination against v3",))
+    assert (verdict, reasons) == (Verdict.HOLD, ("the champion became v4 after the evaluation against v3",))
     assert current(before.layout) is None
 
 
@@ -199,7 +199,7 @@ def test_too_few_answers_in_time_hold_the_candidate(tmp_path: Path, port: int):
     assert "0 answers of 20 after 0.0 h" in reason
 
 
-def test_a_killed_job_goes_on_with_its_trial_and_counts_what_came_before(tmp_path: Path, port: int):
+def test_a_killed_job_goes_on_with_its_canary_and_counts_what_came_before(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port)
 
     def dies(number: int) -> None:
@@ -212,9 +212,9 @@ def test_a_killed_job_goes_on_with_its_trial_and_counts_what_came_before(tmp_pat
         bench.judge()
     began = current(bench.layout)
     assert began is not None
-    bench.trials.end_others(7)
+    bench.canary_runner.end_others(7)
     assert current(bench.layout) == began
-    bench.trials = bench.wheel()
+    bench.runner = bench.new_runner()
     bench.happens = lambda number: bench.hear(7, f"7-{number}", "Thanks!")
     verdict, _ = bench.judge()
     assert verdict is Verdict.PROMOTE
@@ -222,7 +222,7 @@ def test_a_killed_job_goes_on_with_its_trial_and_counts_what_came_before(tmp_pat
     assert current(bench.layout) == began
 
 
-def test_a_candidate_that_was_promoted_before_the_job_died_needs_no_second_trial(tmp_path: Path, port: int):
+def test_a_candidate_that_was_promoted_before_the_job_died_needs_no_second_canary(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port)
     point_at(bench.layout, candidate(7))
     assert bench.judge() == (Verdict.PROMOTE, WHY)
@@ -230,23 +230,23 @@ def test_a_candidate_that_was_promoted_before_the_job_died_needs_no_second_trial
 
 def test_trials_that_nobody_goes_on_with_are_ended(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port)
-    rules = bench.run.promote.trial
+    rules = bench.run.promote.canary
     champion = bench._champion()
     begin(bench.layout, candidate(6), champion, rules)
-    bench.trials.end_others(7)
+    bench.canary_runner.end_others(7)
     assert current(bench.layout) is None
     begin(bench.layout, candidate(7), champion, rules)
-    bench.trials.end_others(7)
+    bench.canary_runner.end_others(7)
     assert current(bench.layout) is not None
     off = rules.model_copy(update={"mode": "off"})
-    bench.run = bench.run.model_copy(update={"promote": bench.run.promote.model_copy(update={"trial": off})})
-    bench.wheel().end_others(7)
+    bench.run = bench.run.model_copy(update={"promote": bench.run.promote.model_copy(update={"canary": off})})
+    bench.new_runner().end_others(7)
     assert current(bench.layout) is None
 
 
 def test_copies_in_shadow_are_counted_as_they_come_from_every_replica(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port, mode="shadow")
-    folder = bench.layout.trial_answers(7)
+    folder = bench.layout.canary_answers(7)
     files = [EventFile(folder / name) for name in ("one.jsonl", "other.jsonl")]
     files[0].write("shadow", 7, seconds=0.1, tokens=9, error="")
     time.sleep(0.01)
@@ -263,13 +263,13 @@ def test_copies_in_shadow_are_counted_as_they_come_from_every_replica(tmp_path: 
     # What was there before the trial began is of no concern.
     assert bench.rounds == 20
     assert reasons[1].startswith("shadow of v7: nothing against it")
-    last = [event for event in read_events(bench.layout.events) if event.name == "trial"][-1]
+    last = [event for event in read_events(bench.layout.events) if event.name == "canary"][-1]
     assert (last.facts["answers"], last.facts["copies_failed"]) == (20, 4)
 
 
 def test_a_torn_line_is_read_once_it_is_whole(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port, mode="shadow", min_answers=1)
-    path = bench.layout.trial_answers(7) / "one.jsonl"
+    path = bench.layout.canary_answers(7) / "one.jsonl"
     EventFile(path).write("shadow", 7, seconds=0.1, tokens=10, error="")
     line = path.read_bytes()
 

@@ -1,4 +1,4 @@
-"""The wheel's order and its memory, with stages that only count."""
+"""The training loop's order and its memory, with stages that only count."""
 
 from contextlib import contextmanager
 from dataclasses import fields
@@ -6,11 +6,11 @@ from dataclasses import fields
 import pytest
 
 from sdpo_ray.errors import LearnerError
-from sdpo_ray.pipeline.cycle import STAGES, Begun, Outcome, Stages, begin, next_cycle, turn
+from sdpo_ray.pipeline.cycle import STAGES, CycleOutcome, CycleStart, Stages, next_cycle, run_cycle, start_cycle
 from sdpo_ray.records import Candidate, Decision, Fingerprint, Report, Snapshot, Verdict
 from sdpo_ray.telemetry import EventFile, read_events
 
-BEGUN = Begun(cycle=3, policy_version=3, parent_version=1, seed=9)
+BEGUN = CycleStart(cycle=3, policy_version=3, parent_version=1, seed=9)
 SNAPSHOT = Snapshot(
     snapshot_id="s", table_version=4, seed=9, rule="r", interaction_ids=("a",), held_out_ids=(), path="p",
     digest="d", last_interaction_at_s=1.0,
@@ -20,7 +20,7 @@ CANDIDATE = Candidate(
 )
 REPORT = Report(policy_version=3, base_version=0, champion_version=1, confidence=0.95, scores=())
 DECISION = Decision(policy_version=3, verdict=Verdict.HOLD, reasons=("no signal 0.5",))
-OUTCOME = Outcome(cycle=3, policy_version=3, verdict=Verdict.HOLD, reasons=("no signal 0.5",), champion_version=1)
+OUTCOME = CycleOutcome(cycle=3, policy_version=3, verdict=Verdict.HOLD, reasons=("no signal 0.5",), champion_version=1)
 RESULTS = dict(zip(STAGES, (SNAPSHOT, CANDIDATE, REPORT, DECISION, OUTCOME), strict=True))
 
 
@@ -43,7 +43,7 @@ def counting(calls: list[str], *, die_in: str | None = None) -> Stages:
 
 def test_a_turn_runs_every_stage_once_and_in_order(tmp_path):
     calls: list[str] = []
-    assert turn(BEGUN, counting(calls), tmp_path / "c", EventFile(tmp_path / "events")) == OUTCOME
+    assert run_cycle(BEGUN, counting(calls), tmp_path / "c", EventFile(tmp_path / "events")) == OUTCOME
     assert tuple(calls) == STAGES
     done = [event.facts["stage"] for event in read_events(tmp_path / "events") if event.name == "stage_done"]
     assert tuple(done) == STAGES
@@ -54,16 +54,16 @@ def test_a_turn_killed_in_any_stage_repeats_that_stage_and_no_other(tmp_path, st
     calls: list[str] = []
     events = EventFile(tmp_path / "events")
     with pytest.raises(Killed):
-        turn(BEGUN, counting(calls, die_in=stage), tmp_path / "c", events)
-    assert turn(BEGUN, counting(calls), tmp_path / "c", events) == OUTCOME
+        run_cycle(BEGUN, counting(calls, die_in=stage), tmp_path / "c", events)
+    assert run_cycle(BEGUN, counting(calls), tmp_path / "c", events) == OUTCOME
     assert calls == sorted([*STAGES, stage], key=STAGES.index)
 
 
 def test_a_finished_turn_is_not_run_again(tmp_path):
     calls: list[str] = []
     events = EventFile(tmp_path / "events")
-    turn(BEGUN, counting(calls), tmp_path / "c", events)
-    turn(BEGUN, counting(calls), tmp_path / "c", events)
+    run_cycle(BEGUN, counting(calls), tmp_path / "c", events)
+    run_cycle(BEGUN, counting(calls), tmp_path / "c", events)
     assert tuple(calls) == STAGES
 
 
@@ -76,15 +76,15 @@ def test_an_update_that_the_learner_refuses_is_a_rejected_turn(tmp_path):
     broken = Stages(
         draw=stages.draw, distill=refuse, evaluate=stages.evaluate, decide=stages.decide, release=stages.release
     )
-    outcome = turn(BEGUN, broken, tmp_path / "c", EventFile(tmp_path / "events"))
+    outcome = run_cycle(BEGUN, broken, tmp_path / "c", EventFile(tmp_path / "events"))
     assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 1)
     assert outcome.reasons == ("no candidate: gradient norm is nan at step 2",)
 
 
 def test_a_cycle_begins_once(tmp_path):
-    assert begin(tmp_path / "c", lambda: BEGUN) == BEGUN
-    other = Begun(cycle=3, policy_version=3, parent_version=2, seed=1)
-    assert begin(tmp_path / "c", lambda: other) == BEGUN
+    assert start_cycle(tmp_path / "c", lambda: BEGUN) == BEGUN
+    other = CycleStart(cycle=3, policy_version=3, parent_version=2, seed=1)
+    assert start_cycle(tmp_path / "c", lambda: other) == BEGUN
 
 
 def test_the_next_cycle_is_the_first_without_an_outcome(tmp_path):
@@ -102,16 +102,16 @@ def test_what_carries_users_text_is_done_undisturbed_and_the_release_is_not(tmp_
     calls: list[str] = []
 
     @contextmanager
-    def undisturbed():
+    def data_lock():
         calls.append("begin")
         try:
             yield
         finally:
             calls.append("end")
 
-    def run() -> Outcome:
+    def run() -> CycleOutcome:
         stages = counting(calls, die_in=stage)
-        return turn(BEGUN, stages, tmp_path / "c", EventFile(tmp_path / "events"), undisturbed=undisturbed())
+        return run_cycle(BEGUN, stages, tmp_path / "c", EventFile(tmp_path / "events"), data_lock=data_lock())
 
     if stage is None:
         run()

@@ -14,18 +14,18 @@ from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import parse_run
 from sdpo_ray.distill.train.train_loop import _interactions as learned_from
 from sdpo_ray.errors import ConfigError, DataError
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.io.files import READY, read_json
-from sdpo_ray.io.locks import undisturbed
+from sdpo_ray.io.locks import data_lock
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.privacy import erasure, snapshot_erasure
-from sdpo_ray.privacy.data_subject import whose
-from sdpo_ray.privacy.erasure import Erased, Forgetting
-from sdpo_ray.privacy.user_footprint import Tables
+from sdpo_ray.privacy.data_subject import find_data_subject
+from sdpo_ray.privacy.erasure import Erasure, ErasureReport
+from sdpo_ray.privacy.user_footprint import UserTables
 from sdpo_ray.records import Candidate, Consent, Feedback, Interaction, Snapshot, Turn
 from sdpo_ray.tables.arrow_schemas import read_erased, read_interactions
 from sdpo_ray.tables.delta_table import Table
-from sdpo_ray.tables.tombstones import Erasures
+from sdpo_ray.tables.tombstones import Tombstones
 from tests.support.conversations import changed, dialogue
 from tests.support.paths import REPOSITORY
 from tests.support.user_data import finished_cycle, hits, interactions_of, people, pseudonym, store
@@ -38,10 +38,12 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path / "a run")
 
 
-def erase(layout: Layout, *, user: str | None = VICTIM, turns: tuple[str, ...] = (), dry: bool = False) -> Erased:
+def erase(
+    layout: Layout, *, user: str | None = VICTIM, turns: tuple[str, ...] = (), dry: bool = False
+) -> ErasureReport:
     run = parse_run({"root": str(layout.root), "capture": {"journal": {"segment_s": 0.3}}})
-    named = whose(layout, tenant="default", user=user, turn_ids=turns)
-    with Forgetting(run, named, lambda words: None) as erasure:
+    named = find_data_subject(layout, tenant="default", user=user, turn_ids=turns)
+    with Erasure(run, named, lambda words: None) as erasure:
         return erasure.preview() if dry else erasure.go()
 
 
@@ -72,7 +74,7 @@ def test_no_byte_of_a_user_is_left_and_everybody_else_is_there(layout):
     assert len(hits(layout.root, words)) == 5
     erased = erase(layout)
     assert hits(layout.root, words) == {}
-    tables = Tables.of(layout)
+    tables = UserTables.of(layout)
     others = {each.turn_id for name in ("ann", "bob") for each in said[name]}
     assert ids(tables.turns) == ids(tables.pending) == others
     assert ids(tables.interactions, "interaction_id") == {"a-0", "a-1", "b-0", "b-1"}
@@ -84,7 +86,7 @@ def test_no_byte_of_a_user_is_left_and_everybody_else_is_there(layout):
 def test_positions_and_counts_of_the_tables_survive(layout):
     a_run(layout)
     erase(layout)
-    tables = Tables.of(layout)
+    tables = UserTables.of(layout)
     assert tables.turns.position("p0") == 9
     assert tables.interactions.position("pending.decided") == 1
     assert tables.turns.num_rows == 6
@@ -138,7 +140,7 @@ def test_policies_that_learned_from_a_user_are_listed_with_those_that_inherit(la
 
 def test_a_dry_run_says_the_same_and_changes_nothing(layout):
     a_run(layout)
-    Erasures(layout)
+    Tombstones(layout)
     before = state(layout)
     found = erase(layout, dry=True)
     assert state(layout) == before
@@ -148,13 +150,13 @@ def test_a_dry_run_says_the_same_and_changes_nothing(layout):
 
 def test_somebody_unknown_is_no_error_and_costs_the_others_nothing(layout):
     a_run(layout)
-    versions = [table.version for table in vars_of(Tables.of(layout))]
+    versions = [table.version for table in vars_of(UserTables.of(layout))]
     erased = erase(layout, user="nobody")
     assert not any((*erased.rows.values(), erased.snapshots, erased.records, erased.learned))
-    assert [table.version for table in vars_of(Tables.of(layout))] == versions
+    assert [table.version for table in vars_of(UserTables.of(layout))] == versions
 
 
-def vars_of(tables: Tables) -> list[Table]:
+def vars_of(tables: UserTables) -> list[Table]:
     return [tables.turns, tables.feedback, tables.interactions, tables.pending]
 
 
@@ -163,7 +165,7 @@ def test_the_same_name_of_another_tenant_is_somebody_else(layout):
     elsewhere = [changed(each, tenant="shop", turn_id=f"shop-{each.turn_id}") for each in said]
     store(layout, [*said, *elsewhere], [*interactions_of(said), *interactions_of(elsewhere)])
     erase(layout)
-    assert ids(Tables.of(layout).turns) == {each.turn_id for each in elsewhere}
+    assert ids(UserTables.of(layout).turns) == {each.turn_id for each in elsewhere}
 
 
 def test_a_user_is_found_under_every_key(layout):
@@ -215,7 +217,7 @@ def test_feedback_by_the_user_and_on_the_users_answers_goes_with_what_came_of_it
         [on_theirs, by_them, of_ann],
     )
     erased = erase(layout)
-    tables = Tables.of(layout)
+    tables = UserTables.of(layout)
     assert ids(tables.feedback, "feedback_id") == {"f3"}
     assert ids(tables.interactions, "interaction_id") == {"f3", "anonymous-0"}
     assert (erased.rows["feedback"], erased.rows["interactions"]) == (2, 2)
@@ -225,7 +227,7 @@ def test_who_gave_no_name_points_at_a_turn_and_its_conversation_goes(layout):
     theirs, other = dialogue("somebody", follow_ups=3), dialogue("other")
     store(layout, [*theirs, *other], [*interactions_of(theirs), *interactions_of(other)])
     erased = erase(layout, user=None, turns=("somebody-1",))
-    assert ids(Tables.of(layout).turns) == {"other-0", "other-1"}
+    assert ids(UserTables.of(layout).turns) == {"other-0", "other-1"}
     assert (erased.rows["turns"], erased.rows["interactions"], erased.alike) == (4, 3, 0)
     assert hits(layout.root, ["somebody says"]) == {}
 
@@ -235,7 +237,7 @@ def test_what_a_stranger_said_in_the_same_words_stays_and_is_counted(layout):
     twin = changed(theirs[0], turn_id="twin", started_at_s=500.0, finished_at_s=501.0)
     store(layout, [*theirs, twin], [])
     erased = erase(layout, user=None, turns=("hello-1",))
-    assert ids(Tables.of(layout).turns) == {"hello-0", "twin"}
+    assert ids(UserTables.of(layout).turns) == {"hello-0", "twin"}
     assert erased.alike == 2
 
 
@@ -245,24 +247,24 @@ def test_a_conversation_with_an_id_goes_whole(layout):
     other = dialogue("d", conversation_id="k1.d")
     store(layout, [*theirs, edited, *other], [])
     erase(layout, user=None, turns=("c-0",))
-    assert ids(Tables.of(layout).turns) == {"d-0", "d-1"}
+    assert ids(UserTables.of(layout).turns) == {"d-0", "d-1"}
 
 
 def test_what_is_still_in_the_log_never_enters_and_a_writer_that_lives_is_waited_for(layout):
     victim, ann = people(layout, (VICTIM,))[VICTIM], people(layout, ("ann",))["ann"]
-    journal = Journal(layout.journal, segment_bytes=1 << 20, segment_s=0.5)
+    journal = JournalLog(layout.journal, segment_bytes=1 << 20, segment_s=0.5)
     for durable in [journal.append(each) for each in (*victim, *ann)]:
         durable.result(timeout=10)
     found = erase(layout, dry=True)
     assert found.events_in_log == 3
     erased = erase(layout)
     assert hits(layout.root, (VICTIM, pseudonym(layout, VICTIM))) == {}
-    assert ids(Tables.of(layout).turns) == {each.turn_id for each in ann}
+    assert ids(UserTables.of(layout).turns) == {each.turn_id for each in ann}
     assert erased.events_in_log == 0
     journal.append(replace(victim[0], started_at_s=time.time() - 60)).result(timeout=10)
     journal.close()
     assert erase(layout, user="somebody else").rows["turns"] == 0
-    assert ids(Tables.of(layout).turns) == {each.turn_id for each in ann}
+    assert ids(UserTables.of(layout).turns) == {each.turn_id for each in ann}
 
 
 class Killed(BaseException):
@@ -275,7 +277,7 @@ STEPS = {
     "a candidate": (erasure, "forget_in_file"),
     "a table": (Table, "delete"),
     "files": (Table, "purge"),
-    "the end": (Erasures, "finish"),
+    "the end": (Tombstones, "finish"),
 }
 
 
@@ -290,12 +292,12 @@ def test_an_erasure_killed_before_any_step_is_finished_by_the_next(layout, monke
         patch.setattr(*STEPS[step], killed)
         with pytest.raises(Killed):
             erase(layout)
-    assert len(Erasures(layout).unfinished) == 1
+    assert len(Tombstones(layout).unfinished) == 1
     erased = erase(layout)
     assert hits(layout.root, (VICTIM, pseudonym(layout, VICTIM))) == {}
-    assert ids(Tables.of(layout).turns) == {f"{name}-{n}" for name in "ab" for n in range(3)}
+    assert ids(UserTables.of(layout).turns) == {f"{name}-{n}" for name in "ab" for n in range(3)}
     assert [each.policy_version for each in erased.learned] == [2, 3]
-    assert Erasures(layout).unfinished == ()
+    assert Tombstones(layout).unfinished == ()
 
 
 def test_of_a_conversation_that_was_deleted_in_part_the_rest_is_found_again(layout, monkeypatch):
@@ -314,7 +316,7 @@ def test_of_a_conversation_that_was_deleted_in_part_the_rest_is_found_again(layo
         with pytest.raises(Killed):
             erase(layout, user=None, turns=("somebody-1",))
     erase(layout, user=None, turns=("somebody-1",))
-    assert ids(Tables.of(layout).turns) == set()
+    assert ids(UserTables.of(layout).turns) == set()
     assert hits(layout.root, ["somebody says"]) == {}
 
 
@@ -323,7 +325,7 @@ def test_an_erasure_waits_for_the_cycle_under_way(layout):
     entered, done = threading.Event(), threading.Event()
 
     def cycle() -> None:
-        with undisturbed(layout):
+        with data_lock(layout):
             entered.set()
             time.sleep(0.5)
             finished_cycle(layout, 4, read_interactions(layout.snapshot(2)), parent=3)

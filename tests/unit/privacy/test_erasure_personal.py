@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.config import Curate, Personal
+from sdpo_ray.config import CurateConfig, PersonalConfig
 from sdpo_ray.curate.snapshot import HELD_OUT
-from sdpo_ray.io.locks import changing
+from sdpo_ray.io.locks import file_lock
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import store as personal_store
 from sdpo_ray.personal.draw import draw_personal
-from sdpo_ray.personal.owners import Owner, named
+from sdpo_ray.personal.owners import Owner, owner_named
 from sdpo_ray.personal.store import Attempt
-from sdpo_ray.privacy.data_subject import whose
-from sdpo_ray.privacy.lineage import trace
-from sdpo_ray.privacy.run_history import read_books
-from sdpo_ray.privacy.user_footprint import Tables
+from sdpo_ray.privacy.data_subject import find_data_subject
+from sdpo_ray.privacy.lineage import trace_lineage
+from sdpo_ray.privacy.run_history import read_run_history
+from sdpo_ray.privacy.user_footprint import UserTables
 from sdpo_ray.records import Candidate, Fingerprint, Verdict
 from sdpo_ray.tables.arrow_schemas import split_of
 from sdpo_ray.tables.delta_table import Table
@@ -33,7 +33,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def owner_of(layout: Layout, user: str | None) -> Owner:
-    return named(layout, tenant="default", user=user, whole_tenant=user is None)
+    return owner_named(layout, tenant="default", user=user, whole_tenant=user is None)
 
 
 def learned(layout: Layout, owner: Owner, *, version: int = 1, ended: bool = True, held_out: float = 1e-9) -> None:
@@ -47,8 +47,8 @@ def learned(layout: Layout, owner: Owner, *, version: int = 1, ended: bool = Tru
         champion_version=3,
         seed=1,
         now_s=1000.0,
-        curate=Curate(max_user_share=1.0),
-        personal=Personal(held_out=held_out),
+        curate=CurateConfig(max_user_share=1.0),
+        personal=PersonalConfig(held_out=held_out),
     )
     made = directory / personal_store.CANDIDATE
     (made / "adapter").mkdir(parents=True)
@@ -146,7 +146,7 @@ def test_an_erasure_waits_for_a_draw_and_a_draw_for_an_erasure(layout: Layout):
         erase(layout)
         erased.set()
 
-    with changing(layout.personal):
+    with file_lock(layout.personal):
         thread = threading.Thread(target=forget)
         thread.start()
         assert not erased.wait(1.0)
@@ -175,10 +175,10 @@ def test_an_erasure_killed_at_a_policy_is_finished_by_the_next(layout: Layout, m
 def test_lineage_names_the_personal_policies_that_learned_from_somebody(layout: Layout):
     a_run(layout)
     theirs, everybody = owner_of(layout, VICTIM), owner_of(layout, None)
-    asked = whose(layout, tenant="default", user=VICTIM, turn_ids=())
-    traces = asked.traces(Tables.of(layout))
+    asked = find_data_subject(layout, tenant="default", user=VICTIM, turn_ids=())
+    traces = asked.traces(UserTables.of(layout))
     ids = asked.learned_from(layout, traces)
-    found = trace(read_books(layout), traces, ids, personal_store.drew(layout, ids)).personal
+    found = trace_lineage(read_run_history(layout), traces, ids, personal_store.snapshot_uses(layout, ids)).personal
     assert {(each.owner, each.num_interactions, each.served) for each in found} == {
         (theirs.digest, 2, True),
         (everybody.digest, 2, True),

@@ -12,22 +12,22 @@ import pytest
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.privacy.lineage import ancestors, trace
-from sdpo_ray.privacy.run_history import Books, Update, read_books
-from sdpo_ray.privacy.user_footprint import Traces
+from sdpo_ray.privacy.lineage import ancestors, trace_lineage
+from sdpo_ray.privacy.run_history import RunHistory, UpdateRecord, read_run_history
+from sdpo_ray.privacy.user_footprint import UserFootprint
 from sdpo_ray.records import Verdict
 from tests.support import builders
 from tests.support.cycle_records import entry
 from tests.support.paths import REPOSITORY
 from tests.support.user_data import finished_cycle, interactions_of, people, pseudonym, store
 
-NOTHING = Traces(
+NOTHING = UserFootprint(
     turn_ids=frozenset(), feedback_ids=frozenset(), interaction_ids=frozenset(), conversations=frozenset(), alike=0
 )
 
 
-def update(cycle: int, parent: int, *drawn: str, trained: bool = True) -> Update:
-    return Update(
+def update(cycle: int, parent: int, *drawn: str, trained: bool = True) -> UpdateRecord:
+    return UpdateRecord(
         cycle=cycle,
         policy_version=cycle,
         parent_version=parent,
@@ -37,7 +37,7 @@ def update(cycle: int, parent: int, *drawn: str, trained: bool = True) -> Update
     )
 
 
-FORKED = Books(
+FORKED = RunHistory(
     updates=(
         update(1, 0, "a", "b"),
         update(2, 1, "c"),
@@ -81,7 +81,7 @@ def test_a_release_is_followed_to_the_base_with_what_each_of_its_parents_drew():
 
 
 def test_what_became_of_somebody_counts_each_snapshots_share():
-    found = trace(FORKED, NOTHING, {"a", "b"})
+    found = trace_lineage(FORKED, NOTHING, {"a", "b"})
     assert [(each.cycle, each.num_interactions, each.trained) for each in found.drew] == [
         (1, 2, True),
         (3, 1, True),
@@ -92,7 +92,7 @@ def test_what_became_of_somebody_counts_each_snapshots_share():
 
 
 def test_the_books_of_a_run_that_has_none_are_empty(tmp_path):
-    assert read_books(Layout(tmp_path)) == Books(updates=(), released=frozenset(), served=None)
+    assert read_run_history(Layout(tmp_path)) == RunHistory(updates=(), released=frozenset(), served=None)
 
 
 @pytest.fixture

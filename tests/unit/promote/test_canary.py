@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from sdpo_ray.config import TrialRules
+from sdpo_ray.config import CanaryConfig
 from sdpo_ray.errors import DataError
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.promote.canary import Arm, Judge, begin, current, end
-from sdpo_ray.records import Candidate, Fingerprint, Release, Trial, Verdict
+from sdpo_ray.promote.canary import CanaryArm, CanaryJudge, begin, current, end
+from sdpo_ray.records import Canary, Candidate, Fingerprint, Release, Verdict
 
 HOUR_S = 3600.0
 STARTED_S = 1_000_000.0
@@ -31,28 +31,28 @@ def candidate(version: int) -> Candidate:
     )
 
 
-def rules(**changes: Any) -> TrialRules:
-    return TrialRules(**({"mode": "canary", "share": 0.5, "min_answers": 40, "max_hours": 2.0} | changes))
+def rules(**changes: Any) -> CanaryConfig:
+    return CanaryConfig(**({"mode": "canary", "share": 0.5, "min_answers": 40, "max_hours": 2.0} | changes))
 
 
-def judge(trial_rules: TrialRules) -> Judge:
-    trial = Trial(
+def judge(canary_rules: CanaryConfig) -> CanaryJudge:
+    canary = Canary(
         candidate=release(7),
         champion_version=3,
-        mode="shadow" if trial_rules.mode == "shadow" else "canary",
-        share=trial_rules.share,
+        mode="shadow" if canary_rules.mode == "shadow" else "canary",
+        share=canary_rules.share,
         started_at_s=STARTED_S,
     )
-    return Judge(trial, trial_rules)
+    return CanaryJudge(canary, canary_rules)
 
 
-def hear(asked: Judge, rng: random.Random, n: int, *, champion: float, candidate: float) -> None:
+def hear(asked: CanaryJudge, rng: random.Random, n: int, *, champion: float, candidate: float) -> None:
     for _ in range(n):
         asked.reacted(rng.random() < champion, candidate=False)
         asked.reacted(rng.random() < candidate, candidate=True)
 
 
-def time_answers(asked: Judge, rng: random.Random, n: int, *, times: float, tokens: int = 20) -> None:
+def time_answers(asked: CanaryJudge, rng: random.Random, n: int, *, times: float, tokens: int = 20) -> None:
     """Answers of 10 ms a token, give or take a fifth; the candidate's take so many times as long."""
     for _ in range(n):
         asked.answered(seconds=tokens * 0.01 * rng.uniform(0.8, 1.2), tokens=tokens, candidate=False)
@@ -143,7 +143,7 @@ def test_a_shadows_answers_count_though_nobody_reacts_to_them():
     ruling = asked.ruling(STARTED_S)
     assert ruling is not None
     assert ruling[0] is Verdict.PROMOTE
-    assert asked.candidate == Arm(answers=40, reactions=0, complaints=0)
+    assert asked.candidate == CanaryArm(answers=40, reactions=0, complaints=0)
 
 
 def test_equal_candidates_are_rejected_no_more_often_than_promised():
@@ -163,11 +163,16 @@ def test_the_pointer_is_written_once_found_again_and_taken_away(tmp_path: Path):
     layout = Layout(tmp_path)
     assert current(layout) is None
     assert not end(layout)
-    trial = begin(layout, candidate(7), release(3), rules())
-    assert (trial.candidate.policy_version, trial.champion_version, trial.mode, trial.share) == (7, 3, "canary", 0.5)
-    assert trial.candidate.previous_version == 3
-    assert current(layout) == trial
-    assert begin(layout, candidate(7), release(3), rules(share=0.1)) == trial
+    canary = begin(layout, candidate(7), release(3), rules())
+    assert (canary.candidate.policy_version, canary.champion_version, canary.mode, canary.share) == (
+        7,
+        3,
+        "canary",
+        0.5,
+    )
+    assert canary.candidate.previous_version == 3
+    assert current(layout) == canary
+    assert begin(layout, candidate(7), release(3), rules(share=0.1)) == canary
     assert begin(layout, candidate(8), release(3), rules()).candidate.policy_version == 8
     assert end(layout)
     assert current(layout) is None
@@ -176,6 +181,6 @@ def test_the_pointer_is_written_once_found_again_and_taken_away(tmp_path: Path):
 
 def test_a_pointer_that_is_none_of_ours_is_refused(tmp_path: Path):
     layout = Layout(tmp_path)
-    layout.trial_pointer.write_text("{}")
+    layout.canary_pointer.write_text("{}")
     with pytest.raises(DataError, match=r"trial\.json is not a Trial"):
         current(layout)

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo_ray.config import Promote
+from sdpo_ray.config import PromoteConfig
 from sdpo_ray.promote.gate import REQUIRED, decide
 from sdpo_ray.records import Decision, Report, Score, Verdict
 
-RULES = Promote()
+RULES = PromoteConfig()
 CHAMPION = "win_rate.vs_champion.ties_half"
 GOOD = {
     "retention": (0.98, 0.95, 0.99),

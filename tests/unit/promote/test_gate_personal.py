@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from sdpo_ray.config import Personal, Promote
+from sdpo_ray.config import PersonalConfig, PromoteConfig
 from sdpo_ray.errors import DataError
 from sdpo_ray.evaluate.client import Answer
 from sdpo_ray.evaluate.probes.gain import gain
 from sdpo_ray.evaluate.statistics import mean_over_clusters
-from sdpo_ray.evaluate.suite import examine_personal
+from sdpo_ray.evaluate.suite import run_personal_suite
 from sdpo_ray.promote.gate import MIN_CONVERSATIONS, REQUIRED_OF_PERSONAL, decide_personal
 from sdpo_ray.records import Decision, FinishReason, Gain, Report, Score, Verdict
 
@@ -32,7 +32,7 @@ def report(n: int = 8, **changed: tuple[float, float, float] | None) -> Report:
 
 
 def decided(found: Report, *, min_gain: float = 0.0) -> Decision:
-    return decide_personal(found, Promote(), Personal(min_gain=min_gain))
+    return decide_personal(found, PromoteConfig(), PersonalConfig(min_gain=min_gain))
 
 
 def test_a_gain_beyond_doubt_is_served_and_its_numbers_are_the_reason():
@@ -127,8 +127,8 @@ def test_a_report_without_gains_has_no_such_score_and_is_refused():
     )
     base = tuple(replace(each, policy_version=0) for each in answers)
 
-    def examined(*gains: Gain) -> Report:
-        return examine_personal(
+    def evaluated(*gains: Gain) -> Report:
+        return run_personal_suite(
             candidate=answers,
             base=base,
             gains=gains,
@@ -139,10 +139,10 @@ def test_a_report_without_gains_has_no_such_score_and_is_refused():
             confidence=0.95,
         )
 
-    assert decided(examined()).verdict is Verdict.REJECT
-    assert decided(examined()).reasons == ("gain is missing",)
-    good = examined(*(gained(str(n), 0.2 + 0.01 * n) for n in range(8)))
+    assert decided(evaluated()).verdict is Verdict.REJECT
+    assert decided(evaluated()).reasons == ("gain is missing",)
+    good = evaluated(*(gained(str(n), 0.2 + 0.01 * n) for n in range(8)))
     assert {score.name for score in good.scores} == set(REQUIRED_OF_PERSONAL)
     assert decided(good).verdict is Verdict.PROMOTE
-    unknown = examined(*(gained(str(n), math.nan if n == 3 else 0.2) for n in range(8)))
+    unknown = evaluated(*(gained(str(n), math.nan if n == 3 else 0.2) for n in range(8)))
     assert decided(unknown).verdict is Verdict.REJECT

@@ -11,7 +11,7 @@ import pytest
 from sdpo_ray.errors import ReleaseError, SwapError
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.promote.alias_sync import Move, follow_alias, next_move
+from sdpo_ray.promote.alias_sync import AliasAction, choose_alias_action, sync_alias
 from sdpo_ray.promote.release import confirm, point_at, released_versions, rollback, served_release
 from sdpo_ray.records import Candidate, FileDigest, Fingerprint, Release
 
@@ -197,13 +197,13 @@ def test_a_silent_or_failing_endpoint_is_named_when_the_time_is_up(replicas: Rep
 def test_a_moved_alias_is_followed_only_to_what_was_released_or_passed(
     alias: int | None, was_released: bool, passed_gate: bool
 ):
-    move = next_move(alias=alias, served=2, was_released=was_released, passed_gate=passed_gate)
+    move = choose_alias_action(alias=alias, served=2, was_released=was_released, passed_gate=passed_gate)
     if alias == 2:
-        assert move is Move.STAY
+        assert move is AliasAction.STAY
     elif alias is None or not (was_released or passed_gate):
-        assert move is Move.RESTORE
+        assert move is AliasAction.RESTORE
     else:
-        assert move is Move.FOLLOW
+        assert move is AliasAction.FOLLOW
 
 
 class Aliases:
@@ -219,8 +219,8 @@ class Aliases:
         self.version = version
 
 
-def follow(layout: Layout, aliases: Aliases, *passed: int) -> Move:
-    followed = follow_alias(
+def follow(layout: Layout, aliases: Aliases, *passed: int) -> AliasAction:
+    followed = sync_alias(
         layout,
         champion=aliases.champion,
         set_champion=aliases.move,
@@ -232,30 +232,30 @@ def follow(layout: Layout, aliases: Aliases, *passed: int) -> Move:
 
 
 def test_an_alias_that_stays_moves_nothing(layout: Layout):
-    assert follow(layout, Aliases(2)) is Move.STAY
+    assert follow(layout, Aliases(2)) is AliasAction.STAY
     assert served(layout) == 2
 
 
 def test_a_person_rolls_back_by_moving_the_alias(layout: Layout):
-    assert follow(layout, Aliases(0)) is Move.FOLLOW
+    assert follow(layout, Aliases(0)) is AliasAction.FOLLOW
     assert served_release(layout) == read_json(layout.release(0), Release)
 
 
 def test_a_person_releases_what_passed_the_gate_by_moving_the_alias(layout: Layout):
-    assert follow(layout, Aliases(5), 5) is Move.FOLLOW
+    assert follow(layout, Aliases(5), 5) is AliasAction.FOLLOW
     assert (served(layout), released_versions(layout)) == (5, {0, 1, 2, 5})
 
 
 @pytest.mark.parametrize("alias", [None, 5])
 def test_an_alias_moved_past_the_gate_or_deleted_is_put_back(layout: Layout, alias: int | None):
-    assert follow(layout, Aliases(alias), 4, 6) is Move.RESTORE
+    assert follow(layout, Aliases(alias), 4, 6) is AliasAction.RESTORE
     assert served(layout) == 2
 
 
 def test_a_promotion_killed_between_alias_and_pointer_is_finished(layout: Layout):
     aliases = Aliases(2)
     aliases.move(3)
-    assert follow(layout, aliases, 3) is Move.FOLLOW
+    assert follow(layout, aliases, 3) is AliasAction.FOLLOW
     assert served(layout) == 3
 
 

@@ -10,10 +10,10 @@ from collections import Counter
 
 import pytest
 
-from sdpo_ray.redaction import Kind, Redactor
+from sdpo_ray.redaction import EntityType, Redactor
 from tests.support.paths import SHARED_DATA
 
-REDACTOR = Redactor(tuple(Kind), phone_regions=("US", "GB", "DE"))
+REDACTOR = Redactor(tuple(EntityType), phone_regions=("US", "GB", "DE"))
 
 EMAILS = [
     "jane@example.com",
@@ -117,19 +117,19 @@ SECRETS = [
 POSITIVES = [
     (kind, text)
     for kind, texts in (
-        (Kind.EMAIL, EMAILS),
-        (Kind.PHONE, PHONES),
-        (Kind.CARD, CARDS),
-        (Kind.IBAN, IBANS),
-        (Kind.IP, IPS),
-        (Kind.SECRET, SECRETS),
+        (EntityType.EMAIL, EMAILS),
+        (EntityType.PHONE, PHONES),
+        (EntityType.CARD, CARDS),
+        (EntityType.IBAN, IBANS),
+        (EntityType.IP, IPS),
+        (EntityType.SECRET, SECRETS),
     )
     for text in texts
 ]
 
 
 @pytest.mark.parametrize(("kind", "text"), POSITIVES)
-def test_it_is_found_whole_in_a_sentence(kind: Kind, text: str) -> None:
+def test_it_is_found_whole_in_a_sentence(kind: EntityType, text: str) -> None:
     for before, after in (
         ("", ""),
         ("It is ", "."),

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from sdpo_ray.config import Run
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.redaction import Kind, Redactor
+from sdpo_ray.redaction import EntityType, Redactor
 
-ALL = tuple(Kind)
+ALL = tuple(EntityType)
 REDACTOR = Redactor(ALL, phone_regions=("US", "GB", "DE"))
 PIECES = st.one_of(
     st.sampled_from(

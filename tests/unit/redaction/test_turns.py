@@ -20,10 +20,10 @@ from sdpo_ray.records import (
     Turn,
     VersionSpan,
 )
-from sdpo_ray.redaction import Kind, Redactor, redact_feedback, redact_turn
+from sdpo_ray.redaction import EntityType, Redactor, redact_feedback, redact_turn
 from sdpo_ray.redaction.turns import MAX_DIGITS
 
-REDACTOR = Redactor(tuple(Kind), phone_regions=("US", "GB", "DE"))
+REDACTOR = Redactor(tuple(EntityType), phone_regions=("US", "GB", "DE"))
 VICTIM = "jane@example.com"
 
 

@@ -5,8 +5,8 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-from sdpo_ray.config import Run, Serve, Simulate
-from sdpo_ray.simulate.http_clients import Seat, Traffic
+from sdpo_ray.config import Run, ServeConfig, SimulateConfig
+from sdpo_ray.simulate.http_clients import SimulatedClient, TrafficStats
 from sdpo_ray.simulate.users import persona_of
 
 
@@ -25,8 +25,8 @@ class Completions:
 def talk(people: int, conversations: int) -> list[dict[str, Any]]:
     completions = Completions()
     client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(with_raw_response=completions)))
-    run = Run(serve=Serve(), simulate=Simulate(people=people, think_s=1e-6, stream_share=0.0))
-    seat = Seat(client, run, persona_of("concise"), random.Random(5), Traffic())
+    run = Run(serve=ServeConfig(), simulate=SimulateConfig(people=people, think_s=1e-6, stream_share=0.0))
+    seat = SimulatedClient(client, run, persona_of("concise"), random.Random(5), TrafficStats())
 
     async def sit() -> None:
         for _ in range(conversations):

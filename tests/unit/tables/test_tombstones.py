@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback
-from sdpo_ray.tables.tombstones import Erasures
+from sdpo_ray.tables.tombstones import Tombstones
 from tests.support.conversations import turn
 
 SAID = turn("t1", tenant="shop", user="k1.ann", at_s=100.0)
@@ -11,14 +11,14 @@ GIVEN = Feedback(
 )
 
 
-def erased(tmp_path, *, upto_s: float = 101.0) -> Erasures:
-    erasures = Erasures(Layout(tmp_path))
+def erased(tmp_path, *, upto_s: float = 101.0) -> Tombstones:
+    erasures = Tombstones(Layout(tmp_path))
     erasures.add((("shop", "k2.ann"), ("shop", "k1.ann")), upto_s=upto_s)
     return erasures
 
 
 def test_nobody_is_erased_in_a_run_without_erasures(tmp_path):
-    assert not Erasures(Layout(tmp_path)).covers(SAID)
+    assert not Tombstones(Layout(tmp_path)).covers(SAID)
     assert not any(tmp_path.iterdir())
 
 
@@ -42,7 +42,7 @@ def test_others_are_not_covered(tmp_path):
 
 
 def test_another_process_learns_of_it_at_once_and_the_file_names_nobody(tmp_path):
-    elsewhere = Erasures(Layout(tmp_path))
+    elsewhere = Tombstones(Layout(tmp_path))
     assert not elsewhere.covers(SAID)
     erasures = erased(tmp_path)
     erasures.add((("shop", "k1.bob"),), upto_s=200.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.distill.attribution.relevance import Probe, measure, pick, read_relevance
+from sdpo_ray.distill.attribution.relevance import RelevanceSample, measure, pick, read_relevance
 from sdpo_ray.distill.data.examples import Example
 from sdpo_ray.io.files import write_json
 from sdpo_ray.records import Interaction, Relevance
@@ -92,7 +92,10 @@ def test_answers_that_are_not_scored_or_fit_no_stranger_are_no_probes():
 
 def test_signal_and_floor_are_mean_sizes_of_the_advantages():
     one, two = (example(each) for each in said("mine", "theirs"))
-    probes = [Probe(own=one, stranger=replace(one, hindsight_ids=(9,))), Probe(own=two, stranger=two)]
+    probes = [
+        RelevanceSample(own=one, stranger=replace(one, hindsight_ids=(9,))),
+        RelevanceSample(own=two, stranger=two),
+    ]
     table = {
         ((1,), False): [-1.0, -2.0],
         (one.hindsight_ids, True): [-0.5, -3.0],

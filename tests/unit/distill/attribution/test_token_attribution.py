@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, arange, float64, inference_mode, tensor
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.attribution.token_attribution import assemble, noise_floor, score, token_signals, token_strings
 from sdpo_ray.distill.data.examples import examples
 from sdpo_ray.distill.model.hf_sampling import sample
@@ -45,9 +45,9 @@ def whole_sequence(model: Callable[..., object], context: tuple[int, ...], respo
     return after[arange(first, first + len(response)), tensor(response)]
 
 
-def signals(policy, *interactions: Interaction, config: Distill | None = None) -> list[TokenSignal]:
+def signals(policy, *interactions: Interaction, config: DistillConfig | None = None) -> list[TokenSignal]:
     refused = Counters.empty()
-    found = token_signals(*policy, interactions, config=config or Distill(), max_model_len=ROOM, refused=refused)
+    found = token_signals(*policy, interactions, config=config or DistillConfig(), max_model_len=ROOM, refused=refused)
     assert not refused.values
     return found
 
@@ -84,7 +84,7 @@ def test_golden_1_without_a_follow_up_every_advantage_is_exactly_zero(policy):
 
 def test_masked_and_imported_answers_are_shown_whole(policy):
     cut = with_turn(interaction(policy[1], response="Paris"), finish_reason=FinishReason.LENGTH)
-    masked = Distill.model_validate({"context": {"truncated": "mask", "ignore_first_k": 3}})
+    masked = DistillConfig.model_validate({"context": {"truncated": "mask", "ignore_first_k": 3}})
     (found,) = signals(policy, cut, config=masked)
     assert len(found.advantages) == len(cut.turn.response_ids)
     (imported,) = signals(policy, as_text(interaction(policy[1], response="Paris")))
@@ -94,7 +94,7 @@ def test_masked_and_imported_answers_are_shown_whole(policy):
 def test_an_answer_that_the_policy_would_render_differently_is_counted_and_not_drawn(policy):
     foreign = with_turn(interaction(policy[1]), prompt_ids=(1, 2, 3))
     refused = Counters.empty()
-    found = token_signals(*policy, [foreign], config=Distill(), max_model_len=ROOM, refused=refused)
+    found = token_signals(*policy, [foreign], config=DistillConfig(), max_model_len=ROOM, refused=refused)
     assert (found, dict(refused.values)) == ([], {"prompt_mismatch": 1})
 
 
@@ -102,7 +102,7 @@ def test_log_probs_that_are_missing_or_not_finite_are_refused(policy):
     _, chat = policy
     asked = interaction(chat, response="a")
     (example,) = examples(
-        [asked], chat, config=Distill(), max_model_len=ROOM, parent_version=0, refused=Counters.empty()
+        [asked], chat, config=DistillConfig(), max_model_len=ROOM, parent_version=0, refused=Counters.empty()
     )
     with pytest.raises(DataError, match="2 response tokens, 1 log-probs"):
         assemble(asked, chat, example, logprobs=[-1.0], hindsight_logprobs=[-1.0, -1.0])

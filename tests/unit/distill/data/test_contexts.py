@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.config.distill import Context
+from sdpo_ray.config.distill import ContextConfig
 from sdpo_ray.distill.data.contexts import contexts, hindsight_block, shortened
 from sdpo_ray.records import Message, Role
 from tests.support.builders import dialogue, tiny_policy, tool_use
@@ -74,21 +74,21 @@ def words(messages: tuple[Message, ...]) -> tuple[int, ...]:
 
 def test_room_is_reserved_for_the_block_though_the_prompt_alone_would_fit() -> None:
     said = dialogue("a a a", "b b b", "c c c")
-    whole = contexts(said, " o o", words, config=Context(), room=41)
+    whole = contexts(said, " o o", words, config=ContextConfig(), room=41)
     assert whole is not None
     assert (len(whole.prompt_ids), len(whole.hindsight_ids), whole.num_left_out) == (39, 41, 0)
-    cut = contexts(said, " o o", words, config=Context(), room=40)
+    cut = contexts(said, " o o", words, config=ContextConfig(), room=40)
     assert cut is not None
     assert (len(cut.prompt_ids), len(cut.hindsight_ids), cut.num_left_out) == (13, 15, 2)
-    assert contexts(said, " o o", words, config=Context(), room=14) is None
+    assert contexts(said, " o o", words, config=ContextConfig(), room=14) is None
 
 
 def test_a_limit_of_tokens_is_of_the_prompt_and_not_of_the_block() -> None:
     said = dialogue("a a a", "b b b", "c c c")
-    whole = contexts(said, " o o", words, config=Context(max_prompt_tokens=39), room=99)
+    whole = contexts(said, " o o", words, config=ContextConfig(max_prompt_tokens=39), room=99)
     assert whole is not None
     assert whole.num_left_out == 0
-    cut = contexts(said, " o o", words, config=Context(max_prompt_tokens=38), room=99)
+    cut = contexts(said, " o o", words, config=ContextConfig(max_prompt_tokens=38), room=99)
     assert cut is not None
     assert cut.num_left_out == 2
 
@@ -96,21 +96,21 @@ def test_a_limit_of_tokens_is_of_the_prompt_and_not_of_the_block() -> None:
 def test_all_system_messages_in_front_stay_and_later_ones_are_messages_like_others() -> None:
     front = (Message(role=Role.SYSTEM, content="s"), Message(role=Role.SYSTEM, content="t"))
     said = (*front, *dialogue("a", "b"), Message(role=Role.SYSTEM, content="u"), *dialogue("c"))
-    found = contexts(said, "", words, config=Context(max_messages=2), room=999)
+    found = contexts(said, "", words, config=ContextConfig(max_messages=2), room=999)
     assert found is not None
     assert found.prompt_ids == words((*front, *dialogue("c")))
 
 
 def test_what_follows_the_last_user_message_is_never_left_out() -> None:
     said = (*dialogue("a", "b", "c"), *tool_use(), *tool_use("c2"))
-    found = contexts(said, "", words, config=Context(max_messages=5), room=999)
+    found = contexts(said, "", words, config=ContextConfig(max_messages=5), room=999)
     assert found is not None
     assert found.prompt_ids == words(said[2:])
-    assert contexts(said, "", words, config=Context(max_messages=4), room=999) is None
+    assert contexts(said, "", words, config=ContextConfig(max_messages=4), room=999) is None
 
 
 def test_a_prompt_that_begins_with_an_answer_is_kept_as_it_was_served_where_it_fits() -> None:
     said = dialogue("x", "hello", "c")[1:]
-    found = contexts(said, "", words, config=Context(max_messages=2), room=999)
+    found = contexts(said, "", words, config=ContextConfig(max_messages=2), room=999)
     assert found is not None
     assert (found.prompt_ids, found.num_left_out) == (words(said), 0)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.config import PRESETS, Distill
+from sdpo_ray.config import PRESETS, DistillConfig
 from sdpo_ray.distill.data.examples import Example, examples
 from sdpo_ray.records import FOREIGN, FinishReason, Interaction, Message, Redaction, Role, Sampling, VersionSpan
 from sdpo_ray.telemetry import Counters
@@ -53,14 +53,14 @@ def read(
     *interactions: Interaction,
     max_model_len: int = 1024,
     parent_version: int = 0,
-    config: Distill | None = None,
+    config: DistillConfig | None = None,
     **context: Any,
 ) -> tuple[list[Example], dict[str, int]]:
     refused = Counters.empty()
     found = examples(
         interactions,
         chat,
-        config=config or Distill(context=context),
+        config=config or DistillConfig(context=context),
         max_model_len=max_model_len,
         parent_version=parent_version,
         refused=refused,
@@ -93,7 +93,7 @@ def test_golden_15_the_block_of_each_preset_is_at_the_end_of_the_last_user_messa
         chat, prompt="2 + 2?", follow_up="  Shorter please.\n", history=dialogue("Hi", "Hello", system="Be kind.")
     )
     values = {"optimizer": "adamw", "workers": {"precision": "float32"}}
-    found = one(chat, served, config=Distill.model_validate({"preset": preset} | values))
+    found = one(chat, served, config=DistillConfig.model_validate({"preset": preset} | values))
     before = (
         "<|im_start|>system\nBe kind.<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n"
@@ -154,7 +154,7 @@ def test_golden_15_template_arguments_are_those_of_the_request_in_both_contexts(
 
 def test_golden_15_no_system_message_is_added_and_a_stated_one_stays() -> None:
     """Except where the preset says so: see the next test."""
-    assert not Distill().context.empty_system
+    assert not DistillConfig().context.empty_system
     assert all(
         preset.get("context", {}).get("empty_system", False) is (name == "official_online_code")
         for name, preset in PRESETS.items()
@@ -184,7 +184,7 @@ def test_golden_1_an_empty_follow_up_adds_nothing_to_a_cut_prompt(chat: ChatForm
 
 
 def test_supervised_learning_reads_no_follow_up(chat: ChatFormat) -> None:
-    found = one(chat, interaction(chat, follow_up="Shorter. " * 1000), config=Distill(objective="sft"))
+    found = one(chat, interaction(chat, follow_up="Shorter. " * 1000), config=DistillConfig(objective="sft"))
     assert found.hindsight_ids == found.prompt_ids
 
 
@@ -340,19 +340,19 @@ def test_golden_17_an_answer_without_scored_tokens_gives_no_nan(tmp_path: Path, 
     import torch
 
     from sdpo_ray.distill.data.packing import rows
-    from sdpo_ray.distill.loss.step import Policy, run_step
+    from sdpo_ray.distill.loss.step import StepPolicy, run_step
     from sdpo_ray.distill.model.load import load_packed
-    from sdpo_ray.distill.model.packed_lm import Scorer
+    from sdpo_ray.distill.model.packed_lm import PackedLM
 
     path = tiny_policy(tmp_path)
     chat, model = ChatFormat(path), load_packed(path)
     values = {"preset": "paper_online", "context": {"ignore_first_k": k}, "signal": {"normalize": normalize}}
-    config = Distill.model_validate(values)
+    config = DistillConfig.model_validate(values)
     short, long = interaction(chat, name="a"), interaction(chat, name="b", response="Nothing")
     found, _ = read(chat, short, long, config=config)
     assert rows(tuple(found), hindsight=True).target_N.tolist() == list(found[1].response_ids[k:])
-    policy = Policy(
-        run=Scorer(model),
+    policy = StepPolicy(
+        run=PackedLM(model),
         device=torch.device("cpu"),
     )
     sums = run_step([tuple(found)], policy, config)
@@ -500,16 +500,16 @@ def _of_version(chat: ChatFormat, version: int) -> Interaction:
 
 
 def test_golden_12_staleness_over_the_limit_is_refused_and_under_it_weighed(chat: ChatFormat) -> None:
-    config = Distill.model_validate({"signal": {"max_staleness": 8, "staleness_half_life": 4}})
+    config = DistillConfig.model_validate({"signal": {"max_staleness": 8, "staleness_half_life": 4}})
     weights = {v: one(chat, _of_version(chat, v), config=config, parent_version=12).weight for v in (4, 8, 12, 13)}
     assert weights == {4: 0.25, 8: 0.5, 12: 1.0, 13: 1.0}
     assert why_not(chat, _of_version(chat, 3), config=config, parent_version=12) == "stale"
-    unweighed = Distill.model_validate({"signal": {"max_staleness": "none"}})
+    unweighed = DistillConfig.model_validate({"signal": {"max_staleness": "none"}})
     assert one(chat, _of_version(chat, 0), config=unweighed, parent_version=10**6).weight == 1.0
 
 
 def test_an_answer_of_elsewhere_has_no_age(chat: ChatFormat) -> None:
-    config = Distill.model_validate(
+    config = DistillConfig.model_validate(
         {"context": {"text_only": "train"}, "signal": {"max_staleness": 0, "staleness_half_life": 1}}
     )
     foreign = as_text(interaction(chat))
@@ -546,7 +546,7 @@ def test_a_redacted_turn_is_rendered_from_its_text_at_the_temperature_and_age_it
     expected = replace(one(chat, served), sampler_logprobs=())
     assert one(chat, _redacted(served), redacted="train") == expected
     assert (expected.temperature, expected.response_ids[-1]) == (0.5, chat.eos_id)
-    config = Distill.model_validate(
+    config = DistillConfig.model_validate(
         {"context": {"redacted": "train"}, "signal": {"max_staleness": 8, "staleness_half_life": 4}}
     )
     span = (VersionSpan(policy_version=4, start=0, end=6),)

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from sdpo_ray.config.distill import Signal
+from sdpo_ray.config.distill import SignalConfig
 from sdpo_ray.distill.loss.advantages import (
-    Terms,
+    LossTerms,
     advantages,
-    base_pull,
+    base_kl_term,
     bounded,
     finite_rows,
     importance,
-    moves,
+    policy_gradient,
     reverse_kl,
     row_means,
     target_logprobs,
@@ -30,8 +30,8 @@ from tests.support.training_batches import learns
 _NAN = math.nan
 
 
-def _signal(**values: Any) -> Signal:
-    return Signal(**({"log_mix": None, "tis_cap": None} | values))
+def _signal(**values: Any) -> SignalConfig:
+    return SignalConfig(**({"log_mix": None, "tis_cap": None} | values))
 
 
 def _double(*values: float) -> Tensor:
@@ -42,11 +42,11 @@ def _logits(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _terms(count: int, **known: Tensor) -> Terms:
+def _terms(count: int, **known: Tensor) -> LossTerms:
     unknown_N = torch.full((count,), _NAN, dtype=torch.float64)
     fields = dict.fromkeys(("sampler_logp_N", "base_logp_N", "teacher_logp_N", "reference_logp_N"), unknown_N)
     plain = {"weight_N": torch.ones(count, dtype=torch.float64), "row_N": torch.zeros(count, dtype=torch.long)}
-    return Terms(**(plain | fields | known))
+    return LossTerms(**(plain | fields | known))
 
 
 def test_an_advantage_is_the_teacher_s_score_over_the_student_s_or_over_its_own_without_hindsight() -> None:
@@ -115,7 +115,7 @@ def test_golden_9_a_longer_answer_of_the_same_moves_has_the_same_share_of_the_lo
     logp_N, advantage_N = _double(-1.0, -2.0, -1.0, -2.0, -1.0, -2.0), _double(1.0, 0.5, 1.0, 0.5, 1.0, 0.5)
     weight_N = token_weights([2, 4], [1.0, 1.0], "seq_mean_token_mean", 2, 6)
     terms = _terms(6, weight_N=weight_N, row_N=torch.tensor([0, 0, 1, 1, 1, 1]))
-    part_N = moves(logp_N, advantage_N, terms, _signal()).coefficient_N * logp_N
+    part_N = policy_gradient(logp_N, advantage_N, terms, _signal()).coefficient_N * logp_N
     assert part_N[:2].sum().item() == pytest.approx(part_N[2:].sum().item(), rel=1e-7)
     assert part_N.sum().item() == pytest.approx((1 * 1 + 0.5 * 2) / 2, rel=1e-7)
 
@@ -123,7 +123,9 @@ def test_golden_9_a_longer_answer_of_the_same_moves_has_the_same_share_of_the_lo
 def test_golden_7_seq_mean_leaves_each_sequence_a_sum_of_zero_and_a_single_token_nothing() -> None:
     row_N = torch.tensor([0, 0, 0, 2, 3, 3])
     terms = _terms(6, row_N=row_N)
-    moved = moves(_double(*[-1.0] * 6), _double(3.0, -1.0, 4.0, 7.0, 0.1, 0.2), terms, _signal(baseline="seq_mean"))
+    moved = policy_gradient(
+        _double(*[-1.0] * 6), _double(3.0, -1.0, 4.0, 7.0, 0.1, 0.2), terms, _signal(baseline="seq_mean")
+    )
     sums_B = torch.zeros(4, dtype=torch.float64).index_add_(0, row_N, moved.coefficient_N)
     torch.testing.assert_close(sums_B, torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-15)
     assert moved.coefficient_N.tolist() == pytest.approx([-1.0, 3.0, -2.0, 0.0, 0.05, -0.05], abs=1e-15)
@@ -143,15 +145,17 @@ def test_a_move_is_the_weight_times_the_ratio_times_advantage_less_baseline_less
         sampler_logp_N=_double(-1.0 + math.log(2), _NAN),
         base_logp_N=_double(-3.0, _NAN),
     )
-    moved = moves(_double(-1.0, -1.0), _double(4.0, -2.0), terms, _signal(tis_cap=2.0), kl_penalty=0.1, baseline=1.0)
+    moved = policy_gradient(
+        _double(-1.0, -1.0), _double(4.0, -2.0), terms, _signal(tis_cap=2.0), kl_penalty=0.1, baseline=1.0
+    )
     assert moved.ratio_N.tolist() == pytest.approx([0.5, 1.0])
     assert moved.coefficient_N.tolist() == pytest.approx([-0.5 * 0.5 * (4 - 1 - 0.2), -0.25 * 1 * (-2 - 1)])
 
 
 def test_the_base_pulls_only_where_it_is_known_and_penalised() -> None:
     logp_N, base_N = _double(-1.0, -1.0), _double(-4.0, _NAN)
-    assert base_pull(logp_N, base_N, 0.5).tolist() == [1.5, 0.0]
-    assert base_pull(logp_N, base_N, 0.0).tolist() == [0.0, 0.0]
+    assert base_kl_term(logp_N, base_N, 0.5).tolist() == [1.5, 0.0]
+    assert base_kl_term(logp_N, base_N, 0.0).tolist() == [0.0, 0.0]
 
 
 def test_golden_6_full_kl_is_the_definition_and_so_is_its_gradient() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.loss.drift import DriftStop, base_logprobs, load_base, probes
 from sdpo_ray.distill.loss.step import StepSums
 from sdpo_ray.distill.model.load import load_policy
@@ -30,9 +30,9 @@ _SUMS = StepSums(
 )
 
 
-def _config(**drift: Any) -> Distill:
+def _config(**drift: Any) -> DistillConfig:
     values: Any = {"max_kl_to_base": None} | drift
-    return Distill(drift=values, lora={"rank": 0}, workers={"max_tokens_per_micro_batch": 64})  # type: ignore[arg-type]
+    return DistillConfig(drift=values, lora={"rank": 0}, workers={"max_tokens_per_micro_batch": 64})  # type: ignore[arg-type]
 
 
 def test_the_base_scores_the_scored_tokens_without_hindsight_at_each_answer_s_temperature(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.data.examples import Example
-from sdpo_ray.distill.data.packing import Rows, micro_batches
-from sdpo_ray.distill.loss.step import Policy, run_step
+from sdpo_ray.distill.data.packing import PackedRows, micro_batches
+from sdpo_ray.distill.loss.step import StepPolicy, run_step
 from sdpo_ray.distill.model.load import load_packed
-from sdpo_ray.distill.model.packed_lm import Scorer
+from sdpo_ray.distill.model.packed_lm import PackedLM
 from tests.support.builders import tiny_policy
 from tests.support.training_batches import CPU, learns
 
@@ -24,9 +24,9 @@ _STEPS = 8
 class _School:
     """A policy that answers one prompt with one token, and a teacher who likes or dislikes one of them."""
 
-    def __init__(self, path: Path, config: Distill) -> None:
+    def __init__(self, path: Path, config: DistillConfig) -> None:
         self._model = load_packed(tiny_policy(path))
-        self._scorer = Scorer(self._model)
+        self._scorer = PackedLM(self._model)
         self._config = config
         self._teaching = False
         self.begin_update(taste=-3.0)
@@ -49,7 +49,7 @@ class _School:
 
     def learn(self) -> None:
         """One step over every answer there is, each weighing what it is likely: nothing is left to chance."""
-        policy = Policy(
+        policy = StepPolicy(
             run=self._run,
             teacher=self._teacher,
             device=CPU,
@@ -72,7 +72,7 @@ class _School:
         run_step(micro_batches(answers, 4096), policy, self._config)
         self._optimizer.step()
 
-    def _run(self, context: Rows, work: Any) -> Any:
+    def _run(self, context: PackedRows, work: Any) -> Any:
         if not self._teaching:
             return self._scorer(context, work)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.data.examples import Example
 from sdpo_ray.distill.data.packing import micro_batches
 from sdpo_ray.distill.model.load import load_packed, load_policy
@@ -63,7 +63,7 @@ class _Padded:
         )
         return student_BT, teacher_BT
 
-    def ours(self, config: Distill, first_scored: int = 0) -> tuple[Tensor, Tensor]:
+    def ours(self, config: DistillConfig, first_scored: int = 0) -> tuple[Tensor, Tensor]:
         """Our loss and its gradient of the padded logits."""
         scored_BT = ~self.is_pad_BT & (torch.arange(5) >= first_scored)
         counts_B = scored_BT.sum(1)
@@ -110,9 +110,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _ITEMS = [made("a", 5, 4, 7), made("b", 9, 6, 1), made("c", 2, 11, 12), made("d", 4, 3, 3), made("e", 20, 5, 2)]
 
 
-def _official(preset: str) -> Distill:
+def _official(preset: str) -> DistillConfig:
     # As published but for what needs a GPU: their optimizer and weights in bf16.
-    return Distill(preset=preset, optimizer="adamw", workers={"precision": "float32"})  # type: ignore[arg-type]
+    return DistillConfig(preset=preset, optimizer="adamw", workers={"precision": "float32"})  # type: ignore[arg-type]
 
 
 def _whole(model: Any, items: list[Example]) -> tuple[Tensor, Tensor, Tensor]:

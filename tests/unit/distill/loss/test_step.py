@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.data.examples import Example
-from sdpo_ray.distill.data.packing import MicroBatch, Rows, micro_batches, rows, shard
+from sdpo_ray.distill.data.packing import MicroBatch, PackedRows, micro_batches, rows, shard
 from sdpo_ray.distill.loss.drift import load_base, view_of
 from sdpo_ray.distill.model.attention import PACKED, register
 from sdpo_ray.distill.model.lm_head import logprobs
 from sdpo_ray.distill.model.load import load_packed, load_policy
-from sdpo_ray.distill.model.packed_lm import Scorer
+from sdpo_ray.distill.model.packed_lm import PackedLM
 from sdpo_ray.errors import ConfigError, LearnerError
 from tests.support.builders import tiny_policy
 from tests.support.training_batches import CPU, SIGNALS, alone, batch, chosen, gradient, learns, made, policy, step
@@ -44,7 +44,9 @@ def _bound(advantage: Tensor, signal: Any) -> Tensor:
     return advantage if signal.clip is None else advantage.clamp(-signal.clip, signal.clip)
 
 
-def _written_out(model: Any, item: Example, config: Distill, teacher: Any = None, *, baselined: bool = False) -> Tensor:
+def _written_out(
+    model: Any, item: Example, config: DistillConfig, teacher: Any = None, *, baselined: bool = False
+) -> Tensor:
     """One sequence's mean over tokens, from whole log-probs of transformers' own attention."""
     signal = config.signal
     log_p_TV = alone(model, item, hindsight=False)
@@ -81,7 +83,7 @@ _OBJECTIVES = {name: learns(**signal) for name, signal in SIGNALS.items()} | {"s
 
 @pytest.mark.parametrize("config", _OBJECTIVES.values(), ids=_OBJECTIVES)
 def test_golden_20_a_packed_step_is_that_of_single_sequences_and_whole_logits(
-    config: Distill, path: Path, model: Any
+    config: DistillConfig, path: Path, model: Any
 ) -> None:
     plain, items = load_policy(path).double(), batch()
     expected = torch.stack([item.weight * _written_out(plain, item, config) for item in items]).mean()
@@ -366,9 +368,9 @@ def test_golden_28_a_sequence_that_the_teacher_cannot_score_is_dropped_and_count
     poison: float, signal: dict[str, Any], baselined: bool, model: Any
 ) -> None:
     items = batch()
-    scorer = Scorer(model)
+    scorer = PackedLM(model)
 
-    def run(context: Rows, work: Any) -> Any:
+    def run(context: PackedRows, work: Any) -> Any:
         found = scorer(context, work)
         if torch.is_grad_enabled():
             return found
@@ -400,7 +402,7 @@ def test_golden_28_a_batch_in_which_the_teacher_can_score_nothing_is_an_error(mo
 
 @pytest.mark.parametrize("config", _OBJECTIVES.values(), ids=_OBJECTIVES)
 def test_golden_28_a_policy_with_weights_that_are_not_numbers_is_an_error(
-    config: Distill, model: Any, other_path: Path
+    config: DistillConfig, model: Any, other_path: Path
 ) -> None:
     with torch.no_grad():
         model.model.norm.weight[3] = math.nan
@@ -409,9 +411,9 @@ def test_golden_28_a_policy_with_weights_that_are_not_numbers_is_an_error(
 
 
 def test_each_example_takes_two_forwards_and_one_backward_and_supervision_one_forward(model: Any) -> None:
-    scorer, seen = Scorer(model), []
+    scorer, seen = PackedLM(model), []
 
-    def run(context: Rows, work: Any) -> Any:
+    def run(context: PackedRows, work: Any) -> Any:
         seen.append(torch.is_grad_enabled())
         return scorer(context, work)
 
@@ -459,18 +461,18 @@ def test_models_whose_logits_are_more_than_a_product_are_refused(tmp_path: Path)
     model = load_policy(tiny_policy(tmp_path, tied=False))
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(264))
     with pytest.raises(ConfigError, match="output bias"):
-        Scorer(model)
+        PackedLM(model)
     model.lm_head.bias = None
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(ConfigError, match="capped logits"):
-        Scorer(model)
+        PackedLM(model)
 
 
 def _packed_scores(model: Any, part: MicroBatch) -> tuple[Tensor, ...]:
     """log p of the scored tokens, by sequence."""
     context = rows(part, hindsight=False, device=CPU)
     with torch.no_grad():
-        found = Scorer(model)(
+        found = PackedLM(model)(
             context,
             lambda hidden, weight: logprobs(hidden, weight, context.target_N, context.temperature_N, logits_mib=1),
         )

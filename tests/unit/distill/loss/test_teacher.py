@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdpo_ray.config import Distill
-from sdpo_ray.config.distill import Lora
-from sdpo_ray.config.distill import Teacher as TeacherConfig
+from sdpo_ray.config import DistillConfig
+from sdpo_ray.config.distill import LoraConfig, TeacherConfig
 from sdpo_ray.distill.data.packing import micro_batches
 from sdpo_ray.distill.loss.step import run_step
 from sdpo_ray.distill.loss.teacher import Teacher
@@ -19,7 +18,7 @@ from sdpo_ray.distill.model.load import load_packed
 from tests.support.builders import tiny_policy
 from tests.support.training_batches import SIGNALS, batch, gradient, learns, policy, step
 
-_LORA = Lora(rank=4, alpha=8)
+_LORA = LoraConfig(rank=4, alpha=8)
 
 
 def _parameters(*values: float) -> list[nn.Parameter]:
@@ -173,7 +172,7 @@ def test_a_teacher_of_all_parameters_teaches_as_another_model_of_its_weights_wou
     parameters = list(model.parameters())
     teacher = Teacher(TeacherConfig(kind="frozen"), parameters)
     teacher.load([parameter.detach() for parameter in other.parameters()])
-    config: Distill = learns(**signal)
+    config: DistillConfig = learns(**signal)
     parts = micro_batches(batch(), 64)
     for baselined in (False, True):
         expected_sums, expected = step(model, parts, config, policy(model, teacher=other, baselined=baselined))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo_ray.distill.data.packing import Rows, rows
+from sdpo_ray.distill.data.packing import PackedRows, rows
 from sdpo_ray.distill.model.attention import PACKED, packed_attention, register
-from sdpo_ray.distill.model.packed_lm import Scorer
+from sdpo_ray.distill.model.packed_lm import PackedLM
 from tests.support.training_batches import CPU, made
 
 _ITEMS = (made("a", 9, 3, 14), made("b", 2, 0, 1), made("c", 5, 6, 12))
@@ -43,12 +43,12 @@ def _model(attention: str, *, window: int | None = None, model_type: str = "qwen
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).double().eval()
 
 
-def _hidden(model: Any, context: Rows) -> Tensor:
-    found: Tensor = Scorer(model)(context, lambda hidden_ND, _: hidden_ND)
+def _hidden(model: Any, context: PackedRows) -> Tensor:
+    found: Tensor = PackedLM(model)(context, lambda hidden_ND, _: hidden_ND)
     return found
 
 
-def _alone(model: Any, context: Rows) -> Tensor:
+def _alone(model: Any, context: PackedRows) -> Tensor:
     """Hidden states of each sequence by itself, at the scored places."""
     found = torch.cat(
         [

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo_ray.config.distill import Lora
+from sdpo_ray.config.distill import LoraConfig
 from sdpo_ray.distill.model import lora_adapter
 from sdpo_ray.distill.model.load import load_policy
 from sdpo_ray.distill.train.export import read_tensors
 from sdpo_ray.errors import LearnerError
 from tests.support.builders import tiny_policy
 
-_LORA = Lora(rank=4, alpha=12)
+_LORA = LoraConfig(rank=4, alpha=12)
 _IDS = torch.arange(3, 60)[None]
 
 
@@ -116,8 +116,10 @@ def test_an_update_goes_on_with_its_parent_s_adapter_on_the_same_base(base: Path
     assert all(torch.equal(each, again[name]) for name, each in _trained(model).items())
 
 
-@pytest.mark.parametrize("lora", [Lora(rank=8, alpha=12), Lora(rank=4, alpha=8), Lora(rank=0)], ids=str)
-def test_an_adapter_of_another_shape_starts_anew_on_the_parent(lora: Lora, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "lora", [LoraConfig(rank=8, alpha=12), LoraConfig(rank=4, alpha=8), LoraConfig(rank=0)], ids=str
+)
+def test_an_adapter_of_another_shape_starts_anew_on_the_parent(lora: LoraConfig, base: Path, tmp_path: Path) -> None:
     lora_adapter.save(_trained(_adapted(base)), tmp_path / lora_adapter.ADAPTER, base=base, lora=_LORA)
     assert lora_adapter.base_of(tmp_path, lora) == tmp_path
     assert lora_adapter.base_of(base, _LORA) == base

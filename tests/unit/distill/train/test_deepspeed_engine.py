@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.train.deepspeed_engine import deepspeed_config, deepspeed_engine, learning_rate
 from sdpo_ray.errors import ConfigError
 
 
-def _config(workers: dict[str, Any] | None = None, **values: Any) -> Distill:
-    return Distill(**({"lora": {"rank": 0}, "workers": workers or {}} | values))
+def _config(workers: dict[str, Any] | None = None, **values: Any) -> DistillConfig:
+    return DistillConfig(**({"lora": {"rank": 0}, "workers": workers or {}} | values))
 
 
 def _rates(num_steps: int, **values: Any) -> list[float]:
@@ -114,7 +114,7 @@ _PRECISIONS = {"mixed_bfloat16": 1, "pure_bfloat16": 0}
 
 def _learn(rank: int, port: int, out: Path) -> None:
     """A hundred steps in each precision, in a process of its own: DeepSpeed keeps state between engines."""
-    from sdpo_ray.distill.train.zero_gather import whole
+    from sdpo_ray.distill.train.zero_gather import gather_parameters
 
     os.environ |= {"DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -130,7 +130,8 @@ def _learn(rank: int, port: int, out: Path) -> None:
             engine.backward(engine(torch.ones(1, 8, dtype=torch.bfloat16)).float().sum())
             engine.step()
         found[precision] = _Moved(
-            weights=whole({"weight": module.weight}, keep=True)["weight"], computed_with=module.weight.detach().clone()
+            weights=gather_parameters({"weight": module.weight}, keep=True)["weight"],
+            computed_with=module.weight.detach().clone(),
         )
     torch.save(found, out)
     torch.distributed.destroy_process_group()

@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
-from sdpo_ray.config import Distill
-from sdpo_ray.config.distill import Lora
+from sdpo_ray.config import DistillConfig
+from sdpo_ray.config.distill import LoraConfig
 from sdpo_ray.distill.model.load import load_policy
 from sdpo_ray.distill.train.export import export, fingerprint
 from sdpo_ray.distill.train.launch import distill
-from sdpo_ray.distill.train.train_loop import Update
-from sdpo_ray.distill.train.update_spec import Job, num_steps
+from sdpo_ray.distill.train.train_loop import TrainLoop
+from sdpo_ray.distill.train.update_spec import UpdateSpec, num_steps
 from sdpo_ray.distill.train.worker import train
 from sdpo_ray.errors import DataError, LearnerError, NotReady
 from sdpo_ray.io.files import is_ready, read_json
-from sdpo_ray.records import Candidate, Fingerprint, Refusal, Snapshot
+from sdpo_ray.records import Candidate, Fingerprint, RefusalCount, Snapshot
 from tests.support.builders import interaction, release, snapshot, tiny_policy, with_turn
 
 
@@ -100,7 +100,7 @@ def test_a_parent_with_tensors_the_model_lacks_is_refused(tmp_path: Path) -> Non
 def test_a_candidate_of_the_same_update_is_returned_and_of_another_is_refused(drawn: Snapshot, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "v0001"
     candidate = _export(_parameters(load_policy(base)), base, out, drawn)
-    words = {"policy_version": 1, "out": out, "config": Distill(), "max_model_len": 512, "seed": 0, "base": base}
+    words = {"policy_version": 1, "out": out, "config": DistillConfig(), "max_model_len": 512, "seed": 0, "base": base}
     assert distill(snapshot=drawn, parent=release(base), **words) == candidate
     other = snapshot(tmp_path / "s1", [interaction(ChatFormat(base))], name="s1")
     with pytest.raises(LearnerError, match="already holds an update of version 0 by s0, not of version 0 by s1"):
@@ -113,17 +113,17 @@ def test_an_update_says_why_there_is_nothing_to_learn(tmp_path: Path) -> None:
     policy = tiny_policy(tmp_path / "base")
     stale = with_turn(interaction(ChatFormat(policy)), prompt_ids=(1, 2))
     with pytest.raises(LearnerError, match=r"no interaction of s0 can be learned from: {'prompt_mismatch': 1}"):
-        Update(_job(tmp_path, snapshot(tmp_path / "s0", [stale])), rank=0, num_workers=1)
+        TrainLoop(_job(tmp_path, snapshot(tmp_path / "s0", [stale])), rank=0, num_workers=1)
 
 
 def test_an_update_refuses_a_snapshot_that_is_unfinished_or_holds_something_else(
     drawn: Snapshot, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="does not hold the interactions of s0"):
-        Update(_job(tmp_path, replace(drawn, interaction_ids=("t1",))), rank=0, num_workers=1)
+        TrainLoop(_job(tmp_path, replace(drawn, interaction_ids=("t1",))), rank=0, num_workers=1)
     (Path(drawn.path) / "READY").unlink()
     with pytest.raises(NotReady):
-        Update(_job(tmp_path, drawn), rank=0, num_workers=1)
+        TrainLoop(_job(tmp_path, drawn), rank=0, num_workers=1)
 
 
 def test_an_adapter_is_added_to_the_base_and_lies_beside_it(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_an_adapter_is_added_to_the_base_and_lies_beside_it(tmp_path: Path) -> N
     name = "model.layers.0.mlp.down_proj"
     down, up = torch.randn(2, 64), torch.randn(32, 2)
     trained = {f"{name}.lora_A.default.weight": down, f"{name}.lora_B.default.weight": up}
-    candidate = _export(trained, parent, tmp_path / "v0001", drawn, lora=Lora(rank=2, alpha=6))
+    candidate = _export(trained, parent, tmp_path / "v0001", drawn, lora=LoraConfig(rank=2, alpha=6))
     before, after = (load_file(path / "model.safetensors") for path in (parent, tmp_path / "v0001"))
     torch.testing.assert_close(after.pop(f"{name}.weight"), before.pop(f"{name}.weight") + 3 * up @ down)
     assert all(torch.equal(after[other], before[other]) for other in before)
@@ -162,16 +162,16 @@ def test_an_engine_that_loads_every_file_it_finds_does_not_find_the_teacher(draw
 
 
 def test_steps_are_counted_with_a_short_last_batch() -> None:
-    assert num_steps(33, Distill(batch_size=16, epochs=2)) == 6
+    assert num_steps(33, DistillConfig(batch_size=16, epochs=2)) == 6
 
 
-def _job(root: Path, drawn: Snapshot) -> Job:
-    return Job(
+def _job(root: Path, drawn: Snapshot) -> UpdateSpec:
+    return UpdateSpec(
         snapshot=drawn,
         parent=release(root / "base"),
         policy_version=1,
         out=root / "v0001",
-        config=Distill(),
+        config=DistillConfig(),
         max_model_len=512,
         seed=0,
         base=root / "base",
@@ -189,7 +189,7 @@ def _export(
     out: Path,
     drawn: Snapshot,
     *,
-    lora: Lora | None = None,
+    lora: LoraConfig | None = None,
     teacher: dict[str, torch.Tensor] | None = None,
 ) -> Candidate:
     candidate = Candidate(
@@ -198,6 +198,6 @@ def _export(
         path=str(out),
         snapshot_id=drawn.snapshot_id,
         fingerprint=Fingerprint(token_ids=(), logprobs=()),
-        refusals=(Refusal(reason="too_long", n=1),),
+        refusals=(RefusalCount(reason="too_long", n=1),),
     )
-    return export(candidate, trained, parent=parent, base=parent, lora=lora or Lora(rank=0), teacher=teacher)
+    return export(candidate, trained, parent=parent, base=parent, lora=lora or LoraConfig(rank=0), teacher=teacher)

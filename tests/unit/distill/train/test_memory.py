@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from sdpo_ray.config import Distill
+from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.data.examples import Example
 from sdpo_ray.distill.data.packing import rows
-from sdpo_ray.distill.loss.step import Policy, run_step
+from sdpo_ray.distill.loss.step import StepPolicy, run_step
 from sdpo_ray.distill.loss.teacher import Teacher
 from sdpo_ray.distill.model import lora_adapter
 from sdpo_ray.distill.model.load import checkpoint_activations, load_packed
-from sdpo_ray.distill.model.model_spec import Shape, read_shape
-from sdpo_ray.distill.model.packed_lm import Scorer
-from sdpo_ray.distill.train.memory import Memory, estimate
+from sdpo_ray.distill.model.model_spec import ModelSpec, read_model_spec
+from sdpo_ray.distill.model.packed_lm import PackedLM
+from sdpo_ray.distill.train.memory import MemoryEstimate, estimate
 from sdpo_ray.errors import ConfigError
 from tests.support.paths import REPOSITORY
 
@@ -26,9 +26,9 @@ TOKENS = 512
 PAPER: dict[str, Any] = {"preset": "paper_online"}
 
 
-def config(changes: dict[str, Any] | None = None, **workers: Any) -> Distill:
+def config(changes: dict[str, Any] | None = None, **workers: Any) -> DistillConfig:
     """The paper's update with micro-batches of TOKENS."""
-    return Distill(**PAPER | (changes or {}), workers={"max_tokens_per_micro_batch": TOKENS} | workers)
+    return DistillConfig(**PAPER | (changes or {}), workers={"max_tokens_per_micro_batch": TOKENS} | workers)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def examples(num_tokens: int) -> tuple[Example, ...]:
     )
 
 
-def model_for(policy: Path, config: Distill) -> Any:
+def model_for(policy: Path, config: DistillConfig) -> Any:
     """The model as the learner makes it."""
     model = load_packed(policy, "float32" if config.workers.precision == "float32" else "bfloat16")
     if config.lora.rank:
@@ -86,7 +86,7 @@ def model_for(policy: Path, config: Distill) -> Any:
 
 
 def test_parameters_are_counted_without_weights():
-    small, large = read_shape(SHAPES / "qwen3_4b.json"), read_shape(SHAPES / "qwen3_8b.json")
+    small, large = read_model_spec(SHAPES / "qwen3_4b.json"), read_model_spec(SHAPES / "qwen3_8b.json")
     assert (small.num_parameters, large.num_parameters) == (4_022_468_096, 8_190_735_360)
     assert (small.query, small.key, small.num_head_parameters) == (4096, 1024, 151_936 * 2560)
 
@@ -94,7 +94,7 @@ def test_parameters_are_counted_without_weights():
 def test_adapters_are_counted_as_peft_makes_them(policy: Path):
     model = model_for(policy, config({"lora": {"rank": 8}}))
     made = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert read_shape(policy).num_adapter_parameters(8) == made
+    assert read_model_spec(policy).num_adapter_parameters(8) == made
 
 
 @pytest.mark.parametrize("rank", [0, 8])
@@ -131,8 +131,8 @@ def test_the_peak_of_a_whole_step_is_what_was_said(policy: Path, changes: dict[s
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     teacher = Teacher(asked.teacher, trained)
     live = asked.teacher.kind == "live"
-    step = Policy(
-        run=Scorer(model),
+    step = StepPolicy(
+        run=PackedLM(model),
         teacher=teacher.weights,
         baselined=not live,
         own_head=not live and not asked.lora.rank,
@@ -174,12 +174,12 @@ def test_lora_holds_little_more_than_the_base():
     assert found.num_trained == 36 * 64 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12288))
 
 
-def of(stage: int, *, num_workers: int = 4, offload: str = "none") -> Memory:
+def of(stage: int, *, num_workers: int = 4, offload: str = "none") -> MemoryEstimate:
     asked = {"precision": "mixed_bfloat16", "zero_stage": stage, "num_workers": num_workers, "offload": offload}
     return estimate(_SHAPE, config({"teacher": {"kind": "ema"}}, **asked), 2048)
 
 
-_SHAPE = Shape(
+_SHAPE = ModelSpec(
     num_parameters=1_000_000,
     num_layers=2,
     hidden=64,
@@ -217,20 +217,20 @@ def test_what_is_offloaded_is_in_the_host_s_memory():
 
 def test_a_shape_that_is_not_there_or_not_a_dense_decoder_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"no .*config\.json: set policy\.base .* or policy\.shape"):
-        read_shape(tmp_path)
+        read_model_spec(tmp_path)
     file = tmp_path / "config.json"
     file.write_text("{")
     with pytest.raises(ConfigError, match="not JSON"):
-        read_shape(tmp_path)
+        read_model_spec(tmp_path)
     file.write_text('{"model_type": "nothing"}')
     with pytest.raises(ConfigError, match="no causal language model"):
-        read_shape(tmp_path)
+        read_model_spec(tmp_path)
     file.write_text('{"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 1}')
     with pytest.raises(ConfigError, match="dense decoders with gated feed-forward"):
-        read_shape(tmp_path)
+        read_model_spec(tmp_path)
     file.write_text('{"model_type": "qwen3_moe", "num_hidden_layers": 1, "hidden_size": 64, "num_experts": 2}')
     with pytest.raises(ConfigError, match="dense decoders with gated feed-forward"):
-        read_shape(tmp_path)
+        read_model_spec(tmp_path)
 
 
 def saved_bytes(model: Any) -> int:
@@ -243,7 +243,7 @@ def saved_bytes(model: Any) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = Scorer(model)(rows(examples(TOKENS), hindsight=False), lambda hidden_ND, weight_VD: hidden_ND)
+        hidden = PackedLM(model)(rows(examples(TOKENS), hindsight=False), lambda hidden_ND, weight_VD: hidden_ND)
     assert hidden.requires_grad
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
 

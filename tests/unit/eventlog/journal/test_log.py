@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.config.data import Capture
+from sdpo_ray.config.data import CaptureConfig
 from sdpo_ray.errors import CorruptLog, DataError, LogFull
 from sdpo_ray.eventlog.codec import decode, encode
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.eventlog.journal import log as journal_module
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.eventlog.protocol import EventLog
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Event, Feedback, Thumb, Turn
@@ -38,14 +38,14 @@ def feedback(name: str) -> Feedback:
 
 def write(directory: Path, *events: Event, segment_bytes: int = MIB) -> None:
     """Write `events` one after the other with a journal of their own."""
-    journal = Journal(directory, segment_bytes=segment_bytes)
+    journal = JournalLog(directory, segment_bytes=segment_bytes)
     for each in events:
         journal.append(each).result(timeout=10)
     journal.close()
 
 
 def read_all(directory: Path, after: dict[str, int] | None = None) -> list[Event]:
-    log = Journal(directory, segment_bytes=MIB)
+    log = JournalLog(directory, segment_bytes=MIB)
     return list(log.poll(after or {}, max_events=10**9, max_bytes=10**12).events)
 
 
@@ -97,7 +97,7 @@ def test_any_text_and_any_float_is_read_back_exactly_however_little_at_a_time(
     turns = [turn(f"t{n}", text, response_logprobs=tuple(floats)) for n, (text, floats) in enumerate(rows)]
     directory = tmp_path_factory.mktemp("journal")
     write(directory, *turns, segment_bytes=segment_bytes)
-    log, read, after = Journal(directory, segment_bytes=MIB), [], {}
+    log, read, after = JournalLog(directory, segment_bytes=MIB), [], {}
     while True:
         batch = log.poll(after, max_events=max_events, max_bytes=MIB)
         assert len(batch.events) <= max_events
@@ -114,7 +114,7 @@ def test_a_process_is_one_partition_however_many_segments_it_writes(tmp_path):
     write(tmp_path, *(turn(f"t{n}") for n in range(5)), segment_bytes=700)
     write(tmp_path, turn("t5"))
     assert len(files(tmp_path)) == 6
-    log = Journal(tmp_path, segment_bytes=MIB)
+    log = JournalLog(tmp_path, segment_bytes=MIB)
     assert len(log.partitions()) == 2
     assert log.partitions() == sorted(log.partitions())
     assert sorted(ids(read_all(tmp_path))) == ["t0", "t1", "t2", "t3", "t4", "t5"]
@@ -122,7 +122,7 @@ def test_a_process_is_one_partition_however_many_segments_it_writes(tmp_path):
 
 def test_a_poll_keeps_to_its_limits_but_gives_one_event_at_least(tmp_path):
     write(tmp_path, *(turn(f"t{n}") for n in range(4)))
-    log, size = Journal(tmp_path, segment_bytes=MIB), len(encode(turn("t0")))
+    log, size = JournalLog(tmp_path, segment_bytes=MIB), len(encode(turn("t0")))
     assert len(log.poll({}, max_events=3, max_bytes=MIB).events) == 3
     assert len(log.poll({}, max_events=9, max_bytes=2 * size).events) == 2
     assert len(log.poll({}, max_events=9, max_bytes=3 * size - 1).events) == 2
@@ -134,7 +134,7 @@ def test_a_poll_keeps_to_its_limits_but_gives_one_event_at_least(tmp_path):
 def test_partitions_take_turns_so_that_a_busy_one_starves_nobody(tmp_path):
     for name in "abc":
         write(tmp_path, *(turn(f"{name}{n}") for n in range(50 if name == "a" else 2)))
-    log = Journal(tmp_path, segment_bytes=MIB)
+    log = JournalLog(tmp_path, segment_bytes=MIB)
     assert {name[0] for name in ids(list(log.poll({}, max_events=3, max_bytes=MIB).events))} == {"a", "b", "c"}
     after: dict[str, int] = {}
     first = []
@@ -146,7 +146,7 @@ def test_partitions_take_turns_so_that_a_busy_one_starves_nobody(tmp_path):
 
 
 def test_a_partition_is_at_its_end_only_when_a_look_found_nothing_more(tmp_path):
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     journal.append(turn("t0")).result(timeout=10)
     (name,) = journal.partitions()
     batch = journal.poll({}, max_events=9, max_bytes=MIB)
@@ -160,7 +160,7 @@ def test_a_partition_is_at_its_end_only_when_a_look_found_nothing_more(tmp_path)
 
 def test_a_partition_that_another_reader_removed_is_at_its_end(tmp_path):
     write(tmp_path, turn("t0"))
-    log = Journal(tmp_path, segment_bytes=MIB)
+    log = JournalLog(tmp_path, segment_bytes=MIB)
     gone = log.poll({}, max_events=9, max_bytes=MIB).positions
     log.truncate(gone)
     batch = log.poll(gone, max_events=9, max_bytes=MIB)
@@ -168,7 +168,7 @@ def test_a_partition_that_another_reader_removed_is_at_its_end(tmp_path):
 
 
 def test_a_directory_that_nobody_wrote_to_is_an_empty_log(tmp_path):
-    log = Journal(tmp_path / "none", segment_bytes=MIB)
+    log = JournalLog(tmp_path / "none", segment_bytes=MIB)
     assert log.partitions() == []
     assert log.poll({}, max_events=1, max_bytes=1).events == ()
     log.truncate({})
@@ -179,9 +179,9 @@ def test_a_directory_that_nobody_wrote_to_is_an_empty_log(tmp_path):
 
 def test_only_segments_that_were_read_to_the_end_and_nobody_writes_go(tmp_path):
     write(tmp_path, turn("t0"), turn("t1"), turn("t2"), segment_bytes=1)
-    living = Journal(tmp_path, segment_bytes=MIB)
+    living = JournalLog(tmp_path, segment_bytes=MIB)
     living.append(turn("t3")).result(timeout=10)
-    log = Journal(tmp_path, segment_bytes=MIB)
+    log = JournalLog(tmp_path, segment_bytes=MIB)
     dead, alive = log.partitions()
     log.truncate({})
     assert len(files(tmp_path)) == 4
@@ -198,7 +198,7 @@ def test_only_segments_that_were_read_to_the_end_and_nobody_writes_go(tmp_path):
 
 
 def test_a_living_writer_keeps_its_segment_though_all_of_it_was_read(tmp_path):
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     journal.append(turn("t0")).result(timeout=10)
     journal.truncate(journal.poll({}, max_events=9, max_bytes=MIB).positions)
     after = journal.poll({}, max_events=9, max_bytes=MIB).positions
@@ -225,7 +225,7 @@ def test_a_segment_that_a_reader_removes_before_it_is_locked_is_made_again(tmp_p
 
 
 def test_room_is_allocated_in_advance_and_given_back_when_a_segment_is_sealed(tmp_path):
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     journal.append(turn("t0")).result(timeout=10)
     (path,) = files(tmp_path)
     assert path.stat().st_size == MIB
@@ -245,7 +245,7 @@ def test_a_segment_is_sealed_before_it_grows_beyond_its_size(tmp_path):
 
 
 def test_a_segment_is_sealed_by_age_though_nothing_more_is_written(tmp_path):
-    journal = Journal(tmp_path, segment_bytes=MIB, segment_s=0.05)
+    journal = JournalLog(tmp_path, segment_bytes=MIB, segment_s=0.05)
     journal.append(turn("t0")).result(timeout=10)
     wait_until(lambda: files(tmp_path)[0].stat().st_size < MIB)
     journal.truncate(journal.poll({}, max_events=9, max_bytes=MIB).positions)
@@ -256,7 +256,7 @@ def test_a_segment_is_sealed_by_age_though_nothing_more_is_written(tmp_path):
 
 
 def test_a_segment_is_sealed_by_age_under_a_steady_stream(tmp_path):
-    journal = Journal(tmp_path, segment_bytes=MIB, segment_s=0.05)
+    journal = JournalLog(tmp_path, segment_bytes=MIB, segment_s=0.05)
     deadline = time.monotonic() + 20
     n = 0
     while len(files(tmp_path)) < 4:
@@ -271,7 +271,7 @@ def test_a_clock_that_steps_back_breaks_neither_order_nor_names_nor_ages(tmp_pat
     now = iter(range(10**12, 0, -(10**10)))
     monkeypatch.setattr(time, "time_ns", lambda: next(now))
     monkeypatch.setattr(time, "time", lambda: next(now) / 1e9)
-    log = Journal(tmp_path, segment_bytes=MIB)
+    log = JournalLog(tmp_path, segment_bytes=MIB)
     after: dict[str, int] = {}
     read = []
     for n in range(5):
@@ -298,7 +298,7 @@ def test_a_turn_is_acknowledged_after_the_sync_and_not_before(tmp_path, monkeypa
         sync(fd)
 
     monkeypatch.setattr(os, "fdatasync", slow_sync)
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     durable = journal.append(turn("t0"))
     assert asked.wait(10)
     assert sorted(ids(read_all(tmp_path))) == ["before", "t0"]
@@ -319,7 +319,7 @@ def test_turns_that_wait_together_share_one_sync(tmp_path, monkeypatch):
         sync(fd)
 
     monkeypatch.setattr(os, "fdatasync", first_waits)
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     waiting = [journal.append(turn("t0"))]
     assert asked.wait(10)
     waiting += [journal.append(turn(f"t{n}")) for n in range(1, 100)]
@@ -332,8 +332,8 @@ def test_turns_that_wait_together_share_one_sync(tmp_path, monkeypatch):
 
 
 def test_the_journal_is_bounded_and_goes_on_by_itself_when_there_is_room(tmp_path):
-    log = Journal(tmp_path, segment_bytes=MIB)
-    journal = Journal(tmp_path, segment_bytes=MIB, segment_s=0.02, max_bytes=MIB + 1000)
+    log = JournalLog(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB, segment_s=0.02, max_bytes=MIB + 1000)
     for n in range(2):
         write(tmp_path, turn(f"other{n}", "x" * 600))
     with pytest.raises(LogFull, match="may take 1 MiB"):
@@ -354,7 +354,7 @@ def test_the_journal_is_bounded_and_goes_on_by_itself_when_there_is_room(tmp_pat
 
 
 def test_a_segment_that_was_begun_is_filled_though_the_bound_is_reached(tmp_path):
-    journal = Journal(tmp_path, segment_bytes=MIB, max_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB, max_bytes=MIB)
     for n in range(3):
         journal.append(turn(f"t{n}")).result(timeout=10)
     write(tmp_path, turn("other"))
@@ -376,7 +376,7 @@ def test_a_disk_that_does_not_answer_holds_up_no_caller_and_no_more_memory_than_
         sync(fd)
 
     monkeypatch.setattr(os, "fdatasync", stuck)
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     waiting = [journal.append(turn(f"t{n}")) for n in range(100)]
     refused = [each for each in waiting if each.done()]
     assert 0 < len(refused) < 100
@@ -399,7 +399,7 @@ def test_a_write_that_fails_fails_its_batch_and_the_next_one_goes_to_a_new_segme
         raise OSError(reason, os.strerror(reason))
 
     monkeypatch.setattr(os, "pwrite", write_half)
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     journal.append(turn("t0")).result(timeout=10)
     broken = True
     for name in ("lost1", "lost2"):
@@ -421,7 +421,7 @@ def test_a_failed_sync_fails_its_batch_and_its_segment_is_never_written_again(tm
         sync(fd)
 
     monkeypatch.setattr(os, "fdatasync", maybe)
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     journal.append(turn("t0")).result(timeout=10)
     broken = True
     with pytest.raises(OSError, match="Input/output"):
@@ -436,11 +436,11 @@ def test_a_failed_sync_fails_its_batch_and_its_segment_is_never_written_again(tm
 
 def test_a_reader_that_saw_what_a_failed_sync_took_back_misses_nothing_after_it(tmp_path, monkeypatch):
     sync, looked = os.fdatasync, []
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     journal.append(turn("t0")).result(timeout=10)
 
     def read_and_fail(fd: int) -> None:
-        looked.append(Journal(tmp_path, segment_bytes=MIB).poll({}, max_events=9, max_bytes=MIB))
+        looked.append(JournalLog(tmp_path, segment_bytes=MIB).poll({}, max_events=9, max_bytes=MIB))
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fdatasync", read_and_fail)
@@ -470,7 +470,7 @@ def test_no_room_to_allocate_fails_the_append_and_leaves_nothing(tmp_path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     with pytest.raises(OSError, match="No space left"):
         journal.append(turn("lost")).result(timeout=10)
     assert files(tmp_path) == []
@@ -483,7 +483,7 @@ def test_no_room_to_allocate_fails_the_append_and_leaves_nothing(tmp_path, monke
 def test_a_directory_that_is_gone_fails_the_append_until_it_is_back(tmp_path):
     """A volume that is not mounted: what is written beside it would be found by nobody."""
     directory = tmp_path / "journal"
-    journal = Journal(directory, segment_bytes=1)
+    journal = JournalLog(directory, segment_bytes=1)
     journal.append(turn("t0")).result(timeout=10)
     directory.rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError):
@@ -495,7 +495,7 @@ def test_a_directory_that_is_gone_fails_the_append_until_it_is_back(tmp_path):
 
 
 def test_a_client_that_hangs_up_does_not_stop_the_journal(tmp_path):
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     assert not journal.append(turn("t0")).cancel()
     journal.append(turn("t1")).result(timeout=10)
     journal.close()
@@ -503,7 +503,7 @@ def test_a_client_that_hangs_up_does_not_stop_the_journal(tmp_path):
 
 
 def test_a_turn_without_utf8_form_is_refused_and_the_next_one_written(tmp_path):
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     with pytest.raises(DataError, match="t0 cannot be written"):
         journal.append(turn("t0", template_kwargs="\ud800"))
     journal.append(turn("t1")).result(timeout=10)
@@ -512,7 +512,7 @@ def test_a_turn_without_utf8_form_is_refused_and_the_next_one_written(tmp_path):
 
 
 def test_closing_writes_what_is_queued_and_refuses_what_comes_after(tmp_path):
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     waiting = [journal.append(turn(f"t{n}")) for n in range(200)]
     journal.close()
     journal.close()
@@ -524,7 +524,7 @@ def test_closing_writes_what_is_queued_and_refuses_what_comes_after(tmp_path):
 
 def test_a_journal_that_is_only_read_starts_no_thread(tmp_path):
     before = threading.active_count()
-    journal = Journal(tmp_path, segment_bytes=MIB)
+    journal = JournalLog(tmp_path, segment_bytes=MIB)
     journal.poll({}, max_events=1, max_bytes=1)
     assert threading.active_count() == before
     journal.close()
@@ -532,7 +532,7 @@ def test_a_journal_that_is_only_read_starts_no_thread(tmp_path):
 
 
 def test_threads_that_append_at_once_lose_nothing_and_readers_see_each_once(tmp_path):
-    journal = Journal(tmp_path, segment_bytes=4000)
+    journal = JournalLog(tmp_path, segment_bytes=4000)
     done: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def append(who: int) -> None:
@@ -543,7 +543,7 @@ def test_threads_that_append_at_once_lose_nothing_and_readers_see_each_once(tmp_
     threads = [threading.Thread(target=append, args=(who,)) for who in range(8)]
     for thread in threads:
         thread.start()
-    log, after, read = Journal(tmp_path, segment_bytes=MIB), {}, []
+    log, after, read = JournalLog(tmp_path, segment_bytes=MIB), {}, []
     while True:
         finished = done.qsize() == 8
         batch = log.poll(after, max_events=30, max_bytes=MIB)
@@ -562,7 +562,7 @@ def test_threads_that_append_at_once_lose_nothing_and_readers_see_each_once(tmp_
 
 def test_two_readers_at_once_both_see_all_of_it(tmp_path):
     write(tmp_path, *(turn(f"t{n}") for n in range(30)), segment_bytes=1000)
-    one, two = (Journal(tmp_path, segment_bytes=MIB) for _ in range(2))
+    one, two = (JournalLog(tmp_path, segment_bytes=MIB) for _ in range(2))
     first, second = (each.poll({}, max_events=12, max_bytes=MIB) for each in (one, two))
     assert first == second
     one.truncate(first.positions)
@@ -578,7 +578,7 @@ def test_an_acknowledged_frame_that_broke_stops_the_reader_loudly(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    log = Journal(tmp_path, segment_bytes=MIB)
+    log = JournalLog(tmp_path, segment_bytes=MIB)
     with pytest.raises(CorruptLog, match="is broken, those after it are not"):
         log.poll({}, max_events=9, max_bytes=MIB)
     log.truncate({})
@@ -587,8 +587,8 @@ def test_an_acknowledged_frame_that_broke_stops_the_reader_loudly(tmp_path):
 
 def test_the_run_file_says_which_log_it_is(tmp_path):
     layout = Layout(tmp_path)
-    log: EventLog = open_log(layout, Capture())
-    assert isinstance(log, Journal)
+    log: EventLog = open_log(layout, CaptureConfig())
+    assert isinstance(log, JournalLog)
     log.append(turn("t0")).result(timeout=10)
     assert files(layout.journal)[0].stat().st_size == 16 * MIB
     assert "-replica-" in log.partitions()[0]

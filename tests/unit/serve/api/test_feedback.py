@@ -10,9 +10,9 @@ import pytest
 
 from sdpo_ray.capture.api_keys import ApiKeys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.config import Capture, Tenant
+from sdpo_ray.config import CaptureConfig, TenantConfig
 from sdpo_ray.records import Consent, Feedback, Thumb
-from serve.gateway.auth import UsersEntrance
+from serve.gateway.auth import UserAuthenticator
 from tests.support.recorded_engine import MemoryLog, client_of, recorder_of
 
 SAID = {"turn_id": "turn-1", "comment": "Too long.", "user": "alice"}
@@ -164,8 +164,8 @@ def test_feedback_is_redacted_before_it_is_stored(desk: Desk) -> None:
 def test_the_tenant_and_its_consent_come_with_the_key(tmp_path: Path) -> None:
     key, keys = ApiKeys.load(tmp_path / "api_keys.json").add("acme")
     private, _ = keys.add("private")
-    capture = Capture(tenants={"private": Tenant(consent=Consent.NONE)})
-    desk = Desk(tmp_path, entrance=UsersEntrance(tmp_path / "api_keys.json"), capture=capture)
+    capture = CaptureConfig(tenants={"private": TenantConfig(consent=Consent.NONE)})
+    desk = Desk(tmp_path, entrance=UserAuthenticator(tmp_path / "api_keys.json"), capture=capture)
     refused = desk.post(SAID)
     assert refused.status_code == 401
     assert refused.headers["www-authenticate"] == "Bearer"
@@ -174,7 +174,7 @@ def test_the_tenant_and_its_consent_come_with_the_key(tmp_path: Path) -> None:
     assert [feedback.tenant for feedback in desk.stored] == ["acme"]
 
 
-def test_the_examination_engine_takes_no_feedback() -> None:
+def test_the_evaluation_engine_takes_no_feedback() -> None:
     async def post() -> httpx.Response:
         async with client_of(None, lambda _: "") as client:
             return await client.post("/v1/feedback", json=SAID)

@@ -5,17 +5,17 @@ import json
 from typing import Any
 
 from sdpo_ray.chat import ControlTokens
-from sdpo_ray.config import Capture
+from sdpo_ray.config import CaptureConfig
 from sdpo_ray.headers import POLICY_VERSION
-from serve.api.context import Door
+from serve.api.context import ApiContext
 from serve.api.models import ServedModel
-from serve.api.response import Reply
-from serve.request_context import Exchange, Visit
+from serve.api.response import ChatResponse
+from serve.request_context import ChatContext, RequestContext
 
 SSE = {"content-type": "text/event-stream; charset=utf-8"}
-DOOR = Door(
+DOOR = ApiContext(
     recorder=None,
-    capture=Capture(),
+    capture=CaptureConfig(),
     control=ControlTokens([]),
     served=lambda: {POLICY_VERSION: "7"},
     model=ServedModel(name="policy", max_model_len=512, since_s=1_700_000_000),
@@ -31,7 +31,9 @@ def sent(*bodies: bytes, headers: dict[str, str]) -> list[dict[str, Any]]:
         out.append(dict(message))
 
     async def run() -> None:
-        reply = Reply(send, Exchange(visit=Visit(path="/", request_id="r"), asked=None, recorded=False), DOOR)
+        reply = ChatResponse(
+            send, ChatContext(visit=RequestContext(path="/", request_id="r"), asked=None, recorded=False), DOOR
+        )
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await reply({"type": "http.response.start", "status": 200, "headers": raw})
         for body in bodies:

@@ -11,11 +11,11 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
 from sdpo_ray.capture.api_keys import ApiKeys
-from sdpo_ray.config import Capture, Tenant
+from sdpo_ray.config import CaptureConfig, TenantConfig
 from sdpo_ray.records import Consent, Turn
 from serve.asgi import Receive, Scope, Send
-from serve.gateway.auth import Caller, UsersEntrance
-from serve.request_context import Exchange
+from serve.gateway.auth import Caller, UserAuthenticator
+from serve.request_context import ChatContext
 from tests.support.recorded_engine import MemoryLog, client_of, recorder_of, text_of
 
 QUESTION = {"model": "policy", "messages": [{"role": "user", "content": "Capital of France?"}], "user": "alice"}
@@ -67,8 +67,8 @@ def test_a_stream_takes_its_promise_back_and_the_next_one_makes_none(tmp_path: P
 def test_a_key_names_the_tenant_whose_default_of_consent_holds(tmp_path: Path) -> None:
     key, keys = ApiKeys.load(tmp_path / "api_keys.json").add("acme")
     private, _ = keys.add("private")
-    capture = Capture(tenants={"private": Tenant(consent=Consent.NONE)})
-    counter = Counter(tmp_path, entrance=UsersEntrance(tmp_path / "api_keys.json"), capture=capture)
+    capture = CaptureConfig(tenants={"private": TenantConfig(consent=Consent.NONE)})
+    counter = Counter(tmp_path, entrance=UserAuthenticator(tmp_path / "api_keys.json"), capture=capture)
     for wrong in ({}, {"authorization": "Bearer sdpo-nonsense"}):
         refused = counter.ask(**wrong)
         assert refused.status_code == 401
@@ -213,9 +213,9 @@ def test_without_a_parser_of_calls_a_choice_left_to_us_is_to_call_none(
     ],
 )
 def test_the_engine_knows_of_tools_where_an_answer_may_call_them(tmp_path: Path, asked: Any, use: Any) -> None:
-    trial = Taking()
-    sent(tmp_path, "POST", "/v1/chat/completions", QUESTION | asked, trial=trial)
-    (exchange,) = trial.exchanges
+    canary = Taking()
+    sent(tmp_path, "POST", "/v1/chat/completions", QUESTION | asked, canary=canary)
+    (exchange,) = canary.exchanges
     assert (exchange.tool_use and set(exchange.tool_use)) == use
     assert "<|im_end|>" not in json.dumps(exchange.tool_use)
 
@@ -224,21 +224,21 @@ class Taking:
     """A trial that answers every chat itself."""
 
     def __init__(self) -> None:
-        self.exchanges: list[Exchange] = []
+        self.exchanges: list[ChatContext] = []
         self.bodies: list[bytes] = []
 
-    async def take(self, exchange: Exchange, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def take(self, exchange: ChatContext, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
         self.exchanges.append(exchange)
         self.bodies.append(body)
         await JSONResponse({"taken": True})(scope, receive, send)
         return True
 
 
-def test_a_trial_is_offered_chats_in_the_clients_own_words_and_nothing_else(tmp_path: Path) -> None:
-    trial = Taking()
+def test_a_canary_is_offered_chats_in_the_clients_own_words_and_nothing_else(tmp_path: Path) -> None:
+    canary = Taking()
     body = QUESTION | {"messages": [{"role": "user", "content": "hi<|im_end|>"}]}
-    reply, seen = sent(tmp_path, "POST", "/v1/chat/completions", body, trial=trial)
+    reply, seen = sent(tmp_path, "POST", "/v1/chat/completions", body, canary=canary)
     assert (reply.json(), seen) == ({"taken": True}, [])
-    assert json.loads(trial.bodies[0]) == body
-    _, seen = sent(tmp_path, "POST", "/v1/completions", {"prompt": "hi"}, trial=trial)
-    assert len(seen) == len(trial.bodies) == 1
+    assert json.loads(canary.bodies[0]) == body
+    _, seen = sent(tmp_path, "POST", "/v1/completions", {"prompt": "hi"}, canary=canary)
+    assert len(seen) == len(canary.bodies) == 1

@@ -22,11 +22,11 @@ from sdpo_ray.config import Run, parse_run
 from sdpo_ray.headers import POLICY_VERSION, TURN_ID
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.records import Fingerprint, Release, Trial
+from sdpo_ray.records import Canary, Fingerprint, Release
 from sdpo_ray.telemetry import read_events
-from serve.canary.router import Splitter
+from serve.canary.router import CanaryRouter
 from serve.canary.shadow import AT_ONCE
-from serve.gateway.auth import CanaryEntrance, private_key
+from serve.gateway.auth import CanaryAuthenticator, private_key
 from tests.support.recorded_engine import MemoryLog, client_of, recorder_of, text_of
 
 CHAMPIONS, CANDIDATES = "Paris, says the champion.", "Paris, says the candidate."
@@ -43,7 +43,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 @dataclass
-class Canary:
+class FakeCanary:
     """In the canary's place: answers as it is told, and remembers what it was asked."""
 
     version: str = "7"
@@ -121,20 +121,20 @@ class House:
         self.run: Run = parse_run({"root": str(folder), **overrides})
         self.log = MemoryLog()
         self._recorder = recorder_of(folder, self.log)
-        self.splitter: Splitter | None = None
+        self.splitter: CanaryRouter | None = None
 
     def start(self, *, mode: str = "canary", share: float = 0.5, version: int = 7) -> None:
         fingerprint = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
         candidate = Release(policy_version=version, path="p", previous_version=0, fingerprint=fingerprint)
-        trial = Trial(candidate=candidate, champion_version=0, mode="canary", share=share, started_at_s=1.0)
-        write_json(self.layout.trial_pointer, replace(trial, mode=mode))
+        canary = Canary(candidate=candidate, champion_version=0, mode="canary", share=share, started_at_s=1.0)
+        write_json(self.layout.canary_pointer, replace(canary, mode=mode))
 
-    def make(self, transport: httpx.AsyncBaseTransport | None = None) -> Splitter:
-        self.splitter = Splitter(self.run, self.layout, transport=transport)
+    def make(self, transport: httpx.AsyncBaseTransport | None = None) -> CanaryRouter:
+        self.splitter = CanaryRouter(self.run, self.layout, transport=transport)
         return self.splitter
 
     def client(self) -> httpx.AsyncClient:
-        return client_of(self._recorder, lambda _: CHAMPIONS, trial=self.splitter)
+        return client_of(self._recorder, lambda _: CHAMPIONS, canary=self.splitter)
 
     @property
     def counted(self) -> dict[str, int]:
@@ -168,7 +168,7 @@ def users_of(house: House, *, candidates: bool, n: int = 1) -> list[str]:
     """Users whose conversation is the candidate's, or is not."""
     found = []
     for number in range(1000):
-        canary = Canary()
+        canary = FakeCanary()
         ask(house, canary, body(f"user-{number}"))
         if bool(canary.asked) == candidates:
             found.append(f"user-{number}")
@@ -185,8 +185,8 @@ def house(tmp_path: Path) -> House:
     return house
 
 
-def test_without_a_trial_everybody_meets_the_champion(tmp_path: Path):
-    house, canary = House(tmp_path), Canary()
+def test_without_a_canary_everybody_meets_the_champion(tmp_path: Path):
+    house, canary = House(tmp_path), FakeCanary()
     reply = ask(house, canary, body())
     assert text_of(reply) == CHAMPIONS
     assert canary.asked == []
@@ -196,7 +196,7 @@ def test_without_a_trial_everybody_meets_the_champion(tmp_path: Path):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_candidates_conversation_is_answered_by_the_canary_with_its_headers(house: House, stream: bool):
     (user,) = users_of(house, candidates=True)
-    canary = Canary()
+    canary = FakeCanary()
     reply = ask(house, canary, body(user, stream=stream, temperature=0.5), **{"x-sdpo-tenant": "somebody-else"})
     assert reply.status_code == 200
     assert text_of(reply) == ("0 1 2 " if stream else CANDIDATES)
@@ -206,7 +206,7 @@ def test_a_candidates_conversation_is_answered_by_the_canary_with_its_headers(ho
     ((request, headers, path),) = canary.asked
     assert path == "/canary/v1/chat/completions"
     assert {name: request[name] for name in (*body(), "temperature")} == body(user, temperature=0.5)
-    assert headers["authorization"] == f"Bearer {house.layout.trial_key.read_text()}"
+    assert headers["authorization"] == f"Bearer {house.layout.canary_key.read_text()}"
     assert (headers["x-sdpo-tenant"], headers["x-sdpo-consent"]) == ("default", "train")
     assert house.log.events == []
     assert house.counted == {"candidate": 1}
@@ -214,7 +214,7 @@ def test_a_candidates_conversation_is_answered_by_the_canary_with_its_headers(ho
 
 def test_a_users_word_about_consent_and_the_conversations_name_go_along(house: House):
     (user,) = users_of(house, candidates=True)
-    canary = Canary()
+    canary = FakeCanary()
     ask(house, canary, body(user, metadata={"consent": "none"}), **{"x-request-id": "one"})
     ((_, headers, _),) = canary.asked
     assert (headers["x-sdpo-consent"], headers["x-request-id"]) == ("none", "one")
@@ -224,7 +224,7 @@ def test_a_users_word_about_consent_and_the_conversations_name_go_along(house: H
             given = {"x-sdpo-conversation-id": f"c{number}"}
             await client.post("/v1/chat/completions", json=body(), headers=given)
 
-    canary = Canary()
+    canary = FakeCanary()
     within(house, canary, named)
     assert 0 < len(canary.asked) < 20
     assert all(headers["x-sdpo-conversation-id"].startswith("c") for _, headers, _ in canary.asked)
@@ -232,10 +232,10 @@ def test_a_users_word_about_consent_and_the_conversations_name_go_along(house: H
 
 def test_usage_is_counted_for_everybody_and_shown_to_who_asked(house: House):
     (user,) = users_of(house, candidates=True)
-    plain = ask(house, Canary(), body(user, stream=True))
+    plain = ask(house, FakeCanary(), body(user, stream=True))
     assert b"usage" not in plain.content
     assert plain.content.endswith(DONE)
-    asked_for = ask(house, Canary(), body(user, stream=True, stream_options={"include_usage": True}))
+    asked_for = ask(house, FakeCanary(), body(user, stream=True, stream_options={"include_usage": True}))
     assert USAGE_CHUNK in asked_for.content
 
 
@@ -250,12 +250,12 @@ def test_a_conversation_stays_with_its_policy_over_its_turns_and_on_every_replic
                 messages += [{"role": "assistant", "content": text_of(reply)}, {"role": "user", "content": "More."}]
         return met
 
-    first, second = within(house, Canary(), talk), within(house, Canary(), talk)
+    first, second = within(house, FakeCanary(), talk), within(house, FakeCanary(), talk)
     assert {len(versions) for versions in first.values()} == {1}
     assert {version for versions in first.values() for version in versions} == {"0", "7"}
     assert first == second
     house.start(version=8)
-    again = within(house, Canary(version="8"), talk)
+    again = within(house, FakeCanary(version="8"), talk)
     # The next candidate has others: all the same would have a chance of 2 ** -30.
     assert {n for n, met in again.items() if met == {"8"}} != {n for n, met in first.items() if met == {"7"}}
 
@@ -271,7 +271,7 @@ def test_the_share_is_that_of_conversations(house: House, share: float):
         ]
         return Counter(reply.headers[POLICY_VERSION] for reply in replies)
 
-    met = within(house, Canary(), talk)
+    met = within(house, FakeCanary(), talk)
     # Within four standard deviations: wrong once in 16,000 draws of keys.
     assert abs(met["7"] - 400 * share) <= 4 * math.sqrt(400 * share * (1 - share))
 
@@ -280,13 +280,15 @@ def test_the_share_is_that_of_conversations(house: House, share: float):
 @pytest.mark.parametrize(
     ("canary", "reason"),
     [
-        (Canary(status=503), "status_503"),
-        (Canary(status=500), "status_500"),
-        (Canary(status=401), "status_401"),
-        (Canary(version="6"), "version"),
+        (FakeCanary(status=503), "status_503"),
+        (FakeCanary(status=500), "status_500"),
+        (FakeCanary(status=401), "status_401"),
+        (FakeCanary(version="6"), "version"),
     ],
 )
-def test_where_the_canary_does_not_answer_the_champion_does(house: House, canary: Canary, reason: str, stream: bool):
+def test_where_the_canary_does_not_answer_the_champion_does(
+    house: House, canary: FakeCanary, reason: str, stream: bool
+):
     (user,) = users_of(house, candidates=True)
     reply = ask(house, canary, body(user, stream=stream))
     assert (reply.status_code, text_of(reply)) == (200, CHAMPIONS)
@@ -299,7 +301,7 @@ def test_a_canary_that_is_not_there_is_not_missed(house: House):
     (user,) = users_of(house, candidates=True)
 
     async def main() -> httpx.Response:
-        async with listening(Canary()) as url:
+        async with listening(FakeCanary()) as url:
             pass
         house.run = parse_run({"root": str(house.layout.root), "serve": {"port": int(url.rpartition(":")[2])}})
         house.make()
@@ -316,7 +318,7 @@ def test_a_canary_that_does_not_begin_in_time_is_not_waited_for(tmp_path: Path):
     (user,) = users_of(house, candidates=True)
 
     async def main() -> httpx.Response:
-        house.make(httpx.ASGITransport(app=Canary(waits=asyncio.Event())))
+        house.make(httpx.ASGITransport(app=FakeCanary(waits=asyncio.Event())))
         async with house.client() as client:
             return await client.post("/v1/chat/completions", json=body(user))
 
@@ -366,26 +368,26 @@ def test_when_the_client_hangs_up_so_do_we(house: House):
     assert canary.ended == ["left"]
 
 
-def test_when_the_trial_ends_everything_is_the_champions_at_once(house: House):
+def test_when_the_canary_ends_everything_is_the_champions_at_once(house: House):
     (user,) = users_of(house, candidates=True)
 
     async def work(client: httpx.AsyncClient) -> list[str]:
         met = [text_of(await client.post("/v1/chat/completions", json=body(user)))]
-        house.layout.trial_pointer.unlink()
+        house.layout.canary_pointer.unlink()
         met.append(text_of(await client.post("/v1/chat/completions", json=body(user))))
         house.start()
         met.append(text_of(await client.post("/v1/chat/completions", json=body(user))))
-        house.layout.trial_pointer.write_text("{}")
+        house.layout.canary_pointer.write_text("{}")
         met.append(text_of(await client.post("/v1/chat/completions", json=body(user))))
         return met
 
-    assert within(house, Canary(), work) == [CANDIDATES, CHAMPIONS, CANDIDATES, CHAMPIONS]
+    assert within(house, FakeCanary(), work) == [CANDIDATES, CHAMPIONS, CANDIDATES, CHAMPIONS]
 
 
 def test_chats_that_cannot_be_followed_are_the_champions(house: House):
     to_go_on = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "One, two,"}]
     for number in range(12):
-        canary = Canary()
+        canary = FakeCanary()
         reply = ask(house, canary, body(f"user-{number}", messages=to_go_on))
         assert canary.asked == []
         assert text_of(reply) == CHAMPIONS
@@ -399,20 +401,20 @@ def test_who_has_a_personal_policy_takes_no_part(tmp_path: Path):
     pointer = house.layout.personal_pointer(owners(pseudonyms, tenant="default", user=user)[0])
     pointer.parent.mkdir()
     pointer.touch()
-    canary = Canary()
+    canary = FakeCanary()
     assert text_of(ask(house, canary, body(user))) == CHAMPIONS
     assert canary.asked == []
 
 
 def shadow_file(house: House) -> Path:
-    (path,) = house.layout.trial_answers(7).glob("*.jsonl")
+    (path,) = house.layout.canary_answers(7).glob("*.jsonl")
     return path
 
 
 def test_a_shadow_is_never_seen_and_nothing_of_it_is_kept_but_numbers(house: House):
     (user,) = users_of(house, candidates=True)
     house.start(mode="shadow")
-    canary = Canary()
+    canary = FakeCanary()
 
     async def work(client: httpx.AsyncClient) -> httpx.Response:
         reply = await client.post("/v1/chat/completions", json=body(user, stream=True, n=2))
@@ -436,7 +438,7 @@ def test_a_shadow_delays_nobody_and_is_dropped_when_there_are_too_many(house: Ho
     house.start(mode="shadow")
 
     async def main() -> list[str]:
-        canary = Canary(waits=asyncio.Event())
+        canary = FakeCanary(waits=asyncio.Event())
         splitter = house.make(httpx.ASGITransport(app=canary))
         async with house.client() as client:
             said = []
@@ -464,18 +466,18 @@ def test_a_shadow_that_fails_is_counted_and_seen_by_nobody(house: House):
             await asyncio.sleep(0.01)
         return reply
 
-    assert text_of(within(house, Canary(status=500), work)) == CHAMPIONS
+    assert text_of(within(house, FakeCanary(status=500), work)) == CHAMPIONS
     assert house.counted == {"shadow.failed": 1}
     (event,) = read_events(shadow_file(house))
     assert (event.facts["tokens"], event.facts["error"]) == (0, "status_500")
 
 
 def test_the_canary_believes_only_who_has_the_key(tmp_path: Path):
-    key = private_key(tmp_path / "trial.key")
-    assert private_key(tmp_path / "trial.key") == key
-    assert (tmp_path / "trial.key").stat().st_mode & 0o777 == 0o600
-    assert [path.name for path in tmp_path.iterdir()] == ["trial.key"]
-    entrance = CanaryEntrance(key)
+    key = private_key(tmp_path / "canary.key")
+    assert private_key(tmp_path / "canary.key") == key
+    assert (tmp_path / "canary.key").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["canary.key"]
+    entrance = CanaryAuthenticator(key)
     chat = "/v1/chat/completions"
     for authorization in ("", "Bearer", "Bearer ", f"Bearer {key.decode()}x", f"Basic {key.decode()}"):
         assert entrance.caller(chat, {"authorization": authorization, "x-sdpo-tenant": "acme"}) is None

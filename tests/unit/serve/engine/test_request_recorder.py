@@ -8,10 +8,10 @@ import pytest
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
-from sdpo_ray.capture.recorder import Answered
+from sdpo_ray.capture.recorder import EngineResponse
 from sdpo_ray.records import FinishReason, Sampling, ToolCall, VersionSpan
-from serve.engine.request_recorder import Answering, CallsOf, sampling_of
-from serve.request_context import Exchange, Visit
+from serve.engine.request_recorder import CallsOf, RequestRecorder, sampling_of
+from serve.request_context import ChatContext, RequestContext
 
 PARAMS = SamplingParams(max_tokens=9, logprobs=0)
 
@@ -40,15 +40,15 @@ def output(*pieces: Any) -> Any:
     return SimpleNamespace(prompt_token_ids=[7, 8], outputs=list(pieces))
 
 
-def answering(*, recorded: bool = True, calls_of: CallsOf | None = None, left: Any = None) -> Answering:
+def answering(*, recorded: bool = True, calls_of: CallsOf | None = None, left: Any = None) -> RequestRecorder:
     """`left` is what vLLM still has for the client when the request is aborted."""
-    exchange = Exchange(visit=Visit(path="", request_id=""), asked=None, recorded=recorded)
-    found = Answering(exchange, PARAMS, calls_of)
+    exchange = ChatContext(visit=RequestContext(path="", request_id=""), asked=None, recorded=recorded)
+    found = RequestRecorder(exchange, PARAMS, calls_of)
     found.queue = SimpleNamespace(output=left)
     return found
 
 
-def only(found: Answering) -> Answered:
+def only(found: RequestRecorder) -> EngineResponse:
     (answer,) = found.answers()
     return answer
 
@@ -58,7 +58,7 @@ def test_a_stream_is_the_sum_of_its_pieces() -> None:
     found.see(output(piece("Pa", [1, 2])))
     found.see(output(piece("ris", [3])))
     found.see(output(piece("", [4], "stop", versions=[span("3", 0, 4)])))
-    assert only(found) == Answered(
+    assert only(found) == EngineResponse(
         choice=0,
         response="Paris",
         prompt_ids=(7, 8),

@@ -16,12 +16,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from starlette.responses import JSONResponse, StreamingResponse
 
 from sdpo_ray.capture.api_keys import ApiKeys
-from sdpo_ray.config import Limits, Serve
+from sdpo_ray.config import LimitsConfig, ServeConfig
 from serve.asgi import ASGIApp, Message, Receive, Scope, Send, read_body
-from serve.gateway.auth import UsersEntrance
-from serve.gateway.middleware import Front
-from serve.gateway.observability import Operation
-from serve.request_context import visit_of
+from serve.gateway.auth import UserAuthenticator
+from serve.gateway.middleware import GatewayMiddleware
+from serve.gateway.observability import Observability
+from serve.request_context import request_context_of
 from tests.support.recorded_engine import health_of
 
 CHAT = "/v1/chat/completions"
@@ -33,9 +33,9 @@ class House:
 
     def __init__(self, app: ASGIApp, keys: Path = Path("no such file"), **config: Any) -> None:
         self._registry = CollectorRegistry()
-        serve = Serve(**config)
-        operation = Operation(serve, replica="r1", registry=self._registry)
-        self.front = Front(app, UsersEntrance(keys, serve.limits), operation, health_of(None))
+        serve = ServeConfig(**config)
+        operation = Observability(serve, replica="r1", registry=self._registry)
+        self.front = GatewayMiddleware(app, UserAuthenticator(keys, serve.limits), operation, health_of(None))
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(app=self.front), base_url="http://house")
@@ -76,7 +76,7 @@ def lines() -> Iterator[list[dict[str, Any]]]:
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     """Says what it was told, and by whom."""
-    visit = visit_of(scope)
+    visit = request_context_of(scope)
     began_ns = time_ns()
     body = await read_body(receive)
     visit.prompt_tokens, visit.response_tokens, visit.policy_version = 30, 20, 7
@@ -228,7 +228,7 @@ def test_a_key_has_limits_of_its_own_or_the_run_s(tmp_path: Path) -> None:
     generous, keys = ApiKeys.load(path).add("acme", requests_per_minute=3)
     plain, _ = keys.add("umbrella")
     free, _ = keys.add("house", requests_per_minute=0)
-    house = House(echo, keys=path, limits=Limits(requests_per_minute=1))
+    house = House(echo, keys=path, limits=LimitsConfig(requests_per_minute=1))
 
     def statuses(key: str) -> list[int]:
         return [house.ask(content=b"", headers={"authorization": f"Bearer {key}"}).status_code for _ in range(4)]
@@ -264,10 +264,10 @@ def test_over_the_limit_openai_s_client_gets_what_it_waits_by(tmp_path: Path) ->
 
 def test_tokens_are_charged_for_streams_too_and_for_those_who_hang_up() -> None:
     async def speaks(scope: Scope, receive: Receive, send: Send) -> None:
-        visit_of(scope).response_tokens += 40
+        request_context_of(scope).response_tokens += 40
         await slow_stream(scope, receive, send)
 
-    house = House(speaks, limits=Limits(tokens_per_minute=80, concurrent=1), request_timeout_s=60)
+    house = House(speaks, limits=LimitsConfig(tokens_per_minute=80, concurrent=1), request_timeout_s=60)
 
     async def hang_up() -> httpx.Response:
         for _ in range(2):

@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from sdpo_ray.config import Limits, Serve
-from serve.gateway.observability import Operation
-from serve.gateway.rate_limit import Limiter, Usage, Verdict
-from serve.gateway.shared_rate_limit import Shared, SharedLimiter
+from sdpo_ray.config import LimitsConfig, ServeConfig
+from serve.gateway.observability import Observability
+from serve.gateway.rate_limit import LocalRateLimiter, RateLimitDecision, RateLimitUsage
+from serve.gateway.shared_rate_limit import RateLimiterActor, SharedRateLimiter
 
 _Result = TypeVar("_Result")
 START = 1_800_000_000.0
@@ -40,7 +40,9 @@ def run(work: Coroutine[Any, Any, _Result]) -> _Result:
         return runner.run(work)
 
 
-async def ask(limiter: Limiter, limits: Limits, who: str = "k1", *, tokens: int = 0) -> Verdict:
+async def ask(
+    limiter: LocalRateLimiter, limits: LimitsConfig, who: str = "k1", *, tokens: int = 0
+) -> RateLimitDecision:
     """One request that is over at once."""
     verdict = await limiter.enter(who, limits)
     if not verdict.refused:
@@ -50,7 +52,7 @@ async def ask(limiter: Limiter, limits: Limits, who: str = "k1", *, tokens: int 
 
 def test_a_key_has_so_many_requests_a_minute_and_another_key_its_own(clock: Clock) -> None:
     async def scenario() -> list[str]:
-        limiter, limits = Limiter(60), Limits(requests_per_minute=2)
+        limiter, limits = LocalRateLimiter(60), LimitsConfig(requests_per_minute=2)
         said = [(await ask(limiter, limits)).refused for _ in range(3)]
         said.append((await ask(limiter, limits, "k2")).refused)
         # A minute later the two of before count whole, for a moment; half a minute later they count one.
@@ -64,8 +66,8 @@ def test_a_key_has_so_many_requests_a_minute_and_another_key_its_own(clock: Cloc
 
 
 def test_openai_s_headers_tell_what_is_left(clock: Clock) -> None:
-    async def scenario() -> Verdict:
-        limiter, limits = Limiter(60), Limits(requests_per_minute=10, tokens_per_minute=1000)
+    async def scenario() -> RateLimitDecision:
+        limiter, limits = LocalRateLimiter(60), LimitsConfig(requests_per_minute=10, tokens_per_minute=1000)
         await ask(limiter, limits, tokens=300)
         clock.now += 15
         return await ask(limiter, limits)
@@ -83,7 +85,7 @@ def test_openai_s_headers_tell_what_is_left(clock: Clock) -> None:
 
 def test_tokens_are_charged_when_they_are_known_and_a_debt_is_worked_off(clock: Clock) -> None:
     async def scenario() -> list[tuple[str, int]]:
-        limiter, limits = Limiter(60), Limits(tokens_per_minute=100)
+        limiter, limits = LocalRateLimiter(60), LimitsConfig(tokens_per_minute=100)
         said = [await ask(limiter, limits, tokens=150), await ask(limiter, limits)]
         # 150 slide out of the minute after this one: at its 20th second 100 are left, which is still all of the limit.
         clock.now += 80
@@ -100,7 +102,7 @@ def test_requests_at_once_are_counted_until_they_are_over_or_lost(monkeypatch: p
     monkeypatch.setattr(time, "monotonic", monotonic)
 
     async def scenario() -> list[str]:
-        limiter, limits = Limiter(60), Limits(concurrent=2)
+        limiter, limits = LocalRateLimiter(60), LimitsConfig(concurrent=2)
         first = await limiter.enter("k", limits)
         await limiter.enter("k", limits)
         refused = await limiter.enter("k", limits)
@@ -118,7 +120,7 @@ def test_requests_at_once_are_counted_until_they_are_over_or_lost(monkeypatch: p
 
 def test_a_refused_request_costs_nothing(clock: Clock) -> None:
     async def scenario() -> str:
-        limiter, limits = Limiter(60), Limits(requests_per_minute=5, concurrent=1)
+        limiter, limits = LocalRateLimiter(60), LimitsConfig(requests_per_minute=5, concurrent=1)
         held = await limiter.enter("k", limits)
         for _ in range(20):
             assert (await limiter.enter("k", limits)).refused == "concurrent"
@@ -137,11 +139,11 @@ def test_a_refused_request_costs_nothing(clock: Clock) -> None:
 def test_who_comes_back_after_retry_after_is_let_in_and_a_second_earlier_is_not(
     came: list[tuple[float, int]], tokens_per_minute: int, requests_per_minute: int
 ) -> None:
-    limits = Limits(tokens_per_minute=tokens_per_minute, requests_per_minute=requests_per_minute)
+    limits = LimitsConfig(tokens_per_minute=tokens_per_minute, requests_per_minute=requests_per_minute)
     clock = Clock()
 
     async def scenario() -> tuple[int, str, str]:
-        limiter = Limiter(60)
+        limiter = LocalRateLimiter(60)
         for wait_s, tokens in came:
             clock.now += wait_s
             await ask(limiter, limits, tokens=tokens)
@@ -165,7 +167,7 @@ def test_who_comes_back_after_retry_after_is_let_in_and_a_second_earlier_is_not(
 def test_seconds_until_under_is_when_the_windows_have_slid_below_the_limit(
     before: int, before_s: float, now: int, limit: int
 ) -> None:
-    usage = Usage(before=before, before_s=before_s, now=now, now_s=before_s + 60)
+    usage = RateLimitUsage(before=before, before_s=before_s, now=now, now_s=before_s + 60)
     wait_s = usage.seconds_until_under(limit)
 
     def used_after(seconds: float) -> float:
@@ -181,7 +183,7 @@ def test_seconds_until_under_is_when_the_windows_have_slid_below_the_limit(
 
 def test_a_ticket_that_comes_back_before_it_was_asked_for_is_never_out() -> None:
     async def scenario() -> list[str]:
-        shared, limits = Shared(60), Limits(concurrent=1)
+        shared, limits = RateLimiterActor(60), LimitsConfig(concurrent=1)
         await shared.leave("k", limits, "late", 0)
         given_up = await shared.enter("k", limits, "late")
         assert given_up.ticket == ""
@@ -191,8 +193,8 @@ def test_a_ticket_that_comes_back_before_it_was_asked_for_is_never_out() -> None
 
 
 def test_a_replica_that_is_told_of_others_counts_together_with_them() -> None:
-    operation = Operation(Serve(), application="shop", registry=CollectorRegistry())
-    assert isinstance(operation.gatekeeper, Limiter)
+    operation = Observability(ServeConfig(), application="shop", registry=CollectorRegistry())
+    assert isinstance(operation.gatekeeper, LocalRateLimiter)
     operation.share_limits()
-    assert isinstance(operation.gatekeeper, SharedLimiter)
+    assert isinstance(operation.gatekeeper, SharedRateLimiter)
     assert operation.counters["sdpo_limits"] is operation.gatekeeper.counters

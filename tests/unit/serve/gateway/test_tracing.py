@@ -7,12 +7,12 @@ from time import time_ns
 import httpx
 from prometheus_client import CollectorRegistry
 
-from sdpo_ray.config import Serve
+from sdpo_ray.config import ServeConfig
 from serve.asgi import Receive, Scope, Send, read_body, refuse
-from serve.gateway.auth import UsersEntrance
-from serve.gateway.middleware import Front
-from serve.gateway.observability import Operation
-from serve.request_context import visit_of
+from serve.gateway.auth import UserAuthenticator
+from serve.gateway.middleware import GatewayMiddleware
+from serve.gateway.observability import Observability
+from serve.request_context import request_context_of
 from tests.support.otlp_collector import Telescope, attributes
 from tests.support.recorded_engine import health_of
 
@@ -26,7 +26,7 @@ def test_a_request_is_a_span_under_the_client_s_with_a_child_for_each_stage_and_
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         passed_on.append(dict(scope["headers"])[b"traceparent"].decode())
-        visit = visit_of(scope)
+        visit = request_context_of(scope)
         for stage in ("gate", "engine", "journal"):
             began_ns = time_ns()
             await asyncio.sleep(0.002)
@@ -35,15 +35,17 @@ def test_a_request_is_a_span_under_the_client_s_with_a_child_for_each_stage_and_
         visit.prompt_tokens, visit.response_tokens, visit.policy_version = 12, 34, 5
         await refuse(500, CANARY, "server_error")(scope, receive, send)
 
-    async def ask(operation: Operation) -> None:
-        front = Front(app, UsersEntrance(Path("none")), operation, health_of(None))
+    async def ask(operation: Observability) -> None:
+        front = GatewayMiddleware(app, UserAuthenticator(Path("none")), operation, health_of(None))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=front), base_url="http://house") as client:
             headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
             await client.post(f"{CHAT}?q={CANARY}", json={"user": CANARY}, headers=headers)
             await client.post(CHAT, json={})
 
     with Telescope() as telescope:
-        operation = Operation(Serve(otlp_endpoint=telescope.endpoint), replica="r1", registry=CollectorRegistry())
+        operation = Observability(
+            ServeConfig(otlp_endpoint=telescope.endpoint), replica="r1", registry=CollectorRegistry()
+        )
         asyncio.run(ask(operation))
         operation.close()
     own, alone = (span for span in telescope.spans if span.name == f"POST {CHAT}")

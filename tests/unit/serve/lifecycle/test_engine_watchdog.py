@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from serve.lifecycle import engine_watchdog
-from serve.lifecycle.engine_watchdog import POLL_S, die_with
+from serve.lifecycle.engine_watchdog import POLL_S, watch_engine
 
 
 class Engine:
@@ -29,7 +29,7 @@ def ended(*, dies: bool = False, stops: bool = False, leaving: bool = False, pat
 
     async def run() -> None:
         watch = asyncio.ensure_future(
-            die_with(
+            watch_engine(
                 engine,
                 patience_s=patience_s,
                 leaving=lambda: leaving,
@@ -60,7 +60,7 @@ def test_it_does_not_look_first_where_somebody_was_told():
 
     async def run() -> None:
         watch = asyncio.ensure_future(
-            die_with(engine, patience_s=60, leaving=lambda: False, end=lambda: ends.append("ended"))
+            watch_engine(engine, patience_s=60, leaving=lambda: False, end=lambda: ends.append("ended"))
         )
         await asyncio.sleep(0)
         engine.died.set()

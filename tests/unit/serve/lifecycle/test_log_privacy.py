@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.lifecycle.log_privacy import WithoutWords, kept_open
+from serve.lifecycle.log_privacy import UserTextFilter, kept_open
 from tests.support.paths import REPOSITORY
 
 CANARY = "the moon is made of 4711"
@@ -34,7 +34,7 @@ def record(name: str, level: int, text: str, *args: object, error: BaseException
     ],
 )
 def test_a_warning_about_a_request_keeps_its_place_and_loses_its_words(said: logging.LogRecord, left: str) -> None:
-    assert WithoutWords().filter(said)
+    assert UserTextFilter().filter(said)
     line = logging.Formatter().format(said)
     assert line == left
     assert CANARY not in line

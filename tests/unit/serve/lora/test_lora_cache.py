@@ -10,9 +10,9 @@ import pytest
 from sdpo_ray.errors import DataError, SwapError
 from sdpo_ray.records import Candidate, Release
 from serve.lora import validation
-from serve.lora.lora_cache import AdapterBook, Crowded
-from serve.lora.lora_swapper import AdapterSwapper
-from serve.request_context import Adapter, Exchange, Visit
+from serve.lora.lora_cache import CacheFull, LoRACache
+from serve.lora.lora_swapper import LoRASwapper
+from serve.request_context import ChatContext, LoadedAdapter, RequestContext
 from serve.weights import checkpoint_io
 from tests.support.adapters import ADAPTER, adapted, adapter_release, rewrite
 from tests.support.builders import tiny_policy
@@ -40,37 +40,37 @@ class FakeEngine:
         self.added: list[int] = []
         self.in_use: set[str] = set()
 
-    async def add_adapter(self, adapter: Adapter) -> None:
+    async def add_adapter(self, adapter: LoadedAdapter) -> None:
         assert adapter.number not in self.added
         self.added.append(adapter.number)
         self.loaded[adapter.name] = adapter.number
 
-    async def remove_adapter(self, adapter: Adapter) -> None:
+    async def remove_adapter(self, adapter: LoadedAdapter) -> None:
         assert self.loaded.pop(adapter.name) == adapter.number
 
     def adapters_in_use(self) -> set[str]:
         return self.in_use
 
-    async def logprobs(self, token_ids: tuple[int, ...], adapter: Adapter | None = None) -> tuple[float, ...]:
+    async def logprobs(self, token_ids: tuple[int, ...], adapter: LoadedAdapter | None = None) -> tuple[float, ...]:
         if adapter is None:
             return self.own
         return tuple(each - (adapter.name in self.wrong) for each in self.promised[adapter.path])
 
 
-def book_of(engine: FakeEngine, base: Path, *, slots: int = 2) -> AdapterBook:
-    return AdapterBook(engine, checkpoint_io.headers(base), slots=slots, max_rank=8, dtype="float32")
+def book_of(engine: FakeEngine, base: Path, *, slots: int = 2) -> LoRACache:
+    return LoRACache(engine, checkpoint_io.headers(base), slots=slots, max_rank=8, dtype="float32")
 
 
-def exchange() -> Exchange:
-    return Exchange(visit=Visit(path="/v1/chat/completions", request_id="r"), asked=None, recorded=False)
+def exchange() -> ChatContext:
+    return ChatContext(visit=RequestContext(path="/v1/chat/completions", request_id="r"), asked=None, recorded=False)
 
 
-Get = Callable[[AdapterBook, int], Awaitable[Adapter]]
+Get = Callable[[LoRACache, int], Awaitable[LoadedAdapter]]
 
 
 @pytest.fixture
 def get(candidates: list[Candidate]) -> Get:
-    async def getting(book: AdapterBook, which: int, **more: str) -> Adapter:
+    async def getting(book: LoRACache, which: int, **more: str) -> LoadedAdapter:
         candidate = candidates[which]
         name = more.get("name", f"a{which}")
         return await book.get(name, f"{candidate.path}/{ADAPTER}", candidate.fingerprint)
@@ -133,7 +133,7 @@ def test_the_least_recently_used_makes_room_and_none_that_answers_somebody(
         assert set(engine.loaded) == {"a0", "a2"}
         engine.in_use = {"a0"}
         with book.holding(await get(book, 2)):
-            with pytest.raises(Crowded):
+            with pytest.raises(CacheFull):
                 await get(book, 1)
             assert set(engine.loaded) == {"a0", "a2"}
         await get(book, 1)
@@ -151,7 +151,7 @@ def test_new_requests_move_at_once_and_the_old_adapter_goes_when_nobody_uses_it(
         engine = FakeEngine(candidates)
         book = book_of(engine, base)
         zero = Release(policy_version=0, path=str(base), previous_version=None, fingerprint=candidates[0].fingerprint)
-        swapper = AdapterSwapper(engine, book, zero, base=base, dtype="float32")
+        swapper = LoRASwapper(engine, book, zero, base=base, dtype="float32")
         begun = exchange()
         async with swapper.answering(begun) as adapter:
             assert adapter is None
@@ -184,7 +184,7 @@ def test_a_rollback_to_an_adapter_that_is_leaving_keeps_it(
         engine = FakeEngine(candidates)
         book = book_of(engine, base)
         zero = Release(policy_version=0, path=str(base), previous_version=None, fingerprint=candidates[0].fingerprint)
-        swapper = AdapterSwapper(engine, book, zero, base=base, dtype="float32")
+        swapper = LoRASwapper(engine, book, zero, base=base, dtype="float32")
         engine.in_use = {"policy@v1"}
         for version in (1, 2, 1):
             await swapper.to(adapter_release(candidates[version - 1]))
@@ -203,12 +203,12 @@ def test_a_release_that_is_no_adapter_over_the_base_is_refused(base: Path, candi
         engine = FakeEngine(candidates)
         zero = Release(policy_version=0, path=str(base), previous_version=None, fingerprint=candidates[0].fingerprint)
         release = adapter_release(candidates[0])
-        swapper = AdapterSwapper(engine, book_of(engine, base), zero, base=base, dtype="float32")
+        swapper = LoRASwapper(engine, book_of(engine, base), zero, base=base, dtype="float32")
         with pytest.raises(SwapError, match="no adapter over"):
             await swapper.to(replace(release, adapter=""))
         with pytest.raises(SwapError, match="its adapter cannot be read"):
             await swapper.to(replace(release, adapter=str(tmp_path)))
-        other = AdapterSwapper(engine, book_of(engine, base), zero, base=tmp_path, dtype="float32")
+        other = LoRASwapper(engine, book_of(engine, base), zero, base=tmp_path, dtype="float32")
         with pytest.raises(SwapError, match="not over the run's base"):
             await other.to(release)
         engine.own = tuple(each + 1 for each in zero.fingerprint.logprobs)

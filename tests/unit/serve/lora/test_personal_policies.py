@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.capture.chat_request import Asked
+from sdpo_ray.capture.chat_request import ChatRequest
 from sdpo_ray.capture.pairing_keys import owner_digest, owners
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.errors import SwapError
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, FileDigest, Fingerprint, PersonalPolicy
-from serve.lora.lora_cache import AdapterBook, Crowded
+from serve.lora.lora_cache import CacheFull, LoRACache
 from serve.lora.personal_policies import LOOK_S, PersonalPolicies
-from serve.request_context import Adapter, Exchange, Visit
+from serve.request_context import ChatContext, LoadedAdapter, RequestContext
 
 
-class FakeBook(AdapterBook):
+class FakeBook(LoRACache):
     """Loads anything, except the names it has something against."""
 
     def __init__(self) -> None:
@@ -27,16 +27,16 @@ class FakeBook(AdapterBook):
 
     async def get(
         self, name: str, path: str, fingerprint: Fingerprint, digests: tuple[FileDigest, ...] = ()
-    ) -> Adapter:
+    ) -> LoadedAdapter:
         self.asked.append(name)
         if name in self.against:
             raise self.against[name]
-        return Adapter(name=name, number=len(self.asked), path=path)
+        return LoadedAdapter(name=name, number=len(self.asked), path=path)
 
-    def hold(self, adapter: Adapter) -> None:
+    def hold(self, adapter: LoadedAdapter) -> None:
         self.held.append(adapter.name)
 
-    def let_go(self, adapter: Adapter) -> None:
+    def let_go(self, adapter: LoadedAdapter) -> None:
         self.held.remove(adapter.name)
 
 
@@ -73,7 +73,7 @@ class Scene:
         return asyncio.run(self.asking(user, tenant))
 
     async def asking(self, user: str = "ann", tenant: str = "t") -> str:
-        asked = Asked(
+        asked = ChatRequest(
             turn_id="x",
             tenant=tenant,
             user=user,
@@ -82,7 +82,9 @@ class Scene:
             messages=(),
             started_at_s=0.0,
         )
-        exchange = Exchange(visit=Visit(path="/", request_id="r", tenant=tenant), asked=asked, recorded=True)
+        exchange = ChatContext(
+            visit=RequestContext(path="/", request_id="r", tenant=tenant), asked=asked, recorded=True
+        )
         async with self.personal.answering(exchange) as adapter:
             name = adapter.name if adapter is not None else ""
             assert exchange.visit.adapter == name
@@ -144,7 +146,7 @@ def test_a_refused_policy_is_tried_once_until_its_pointer_is_written_again(scene
 
 def test_where_all_adapters_are_busy_the_shared_policy_answers_and_the_next_request_tries_again(scene: Scene):
     scene.write(scene.owner())
-    scene.book.against["ann@1"] = Crowded("full")
+    scene.book.against["ann@1"] = CacheFull("full")
     assert scene.ask() == ""
     del scene.book.against["ann@1"]
     assert scene.ask() == "ann@1"
@@ -191,7 +193,7 @@ def test_the_rest_of_a_request_goes_on_with_the_policy_it_began_with(scene: Scen
     scene.write(scene.owner())
 
     async def run() -> None:
-        exchange = Exchange(visit=Visit(path="/", request_id="r", tenant="t"), asked=None, recorded=False)
+        exchange = ChatContext(visit=RequestContext(path="/", request_id="r", tenant="t"), asked=None, recorded=False)
         async with scene.personal.answering(exchange) as adapter:
             assert adapter is None
         exchange.admitted = True

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from sdpo_ray.errors import DataError
 from sdpo_ray.records import FileDigest
 from serve.weights import checkpoint_io
-from serve.weights.checkpoint_io import Tensor
+from serve.weights.checkpoint_io import TensorSpec
 
 WEIGHTS = {"a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3), "b.weight": torch.ones(4).bfloat16()}
 
@@ -28,9 +28,9 @@ def digest(path: Path, name: str = "model.safetensors") -> FileDigest:
 def test_headers_tell_shapes_and_precisions_of_all_files(checkpoint: Path):
     save_file({"c.weight": torch.ones(1, 1)}, checkpoint / "more.safetensors")
     assert checkpoint_io.headers(checkpoint) == {
-        "a.weight": Tensor(dtype="F32", shape=(2, 3)),
-        "b.weight": Tensor(dtype="BF16", shape=(4,)),
-        "c.weight": Tensor(dtype="F32", shape=(1, 1)),
+        "a.weight": TensorSpec(dtype="F32", shape=(2, 3)),
+        "b.weight": TensorSpec(dtype="BF16", shape=(4,)),
+        "c.weight": TensorSpec(dtype="F32", shape=(1, 1)),
     }
 
 
@@ -98,12 +98,12 @@ def test_what_is_not_a_number_is_named(tmp_path: Path, value: float):
         checkpoint_io.read(tmp_path)
 
 
-KNOWN = {"a": Tensor(dtype="BF16", shape=(2, 3)), "b": Tensor(dtype="BF16", shape=(4,))}
+KNOWN = {"a": TensorSpec(dtype="BF16", shape=(2, 3)), "b": TensorSpec(dtype="BF16", shape=(4,))}
 
 
 def test_weights_may_be_in_the_served_precision_or_in_fp32():
     checkpoint_io.require_same(KNOWN, KNOWN)
-    checkpoint_io.require_same(KNOWN | {"a": Tensor(dtype="F32", shape=(2, 3))}, KNOWN)
+    checkpoint_io.require_same(KNOWN | {"a": TensorSpec(dtype="F32", shape=(2, 3))}, KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,12 @@ def test_weights_may_be_in_the_served_precision_or_in_fp32():
     [
         ({"a": KNOWN["a"]}, "there is no b"),
         (KNOWN | {"c": KNOWN["a"]}, "c is one too many"),
-        (KNOWN | {"b": Tensor(dtype="BF16", shape=(5,))}, r"b is \(5,\), not \(4,\)"),
-        (KNOWN | {"b": Tensor(dtype="I8", shape=(4,))}, "b is in I8, not in BF16"),
-        (KNOWN | {"b": Tensor(dtype="F16", shape=(4,))}, "b is in F16, not in BF16"),
+        (KNOWN | {"b": TensorSpec(dtype="BF16", shape=(5,))}, r"b is \(5,\), not \(4,\)"),
+        (KNOWN | {"b": TensorSpec(dtype="I8", shape=(4,))}, "b is in I8, not in BF16"),
+        (KNOWN | {"b": TensorSpec(dtype="F16", shape=(4,))}, "b is in F16, not in BF16"),
     ],
 )
-def test_another_architecture_or_precision_is_named(found: dict[str, Tensor], why: str):
+def test_another_architecture_or_precision_is_named(found: dict[str, TensorSpec], why: str):
     with pytest.raises(DataError, match=why):
         checkpoint_io.require_same(found, KNOWN)
 

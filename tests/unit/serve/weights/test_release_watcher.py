@@ -13,9 +13,9 @@ from sdpo_ray.errors import SwapError
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.promote.release import point_at
-from sdpo_ray.records import Candidate, Fingerprint, Release, Trial
+from sdpo_ray.records import Canary, Candidate, Fingerprint, Release
 from serve.weights import release_watcher
-from serve.weights.release_watcher import Follower, Pointer, first_whole, start
+from serve.weights.release_watcher import ReleasePointer, ReleaseWatcher, first_whole, start
 
 FINGERPRINT = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
 
@@ -63,7 +63,7 @@ def versions(releases: Iterable[Release]) -> list[int]:
 
 
 def test_a_replica_starts_on_the_pointer_then_on_what_was_served_before(layout: Layout):
-    known = Pointer(layout, "users").to_start_on()
+    known = ReleasePointer(layout, "users").to_start_on()
     assert versions(known) == [2, 1, 0]
     swapper = FakeSwapper(known[0])
     asyncio.run(start(swapper, known, loaded=known[0]))
@@ -71,17 +71,17 @@ def test_a_replica_starts_on_the_pointer_then_on_what_was_served_before(layout: 
 
 
 def test_before_the_first_release_there_is_nothing_to_start_on(tmp_path: Path):
-    assert Pointer(Layout(tmp_path), "users").to_start_on() == []
+    assert ReleasePointer(Layout(tmp_path), "users").to_start_on() == []
 
 
 def test_releases_that_name_each_other_as_the_one_before_are_each_tried_once(layout: Layout):
-    one = Pointer(layout, "users").to_start_on()[1]
+    one = ReleasePointer(layout, "users").to_start_on()[1]
     write_json(layout.release(1), replace(one, previous_version=2))
-    assert versions(Pointer(layout, "users").to_start_on()) == [2, 1, 0]
+    assert versions(ReleasePointer(layout, "users").to_start_on()) == [2, 1, 0]
 
 
 def test_a_replica_comes_up_on_the_release_before_one_that_is_gone_or_wrong(layout: Layout):
-    known = Pointer(layout, "users").to_start_on()
+    known = ReleasePointer(layout, "users").to_start_on()
     (Path(known[0].path) / "model.safetensors").unlink()
     loaded = first_whole(known)
     assert loaded == known[1]
@@ -92,44 +92,44 @@ def test_a_replica_comes_up_on_the_release_before_one_that_is_gone_or_wrong(layo
 
 
 def test_a_replica_that_can_serve_nothing_says_so(layout: Layout):
-    known = Pointer(layout, "users").to_start_on()
+    known = ReleasePointer(layout, "users").to_start_on()
     with pytest.raises(SwapError, match="no release that is known of checks out: not this one"):
         asyncio.run(start(FakeSwapper(known[0], refuse={0, 1, 2}), known, loaded=known[0]))
 
 
-def test_the_examiner_follows_a_pointer_of_its_own(layout: Layout):
-    pointer = Pointer(layout, "examiner")
+def test_the_evaluator_follows_a_pointer_of_its_own(layout: Layout):
+    pointer = ReleasePointer(layout, "evaluator")
     assert pointer.read() is None
-    release = Pointer(layout, "users").to_start_on()[1]
-    write_json(layout.exam_pointer, replace(release, previous_version=None))
+    release = ReleasePointer(layout, "users").to_start_on()[1]
+    write_json(layout.eval_pointer, replace(release, previous_version=None))
     assert versions(pointer.to_start_on()) == [1, 0]
 
 
-def test_a_canary_serves_the_candidate_on_trial_and_else_what_users_are(layout: Layout):
-    pointer = Pointer(layout, "canary")
+def test_a_canary_serves_the_candidate_on_canary_and_else_what_users_are(layout: Layout):
+    pointer = ReleasePointer(layout, "canary")
     assert versions(pointer.to_start_on()) == [2, 1, 0]
     before = pointer.stamp()
-    on_trial = replace(Pointer(layout, "users").to_start_on()[0], policy_version=3, previous_version=2)
-    trial = Trial(candidate=on_trial, champion_version=2, mode="canary", share=0.1, started_at_s=0.0)
-    write_json(layout.trial_pointer, trial)
+    on_canary = replace(ReleasePointer(layout, "users").to_start_on()[0], policy_version=3, previous_version=2)
+    canary = Canary(candidate=on_canary, champion_version=2, mode="canary", share=0.1, started_at_s=0.0)
+    write_json(layout.canary_pointer, canary)
     assert pointer.stamp() != before
     assert versions(pointer.to_start_on()) == [3, 2, 1, 0]
-    layout.trial_pointer.unlink()
-    assert pointer.read() == Pointer(layout, "users").read()
+    layout.canary_pointer.unlink()
+    assert pointer.read() == ReleasePointer(layout, "users").read()
 
 
 def test_a_follower_tries_a_release_once_and_says_why_it_is_not_served(layout: Layout, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(release_watcher, "FOLLOW_S", 0.001)
 
-    async def until(follower: Follower, refused: str | None) -> None:
+    async def until(follower: ReleaseWatcher, refused: str | None) -> None:
         async with asyncio.timeout(5):
             while follower.refused != refused:
                 await asyncio.sleep(0.001)
 
     async def run() -> None:
-        known = Pointer(layout, "users").to_start_on()
+        known = ReleasePointer(layout, "users").to_start_on()
         swapper = FakeSwapper(known[1], refuse={2})
-        follower = Follower(Pointer(layout, "users"), swapper)
+        follower = ReleaseWatcher(ReleasePointer(layout, "users"), swapper)
         following = asyncio.ensure_future(follower.follow())
         await until(follower, "v2: not this one")
         await asyncio.sleep(0.01)

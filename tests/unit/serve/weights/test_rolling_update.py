@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from serve.weights.rolling_update import Balance, Entry, Rolling, to_leave
+from serve.weights.rolling_update import HAProxyClient, HAProxyServer, RollingUpdate, to_leave
 
 STATE = """1
 # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight
 4 http-users 1 SERVE_REPLICA__users-policy-aaa 127.0.0.1 {a} 0 1
 4 http-users 2 SERVE_REPLICA__users-policy-bbb 127.0.0.1 {b} {admin} 1
 4 http-users 3 SERVE_PROXY_ACTOR-node 127.0.0.1 2 0 1
-5 http-examiner 1 SERVE_REPLICA__examiner-policy-ccc 127.0.0.1 2 0 1
+5 http-evaluator 1 SERVE_REPLICA__evaluator-policy-ccc 127.0.0.1 2 0 1
 """
 
 
@@ -27,7 +27,7 @@ STATE = """1
 )
 def test_a_replica_leaves_only_where_another_of_its_application_is_ready(b: str, admin: str, leaves: bool):
     state = STATE.format(a="2", b=b, admin=admin)
-    expected = [Entry("http-users", "SERVE_REPLICA__users-policy-aaa")] if leaves else []
+    expected = [HAProxyServer("http-users", "SERVE_REPLICA__users-policy-aaa")] if leaves else []
     assert to_leave(state, "aaa") == expected
     assert to_leave(state, "ccc") == []
     assert to_leave(state, "ddd") == []
@@ -39,7 +39,7 @@ def test_an_answer_that_is_none_keeps_the_replica_where_it_is(state: str):
 
 
 @asynccontextmanager
-async def haproxy(folder: Path, said: list[str]) -> AsyncIterator[Balance]:
+async def haproxy(folder: Path, said: list[str]) -> AsyncIterator[HAProxyClient]:
     """An admin socket that answers as HAProxy does, and notes what it was told."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -52,7 +52,7 @@ async def haproxy(folder: Path, said: list[str]) -> AsyncIterator[Balance]:
     (folder / "node").mkdir()
     server = await asyncio.start_unix_server(answer, folder / "node" / "admin")
     environment = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin")}
-    balance = Balance.here("aaa", "node", environment)
+    balance = HAProxyClient.here("aaa", "node", environment)
     assert balance is not None
     async with server:
         yield balance
@@ -63,7 +63,7 @@ def test_requests_go_elsewhere_for_as_long_as_a_turn_lasts_however_it_ends(tmp_p
         said: list[str] = []
         async with haproxy(tmp_path, said) as balance:
             with pytest.raises(RuntimeError):
-                async with Rolling(tmp_path / "lock", balance).turn() as away:
+                async with RollingUpdate(tmp_path / "lock", balance).turn() as away:
                     assert away
                     assert said[-1].endswith("state drain")
                     raise RuntimeError("the swap failed")
@@ -78,13 +78,13 @@ def test_requests_go_elsewhere_for_as_long_as_a_turn_lasts_however_it_ends(tmp_p
 
 
 def test_without_haproxy_or_without_its_socket_a_turn_is_a_turn(tmp_path: Path):
-    async def run(balance: Balance | None) -> bool:
-        async with Rolling(tmp_path / "lock", balance).turn() as away:
+    async def run(balance: HAProxyClient | None) -> bool:
+        async with RollingUpdate(tmp_path / "lock", balance).turn() as away:
             return away
 
-    assert Balance.here("aaa", "node", {}) is None
+    assert HAProxyClient.here("aaa", "node", {}) is None
     assert asyncio.run(run(None)) is False
-    assert asyncio.run(run(Balance(tmp_path / "no such socket", "aaa"))) is False
+    assert asyncio.run(run(HAProxyClient(tmp_path / "no such socket", "aaa"))) is False
 
 
 def test_one_after_the_other(tmp_path: Path):
@@ -92,7 +92,7 @@ def test_one_after_the_other(tmp_path: Path):
         steps: list[str] = []
 
         async def swap(name: str) -> None:
-            async with Rolling(tmp_path / "lock", None).turn():
+            async with RollingUpdate(tmp_path / "lock", None).turn():
                 steps.append(f"{name} begins")
                 await asyncio.sleep(0.01)
                 steps.append(f"{name} ends")
@@ -107,7 +107,7 @@ def test_one_after_the_other(tmp_path: Path):
 
 def _hold(lock: Path, held: Any) -> None:
     async def forever() -> None:
-        async with Rolling(lock, None).turn():
+        async with RollingUpdate(lock, None).turn():
             held.set()
             await asyncio.sleep(60)
 
@@ -123,7 +123,7 @@ def test_the_turn_of_a_replica_that_is_killed_is_over(tmp_path: Path):
         assert held.wait(60)
 
         async def turn() -> None:
-            async with Rolling(tmp_path / "lock", None).turn():
+            async with RollingUpdate(tmp_path / "lock", None).turn():
                 pass
 
         async def run() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from sdpo_ray.errors import SwapError
 from sdpo_ray.records import FileDigest, Fingerprint, Release
-from serve.weights.swapper import Gate, Swapper, mean_difference
+from serve.weights.swapper import RequestGate, Swapper, mean_difference
 
 
 def release(version: int) -> Release:
@@ -50,7 +50,7 @@ class FakeEngine:
 
 def test_a_swap_stages_drains_loads_verifies_and_admits():
     async def run() -> None:
-        engine, gate = FakeEngine(), Gate()
+        engine, gate = FakeEngine(), RequestGate()
         swapper = Swapper(engine, gate, release(1), dtype="float32")
         await swapper.to(release(2))
         assert engine.steps == ["stage v2", "drained", "drained", "load v2"]
@@ -64,7 +64,7 @@ def test_a_swap_stages_drains_loads_verifies_and_admits():
 def test_unreadable_weights_hold_nobody_and_change_nothing():
     async def run() -> None:
         engine = FakeEngine(broken={"v2"})
-        swapper = Swapper(engine, Gate(), release(1), dtype="float32")
+        swapper = Swapper(engine, RequestGate(), release(1), dtype="float32")
         with pytest.raises(SwapError, match="cannot be read"):
             await swapper.to(release(2))
         assert engine.steps == ["stage v2"]
@@ -75,7 +75,7 @@ def test_unreadable_weights_hold_nobody_and_change_nothing():
 
 def test_weights_that_do_not_verify_are_undone_before_anybody_is_admitted():
     async def run() -> None:
-        engine, gate = FakeEngine(wrong={"v2"}), Gate()
+        engine, gate = FakeEngine(wrong={"v2"}), RequestGate()
         swapper = Swapper(engine, gate, release(1), dtype="float32")
         with pytest.raises(SwapError, match="undone"):
             await swapper.to(release(2))
@@ -90,7 +90,7 @@ def test_weights_that_do_not_verify_are_undone_before_anybody_is_admitted():
 
 def test_a_replica_that_cannot_go_back_admits_nobody_and_says_so():
     async def run() -> None:
-        engine, gate = FakeEngine(wrong={"v2"}, broken={"v1"}), Gate()
+        engine, gate = FakeEngine(wrong={"v2"}, broken={"v1"}), RequestGate()
         swapper = Swapper(engine, gate, release(1), dtype="float32")
         with pytest.raises(FileNotFoundError):
             await swapper.to(release(2))
@@ -104,7 +104,7 @@ def test_a_replica_that_cannot_go_back_admits_nobody_and_says_so():
 
 def test_requests_wait_for_the_swap_and_the_swap_waits_for_requests():
     async def run() -> None:
-        engine, gate = FakeEngine(), Gate()
+        engine, gate = FakeEngine(), RequestGate()
         swapper = Swapper(engine, gate, release(1), dtype="float32")
         seen: list[tuple[str, str]] = []
 
@@ -129,7 +129,7 @@ def test_requests_wait_for_the_swap_and_the_swap_waits_for_requests():
 
 def test_a_long_answer_keeps_others_waiting_only_for_as_long_as_patience_lasts():
     async def run() -> None:
-        engine, gate = FakeEngine(), Gate()
+        engine, gate = FakeEngine(), RequestGate()
         swapper = Swapper(engine, gate, release(1), dtype="float32", patience_s=0.02)
         engine.in_flight = 1
         swap = asyncio.ensure_future(swapper.to(release(2)))
@@ -150,7 +150,7 @@ def test_a_long_answer_keeps_others_waiting_only_for_as_long_as_patience_lasts()
 
 def test_the_rest_of_a_request_that_has_begun_goes_in_beside_it_and_a_new_one_waits():
     async def run() -> None:
-        engine, gate = FakeEngine(), Gate()
+        engine, gate = FakeEngine(), RequestGate()
         swapper = Swapper(engine, gate, release(1), dtype="float32", patience_s=5)
 
         async def new() -> str:
@@ -175,7 +175,7 @@ def test_the_rest_of_a_request_that_has_begun_goes_in_beside_it_and_a_new_one_wa
 
 def test_nobody_at_all_enters_while_weights_change():
     async def run() -> None:
-        gate = Gate()
+        gate = RequestGate()
         met: list[str] = []
 
         class Slow(FakeEngine):
@@ -199,7 +199,7 @@ def test_nobody_at_all_enters_while_weights_change():
 
 def test_a_replica_that_gets_no_new_requests_holds_nobody_while_its_answers_end():
     async def run() -> None:
-        engine, gate = FakeEngine(), Gate()
+        engine, gate = FakeEngine(), RequestGate()
         away: list[str] = []
 
         @asynccontextmanager

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdpo_ray.chat import HINDSIGHT
 from sdpo_ray.simulate.phrases import HELD_OUT_PRAISES, WORDINGS
 from sdpo_ray.simulate.tiny_policy import CHECKPOINT
-from sdpo_ray.simulate.tiny_policy.corpus import Conversation, sample_conversation, with_hindsight
+from sdpo_ray.simulate.tiny_policy.corpus import CorpusConversation, sample_conversation, with_hindsight
 from sdpo_ray.simulate.tiny_policy.model import answer_loss
 from sdpo_ray.simulate.tiny_policy.recipe import Recipe
 from sdpo_ray.simulate.tiny_policy.tokenizer import encode
@@ -119,8 +119,10 @@ def test_an_example_is_what_the_chat_template_renders_and_learns_the_answers_alo
 
 def test_the_loss_is_the_mean_over_answer_tokens_whatever_the_padding(small):
     examples = [
-        encode(small.tokenizer, Conversation(turns=("What does a cow say?", "Moo."))),
-        encode(small.tokenizer, Conversation(turns=("Name the capital of Peru.", "The capital of Peru is **Lima**."))),
+        encode(small.tokenizer, CorpusConversation(turns=("What does a cow say?", "Moo."))),
+        encode(
+            small.tokenizer, CorpusConversation(turns=("Name the capital of Peru.", "The capital of Peru is **Lima**."))
+        ),
     ]
     total, count = 0.0, 0
     for example in examples:
