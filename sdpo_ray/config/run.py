@@ -18,7 +18,6 @@ from sdpo_ray.config.section import Section
 from sdpo_ray.config.serving import CanaryConfig, PersonalConfig, ServeConfig
 from sdpo_ray.errors import ConfigError
 
-
 RENAMED = {"promote.trial": "promote.canary"}
 """Keys and sections of earlier run files, by their present names; the error for an old one says the new one."""
 
@@ -189,8 +188,7 @@ def _explain(detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] != "extra_forbidden":
         return f"{name}: {detail['msg']} (got {detail['input']!r})"
-    for old, new in RENAMED.items():
-        if name == old or name.startswith(f"{old}."):
-            return f"{name}: was renamed to {new}{name.removeprefix(old)}"
+    if name in RENAMED:
+        return f"{name}: was renamed to {RENAMED[name]}"
     valid = list(keys()) if "." in name else list(Run.model_fields)
     return f"{name}: unknown key; did you mean {difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]}?"

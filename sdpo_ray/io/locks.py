@@ -1,69 +1,68 @@
-"""An erasure and those who carry users' text from one place to another take turns.
+"""Locks between processes, on files (`filelock`, which is flock(2) here: the kernel releases a dead process's locks).
 
-Between the reading of a row and the writing of what came of it an erasure would find the text in neither place. So a
-round of curation, and a cycle from its draw to its records, are each one turn, and an erasure waits for its own. The
-files are locked with flock(2), which the kernel undoes for whoever dies; a shared root needs a file system that has it.
+A root that is shared by several machines needs a file system with flock.
 """
 
-import fcntl
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.paths import Layout
+
+_POLL_S = 0.02
+
+
+def lock_file(path: Path) -> FileLock:
+    """A lock at `path`, mode 0600, not acquired. Each call makes an independent lock, so threads exclude each other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, mode=0o600, poll_interval=_POLL_S, is_singleton=False)
 
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """While it lasts, no other process changes `path`: read it inside, and write it back inside."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    """Hold the lock of one file during a read-modify-write: read `path` inside the block and write it there."""
+    with lock_file(path.with_name(f".{path.name}.lock")):
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
 def data_lock(layout: Layout, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the turn for as long as the block runs; `on_wait` is called once where somebody else has it.
+    """Hold the run's user text in place: an erasure, a round of curation and a cycle up to its decision exclude each other.
 
-    Not to be entered again within itself. Whoever asks first is next: the training loop, which asks again at once, does not
-    overtake an erasure that waits.
+    Between reading a row and writing what came of it, an erasure would find the text in neither place. `on_wait` is
+    called when another process holds the lock. Not reentrant. Fair: a process that waits holds the `turnstile` lock, so
+    one that releases the data lock and asks again at once comes after it.
     """
-    layout.root.mkdir(parents=True, exist_ok=True)
-    with _locked(layout, "turnstile", on_wait):
-        turn = _open(layout, "turn")
-        try:
-            _lock(turn, on_wait)
-        except BaseException:
-            os.close(turn)
-            raise
+    with lock_file(layout.root / ".turnstile.lock") as turnstile:
+        del turnstile
+        turn = lock_file(layout.root / ".turn.lock")
+        _acquire(turn, on_wait)
     try:
         yield
     finally:
-        os.close(turn)
+        turn.release()
 
 
 @contextmanager
-def _locked(layout: Layout, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
-    descriptor = _open(layout, name)
+def run_lock(layout: Layout) -> Iterator[None]:
+    """Hold the run for one training loop. Raises ConfigError while another process has it."""
+    lock = lock_file(layout.root / "continual.lock")
     try:
-        _lock(descriptor, on_wait)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ConfigError(f"another continual job is at work on {layout.root}: stop it, or set another root") from None
+    try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
-def _open(layout: Layout, name: str) -> int:
-    return os.open(layout.root / f".{name}.lock", os.O_CREAT | os.O_RDWR, 0o600)
-
-
-def _lock(descriptor: int, on_wait: Callable[[], None]) -> None:
+def _acquire(lock: FileLock, on_wait: Callable[[], None]) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire(blocking=False)
+    except Timeout:
         on_wait()
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock.acquire()

@@ -1,23 +1,17 @@
 """The training loop: curate until there is enough, then run one cycle; forever, or for some cycles."""
 
-import contextlib
-import fcntl
 import itertools
-import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
 
 from sdpo_ray.config import Run
-from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.files import read_json
-from sdpo_ray.io.locks import data_lock
+from sdpo_ray.io.locks import data_lock, run_lock
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.pipeline.background_ingest import ingest_in_background
 from sdpo_ray.pipeline.cycle import CycleStart, next_cycle, run_cycle, start_cycle
@@ -45,7 +39,7 @@ def run_training_loop(run: Run, turns: int) -> None:
 
     layout = Layout(run.directory, run.tables)
     events = EventFile(layout.events)
-    with run_lock(layout.root):
+    with run_lock(layout):
         ray.init(address="auto", ignore_reinit_error=True, log_to_driver=False)
         # Ray's own handler, set a line above, ends the process with status 15.
         signal.signal(signal.SIGTERM, exit_on_sigterm)
@@ -145,20 +139,6 @@ class BacklogAlarm:
             self._events.write("backlog", cycle, mib=backlog_mib, alarm_mib=self._limit_mib, raised=int(raised))
             words = "is above" if raised else "is back under"
             typer.echo(f"the event log {words} {self._limit_mib} MiB: {backlog_mib} MiB", err=True)
-
-
-@contextlib.contextmanager
-def run_lock(root: Path) -> Iterator[None]:
-    """Hold the run's lock. Raises ConfigError while another training loop runs on the same run."""
-    root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(root / "continual.lock", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise ConfigError(f"another continual job is at work on {root}: stop it, or set another root") from None
-    finally:
-        os.close(descriptor)
 
 
 def exit_on_sigterm(signum: int, frame: FrameType | None) -> None:

@@ -7,13 +7,16 @@ there to take over, and comes back whatever became of the swap. Without HAProxy,
 
 import asyncio
 import csv
-import fcntl
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sdpo_ray.io.locks import lock_file
 
 logger = logging.getLogger(__name__)
 _POLL_S = 0.05
@@ -110,10 +113,10 @@ class RollingUpdate:
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[bool]:
         """Wait for this replica's turn; gives whether new requests go elsewhere while it lasts."""
-        descriptor = os.open(self._lock, os.O_CREAT | os.O_RDWR, 0o600)
+        lock = lock_file(self._lock)
+        while not _acquired(lock):
+            await asyncio.sleep(_POLL_S)
         try:
-            while not _locked(descriptor):
-                await asyncio.sleep(_POLL_S)
             left = await self._balance.leave() if self._balance is not None else []
             try:
                 yield bool(left)
@@ -121,12 +124,12 @@ class RollingUpdate:
                 if self._balance is not None:
                     await asyncio.shield(self._balance.come_back(left))
         finally:
-            os.close(descriptor)
+            lock.release()
 
 
-def _locked(descriptor: int) -> bool:
+def _acquired(lock: FileLock) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire(blocking=False)
+    except Timeout:
         return False
     return True

@@ -8,9 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from jobs import import_logs
+from jobs import distill, import_logs
 from sdpo_ray.io.files import is_ready, read_json
-from sdpo_ray.pipeline import offline_update
 from sdpo_ray.records import Candidate
 from tests.support.paths import CHECKPOINT
 
@@ -43,13 +42,13 @@ def test_a_log_becomes_a_candidate_and_that_one_a_parent(ray_cluster: str, tmp_p
     run(import_logs.main, log, "--out", tmp_path / "logs", "--held-out", 0, "--language", "any")
 
     keys = (
-        "offline_update.batch_size=2",
-        "offline_update.learning_rate=1e-5",
-        "offline_update.context.text_only=train",
+        "distill.batch_size=2",
+        "distill.learning_rate=1e-5",
+        "distill.context.text_only=train",
     )
     overrides = [word for key in (f"policy.base={CHECKPOINT}", *keys) for word in ("--set", key)]
     learn: list[object] = ["--snapshot", tmp_path / "logs", *overrides]
-    printed = run(offline_update.main, *learn, "--out", tmp_path / "v1")
+    printed = run(distill.main, *learn, "--out", tmp_path / "v1")
     candidate = read_json(tmp_path / "v1" / "candidate.json", Candidate)
     assert is_ready(tmp_path / "v1")
     assert (candidate.policy_version, candidate.parent_version) == (1, 0)
@@ -64,7 +63,7 @@ def test_a_log_becomes_a_candidate_and_that_one_a_parent(ray_cluster: str, tmp_p
     # Its rows may have been carried elsewhere; the parent's version is its own.
     (tmp_path / "logs").rename(tmp_path / "carried")
     learn[1] = tmp_path / "carried"
-    run(offline_update.main, *learn, "--parent", tmp_path / "v1", "--out", tmp_path / "v2")
+    run(distill.main, *learn, "--parent", tmp_path / "v1", "--out", tmp_path / "v2")
     second = read_json(tmp_path / "v2" / "candidate.json", Candidate)
     assert (second.policy_version, second.parent_version) == (2, 1)
     assert second.steps[0].kl_to_base > 0 == candidate.steps[0].kl_to_base
@@ -75,7 +74,7 @@ def test_text_is_refused_by_name_unless_it_is_asked_for(ray_cluster: str, tmp_pa
     log.write_text(json.dumps({"prompt": "What is 3 + 4?", "completion": "7", "user_response": "Thanks!"}) + "\n")
     run(import_logs.main, log, "--out", tmp_path / "logs", "--held-out", 0, "--language", "any")
     app = typer.Typer()
-    app.command()(offline_update.main)
+    app.command()(distill.main)
     arguments = ["--snapshot", tmp_path / "logs", "--out", tmp_path / "v1", "--set", f"policy.base={CHECKPOINT}"]
     done = CliRunner().invoke(app, [str(each) for each in arguments])
     assert done.exit_code == 2

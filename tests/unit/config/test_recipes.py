@@ -9,28 +9,28 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from jobs import distill
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Run, load_run, parse_run
 from sdpo_ray.distill.train.memory import MemoryEstimate, estimate
 from sdpo_ray.distill.train.memory_report import verdict
-from sdpo_ray.pipeline import offline_update
 from tests.support.builders import interaction, snapshot, tiny_policy
 from tests.support.paths import REPOSITORY
 
 RECIPES = REPOSITORY / "jobs" / "recipes"
 SMALL = [
     "--set",
-    "offline_update.optimizer=adamw_8bit",
+    "distill.optimizer=adamw_8bit",
     "--set",
-    "offline_update.workers.activation_checkpointing=true",
+    "distill.workers.activation_checkpointing=true",
 ]
 A100_GIB, H200_GIB = 80e9 / 2**30, 141e9 / 2**30
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    """Exit status of jobs/offline_update.py, and what it printed."""
+    """Exit status of jobs/distill.py, and what it printed."""
     app = typer.Typer()
-    app.command()(offline_update.main)
+    app.command()(distill.main)
     done = CliRunner().invoke(app, [str(each) for each in arguments], env={"COLUMNS": "200"})
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -96,15 +96,13 @@ def test_the_recipes_fit_where_their_comments_say():
 def test_a_worker_that_does_not_fit_is_told_what_to_change():
     activations = verdict(needed("qwen3_8b_8gpu"), A100_GIB)
     assert "set activation_checkpointing" in activations
-    states = verdict(
-        needed("qwen3_8b_8gpu", "offline_update.workers.num_workers=1", "offline_update.optimizer=adamw"), A100_GIB
-    )
+    states = verdict(needed("qwen3_8b_8gpu", "distill.workers.num_workers=1", "distill.optimizer=adamw"), A100_GIB)
     assert "share it out" in states
 
 
 def test_a_group_that_may_shrink_is_judged_by_its_fewest_workers():
     asked = ["--run", RECIPES / "qwen3_8b_8gpu.toml", "--dry-run", "--gpu-gib", H200_GIB]
-    status, printed = run(*asked, "--set", "offline_update.workers.min_workers=1")
+    status, printed = run(*asked, "--set", "distill.workers.min_workers=1")
     assert status == 0
     assert "with the 1 workers of min_workers" in printed
     assert "does not fit" in printed
@@ -121,7 +119,7 @@ def test_a_dry_run_counts_the_steps_and_tokens_of_a_snapshot(tmp_path: Path, mon
     write_json(tmp_path / "s" / "snapshot.json", drawn)
     turn = interaction(chat).turn
     tokens = len(turn.prompt_ids) + len(turn.response_ids)
-    status, printed = run("--dry-run", "--snapshot", tmp_path / "s", "--set", "offline_update.epochs=2")
+    status, printed = run("--dry-run", "--snapshot", tmp_path / "s", "--set", "distill.epochs=2")
     assert status == 0
     # Batches of 16: three an epoch, the last of one interaction.
     assert "6: 33 interactions, epochs: 2" in printed
@@ -135,7 +133,7 @@ def test_a_dry_run_counts_the_steps_and_tokens_of_a_snapshot(tmp_path: Path, mon
         ([], "give --snapshot DIR and --out DIR, or --dry-run"),
         (["--dry-run", "--set", "policy.base=/nowhere"], "set policy.base to a policy's directory, or policy.shape"),
         (["--snapshot", "/nowhere", "--out", "x"], "/nowhere has no snapshot.json"),
-        (["--dry-run", "--set", "offline_update.optimizer=adamw_8bit"], "needs workers.use_gpu"),
+        (["--dry-run", "--set", "distill.optimizer=adamw_8bit"], "needs workers.use_gpu"),
     ],
 )
 def test_what_is_missing_is_said_in_plain_words(arguments: list[str], words: str):

@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
 
 from sdpo_ray.config import keys, load_run, parse_run, to_json
 from sdpo_ray.config.data import KafkaConfig
+from sdpo_ray.config.run import RENAMED
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.records import Consent
 
@@ -78,15 +81,13 @@ def test_a_secret_of_kafka_is_named_in_the_run_file_and_read_from_the_environmen
     assert "hunter2" not in named.model_dump_json()
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [("promote.trial.mode", "promote.canary.mode"), ("promote.trial", "promote.canary")]
-)
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_a_renamed_key_is_answered_with_its_new_name(old: str, new: str):
     values: dict[str, Any] = {}
     section = values
     *path, key = old.split(".")
     for part in path:
         section = section.setdefault(part, {})
-    section[key] = "canary"
-    with pytest.raises(ConfigError, match=f"{old}: was renamed to {new}$"):
+    section[key] = {}
+    with pytest.raises(ConfigError, match=f"^{old}: was renamed to {new}$"):
         parse_run(values)

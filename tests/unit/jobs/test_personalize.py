@@ -117,7 +117,7 @@ class _Personalizer:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Personalizer]]:
     """Neither Ray nor a learner."""
     monkeypatch.setattr(trainer, "PersonalTrainer", _Personalizer)
-    monkeypatch.setattr(ray_session, "connected", lambda run: nullcontext())
+    monkeypatch.setattr(ray_session, "ray_session", lambda run: nullcontext())
     _Personalizer.learned.clear()
     before = signal.getsignal(signal.SIGTERM)
     yield _Personalizer

@@ -144,7 +144,7 @@ def test_a_good_candidate_passes_and_its_canary_lasts_until_it_is_ended(tmp_path
     assert verdict is Verdict.PROMOTE
     assert reasons[0] == WHY[0]
     assert "canary of v7: nothing against it; 0 complaints in 20 conversations, 0 in 20 of v3" in reasons[1]
-    assert bench.books.tags == {"v7.trial": "canary"}
+    assert bench.books.tags == {"v7.canary": "canary"}
     assert current(bench.layout) is not None
     last = [event for event in read_events(bench.layout.events) if event.name == "canary"][-1]
     facts = {"mode": "canary", "judged": 20, "needed": 20, "reactions_champion": 20, "complaints": 0}
@@ -170,7 +170,7 @@ def test_a_bad_candidate_is_rejected_with_what_was_found(tmp_path: Path, port: i
 def test_a_champion_that_moves_or_a_canary_that_is_ended_holds_the_candidate(tmp_path: Path, port: int):
     moved = Bench(tmp_path / "moved", port)
     moved.happens = lambda number: point_at(moved.layout, candidate(4)) and None
-    assert moved.judge() == (Verdict.HOLD, ("the champion became v4 during the trial, from v3",))
+    assert moved.judge() == (Verdict.HOLD, ("the champion became v4 during the canary, from v3",))
     ended = Bench(tmp_path / "ended", port)
     ended.happens = lambda number: ended.runner.end()
     assert ended.judge() == (Verdict.HOLD, ("somebody ended the trial",))
@@ -212,7 +212,7 @@ def test_a_killed_job_goes_on_with_its_canary_and_counts_what_came_before(tmp_pa
         bench.judge()
     began = current(bench.layout)
     assert began is not None
-    bench.canary_runner.end_others(7)
+    bench.runner.end_others(7)
     assert current(bench.layout) == began
     bench.runner = bench.new_runner()
     bench.happens = lambda number: bench.hear(7, f"7-{number}", "Thanks!")
@@ -233,10 +233,10 @@ def test_trials_that_nobody_goes_on_with_are_ended(tmp_path: Path, port: int):
     rules = bench.run.promote.canary
     champion = bench._champion()
     begin(bench.layout, candidate(6), champion, rules)
-    bench.canary_runner.end_others(7)
+    bench.runner.end_others(7)
     assert current(bench.layout) is None
     begin(bench.layout, candidate(7), champion, rules)
-    bench.canary_runner.end_others(7)
+    bench.runner.end_others(7)
     assert current(bench.layout) is not None
     off = rules.model_copy(update={"mode": "off"})
     bench.run = bench.run.model_copy(update={"promote": bench.run.promote.model_copy(update={"canary": off})})
