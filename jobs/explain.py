@@ -9,10 +9,10 @@ import typer
 from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.config import Run
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.explain.pages import PAGES, page_of
 from sdpo_ray.io.paths import Layout
 
 _LISTED = 20
-_OUT = Path("runs") / "explain"
 
 
 def main(
@@ -29,7 +29,7 @@ def main(
     policy: Annotated[
         Path | None, typer.Option(help="Policy directory. Default: the one that answered, else the champion.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help=f"Where to write. Default: a directory under {_OUT}.")] = None,
+    out: Annotated[Path | None, typer.Option(help=f"Where to write. Default: a directory under {PAGES}.")] = None,
     seed: Annotated[int, typer.Option(help="Chance in the answers that a case file leaves to the policy.")] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the longest of these answers.")] = 256,
 ) -> None:
@@ -62,12 +62,6 @@ def _turn(run: Run, turn_id: str, policy: Path | None, out: Path | None) -> None
     reading.write(out or page_of(turn_id), f"Turn {turn_id}")
 
 
-def page_of(turn_id: str) -> Path:
-    """Where the page of a turn is, unless `--out` said otherwise."""
-    # An id of ours is safe in a path; the table may hold others.
-    return _OUT / "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in turn_id)
-
-
 def _cases(run: Run, file: Path, policy: Path | None, out: Path | None, seed: int, max_tokens: int) -> None:
     from sdpo_ray.explain.attribution_report import Reading
     from sdpo_ray.explain.cases import read_cases
@@ -79,7 +73,7 @@ def _cases(run: Run, file: Path, policy: Path | None, out: Path | None, seed: in
     typer.echo(f"policy: {path} ({which})")
     for case in cases:
         reading.read_case(case, seed=seed, max_tokens=max_tokens)
-    reading.write(out or _OUT / file.stem, f"The cases of {file.name}")
+    reading.write(out or PAGES / file.stem, f"The cases of {file.name}")
 
 
 def _list(run: Run) -> None:

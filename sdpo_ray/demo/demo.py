@@ -17,9 +17,9 @@ from sdpo_ray.cluster.serve_deploy import deploy
 from sdpo_ray.config import Run, load_run
 from sdpo_ray.demo.dashboard import Dashboard
 from sdpo_ray.errors import SdpoError
+from sdpo_ray.io.code_version import code_commit
 from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.pipeline.code_version import code_commit
 from sdpo_ray.simulate.http_clients import TrafficStats
 from sdpo_ray.telemetry import read_events
 

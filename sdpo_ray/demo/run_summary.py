@@ -9,9 +9,8 @@ from sdpo_ray.config import Run
 from sdpo_ray.evaluate.statistics import Estimate
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.pipeline.cycle import CycleOutcome
 from sdpo_ray.promote.release import served_release
-from sdpo_ray.records import BASE_VERSION, Report, Score, Snapshot, Verdict
+from sdpo_ray.records import BASE_VERSION, CycleOutcome, Report, Score, Snapshot, Verdict
 from sdpo_ray.simulate.http_clients import TrafficStats
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import read_events

@@ -16,6 +16,7 @@ from sdpo_ray.distill.train.update_spec import read_gains
 from sdpo_ray.errors import DataError, LearnerError, NotReady, ReleaseError, SwapError
 from sdpo_ray.evaluate.runner import EvalRunner
 from sdpo_ray.evaluate.suite import run_personal_suite
+from sdpo_ray.io.code_version import code_commit
 from sdpo_ray.io.files import is_ready, read_json
 from sdpo_ray.io.locks import file_lock
 from sdpo_ray.io.paths import Layout
@@ -25,7 +26,6 @@ from sdpo_ray.personal.draw import EligibleInteractions, draw_personal
 from sdpo_ray.personal.mlflow_runs import PersonalRuns
 from sdpo_ray.personal.owners import Owner, owners_due
 from sdpo_ray.personal.store import Attempt
-from sdpo_ray.pipeline.code_version import code_commit
 from sdpo_ray.promote import gate
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.release import served_release

@@ -19,34 +19,11 @@ from typing import TypeVar
 
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.io.files import read_json, write_json
-from sdpo_ray.records import Candidate, Decision, Report, Snapshot, Verdict
+from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Report, Snapshot, Verdict
 from sdpo_ray.telemetry import EventFile
 
 STAGES = ("draw", "distill", "evaluate", "decide", "release")
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CycleStart:
-    """What a cycle started from; fixed once, so that a resumed cycle does the same work."""
-
-    cycle: int
-    policy_version: int
-    """The version its candidate will have."""
-    parent_version: int
-    seed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CycleOutcome:
-    """How a cycle ended."""
-
-    cycle: int
-    policy_version: int
-    verdict: Verdict
-    reasons: tuple[str, ...]
-    champion_version: int
-    """What is served after it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

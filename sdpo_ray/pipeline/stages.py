@@ -14,17 +14,27 @@ from sdpo_ray.errors import ReleaseError, SwapError
 from sdpo_ray.evaluate.client import Answers
 from sdpo_ray.evaluate.runner import EvalRunner
 from sdpo_ray.evaluate.suite import run_suite
+from sdpo_ray.io.code_version import code_commit
 from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.pipeline.canary_runner import CanaryRunner
-from sdpo_ray.pipeline.code_version import code_commit
-from sdpo_ray.pipeline.cycle import CycleOutcome, CycleStart, Stages
+from sdpo_ray.pipeline.cycle import Stages
 from sdpo_ray.promote import gate
 from sdpo_ray.promote.alias_sync import AliasAction, sync_alias
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.release import confirm, point_at, rollback, served_release
 from sdpo_ray.promote.run_log import CycleRecord
-from sdpo_ray.records import BASE_VERSION, Candidate, Decision, Release, Report, Snapshot, Verdict
+from sdpo_ray.records import (
+    BASE_VERSION,
+    Candidate,
+    CycleOutcome,
+    CycleStart,
+    Decision,
+    Release,
+    Report,
+    Snapshot,
+    Verdict,
+)
 from sdpo_ray.simulate.users import judge, persona_of
 from sdpo_ray.simulate.world import is_right
 from sdpo_ray.telemetry import Counters, EventFile

@@ -14,9 +14,9 @@ from sdpo_ray.io.files import read_json
 from sdpo_ray.io.locks import data_lock, run_lock
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.pipeline.background_ingest import ingest_in_background
-from sdpo_ray.pipeline.cycle import CycleStart, next_cycle, run_cycle, start_cycle
+from sdpo_ray.pipeline.cycle import next_cycle, run_cycle, start_cycle
 from sdpo_ray.pipeline.periodic import run_periodically
-from sdpo_ray.records import BASE_VERSION
+from sdpo_ray.records import BASE_VERSION, CycleStart
 from sdpo_ray.telemetry import EventFile
 
 if TYPE_CHECKING:

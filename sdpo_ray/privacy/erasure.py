@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from jobs.explain import page_of
 from sdpo_ray.capture.pairing_keys import owner_digest
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Run
+from sdpo_ray.explain.pages import page_of
 from sdpo_ray.io.locks import data_lock, file_lock
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import store

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.pipeline.cycle import CycleOutcome, CycleStart
 from sdpo_ray.promote.release import released_versions, served_release
-from sdpo_ray.records import Snapshot, Verdict
+from sdpo_ray.records import CycleOutcome, CycleStart, Snapshot, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ Each record says who makes it and who reads it. `msgspec` encodes and validates 
 back from disk is exactly the record that was written. No dict crosses a module boundary.
 """
 
+from sdpo_ray.records.cycles import CycleOutcome, CycleStart
 from sdpo_ray.records.policies import (
     Canary,
     Candidate,
@@ -47,6 +48,8 @@ __all__ = [
     "Canary",
     "Candidate",
     "Consent",
+    "CycleOutcome",
+    "CycleStart",
     "Decision",
     "Event",
     "Feedback",

@@ -15,8 +15,8 @@ import pytest
 
 from sdpo_ray.config import load_run
 from sdpo_ray.io.files import read_json
-from sdpo_ray.pipeline.cycle import STAGES, CycleOutcome
-from sdpo_ray.records import Decision, Snapshot, Verdict
+from sdpo_ray.pipeline.cycle import STAGES
+from sdpo_ray.records import CycleOutcome, Decision, Snapshot, Verdict
 from sdpo_ray.simulate.http_clients import talk_all
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import Event, read_events

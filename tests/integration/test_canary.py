@@ -17,11 +17,10 @@ from sdpo_ray.config import load_run
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.files import read_json, write_json
-from sdpo_ray.pipeline.cycle import CycleOutcome, CycleStart
 from sdpo_ray.pipeline.stages import Pipeline
 from sdpo_ray.promote.canary import begin, current, end
 from sdpo_ray.promote.registry import Registry
-from sdpo_ray.records import Candidate, Decision, Release, Report, Verdict
+from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Release, Report, Verdict
 from sdpo_ray.simulate.world import is_right, sample_prompt
 from sdpo_ray.tables.arrow_schemas import turns_from_arrow
 from sdpo_ray.tables.delta_table import Table

@@ -16,11 +16,10 @@ from sdpo_ray.config import CanaryConfig, load_run
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.files import read_json, write_json
-from sdpo_ray.pipeline.cycle import CycleOutcome, CycleStart
 from sdpo_ray.pipeline.stages import Pipeline
 from sdpo_ray.promote.canary import begin, current
 from sdpo_ray.promote.registry import Registry
-from sdpo_ray.records import Candidate, Decision, Release, Report, Verdict
+from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Release, Report, Verdict
 from sdpo_ray.telemetry import EventFile, read_events
 from tests.support.paths import REPOSITORY
 from tests.support.serving import Served, perturbed, release_of

@@ -13,9 +13,8 @@ from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.curate.pairing_index import index
 from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.pipeline.cycle import CycleOutcome, CycleStart
 from sdpo_ray.privacy.user_footprint import UserTables
-from sdpo_ray.records import Candidate, Interaction, Snapshot, TokenSignal, Turn, Verdict
+from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Interaction, Snapshot, TokenSignal, Turn, Verdict
 from sdpo_ray.tables.arrow_schemas import feedback_to_arrow, interactions_to_arrow, turns_to_arrow
 from tests.support import builders
 from tests.support.conversations import changed, dialogue

@@ -96,7 +96,7 @@ class _Personalizer:
         heard.says("here")
         heard.steps(1, 2)
 
-    def due(self) -> list[Owner]:
+    def owners_due(self) -> list[Owner]:
         return [Owner(digest=name * 32, tenant="default", users=(name,)) for name in "ab"]
 
     def learn(self, owner: Owner) -> Attempt:

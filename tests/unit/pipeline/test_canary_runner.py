@@ -173,7 +173,7 @@ def test_a_champion_that_moves_or_a_canary_that_is_ended_holds_the_candidate(tmp
     assert moved.judge() == (Verdict.HOLD, ("the champion became v4 during the canary, from v3",))
     ended = Bench(tmp_path / "ended", port)
     ended.happens = lambda number: ended.runner.end()
-    assert ended.judge() == (Verdict.HOLD, ("somebody ended the trial",))
+    assert ended.judge() == (Verdict.HOLD, ("the canary was ended by hand",))
     before = Bench(tmp_path / "before", port)
     point_at(before.layout, candidate(4))
     verdict, reasons = before.judge()

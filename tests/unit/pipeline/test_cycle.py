@@ -6,8 +6,8 @@ from dataclasses import fields
 import pytest
 
 from sdpo_ray.errors import LearnerError
-from sdpo_ray.pipeline.cycle import STAGES, CycleOutcome, CycleStart, Stages, next_cycle, run_cycle, start_cycle
-from sdpo_ray.records import Candidate, Decision, Fingerprint, Report, Snapshot, Verdict
+from sdpo_ray.pipeline.cycle import STAGES, Stages, next_cycle, run_cycle, start_cycle
+from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Fingerprint, Report, Snapshot, Verdict
 from sdpo_ray.telemetry import EventFile, read_events
 
 BEGUN = CycleStart(cycle=3, policy_version=3, parent_version=1, seed=9)
