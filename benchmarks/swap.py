@@ -203,7 +203,7 @@ def measure(mode: str, replicas: int, arguments: argparse.Namespace, log: Path) 
         if mode == "adapter":
             overrides += ['serve.swap="adapter"', "serve.adapters=2", "serve.max_lora_rank=8", "distill.lora.rank=8"]
         run = load_run(RECIPE, overrides)
-        layout = Layout(run.directory, run.tables)
+        layout = run.layout
         releases = policies(run, Path(folder) / "candidates", adapters=mode == "adapter")
         with LocalCluster(num_cpus=4, log=log) as cluster:
             deploy(cluster.dashboard, run, RECIPE, overrides, only=("policy",))

@@ -14,7 +14,6 @@ import typer
 from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.backup import back_up
-from sdpo_ray.io.paths import Layout
 
 
 def main(
@@ -37,7 +36,7 @@ def main(
 
         from sdpo_ray.io.locks import data_lock
 
-        layout = Layout(resolved.directory, resolved.tables)
+        layout = resolved.layout
         if not layout.root.exists():
             raise ConfigError(f"there is nothing at {layout.root} to back up")
         console = Console(stderr=True)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
-from sdpo_ray.io.paths import Layout
 
 if TYPE_CHECKING:
     from sdpo_ray.curate.pipeline import CurationProgress, Curator
@@ -22,7 +21,7 @@ def main(run: RunFile = LAPTOP, overrides: Overrides = None, print_config: Print
     from sdpo_ray.eventlog.factory import open_log
     from sdpo_ray.io.locks import data_lock
 
-    layout = Layout(resolved.directory, resolved.tables)
+    layout = resolved.layout
     with plain_errors():
         ray.init(address="auto", ignore_reinit_error=True, log_to_driver=False)
         log = open_log(layout, resolved.capture, name="curate")

@@ -52,13 +52,10 @@ def main(
         import msgspec
         from rich.console import Console
 
-        from sdpo_ray.io.paths import Layout
         from sdpo_ray.privacy.data_subject import find_data_subject
         from sdpo_ray.privacy.erasure import Erasure
 
-        named = find_data_subject(
-            Layout(resolved.directory, resolved.tables), tenant=tenant, user=user, turn_ids=turn or ()
-        )
+        named = find_data_subject(resolved.layout, tenant=tenant, user=user, turn_ids=turn or ())
         console = Console(stderr=True)
         if not dry_run and not yes:
             _ask(resolved.directory.name)

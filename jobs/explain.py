@@ -10,7 +10,6 @@ from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, comman
 from sdpo_ray.config import Run
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.explain.pages import PAGES, page_of
-from sdpo_ray.io.paths import Layout
 
 _LISTED = 20
 
@@ -54,7 +53,7 @@ def _turn(run: Run, turn_id: str, policy: Path | None, out: Path | None) -> None
     from sdpo_ray.explain.attribution_report import Reading
     from sdpo_ray.explain.interaction_lookup import find, policy_of
 
-    interaction = find(Layout(run.directory, run.tables), turn_id)
+    interaction = find(run.layout, turn_id)
     path, which = (policy, "as you asked") if policy else policy_of(run, interaction.turn.policy_version)
     reading = Reading(run, path)
     typer.echo(f"policy: {path} ({which})")
@@ -84,7 +83,7 @@ def _list(run: Run) -> None:
     from sdpo_ray.explain.interaction_lookup import newest
 
     table = Table("turn", "answered by", "follow-up at", "user", "next", title="explain one with --turn", box=None)
-    for each in newest(Layout(run.directory, run.tables), _LISTED):
+    for each in newest(run.layout, _LISTED):
         table.add_row(
             Text(each.interaction_id, no_wrap=True, overflow="fold"),
             f"v{each.turn.policy_version}" if not each.turn.text_only else "elsewhere",

@@ -15,7 +15,6 @@ import typer
 from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.files import require_ready
-from sdpo_ray.io.paths import Layout
 
 if TYPE_CHECKING:
     from sdpo_ray.datasets.export_query import ExportSelection
@@ -61,7 +60,7 @@ def main(
         if snapshot is not None and what != ExportKind.INTERACTIONS:
             raise ConfigError("a snapshot has interactions alone: leave --what, or --snapshot, out")
         selection = ExportQuery(since_s=_seconds(since), until_s=_seconds(until), tenant=tenant, version=policy_version)
-        layout = Layout(resolved.directory, resolved.tables)
+        layout = resolved.layout
         if snapshot is not None:
             selected = from_snapshot(require_ready(snapshot), selection)
         elif what == ExportKind.INTERACTIONS:

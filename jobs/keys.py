@@ -100,7 +100,7 @@ def revoke(
 
 def _layout(run: Path, overrides: list[str] | None) -> Layout:
     resolved = load_run(run, overrides or ())
-    return Layout(resolved.directory, resolved.tables)
+    return resolved.layout
 
 
 if __name__ == "__main__":

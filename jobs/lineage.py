@@ -48,14 +48,13 @@ def main(
 
 
 def _trace(run: Run, tenant: str, user: str | None, turn: str | None) -> "Lineage":
-    from sdpo_ray.io.paths import Layout
     from sdpo_ray.personal.store import snapshot_uses
     from sdpo_ray.privacy.data_subject import find_data_subject
     from sdpo_ray.privacy.lineage import trace_lineage
     from sdpo_ray.privacy.run_history import read_run_history
     from sdpo_ray.privacy.user_footprint import UserTables, footprint_of
 
-    layout = Layout(run.directory, run.tables)
+    layout = run.layout
     named = find_data_subject(layout, tenant=tenant, user=user, turn_ids=() if turn is None else (turn,))
     # A turn alone, without its conversation.
     traces = footprint_of(UserTables.of(layout), named.users, also=named.turn_ids)
@@ -64,7 +63,6 @@ def _trace(run: Run, tenant: str, user: str | None, turn: str | None) -> "Lineag
 
 
 def _line(run: Run, release: str) -> "list[Ancestor]":
-    from sdpo_ray.io.paths import Layout
     from sdpo_ray.privacy.lineage import ancestors
     from sdpo_ray.privacy.run_history import read_run_history
     from sdpo_ray.privacy.snapshot_erasure import users_of
@@ -72,7 +70,7 @@ def _line(run: Run, release: str) -> "list[Ancestor]":
     number = release.removeprefix("v")
     if not number.isdecimal():
         raise ConfigError(f"--release {release}: a policy version is a number, such as v7")
-    return ancestors(read_run_history(Layout(run.directory, run.tables)), int(number), users_of)
+    return ancestors(read_run_history(run.layout), int(number), users_of)
 
 
 def _trace_tree(found: "Lineage") -> "Tree":

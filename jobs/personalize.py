@@ -77,13 +77,12 @@ def main(
 
 def _learn_one(run: Run, tenant: str, user: str | None, whole_tenant: bool) -> None:
     from sdpo_ray.cluster.ray_session import ray_session
-    from sdpo_ray.io.paths import Layout
     from sdpo_ray.personal.config import require_adapters
     from sdpo_ray.personal.owners import owner_named
     from sdpo_ray.personal.trainer import PersonalTrainer
 
     require_adapters(run)
-    owner = owner_named(Layout(run.directory, run.tables), tenant=tenant, user=user, whole_tenant=whole_tenant)
+    owner = owner_named(run.layout, tenant=tenant, user=user, whole_tenant=whole_tenant)
     with ray_session(run), _progress() as heard:
         attempt = PersonalTrainer(run, heard).learn(owner)
     _say(attempt)
@@ -113,11 +112,10 @@ def _learn_all(run: Run, every_s: float) -> None:
 
 def _forget(run: Run, tenant: str, user: str | None, whole_tenant: bool) -> None:
     from sdpo_ray.io.locks import file_lock
-    from sdpo_ray.io.paths import Layout
     from sdpo_ray.personal.owners import owner_named
     from sdpo_ray.personal.trainer import forget_owners, runs_of
 
-    layout = Layout(run.directory, run.tables)
+    layout = run.layout
     owner = owner_named(layout, tenant=tenant, user=user, whole_tenant=whole_tenant)
     runs = runs_of(run, layout)
     with file_lock(layout.personal):
@@ -129,11 +127,10 @@ def _show(run: Run) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sdpo_ray.io.paths import Layout
     from sdpo_ray.personal.store import known_owners, newest_attempt, served_policy
     from sdpo_ray.promote.release import served_release
 
-    layout = Layout(run.directory, run.tables)
+    layout = run.layout
     champion = served_release(layout)
     table = Table("owner", "serves", "is", "last attempt", "from", "because", box=None)
     for owner in known_owners(layout):

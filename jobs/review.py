@@ -11,7 +11,6 @@ import typer
 
 from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.io.paths import Layout
 
 if TYPE_CHECKING:
     from sdpo_ray.promote.registry import Registry
@@ -31,7 +30,7 @@ def main(
     with plain_errors():
         if approve is not None and reject is not None:
             raise ConfigError("approve or reject, one at a time")
-        layout = Layout(resolved.directory, resolved.tables)
+        layout = resolved.layout
         registry = Registry(layout, model_name=resolved.promote.model_name, tracking_uri=resolved.promote.tracking_uri)
         if approve is not None:
             registry.tag(approve, "review", "approved")

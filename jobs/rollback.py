@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from sdpo_ray.cli.options import LAPTOP, Overrides, PrintConfig, RunFile, command, plain_errors, read_run
-from sdpo_ray.io.paths import Layout
 
 
 def main(
@@ -23,7 +22,7 @@ def main(
     from sdpo_ray.promote.registry import Registry
     from sdpo_ray.promote.release import confirm, release_to_restore, rollback
 
-    layout = Layout(resolved.directory, resolved.tables)
+    layout = resolved.layout
     with plain_errors():
         wanted = release_to_restore(layout, to).policy_version
         registry = Registry(layout, model_name=resolved.promote.model_name, tracking_uri=resolved.promote.tracking_uri)

@@ -7,7 +7,6 @@ from ray import serve
 from ray.serve import Application
 
 from sdpo_ray.config import load_run
-from sdpo_ray.io.paths import Layout
 from serve.deployment import PolicyDeployment
 from serve.lifecycle.bind_check import require_keys
 from serve.ray_options import actor, replicas
@@ -34,7 +33,7 @@ def build(args: Arguments) -> Application:
     """One deployment of the policy for users, or of the engine that evaluates candidates. Raises ConfigError."""
     run = load_run(args.run_file, args.overrides)
     if args.audience == "users":
-        require_keys(run.serve.host, Layout(run.directory).api_keys)
+        require_keys(run.serve.host, run.layout.api_keys)
     deployment = serve.deployment(serve.ingress()(PolicyDeployment)).options(
         name="policy",
         **replicas(run.serve, users=args.audience == "users"),

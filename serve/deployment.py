@@ -16,7 +16,6 @@ from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Run
 from sdpo_ray.errors import SwapError
 from sdpo_ray.headers import POLICY_VERSION, STALL_S, SWAP_ERROR
-from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import BASE_VERSION
 from sdpo_ray.telemetry import Counters
 from serve.canary.router import CanaryRouter
@@ -42,7 +41,7 @@ class PolicyDeployment:
         if audience == "users":
             from serve.lifecycle.bind_check import bound_host, require_keys
 
-            require_keys(await bound_host(), Layout(self._run.directory).api_keys)
+            require_keys(await bound_host(), self._run.layout.api_keys)
         from serve import builder
         from serve.engine.logprobs import install
         from serve.engine.recording_engine import RecordingLLM
@@ -58,7 +57,7 @@ class PolicyDeployment:
             # It evaluates whole weights, which are the same policy as the adapter over its base.
             whole = self._run.serve.model_copy(update={"swap": "in_place", "adapters": 0})
             self._run = self._run.model_copy(update={"serve": whole})
-        self._layout = layout = Layout(self._run.directory, self._run.tables)
+        self._layout = layout = self._run.layout
         pointer = ReleasePointer(layout, audience)
         known = pointer.to_start_on()
         loaded = first_whole(known) if self._run.serve.swap == "in_place" else None

@@ -17,6 +17,7 @@ from sdpo_ray.config.distill import DistillConfig
 from sdpo_ray.config.section import Section
 from sdpo_ray.config.serving import CanaryConfig, PersonalConfig, ServeConfig
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.io.paths import Layout
 
 RENAMED = {"promote.trial": "promote.canary"}
 """Keys and sections of earlier run files, by their present names; the error for an old one says the new one."""
@@ -120,6 +121,11 @@ class Run(Section):
     @property
     def directory(self) -> Path:
         return Path(self.root).expanduser()
+
+    @property
+    def layout(self) -> Layout:
+        """Paths of everything this run writes."""
+        return Layout(self.directory, self.tables)
 
     @property
     def base(self) -> Path:

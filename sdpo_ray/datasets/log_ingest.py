@@ -15,7 +15,6 @@ from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Run
 from sdpo_ray.errors import TooManyDigits
 from sdpo_ray.eventlog.factory import open_log
-from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Feedback, Interaction, PairingKeys, Turn
 from sdpo_ray.redaction import Redactor, redact_feedback, redact_turn
 
@@ -29,7 +28,7 @@ def record(interactions: Iterable[Interaction], run: Run) -> tuple[int, int]:
 
     What was said at an unknown time counts as said now. Raises OSError where the log takes no more.
     """
-    layout = Layout(run.directory, run.tables)
+    layout = run.layout
     pseudonyms = Pseudonyms.load(layout.pseudonym_keys)
     redactor = Redactor(run.capture.redact, phone_regions=run.capture.phone_regions, presidio=run.capture.presidio)
     log = open_log(layout, run.capture, name="import")

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from sdpo_ray.config import Run
 from sdpo_ray.io.files import read_json
-from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Report
 from sdpo_ray.simulate.http_clients import TrafficStats
 from sdpo_ray.telemetry import Event
@@ -23,7 +22,7 @@ class Dashboard:
     """What is known now, as something rich can draw. `served` is the version that users are served."""
 
     def __init__(self, run: Run) -> None:
-        self._layout = Layout(run.directory, run.tables)
+        self._layout = run.layout
         self._began = time.monotonic()
         self._stage = "starting"
         self._done, self._total = 0, 1

@@ -19,7 +19,6 @@ from sdpo_ray.demo.dashboard import Dashboard
 from sdpo_ray.errors import SdpoError
 from sdpo_ray.io.code_version import code_commit
 from sdpo_ray.io.files import read_json, write_json
-from sdpo_ray.io.paths import Layout
 from sdpo_ray.simulate.http_clients import TrafficStats
 from sdpo_ray.telemetry import read_events
 
@@ -40,7 +39,7 @@ class Demo:
         self._run_file = run_file
         self._overrides = overrides
         self.run: Run = load_run(run_file, overrides)
-        self.layout = Layout(self.run.directory, self.run.tables)
+        self.layout = self.run.layout
         self.log = self.layout.root / "demo.log"
         self.screen = Dashboard(self.run)
         self.stats = self.layout.root / "traffic.json"

@@ -77,7 +77,7 @@ class Summary:
 
 def summarize(run: Run, traffic: TrafficStats, seconds: dict[str, float]) -> Summary:
     """Read a run's directory back."""
-    layout = Layout(run.directory, run.tables)
+    layout = run.layout
     outcomes = list(_outcomes(layout))
     refused = [outcome for outcome in outcomes if outcome.verdict is Verdict.REJECT]
     champion = served_release(layout)

@@ -58,7 +58,7 @@ def newest(layout: Layout, limit: int) -> list[Interaction]:
 
 def policy_of(run: Run, policy_version: int) -> tuple[Path, str]:
     """Directory of the policy that made an answer, else of the champion; and which of them it is, in words."""
-    layout = Layout(run.directory, run.tables)
+    layout = run.layout
     record = layout.release(policy_version)
     places = [Path(read_json(record, Release).path)] if record.exists() else []
     places.append(layout.candidate(policy_version))
@@ -73,7 +73,7 @@ def policy_of(run: Run, policy_version: int) -> tuple[Path, str]:
 
 def champion(run: Run) -> tuple[Path, str]:
     """Directory of what users are served, else of the run's base; and which of them it is, in words."""
-    served = served_release(Layout(run.directory, run.tables))
+    served = served_release(run.layout)
     if served is None:
         return run.base, "the run's base, for nothing was released yet"
     return Path(served.path), f"v{served.policy_version}, the champion"

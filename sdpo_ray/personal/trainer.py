@@ -63,7 +63,7 @@ class PersonalTrainer:
         require_adapters(run)
         self._run = run
         self._heard = heard
-        self._layout = Layout(run.directory, run.tables)
+        self._layout = run.layout
         self._table = Table.interactions(self._layout)
         self._evaluation = EvalRunner(run, self._layout)
         self._config = distill_config(run)

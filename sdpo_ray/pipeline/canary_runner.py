@@ -30,7 +30,7 @@ class CanaryRunner:
     ) -> None:
         self._run = run
         self._rules = run.promote.canary
-        self._layout = Layout(run.directory, run.tables)
+        self._layout = run.layout
         self._curator = curator
         self._registry = registry
         self._events = events

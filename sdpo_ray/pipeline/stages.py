@@ -47,7 +47,7 @@ class Pipeline:
 
     def __init__(self, run: Run, curator: Curator, registry: Registry, events: EventFile) -> None:
         self._run = run
-        self._layout = Layout(run.directory, run.tables)
+        self._layout = run.layout
         self._curator = curator
         self._registry = registry
         self._events = events

@@ -37,7 +37,7 @@ def run_training_loop(run: Run, turns: int) -> None:
     from sdpo_ray.promote.registry import Registry
     from sdpo_ray.records import Release
 
-    layout = Layout(run.directory, run.tables)
+    layout = run.layout
     events = EventFile(layout.events)
     with run_lock(layout):
         ray.init(address="auto", ignore_reinit_error=True, log_to_driver=False)

@@ -65,7 +65,7 @@ class Erasure:
         self._run = run
         self._whose = whose
         self._say = say
-        self._layout = Layout(run.directory, run.tables)
+        self._layout = run.layout
         self._tables = UserTables.of(self._layout)
         self._log = JournalPurger(run, self._layout, self._tables, say)
         self._erasures = Tombstones(self._layout)

@@ -24,7 +24,6 @@ from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.cluster.local_cluster import LocalCluster, free_port
 from sdpo_ray.cluster.serve_deploy import deploy
 from sdpo_ray.config import load_run
-from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Turn
 from tests.faults.service_probes import chat, engine_of, named, wait_until
 from tests.support.paths import CHECKPOINT
@@ -147,7 +146,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "capture.journal.segment_s=2",
     ]
     run = load_run(LAPTOP, overrides)
-    layout = Layout(run.directory)
+    layout = run.layout
     point(layout, release_of(perturbed(CHECKPOINT, folder / "v1", seed=RELEASED), RELEASED, previous=None))
     with LocalCluster(num_cpus=6, log=folder / "ray.log") as cluster:
         deploy(cluster.dashboard, run, Path(LAPTOP).absolute(), overrides, only=("policy",))

@@ -223,7 +223,7 @@ def test_on_kafka_what_an_erased_user_left_never_enters_the_tables(tmp_path):
     brokers = ",".join(f"{each.host}:{each.port}" for each in host.list_topics(timeout=10).brokers.values())
     kafka = {"brokers": brokers, "options": {"log_level": "0"}}
     run = parse_run({"root": str(tmp_path), "capture": {"kafka": kafka}})
-    layout = Layout(run.directory)
+    layout = run.layout
     log = open_log(layout, run.capture)
     said = [turn("theirs", user=pseudonym(layout, VICTIM)), turn("other", user=pseudonym(layout, "ann"))]
     for durable in [log.append(each) for each in said]:

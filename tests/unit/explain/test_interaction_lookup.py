@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Run:
 @pytest.fixture
 def filled(run: Run) -> Layout:
     """Three interactions, and a turn that nobody has answered."""
-    layout = Layout(run.directory)
+    layout = run.layout
     said = [interaction("a", at_s=5.0), interaction("b", at_s=7.0), interaction("c", at_s=6.0)]
     Table.interactions(layout).append(interactions_to_arrow(said), {})
     Table.turns(layout).append(turns_to_arrow([each.turn for each in said] + [turn("last")]), {})
@@ -67,7 +67,7 @@ def test_the_newest_come_first(filled: Layout):
 
 
 def test_looking_at_a_run_that_is_not_there_says_so_and_makes_nothing(run: Run):
-    layout = Layout(run.directory)
+    layout = run.layout
     for look in (lambda: find(layout, "a"), lambda: newest(layout, 5)):
         with pytest.raises(ConfigError):
             look()
@@ -81,7 +81,7 @@ def release(run: Run, version: int, path: Path) -> Release:
         previous_version=None,
         fingerprint=Fingerprint(token_ids=(), logprobs=()),
     )
-    write_json(Layout(run.directory).release(version), made)
+    write_json(run.layout.release(version), made)
     return made
 
 
@@ -90,7 +90,7 @@ def test_the_policy_that_answered_is_asked_while_it_is_on_disk(run: Run, tmp_pat
         pass
     release(run, 2, tmp_path / "elsewhere")
     assert policy_of(run, 2) == (tmp_path / "elsewhere", "v2, which made the answer")
-    candidate = Layout(run.directory).candidate(3)
+    candidate = run.layout.candidate(3)
     with sealed_directory(candidate):
         pass
     assert policy_of(run, 3) == (candidate, "v3, which made the answer")
@@ -101,7 +101,7 @@ def test_the_champion_is_asked_where_it_is_gone_and_the_words_say_which(run: Run
     path, words = policy_of(run, 4)
     assert (path, words.split(";")[0]) == (run.base, "the run's base, for nothing was released yet")
     served = release(run, 5, tmp_path / "v5")
-    write_json(Layout(run.directory).release_pointer, served)
+    write_json(run.layout.release_pointer, served)
     assert champion(run) == (tmp_path / "v5", "v5, the champion")
     release(run, 4, tmp_path / "deleted")
     path, words = policy_of(run, 4)

@@ -9,7 +9,6 @@ import pytest
 from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import Run, load_run
 from sdpo_ray.eventlog.factory import open_log
-from sdpo_ray.io.paths import Layout
 from sdpo_ray.pipeline.background_ingest import ingest_in_background
 from sdpo_ray.tables.delta_table import Table
 from tests.support.conversations import turn
@@ -28,7 +27,7 @@ def wait_for(found: Callable[[], bool]) -> None:
 
 
 def test_what_is_said_while_a_cycle_goes_on_leaves_the_journal_for_the_table(run: Run):
-    layout = Layout(run.directory)
+    layout = run.layout
     replica, table = open_log(layout, run.capture), Table.turns(layout)
 
     def num_stored() -> int:
@@ -45,7 +44,7 @@ def test_what_is_said_while_a_cycle_goes_on_leaves_the_journal_for_the_table(run
 
 
 def test_what_goes_wrong_is_said_once_and_does_not_end_the_cycle(run: Run, capsys: pytest.CaptureFixture[str]):
-    layout = Layout(run.directory)
+    layout = run.layout
     replica = open_log(layout, run.capture)
     for number in (1, 2):
         replica.append(turn(f"t{number}", f"question {number}")).result()
