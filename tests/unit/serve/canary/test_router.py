@@ -328,7 +328,7 @@ def test_a_canary_that_does_not_begin_in_time_is_not_waited_for(tmp_path: Path):
 
 def test_a_stream_arrives_while_it_is_made_and_a_broken_one_ends_with_an_error(house: House):
     (user,) = users_of(house, candidates=True)
-    canary = Canary(breaks_after=2)
+    canary = FakeCanary(breaks_after=2)
 
     async def main() -> bytes:
         async with listening(canary) as url:
@@ -347,7 +347,7 @@ def test_a_stream_arrives_while_it_is_made_and_a_broken_one_ends_with_an_error(h
 
 def test_when_the_client_hangs_up_so_do_we(house: House):
     (user,) = users_of(house, candidates=True)
-    canary = Canary(pieces=2000, piece_s=0.01)
+    canary = FakeCanary(pieces=2000, piece_s=0.01)
 
     async def main() -> None:
         async with listening(canary) as url:

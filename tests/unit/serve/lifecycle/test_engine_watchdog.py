@@ -33,7 +33,7 @@ def ended(*, dies: bool = False, stops: bool = False, leaving: bool = False, pat
                 engine,
                 patience_s=patience_s,
                 leaving=lambda: leaving,
-                end=lambda: ends.append("engine killed" if engine.killed else "ended"),
+                exit_process=lambda: ends.append("engine killed" if engine.killed else "ended"),
             )
         )
         await asyncio.sleep(2 * POLL_S)
@@ -60,7 +60,7 @@ def test_it_does_not_look_first_where_somebody_was_told():
 
     async def run() -> None:
         watch = asyncio.ensure_future(
-            watch_engine(engine, patience_s=60, leaving=lambda: False, end=lambda: ends.append("ended"))
+            watch_engine(engine, patience_s=60, leaving=lambda: False, exit_process=lambda: ends.append("ended"))
         )
         await asyncio.sleep(0)
         engine.died.set()

@@ -12,7 +12,7 @@ from serve.lifecycle.log_privacy import UserTextFilter, kept_open
 from tests.support.paths import REPOSITORY
 
 CANARY = "the moon is made of 4711"
-CONFIG = REPOSITORY / "serve" / "logging.json"
+CONFIG = REPOSITORY / "serve" / "lifecycle" / "logging.json"
 
 
 def record(name: str, level: int, text: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
