@@ -477,13 +477,13 @@ def test_the_canary_believes_only_who_has_the_key(tmp_path: Path):
     assert private_key(tmp_path / "canary.key") == key
     assert (tmp_path / "canary.key").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["canary.key"]
-    entrance = CanaryAuthenticator(key)
+    authenticator = CanaryAuthenticator(key)
     chat = "/v1/chat/completions"
     for authorization in ("", "Bearer", "Bearer ", f"Bearer {key.decode()}x", f"Basic {key.decode()}"):
-        assert entrance.caller(chat, {"authorization": authorization, "x-sdpo-tenant": "acme"}) is None
+        assert authenticator.caller(chat, {"authorization": authorization, "x-sdpo-tenant": "acme"}) is None
     right = {"authorization": f"Bearer {key.decode()}"}
-    caller = entrance.caller(chat, {**right, "x-sdpo-tenant": "acme"})
+    caller = authenticator.caller(chat, {**right, "x-sdpo-tenant": "acme"})
     assert caller is not None
     assert (caller.tenant, caller.limited) == ("acme", False)
-    assert (entrance.caller(chat, right) or caller).tenant == "default"
-    assert entrance.caller("/health", {}) is not None
+    assert (authenticator.caller(chat, right) or caller).tenant == "default"
+    assert authenticator.caller("/health", {}) is not None
