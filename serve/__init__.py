@@ -1,1 +1,1 @@
-"""The application that serves the policy: vLLM behind OpenAI's API, on Ray Serve."""
+"""The Ray Serve application that serves the policy: vLLM behind OpenAI's API."""

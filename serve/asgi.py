@@ -34,7 +34,7 @@ async def read_body(receive: Receive) -> bytes | None:
             return bytes(body)
 
 
-def replaying(body: bytes, receive: Receive) -> Receive:
+def replay_body(body: bytes, receive: Receive) -> Receive:
     """`receive` for an app behind one that has read the body already: the body, and then what comes after it."""
     bodies = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -44,7 +44,7 @@ def replaying(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def with_length(scope: Scope, length: int) -> Scope:
+def with_content_length(scope: Scope, length: int) -> Scope:
     """The scope, for a body of so many bytes."""
     headers = MutableHeaders(raw=list(scope["headers"]))
     headers["content-length"] = str(length)

@@ -1,4 +1,4 @@
-"""One HTTP request on its way through: what the layers of an answer tell each other about it."""
+"""State of one HTTP request that the gateway, the API and the engine share."""
 
 from collections.abc import Coroutine, Mapping
 from contextvars import ContextVar
@@ -10,12 +10,12 @@ from sdpo_ray.capture.api_keys import DEFAULT_TENANT
 from sdpo_ray.capture.chat_request import ChatRequest
 from serve.asgi import Scope
 
-_VISIT = "sdpo_ray.visit"
+_SCOPE_KEY = "sdpo_ray.request_context"
 
 
 @dataclass(frozen=True, slots=True)
 class RequestSpan:
-    """Part of a visit, in nanoseconds since 1970. Made where it is waited for; read by `serve.gateway.request_record`."""
+    """A wait of a request, nanoseconds since 1970. Made by `RequestContext`; read by `serve.gateway.request_record`."""
 
     name: str
     began_ns: int
@@ -24,70 +24,70 @@ class RequestSpan:
 
 @dataclass(slots=True)
 class RequestContext:
-    """One request that was let in. Made by `serve.gateway.middleware`; the routes read it, the engine writes to it."""
+    """One accepted HTTP request. Made by `serve.gateway.middleware`; read by the routes, written to by the engine."""
 
     path: str
     request_id: str
     tenant: str = DEFAULT_TENANT
     key_id: str = ""
-    """Of the API key that was shown; empty where none is asked for."""
+    """Id of the caller's API key; empty where none is required."""
     prompt_tokens: int = 0
     response_tokens: int = 0
     """Both as far as the engine has counted them."""
     policy_version: int | None = None
     """Set when the engine's first output arrives."""
     adapter: str = ""
-    """The personal policy that answers; empty for the shared one."""
-    stages: list[RequestSpan] = field(default_factory=list)
-    """What it waited for and where: `gate`, `engine`, `journal`; several of each where several answers were asked."""
+    """Name of the personal policy that answers; empty for the shared one."""
+    spans: list[RequestSpan] = field(default_factory=list)
+    """Waits by name: `gate`, `engine`, `journal`; several of each where the request wants several responses."""
 
-    def passed(self, name: str, began_ns: int) -> None:
-        """Note a stage that ends now."""
-        self.stages.append(RequestSpan(name, began_ns, time_ns()))
+    def add_span(self, name: str, began_ns: int) -> None:
+        """Add a wait that ends now."""
+        self.spans.append(RequestSpan(name, began_ns, time_ns()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedAdapter:
-    """A LoRA adapter as the engine knows it. Made by `serve.lora.lora_cache`."""
+    """A LoRA adapter in the engine's memory. Made by `serve.lora.lora_cache`; read by `serve.engine`."""
 
     name: str
     number: int
-    """Positive, and never used again."""
+    """Positive, and never used for another adapter of this engine."""
     path: str
 
 
 @dataclass(slots=True)
 class ChatContext:
-    """What a chat asked, and what becomes of it. Made by `serve.api.routes`; written to by `serve.engine.recording_engine`."""
+    """A generation request and its progress. Made by `serve.api.routes`; written to by `serve.engine`."""
 
-    visit: RequestContext
-    asked: ChatRequest | None
-    """None for a completion of plain text, which is nobody's turn."""
+    context: RequestContext
+    request: ChatRequest | None
+    """None for a completion of plain text, which is never a turn."""
     recorded: bool
-    """Whether its turn is to be recorded."""
+    """Whether its turns are to be recorded."""
     storing: Coroutine[Any, Any, bool] | None = None
-    """From the engine's last output until somebody awaits it: whether every turn of it is on disk."""
+    """From the engine's last output until it is awaited: gives whether every turn is on disk."""
     receipt: bool = False
-    """True once every turn of it is on disk."""
+    """True once every turn is on disk."""
     tool_use: Mapping[str, Any] | None = None
-    """What the request says of tools, where its answer may call them."""
+    """The request's fields about tools, where the response may call them."""
     release_version: int | None = None
-    """Of the release whose adapter answers; None where it is the engine's own weights, which it names itself."""
+    """Version of the release whose adapter answers; None for the engine's own weights, whose version vLLM reports."""
     admitted: bool = False
-    """Whether some of it is in the engine already: the rest goes in beside it, and is answered by the same policy."""
+    """Whether part of the request is in the engine: the rest passes the gate and uses the same policy."""
     adapter: LoadedAdapter | None = None
-    """What answers it besides the engine's own weights, from the moment it is admitted."""
+    """The adapter that answers, set when the request is admitted."""
 
 
-EXCHANGE: ContextVar[ChatContext | None] = ContextVar("exchange", default=None)
+CHAT_CONTEXT: ContextVar[ChatContext | None] = ContextVar("chat_context", default=None)
 
 
 def request_context_of(scope: Scope) -> RequestContext:
-    """The visit that `serve.gateway.middleware` put into an ASGI scope."""
-    visit: RequestContext = scope[_VISIT]
-    return visit
+    """Return the context that `serve.gateway.middleware` put into an ASGI scope."""
+    context: RequestContext = scope[_SCOPE_KEY]
+    return context
 
 
-def with_request_context(scope: Scope, visit: RequestContext) -> Scope:
-    """The scope, with the visit in it for those behind."""
-    return {**scope, _VISIT: visit}
+def with_request_context(scope: Scope, context: RequestContext) -> Scope:
+    """Return a copy of the scope that holds the context."""
+    return {**scope, _SCOPE_KEY: context}

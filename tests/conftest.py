@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.cluster.haproxy import own_haproxy
+from sdpo_ray.upstream.haproxy import own_haproxy
 from sdpo_ray.cluster.local_cluster import ENVIRONMENT, free_port
 from sdpo_ray.io.paths import Layout
 from tests.support.paths import CHECKPOINT

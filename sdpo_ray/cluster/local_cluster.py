@@ -17,7 +17,7 @@ from typing import Self
 
 import psutil
 
-from sdpo_ray.cluster.haproxy import own_haproxy
+from sdpo_ray.upstream.haproxy import own_haproxy
 from sdpo_ray.errors import ConfigError
 
 ENVIRONMENT = {

@@ -15,7 +15,7 @@ from serve.request_context import ChatContext
 class ChatRouter(Protocol):
     """Hands some chats to another engine: `serve.canary.router` while a candidate is on trial."""
 
-    async def take(self, exchange: ChatContext, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def take(self, chat: ChatContext, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
         """Whether it answered; when it did not, not one byte is out. `body` is what the client sent."""
 
 

@@ -23,10 +23,10 @@ NOT_STORED = f": {TURN_ID} not stored\n\n".encode()
 class ChatResponse:
     """Holds the response's head until its first body, when the policy version is known."""
 
-    def __init__(self, send: Send, exchange: ChatContext, door: ApiContext) -> None:
+    def __init__(self, send: Send, chat: ChatContext, api: ApiContext) -> None:
         self._send = send
-        self._exchange = exchange
-        self._door = door
+        self._chat = chat
+        self._api = api
         self._head: Message | None = None
         self._promised = False
         self._refused = False
@@ -47,34 +47,34 @@ class ChatResponse:
                 message = {"type": "http.response.body", "body": json.dumps(error).encode(), "more_body": False}
             self._add_headers(head)
             await self._send(head)
-        elif self._promised and _is_done(message) and not self._exchange.receipt:
+        elif self._promised and _is_done(message) and not self._chat.receipt:
             await self._send({"type": "http.response.body", "body": NOT_STORED, "more_body": True})
         await self._send(message)
 
     async def _stored(self) -> None:
         """Return once the turns of an answer that has ended are on disk, or cannot be."""
-        exchange = self._exchange
-        if exchange.storing is None:
+        chat = self._chat
+        if chat.storing is None:
             return
-        storing, exchange.storing, began_ns = exchange.storing, None, time_ns()
+        storing, chat.storing, began_ns = chat.storing, None, time_ns()
         try:
-            exchange.receipt = await storing
+            chat.receipt = await storing
         finally:
-            exchange.visit.passed("journal", began_ns)
+            chat.context.add_span("journal", began_ns)
 
     def _add_headers(self, head: Message) -> None:
         headers = MutableHeaders(raw=head["headers"])
-        headers.update(self._door.served())
+        headers.update(self._api.served())
         if head["status"] != 200:
             return
-        version = self._exchange.visit.policy_version
+        version = self._chat.context.policy_version
         if version is not None:
             headers[POLICY_VERSION] = str(version)
         streamed = headers.get("content-type", "").startswith("text/event-stream")
-        recorder = self._door.recorder
-        self._promised = streamed and self._exchange.recorded and recorder is not None and recorder.healthy
-        if self._exchange.asked is not None and (self._exchange.receipt or self._promised):
-            headers[TURN_ID] = self._exchange.asked.turn_id
+        recorder = self._api.recorder
+        self._promised = streamed and self._chat.recorded and recorder is not None and recorder.healthy
+        if self._chat.request is not None and (self._chat.receipt or self._promised):
+            headers[TURN_ID] = self._chat.request.turn_id
 
 
 def _is_done(message: Message) -> bool:

@@ -20,8 +20,8 @@ from serve.api.feedback import reply_to_feedback
 from serve.api.models import MODELS, is_about_models, reply_about_models
 from serve.api.request_allowlist import check_chat, check_completion
 from serve.api.response import ChatResponse
-from serve.asgi import ASGIApp, Receive, Scope, Send, read_body, refuse, replaying, with_headers, with_length
-from serve.request_context import EXCHANGE, ChatContext, RequestContext, request_context_of
+from serve.asgi import ASGIApp, Receive, Scope, Send, read_body, refuse, replay_body, with_content_length, with_headers
+from serve.request_context import CHAT_CONTEXT, ChatContext, RequestContext, request_context_of
 
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
@@ -35,11 +35,11 @@ ROUTES = {
 class ApiMiddleware:
     """Pure ASGI: it may not buffer a stream, and it outlives a cancelled request by one abort."""
 
-    def __init__(self, app: ASGIApp, door: ApiContext) -> None:
+    def __init__(self, app: ASGIApp, api: ApiContext) -> None:
         self._app = app
-        self._door = door
+        self._api = api
         # The evaluation engine records nobody, so there is nobody's feedback to take.
-        self._routes = {path: method for path, method in ROUTES.items() if path != FEEDBACK or door.recorder}
+        self._routes = {path: method for path, method in ROUTES.items() if path != FEEDBACK or api.recorder}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,81 +55,77 @@ class ApiMiddleware:
         elif method == "POST":
             await self._with_body(request_context_of(scope), scope, receive, send)
         elif is_about_models(path):
-            reply = reply_about_models(path, self._door.model)
-            await reply(scope, receive, with_headers(send, self._door.served))
+            reply = reply_about_models(path, self._api.model)
+            await reply(scope, receive, with_headers(send, self._api.served))
         else:
-            await self._app(scope, receive, with_headers(send, self._door.served))
+            await self._app(scope, receive, with_headers(send, self._api.served))
 
-    async def _with_body(self, visit: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _with_body(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive)
         if body is None:
             return
-        if visit.path != FEEDBACK:
-            await self._generate(body, visit, scope, receive, send)
-        elif self._door.recorder is not None:
-            headers, recorder, capture = Headers(scope=scope), self._door.recorder, self._door.capture
-            reply = await reply_to_feedback(body, headers, tenant=visit.tenant, recorder=recorder, capture=capture)
-            await reply(scope, receive, with_headers(send, self._door.served))
+        if context.path != FEEDBACK:
+            await self._generate(body, context, scope, receive, send)
+        elif self._api.recorder is not None:
+            headers, recorder, capture = Headers(scope=scope), self._api.recorder, self._api.capture
+            reply = await reply_to_feedback(body, headers, tenant=context.tenant, recorder=recorder, capture=capture)
+            await reply(scope, receive, with_headers(send, self._api.served))
 
-    async def _generate(self, body: bytes, visit: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
-        prepare = self._chat if visit.path == CHAT else self._completion
+    async def _generate(self, body: bytes, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
+        prepare = self._chat if context.path == CHAT else self._completion
         try:
-            exchange, escaped = prepare(_object(body), visit, Headers(scope=scope))
+            chat, escaped = prepare(_object(body), context, Headers(scope=scope))
         except DataError as error:
             await refuse(400, str(error), "invalid_request_error")(scope, receive, send)
             return
         except RecursionError:
             await refuse(400, "the body is nested too deeply", "invalid_request_error")(scope, receive, send)
             return
-        canary = self._door.canary
-        if (
-            exchange.asked is not None
-            and canary is not None
-            and await canary.take(exchange, body, scope, receive, send)
-        ):
+        canary = self._api.canary
+        if chat.request is not None and canary is not None and await canary.take(chat, body, scope, receive, send):
             return
-        token = EXCHANGE.set(exchange)
+        token = CHAT_CONTEXT.set(chat)
         try:
-            reply = ChatResponse(send, exchange, self._door)
-            await self._app(with_length(scope, len(escaped)), replaying(escaped, receive), reply)
+            reply = ChatResponse(send, chat, self._api)
+            await self._app(with_content_length(scope, len(escaped)), replay_body(escaped, receive), reply)
         finally:
-            EXCHANGE.reset(token)
-            if exchange.storing is not None and self._door.recorder is not None:
+            CHAT_CONTEXT.reset(token)
+            if chat.storing is not None and self._api.recorder is not None:
                 # There was nothing left to answer.
-                self._door.recorder.finish(exchange.storing)
-            if exchange.asked is None and visit.policy_version is not None and self._door.recorder is not None:
-                self._door.recorder.counters.add("not_recorded.completion")
+                self._api.recorder.finish(chat.storing)
+            if chat.request is None and context.policy_version is not None and self._api.recorder is not None:
+                self._api.recorder.counters.add("not_recorded.completion")
 
-    def _chat(self, request: dict[str, Any], visit: RequestContext, headers: Headers) -> tuple[ChatContext, bytes]:
-        """The exchange of a chat and the body vLLM sees. Raises DataError, RecursionError."""
+    def _chat(self, request: dict[str, Any], context: RequestContext, headers: Headers) -> tuple[ChatContext, bytes]:
+        """The chat of a chat and the body vLLM sees. Raises DataError, RecursionError."""
         check_chat(request)
         asked = read_request(
             request,
             headers,
             turn_id=f"turn-{uuid4().hex}",
-            tenant=visit.tenant,
-            default=default_consent(self._door.capture, visit.tenant),
+            tenant=context.tenant,
+            default=default_consent(self._api.capture, context.tenant),
             now_s=time.time(),
         )
         offered = bool(request.get("tools")) and request.get("tool_choice") != "none"
-        if offered and not self._door.calls_tools and request.get("tool_choice") in (None, "auto"):
+        if offered and not self._api.calls_tools and request.get("tool_choice") in (None, "auto"):
             # The choice is ours, and without a parser it is to call none; vLLM would refuse it.
             request["tool_choice"], offered = "none", False
-        escaped = escape(request, self._door.control)
-        recorder = self._door.recorder
-        exchange = ChatContext(visit=visit, asked=asked, recorded=recorder is not None and recorder.wants(asked))
-        if offered and exchange.recorded:
+        escaped = escape(request, self._api.control)
+        recorder = self._api.recorder
+        chat = ChatContext(context=context, request=asked, recorded=recorder is not None and recorder.wants(asked))
+        if offered and chat.recorded:
             about_tools = ("tools", "tool_choice", "parallel_tool_calls")
-            exchange.tool_use = {name: escaped[name] for name in about_tools if name in escaped}
-        return exchange, json.dumps(escaped).encode()
+            chat.tool_use = {name: escaped[name] for name in about_tools if name in escaped}
+        return chat, json.dumps(escaped).encode()
 
     def _completion(
-        self, request: dict[str, Any], visit: RequestContext, headers: Headers
+        self, request: dict[str, Any], context: RequestContext, headers: Headers
     ) -> tuple[ChatContext, bytes]:
-        """The exchange of a completion and the body vLLM sees. Raises DataError, RecursionError."""
+        """The chat of a completion and the body vLLM sees. Raises DataError, RecursionError."""
         check_completion(request)
-        escaped = escape_completion(request, self._door.control)
-        return ChatContext(visit=visit, asked=None, recorded=False), json.dumps(escaped).encode()
+        escaped = escape_completion(request, self._api.control)
+        return ChatContext(context=context, request=None, recorded=False), json.dumps(escaped).encode()
 
 
 def _object(body: bytes) -> dict[str, Any]:

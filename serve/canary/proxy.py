@@ -19,7 +19,7 @@ from serve.request_context import ChatContext
 
 CONNECT_S = 2.0
 IDLE_CONNECTIONS = 64
-_PASSED_ON = ("content-type", "cache-control")
+_FORWARDED = ("content-type", "cache-control")
 _OURS = "x-sdpo-"
 
 
@@ -49,7 +49,7 @@ class ChatProxy:
         )
 
     async def answer(
-        self, request: dict[str, Any], headers: Mapping[str, str], exchange: ChatContext, version: int, send: Send
+        self, request: dict[str, Any], headers: Mapping[str, str], chat: ChatContext, version: int, send: Send
     ) -> None:
         """Let policy `version` answer. Raises Away before the first byte, Refusal for a stream that broke off later."""
         streamed, counted = bool(request.get("stream")), _asks_for_usage(request)
@@ -58,17 +58,17 @@ class ChatProxy:
         async with self.asked(request, headers, version) as reply:
             body = b"" if streamed else await self._whole(reply)
             await send(_head(reply, None if streamed else len(body)))
-            exchange.visit.policy_version = version
-            exchange.receipt = TURN_ID in reply.headers
+            chat.context.policy_version = version
+            chat.receipt = TURN_ID in reply.headers
             if not streamed:
-                _count(exchange, json.loads(body))
+                _count(chat, json.loads(body))
                 await send({"type": "http.response.body", "body": body, "more_body": False})
                 return
             try:
                 async for event in _events(reply.aiter_raw()):
                     usage = _usage(event)
                     if usage is not None:
-                        _count(exchange, usage)
+                        _count(chat, usage)
                     if usage is None or usage.get("choices") or counted:
                         await send({"type": "http.response.body", "body": event, "more_body": True})
             except httpx.HTTPError:
@@ -113,7 +113,7 @@ def _head(reply: httpx.Response, length: int | None) -> dict[str, Any]:
     headers = [
         (name, value)
         for name, value in reply.headers.raw
-        if (word := name.decode("latin-1").lower()) in _PASSED_ON or word.startswith(_OURS)
+        if (word := name.decode("latin-1").lower()) in _FORWARDED or word.startswith(_OURS)
     ]
     if length is not None:
         headers.append((b"content-length", str(length).encode()))
@@ -144,7 +144,7 @@ def _usage(event: bytes) -> dict[str, Any] | None:
     return chunk
 
 
-def _count(exchange: ChatContext, answer: Mapping[str, Any]) -> None:
+def _count(chat: ChatContext, answer: Mapping[str, Any]) -> None:
     usage = answer.get("usage") or {}
-    exchange.visit.prompt_tokens = usage.get("prompt_tokens") or 0
-    exchange.visit.response_tokens = usage.get("completion_tokens") or 0
+    chat.context.prompt_tokens = usage.get("prompt_tokens") or 0
+    chat.context.response_tokens = usage.get("completion_tokens") or 0

@@ -34,7 +34,7 @@ from serve.canary.shadow import ShadowCopies
 from serve.gateway.auth import private_key
 from serve.request_context import ChatContext
 
-_PASSED_ON = (CONVERSATION_ID, "x-request-id", "traceparent", "tracestate")
+_FORWARDED = (CONVERSATION_ID, "x-request-id", "traceparent", "tracestate")
 
 
 class CanaryRouter:
@@ -44,29 +44,29 @@ class CanaryRouter:
         key = private_key(layout.canary_key).decode()
         # The champion needs its time, too, for what the candidate was waited for in vain.
         first_byte_s = run.serve.request_timeout_s / 2
-        relay = ChatProxy(f"{run.serve.url}/canary", key, first_byte_s=first_byte_s, transport=transport)
+        proxy = ChatProxy(f"{run.serve.url}/canary", key, first_byte_s=first_byte_s, transport=transport)
         self.counters = Counters.empty()
         self._layout = layout
-        self._relay = relay
-        self._shadow = ShadowCopies(relay, self.counters)
+        self._proxy = proxy
+        self._shadow = ShadowCopies(proxy, self.counters)
         self._pseudonyms = WatchedFile(layout.pseudonym_keys, Pseudonyms.load)
         self._personal = run.serve.adapters > 0
         self._pointer = _Pointer(layout.canary_pointer)
 
-    async def take(self, exchange: ChatContext, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def take(self, chat: ChatContext, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
         """Whether the candidate answered; where it did not, not one byte is out. Raises Refusal for a broken stream."""
-        canary, asked = self._pointer.now(), exchange.asked
+        canary, asked = self._pointer.now(), chat.request
         if canary is None or asked is None or not self._is_candidates(asked, canary):
             return False
         headers = {CONSENT: asked.consent.value, TENANT: asked.tenant}
         given = Headers(scope=scope)
-        headers |= {name: given[name] for name in _PASSED_ON if name in given}
+        headers |= {name: given[name] for name in _FORWARDED if name in given}
         request, version = json.loads(body), canary.candidate.policy_version
         if canary.mode == "shadow":
             self._shadow.copy(request, headers, version, self._layout.canary_answers(version))
             return False
         try:
-            await _unless_left(self._relay.answer(request, headers, exchange, version, send), receive)
+            await _unless_left(self._proxy.answer(request, headers, chat, version, send), receive)
         except UpstreamError as away:
             self.counters.add(f"champion.{away}")
             return False

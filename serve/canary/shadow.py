@@ -25,8 +25,8 @@ AT_ONCE = 4
 class ShadowCopies:
     """The copies of one replica, which keeps its figures in a file of its own."""
 
-    def __init__(self, relay: ChatProxy, counters: Counters) -> None:
-        self._relay = relay
+    def __init__(self, proxy: ChatProxy, counters: Counters) -> None:
+        self._proxy = proxy
         self._counters = counters
         self._name = f"{uuid4().hex}.jsonl"
         self._copies: set[asyncio.Task[None]] = set()
@@ -46,7 +46,7 @@ class ShadowCopies:
         began = time.monotonic()
         tokens, error = 0, ""
         try:
-            async with self._relay.asked(request, headers, version) as reply:
+            async with self._proxy.asked(request, headers, version) as reply:
                 tokens = json.loads(await reply.aread())["usage"]["completion_tokens"]
         except UpstreamError as away:
             error = str(away)

@@ -1,1 +1,1 @@
-"""vLLM's engine with what recording needs, and no more."""
+"""The vLLM engine that records its responses and whose weights and adapters can be swapped."""

@@ -26,7 +26,7 @@ def engine_arguments(run: Run, model: str) -> Any:
         kv_cache_memory_bytes=run.serve.kv_cache_mib << 20,
         max_num_seqs=run.serve.max_num_seqs,
         max_num_queued_reqs=run.serve.max_queued,
-        worker_extension_cls="serve.weights.worker_extension.SwapExtension",
+        worker_extension_cls="serve.engine.worker_extension.SwapExtension",
         # Log-probs after temperature and top-p are those of the policy that sampled.
         logprobs_mode="processed_logprobs",
         # Left to itself, vLLM takes for good what fits the first constrained request, most often xgrammar, which a

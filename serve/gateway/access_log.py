@@ -27,11 +27,11 @@ class AccessLog:
         self._replica = replica
         self._flush: asyncio.TimerHandle | None = None
 
-    def write(self, passage: RequestRecord) -> None:
+    def write(self, record: RequestRecord) -> None:
         """One line; none for a probe that found all well."""
-        if passage.route in OPEN and passage.outcome == "ok":
+        if record.route in OPEN and record.outcome == "ok":
             return
-        logger.info("request", extra=_OURS_ALONE | {"replica": self._replica} | line(passage))
+        logger.info("request", extra=_OURS_ALONE | {"replica": self._replica} | line(record))
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(_FLUSH_S, self.flush)
 
@@ -42,25 +42,25 @@ class AccessLog:
             handler.flush()
 
 
-def line(passage: RequestRecord) -> dict[str, Any]:
+def line(record: RequestRecord) -> dict[str, Any]:
     """What is said of a request; also what a trace says of it."""
-    visit = passage.visit
+    context = record.context
     said: dict[str, Any] = {
-        "request_id": visit.request_id,
-        "method": passage.method,
-        "route": passage.route,
-        "status": passage.status,
-        "outcome": passage.outcome,
-        "reason": passage.reason,
-        "tenant": visit.tenant,
-        "key_id": visit.key_id,
-        "policy_version": visit.policy_version,
-        "adapter": visit.adapter,
-        "prompt_tokens": visit.prompt_tokens,
-        "response_tokens": visit.response_tokens,
-        "seconds": round(passage.seconds, 6),
-        "ttft_s": None if passage.ttft_s is None else round(passage.ttft_s, 6),
-        "gate_s": round(passage.seconds_in("gate"), 6),
-        "journal_s": round(passage.seconds_in("journal"), 6),
+        "request_id": context.request_id,
+        "method": record.method,
+        "route": record.route,
+        "status": record.status,
+        "outcome": record.outcome,
+        "reason": record.reason,
+        "tenant": context.tenant,
+        "key_id": context.key_id,
+        "policy_version": context.policy_version,
+        "adapter": context.adapter,
+        "prompt_tokens": context.prompt_tokens,
+        "response_tokens": context.response_tokens,
+        "seconds": round(record.seconds, 6),
+        "ttft_s": None if record.ttft_s is None else round(record.ttft_s, 6),
+        "gate_s": round(record.seconds_in("gate"), 6),
+        "journal_s": round(record.seconds_in("journal"), 6),
     }
     return {name: value for name, value in said.items() if value not in (None, "")}

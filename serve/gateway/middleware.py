@@ -35,11 +35,13 @@ _EVERYBODY = "everybody"
 class GatewayMiddleware:
     """Pure ASGI. Lets a request in as a `RequestContext`, or refuses it."""
 
-    def __init__(self, app: ASGIApp, entrance: Authenticator, operation: Observability, health: ASGIApp) -> None:
+    def __init__(
+        self, app: ASGIApp, authenticator: Authenticator, observability: Observability, health: ASGIApp
+    ) -> None:
         self._app = app
-        self._entrance = entrance
-        self._config = operation.config
-        self._operation = operation
+        self._authenticator = authenticator
+        self._config = observability.config
+        self._observability = observability
         self._health = health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,83 +55,83 @@ class GatewayMiddleware:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         given = Headers(scope=scope).get(REQUEST_ID, "")
         # The client's own, where it is one that may stand in a log.
-        visit = RequestContext(path=path, request_id=given if _SANE.fullmatch(given) else uuid4().hex)
-        passage = RequestRecord(visit=visit, method=scope["method"], route=route_of(path))
-        if visit.request_id != given:
+        context = RequestContext(path=path, request_id=given if _SANE.fullmatch(given) else uuid4().hex)
+        record = RequestRecord(context=context, method=scope["method"], route=route_of(path))
+        if context.request_id != given:
             # Ray Serve sends the client's own back, which must not be there twice.
-            passage.headers[REQUEST_ID] = visit.request_id
-        outgoing = ResponseTracker(send, passage)
-        scope = self._operation.begin(passage, scope)
+            record.headers[REQUEST_ID] = context.request_id
+        tracker = ResponseTracker(send, record)
+        scope = self._observability.begin(record, scope)
         try:
-            await self._answer(passage, scope, receive, outgoing)
-        except RequestError as refusal:
-            await _refuse(refusal, passage, scope, receive, outgoing)
+            await self._answer(record, scope, receive, tracker)
+        except RequestError as error:
+            await _refuse(error, record, scope, receive, tracker)
         except asyncio.CancelledError:
-            passage.aborted = True
+            record.aborted = True
             raise
         except Exception as error:
             # Not its words, which may be anybody's.
             where = "".join(traceback.format_tb(error.__traceback__))
             logger.error("a request ended in %s\n%s", type(error).__name__, where)
-            await _refuse(gone_wrong(), passage, scope, receive, outgoing)
+            await _refuse(gone_wrong(), record, scope, receive, tracker)
         finally:
-            passage.end()
-            self._operation.end(passage)
+            record.end()
+            self._observability.end(record)
 
-    async def _answer(self, passage: RequestRecord, scope: Scope, receive: Receive, outgoing: ResponseTracker) -> None:
+    async def _answer(self, record: RequestRecord, scope: Scope, receive: Receive, tracker: ResponseTracker) -> None:
         """Raises Refusal."""
-        visit, config = passage.visit, self._config
+        context, config = record.context, self._config
         max_body_bytes = config.max_body_mib << 20
         check_head(scope, max_body_bytes)
-        if visit.path in (HEALTH, READY):
-            await self._health(scope, receive, outgoing)
+        if context.path in (HEALTH, READY):
+            await self._health(scope, receive, tracker)
             return
-        caller = self._entrance.caller(visit.path, Headers(scope=scope))
+        caller = self._authenticator.caller(context.path, Headers(scope=scope))
         if caller is None:
             raise no_key()
-        visit.tenant, visit.key_id = caller.tenant, caller.key_id
-        async with self._allowed(caller, passage):
+        context.tenant, context.key_id = caller.tenant, caller.key_id
+        async with self._allowed(caller, record):
             try:
                 async with asyncio.timeout(config.request_timeout_s) as limit:
-                    outgoing.cut_when = limit.expired
+                    tracker.cut_if = limit.expired
                     await self._app(
-                        with_request_context(scope, visit), bounded(receive, max_body_bytes, BODY_TIMEOUT_S), outgoing
+                        with_request_context(scope, context), bounded(receive, max_body_bytes, BODY_TIMEOUT_S), tracker
                     )
             except TimeoutError:
                 if not limit.expired():
                     raise
-            if limit.expired() and not outgoing.ended:
+            if limit.expired() and not tracker.ended:
                 raise took_too_long(config.request_timeout_s)
 
     @asynccontextmanager
-    async def _allowed(self, caller: Caller, passage: RequestRecord) -> AsyncIterator[None]:
+    async def _allowed(self, caller: Caller, record: RequestRecord) -> AsyncIterator[None]:
         """Within it, one request of this caller's is under way. Raises Refusal."""
         if not caller.limited:
             yield
             return
-        who, visit = caller.key_id or _EVERYBODY, passage.visit
+        who, context = caller.key_id or _EVERYBODY, record.context
         # The one it enters by is the one it leaves by, whatever the replica is told meanwhile.
-        gatekeeper = self._operation.gatekeeper
-        verdict = await gatekeeper.enter(who, caller.limits)
-        if verdict.refused:
-            raise over_limit(verdict.refused, verdict.retry_after_s, verdict.headers)
-        passage.headers.update(verdict.headers)
+        rate_limiter = self._observability.rate_limiter
+        decision = await rate_limiter.enter(who, caller.limits)
+        if decision.refused:
+            raise over_limit(decision.refused, decision.retry_after_s, decision.headers)
+        record.headers.update(decision.headers)
         try:
             yield
         finally:
-            tokens = visit.prompt_tokens + visit.response_tokens
-            await gatekeeper.leave(who, caller.limits, verdict.ticket, tokens)
+            tokens = context.prompt_tokens + context.response_tokens
+            await rate_limiter.leave(who, caller.limits, decision.ticket, tokens)
 
 
 async def _refuse(
-    refusal: RequestError, passage: RequestRecord, scope: Scope, receive: Receive, outgoing: ResponseTracker
+    error: RequestError, record: RequestRecord, scope: Scope, receive: Receive, tracker: ResponseTracker
 ) -> None:
-    outgoing.cut_when = None
-    passage.refused = refusal.reason
-    if not outgoing.begun:
-        await refusal.reply(scope, receive, outgoing)
-    elif outgoing.streamed and not outgoing.ended:
-        await outgoing(refusal.last_event)
-    elif not outgoing.ended:
+    tracker.cut_if = None
+    record.refused = error.reason
+    if not tracker.begun:
+        await error.reply(scope, receive, tracker)
+    elif tracker.streamed and not tracker.ended:
+        await tracker(error.last_event)
+    elif not tracker.ended:
         # Half of a plain answer is out: all that is left is to break off the connection.
-        raise refusal
+        raise error

@@ -29,33 +29,33 @@ class Observability:
         self.config = config
         # No request lasts longer, so a ticket that is still out then was lost with its replica.
         ticket_s = config.request_timeout_s + _TICKET_GRACE_S
-        self.gatekeeper: RateLimiter = LocalRateLimiter(ticket_s)
+        self.rate_limiter: RateLimiter = LocalRateLimiter(ticket_s)
         self._shared = SharedRateLimiter(application, ticket_s)
         self.counters: dict[str, Counters] = {"sdpo_limits": self._shared.counters}
         """What is counted besides requests, by a metric's name."""
-        self.traffic = RequestMetrics(registry)
+        self.request_metrics = RequestMetrics(registry)
         self.log = AccessLog(replica)
         self.tracing = Tracing(config.otlp_endpoint, replica) if config.otlp_endpoint else None
 
     def share_limits(self) -> None:
         """This replica is one of several, or may be: from now on all of them count together."""
-        self.gatekeeper = self._shared
+        self.rate_limiter = self._shared
 
-    def begin(self, passage: RequestRecord, scope: Scope) -> Scope:
+    def begin(self, record: RequestRecord, scope: Scope) -> Scope:
         """The request as those behind us see it: under our id, which vLLM puts into its own, and in our trace."""
-        self.traffic.begin(passage)
+        self.request_metrics.begin(record)
         headers = MutableHeaders(raw=list(scope["headers"]))
-        headers[REQUEST_ID] = passage.visit.request_id
+        headers[REQUEST_ID] = record.context.request_id
         if self.tracing is not None:
-            self.tracing.begin(passage, headers)
+            self.tracing.begin(record, headers)
         return {**scope, "headers": headers.raw}
 
-    def end(self, passage: RequestRecord) -> None:
+    def end(self, record: RequestRecord) -> None:
         """Count it, log it, and send its span."""
-        self.traffic.end(passage)
-        self.log.write(passage)
+        self.request_metrics.end(record)
+        self.log.write(record)
         if self.tracing is not None:
-            self.tracing.end(passage)
+            self.tracing.end(record)
 
     def close(self) -> None:
         """Push out what waits."""

@@ -34,21 +34,21 @@ class RequestMetrics:
         self.under_way = 0
         """Of those who ask for something, and not how we are."""
 
-    def begin(self, passage: RequestRecord) -> None:
-        self.under_way += passage.route not in OPEN
+    def begin(self, record: RequestRecord) -> None:
+        self.under_way += record.route not in OPEN
         self._under_way.set(self.under_way)
 
-    def end(self, passage: RequestRecord) -> None:
-        self.under_way -= passage.route not in OPEN
+    def end(self, record: RequestRecord) -> None:
+        self.under_way -= record.route not in OPEN
         self._under_way.set(self.under_way)
-        self._requests.labels(passage.route, str(passage.status), passage.outcome).inc()
-        self._seconds.labels(passage.route).observe(passage.seconds)
-        if passage.reason:
-            self._refused.labels(passage.reason).inc()
-        if passage.ttft_s is not None:
-            self._ttft.observe(passage.ttft_s)
-        stages = {stage.name for stage in passage.visit.stages}
-        if "gate" in stages:
-            self._gate.observe(passage.seconds_in("gate"))
-        if "journal" in stages:
-            self._journal.observe(passage.seconds_in("journal"))
+        self._requests.labels(record.route, str(record.status), record.outcome).inc()
+        self._seconds.labels(record.route).observe(record.seconds)
+        if record.reason:
+            self._refused.labels(record.reason).inc()
+        if record.ttft_s is not None:
+            self._ttft.observe(record.ttft_s)
+        names = {span.name for span in record.context.spans}
+        if "gate" in names:
+            self._gate.observe(record.seconds_in("gate"))
+        if "journal" in names:
+            self._journal.observe(record.seconds_in("journal"))

@@ -41,7 +41,7 @@ def route_of(path: str) -> str:
 class RequestRecord:
     """Made by `serve.gateway.middleware`; read by `accesslog`, `traffic` and `tracing` beside it once it has ended."""
 
-    visit: RequestContext
+    context: RequestContext
     method: str
     route: str
     """One of those that we have, or `other`."""
@@ -72,7 +72,7 @@ class RequestRecord:
         """Why it was refused, in one of a few words; empty where it was not."""
         if self.refused or self.aborted or self.status < 400:
             return self.refused
-        storing = self.status == 503 and self.visit.path == FEEDBACK
+        storing = self.status == 503 and self.context.path == FEEDBACK
         return "storage" if storing else _REASONS.get(self.status, "")
 
     @property
@@ -84,33 +84,33 @@ class RequestRecord:
             return {"timeout": "timeout", "internal": "error"}.get(self.reason, "refused")
         return "ok" if 200 <= self.status < 400 else "error"
 
-    def seconds_in(self, stage: str) -> float:
+    def seconds_in(self, name: str) -> float:
         """Seconds of one stage; of the longest, where several answers were asked at once."""
-        return max((s.ended_ns - s.began_ns for s in self.visit.stages if s.name == stage), default=0) / 1e9
+        return max((s.ended_ns - s.began_ns for s in self.context.spans if s.name == name), default=0) / 1e9
 
 
 class ResponseTracker:
     """`send` that notes what goes out, and can be cut off."""
 
-    def __init__(self, send: Send, passage: RequestRecord) -> None:
+    def __init__(self, send: Send, record: RequestRecord) -> None:
         self._send = send
-        self._passage = passage
+        self._record = record
         self.begun = self.ended = self.streamed = False
-        self.cut_when: Callable[[], bool] | None = None
+        self.cut_if: Callable[[], bool] | None = None
         """Once it is true, nothing more goes out."""
 
     async def __call__(self, message: Message) -> None:
-        if self.cut_when is not None and self.cut_when():
+        if self.cut_if is not None and self.cut_if():
             return
-        passage = self._passage
+        record = self._record
         if message["type"] == "http.response.start":
             self.begun = True
-            passage.status = message["status"]
+            record.status = message["status"]
             headers = MutableHeaders(raw=message["headers"])
-            headers.update(passage.headers)
+            headers.update(record.headers)
             self.streamed = headers.get("content-type", "").startswith("text/event-stream")
         elif message["type"] == "http.response.body":
-            if self.streamed and passage.ttft_s is None and message.get("body"):
-                passage.ttft_s = time.perf_counter() - passage.began_s
+            if self.streamed and record.ttft_s is None and message.get("body"):
+                record.ttft_s = time.perf_counter() - record.began_s
             self.ended = not message.get("more_body", False)
         await self._send(message)

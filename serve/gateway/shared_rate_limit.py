@@ -73,8 +73,8 @@ class SharedRateLimiter:
             async with asyncio.timeout(_PATIENCE_S):
                 if self._actor is None:
                     self._actor = await asyncio.to_thread(self._find)
-                verdict: RateLimitDecision = await self._actor.enter.remote(who, limits, ticket)
-                return verdict
+                decision: RateLimitDecision = await self._actor.enter.remote(who, limits, ticket)
+                return decision
         except (RayError, TimeoutError, ValueError) as error:
             # ValueError: the name is taken by one that is just going.
             self.counters.add("away")

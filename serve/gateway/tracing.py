@@ -40,31 +40,31 @@ class Tracing:
         self._tracer = self._provider.get_tracer("sdpo_ray")
         self._propagator = TraceContextTextMapPropagator()
 
-    def begin(self, passage: RequestRecord, headers: MutableHeaders) -> None:
+    def begin(self, record: RequestRecord, headers: MutableHeaders) -> None:
         """Open the span, and name it in `headers` as the parent of whatever comes behind."""
         from opentelemetry import trace
 
         parent = self._propagator.extract(dict(headers))
-        name = f"{passage.method} {passage.route}"
-        passage.span = self._tracer.start_span(
-            name, context=parent, kind=trace.SpanKind.SERVER, start_time=passage.began_ns
+        name = f"{record.method} {record.route}"
+        record.span = self._tracer.start_span(
+            name, context=parent, kind=trace.SpanKind.SERVER, start_time=record.began_ns
         )
-        self._propagator.inject(headers, context=trace.set_span_in_context(passage.span))
+        self._propagator.inject(headers, context=trace.set_span_in_context(record.span))
 
-    def end(self, passage: RequestRecord) -> None:
+    def end(self, record: RequestRecord) -> None:
         """Close it, with its children."""
         from opentelemetry import trace
 
-        span = passage.span
+        span = record.span
         within = trace.set_span_in_context(span)
-        for stage in passage.visit.stages:
-            child = self._tracer.start_span(stage.name, context=within, start_time=stage.began_ns)
-            child.end(end_time=stage.ended_ns)
-        for name, value in line(passage).items():
+        for wait in record.context.spans:
+            child = self._tracer.start_span(wait.name, context=within, start_time=wait.began_ns)
+            child.end(end_time=wait.ended_ns)
+        for name, value in line(record).items():
             span.set_attribute(_ATTRIBUTES.get(name, f"sdpo.{name}"), value)
-        if passage.outcome in ("error", "timeout"):
+        if record.outcome in ("error", "timeout"):
             span.set_status(trace.StatusCode.ERROR)
-        span.end(end_time=passage.began_ns + int(passage.seconds * 1e9))
+        span.end(end_time=record.began_ns + int(record.seconds * 1e9))
 
     def close(self) -> None:
         """Send what is left."""

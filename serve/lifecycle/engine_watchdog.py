@@ -1,7 +1,7 @@
-"""A replica whose engine died, or hangs, ends with it: its requests would all fail until Ray Serve's next look.
+"""Ends a replica whose engine died or hangs: its requests would all fail until Ray Serve's next health check.
 
-With the process go its sockets, so that HAProxy sends the next request to another replica at once; and Ray Serve starts
-a new one at once, too.
+With the process its sockets close, so that HAProxy sends the next request to another replica at once, and Ray Serve
+starts a new one at once.
 """
 
 import asyncio
@@ -13,18 +13,18 @@ from typing import Protocol
 logger = logging.getLogger("ray.serve")
 
 POLL_S = 0.05
-PULSE_S = 2.0
+PING_S = 2.0
 
 
 class WatchedEngine(Protocol):
-    """What is watched of an engine. `serve.engine.recording_engine.RecordingLLM` is one."""
+    """What the watchdog needs of an engine. `serve.engine.recording_engine.RecordingLLM` is one."""
 
     died: asyncio.Event
-    """Set when a request is told that the engine is dead."""
+    """Set when a request fails because the engine is dead."""
 
     @property
     def errored(self) -> bool: ...
-    async def pulse(self) -> None:
+    async def ping(self) -> None:
         """Return when the engine's loop comes round; raise where it is dead."""
 
     def kill(self) -> None: ...
@@ -39,33 +39,33 @@ async def watch_engine(
     engine: WatchedEngine,
     *,
     patience_s: float,
-    leaving: Callable[[], bool],
+    stopping: Callable[[], bool],
     exit_process: Callable[[], None] = exit_process,
 ) -> None:
-    """End this process when the engine is dead, or has answered nothing for `patience_s`.
+    """Call `exit_process` when the engine is dead, or has not answered a ping for `patience_s`.
 
-    But not where the process is `leaving`, and has stopped the engine in peace.
+    Returns without it where the replica is `stopping`, and has shut the engine down itself.
     """
     hanging = asyncio.ensure_future(_hangs(engine, patience_s))
-    # Whoever is told asks again at once: there is no time for a look.
-    told = asyncio.ensure_future(engine.died.wait())
-    while not (engine.errored or told.done() or hanging.done()):
-        await asyncio.wait({told, hanging}, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
-    if leaving():
+    # A client whose request failed retries at once: the next poll would be too late.
+    died = asyncio.ensure_future(engine.died.wait())
+    while not (engine.errored or died.done() or hanging.done()):
+        await asyncio.wait({died, hanging}, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+    if stopping():
         return
-    if engine.errored or told.done():
+    if engine.errored or died.done():
         logger.critical("the engine is dead, and this replica ends with it")
     else:
         logger.critical("the engine has answered nothing for %g s, and this replica ends with it", patience_s)
-        # It would not notice that nobody needs it any more.
+        # A hanging engine process would outlive this one.
         engine.kill()
     exit_process()
 
 
 async def _hangs(engine: WatchedEngine, patience_s: float) -> None:
-    """Return once the engine has answered nothing for so long."""
+    """Return once the engine has left a ping unanswered for `patience_s`."""
     while True:
-        answer = asyncio.ensure_future(engine.pulse())
+        answer = asyncio.ensure_future(engine.ping())
         # Counted, not read off a clock: while this process itself was stopped, it has not waited.
         waited_s = 0.0
         while not answer.done():
@@ -75,6 +75,6 @@ async def _hangs(engine: WatchedEngine, patience_s: float) -> None:
             await asyncio.sleep(POLL_S)
             waited_s += POLL_S
         if not answer.cancelled():
-            # That it died is for `errored` to say.
+            # Retrieved and ignored: `errored` tells that the engine died.
             answer.exception()
-        await asyncio.sleep(PULSE_S)
+        await asyncio.sleep(PING_S)

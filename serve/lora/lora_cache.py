@@ -28,7 +28,7 @@ class CacheFull(SwapError):
 
 
 class LoRAEngine(Protocol):
-    """What the book needs of an engine. `serve.engine.recording_engine.RecordingLLM` is one."""
+    """What the cache needs of an engine. `serve.engine.recording_engine.RecordingLLM` is one."""
 
     async def add_adapter(self, adapter: LoadedAdapter) -> None: ...
     async def remove_adapter(self, adapter: LoadedAdapter) -> None: ...
@@ -41,7 +41,7 @@ class LoRAEngine(Protocol):
 class AdapterSelector(Protocol):
     """Says whose adapter answers a request, at the moment it enters the engine."""
 
-    def answering(self, exchange: ChatContext | None) -> AbstractAsyncContextManager[LoadedAdapter | None]:
+    def select(self, chat: ChatContext | None) -> AbstractAsyncContextManager[LoadedAdapter | None]:
         """The adapter, or None for the engine's own weights. It stays while the block lasts."""
 
 
@@ -84,25 +84,25 @@ class LoRACache:
             raise SwapError(f"{name} already means the weights at {known.path}")
         return known
 
-    def hold(self, adapter: LoadedAdapter) -> None:
+    def pin(self, adapter: LoadedAdapter) -> None:
         """It stays until it was let go as often as it was held, and while a request in the engine has it."""
         self._held[adapter.name] += 1
 
-    def let_go(self, adapter: LoadedAdapter) -> None:
+    def unpin(self, adapter: LoadedAdapter) -> None:
         self._held[adapter.name] -= 1
         if not self._held[adapter.name]:
             del self._held[adapter.name]
 
     @contextmanager
-    def holding(self, adapter: LoadedAdapter) -> Iterator[None]:
+    def pinned(self, adapter: LoadedAdapter) -> Iterator[None]:
         """Hold it while the block lasts."""
-        self.hold(adapter)
+        self.pin(adapter)
         try:
             yield
         finally:
-            self.let_go(adapter)
+            self.unpin(adapter)
 
-    async def drop(self, adapter: LoadedAdapter) -> bool:
+    async def remove(self, adapter: LoadedAdapter) -> bool:
         """Take it out of the engine; False where somebody still holds it, or is answered by it."""
         async with self._changing:
             if self._loaded.get(adapter.name) != adapter:
@@ -112,7 +112,7 @@ class LoRACache:
             await self._engine.remove_adapter(self._loaded.pop(adapter.name))
             return True
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """The weights beneath were replaced, and vLLM has dropped every adapter. Call it with the gate shut."""
         self._loaded.clear()
 

@@ -28,9 +28,9 @@ class LoRASwapper:
     stall_s = 0.0
     broken = False
 
-    def __init__(self, engine: LoRAEngine, book: LoRACache, serving: Release, *, base: Path, dtype: str) -> None:
+    def __init__(self, engine: LoRAEngine, cache: LoRACache, serving: Release, *, base: Path, dtype: str) -> None:
         self._engine = engine
-        self._book = book
+        self._cache = cache
         self._base = base
         self._tolerance = TOLERANCE[dtype]
         self._adapter: LoadedAdapter | None = None
@@ -42,11 +42,11 @@ class LoRASwapper:
         before = self._adapter
         adapter = await self._found(release)
         if adapter is not None:
-            self._book.hold(adapter)
+            self._cache.pin(adapter)
         self.serving, self._adapter = release, adapter
         logger.info("serving v%d; nobody waited", release.policy_version)
         if before is not None:
-            self._book.let_go(before)
+            self._cache.unpin(before)
             leaving = asyncio.create_task(self._retire(before))
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
@@ -57,20 +57,20 @@ class LoRASwapper:
         require_match(release.fingerprint, said, tolerance=self._tolerance)
 
     @asynccontextmanager
-    async def answering(self, exchange: ChatContext | None) -> AsyncIterator[LoadedAdapter | None]:
+    async def select(self, chat: ChatContext | None) -> AsyncIterator[LoadedAdapter | None]:
         """The adapter for a request that enters now, kept until the engine has it."""
         adapter, version = self._adapter, self.serving.policy_version
-        if exchange is not None:
-            if exchange.admitted:
+        if chat is not None:
+            if chat.admitted:
                 # The rest of a request that has begun goes on as it began.
-                adapter = exchange.adapter
+                adapter = chat.adapter
             else:
-                exchange.adapter, exchange.release_version = adapter, version
-                exchange.visit.policy_version = version
+                chat.adapter, chat.release_version = adapter, version
+                chat.context.policy_version = version
         if adapter is None:
             yield None
             return
-        with self._book.holding(adapter):
+        with self._cache.pinned(adapter):
             yield adapter
 
     async def _found(self, release: Release) -> LoadedAdapter | None:
@@ -83,7 +83,7 @@ class LoRASwapper:
         self._require_base(folder)
         digests = within(release.digests, folder.name)
         name = f"policy@v{release.policy_version}"
-        return await self._book.get(name, release.adapter, release.fingerprint, digests)
+        return await self._cache.get(name, release.adapter, release.fingerprint, digests)
 
     def _require_base(self, folder: Path) -> None:
         try:
@@ -95,5 +95,5 @@ class LoRASwapper:
 
     async def _retire(self, adapter: LoadedAdapter) -> None:
         """Take an adapter out of the engine once nobody is answered by it any more."""
-        while not await self._book.drop(adapter):
+        while not await self._cache.remove(adapter):
             await asyncio.sleep(_RETIRE_POLL_S)

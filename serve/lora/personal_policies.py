@@ -48,13 +48,13 @@ class PersonalPolicies:
         self,
         layout: Layout,
         pseudonyms: Callable[[], Pseudonyms],
-        book: LoRACache,
+        cache: LoRACache,
         served: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layout = layout
         self._pseudonyms = pseudonyms
-        self._book = book
+        self._cache = cache
         self._served = served
         self._clock = clock
         self._looked: dict[str, _Looked] = {}
@@ -62,24 +62,24 @@ class PersonalPolicies:
         """`served`, or why the shared policy answered: absent, unreadable, stale, refused, crowded."""
 
     @asynccontextmanager
-    async def answering(self, exchange: ChatContext | None) -> AsyncIterator[LoadedAdapter | None]:
+    async def select(self, chat: ChatContext | None) -> AsyncIterator[LoadedAdapter | None]:
         """The adapter for a request that enters now, kept until the engine has it; None for the shared policy."""
-        if exchange is None:
+        if chat is None:
             yield None
             return
-        if not exchange.admitted:
-            exchange.adapter = await self._chosen(exchange)
-            exchange.visit.adapter = exchange.adapter.name if exchange.adapter is not None else ""
-        if exchange.adapter is None:
+        if not chat.admitted:
+            chat.adapter = await self._chosen(chat)
+            chat.context.adapter = chat.adapter.name if chat.adapter is not None else ""
+        if chat.adapter is None:
             yield None
             return
-        with self._book.holding(exchange.adapter):
-            yield exchange.adapter
+        with self._cache.pinned(chat.adapter):
+            yield chat.adapter
 
-    async def _chosen(self, exchange: ChatContext) -> LoadedAdapter | None:
-        user = exchange.asked.user if exchange.asked is not None else ""
+    async def _chosen(self, chat: ChatContext) -> LoadedAdapter | None:
+        user = chat.request.user if chat.request is not None else ""
         why = "absent"
-        for owner in owners(self._pseudonyms(), tenant=exchange.visit.tenant, user=user):
+        for owner in owners(self._pseudonyms(), tenant=chat.context.tenant, user=user):
             found = await self._usable(owner)
             if isinstance(found, LoadedAdapter):
                 self.counters.add("served")
@@ -99,7 +99,7 @@ class PersonalPolicies:
         if looked.refused:
             return "refused"
         try:
-            return await self._book.get(policy.name, policy.adapter, policy.fingerprint, policy.digests)
+            return await self._cache.get(policy.name, policy.adapter, policy.fingerprint, policy.digests)
         except CacheFull:
             return "crowded"
         except SwapError as error:

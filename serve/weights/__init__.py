@@ -1,1 +1,1 @@
-"""New weights under the users' feet: files say what is served, and a replica makes it so."""
+"""Weights of the served policy: the release pointer is read, and the engine's weights follow it."""

@@ -1,12 +1,12 @@
-"""New weights into a running engine: hold, drain, load, verify, admit.
+"""Swaps new weights into a running engine: hold, drain, load, verify, admit.
 
-    SERVING -> (stage) -> (a replica's turn) -> HOLDING -> (drained) -> LOADING -> VERIFYING -> SERVING the new release
+    SERVING -> (stage) -> (a replica's slot) -> HOLDING -> (drained) -> LOADING -> VERIFYING -> SERVING the new release
                               ^                    |                        └─ on any failure -> the old one again
                               └─ patience is over ─┘
 
-New requests wait while requests of the old version finish, so no response mixes versions and none fails. Nobody waits
-long for somebody else's long answer: a hold that is not drained in time lets everyone in again and is tried later, with
-twice the patience. Nothing is admitted before the engine has reproduced the release's fingerprint.
+New requests wait while requests of the old version finish, so no response mixes versions and none fails. One long
+response does not delay others for long: a hold that is not drained in time is lifted and tried again later, with twice
+the patience. No request is admitted before the engine has reproduced the release's fingerprint.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ from sdpo_ray.records import FileDigest, Fingerprint, Release
 logger = logging.getLogger(__name__)
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.05}
-"""Largest mean |difference| in nats between the fingerprint and the engine: engines differ by about 1e-5 in
-fp32; a stale output head is off by whole nats."""
+"""Largest mean |difference| in nats between the fingerprint and the engine. Engines differ by about 1e-5 in fp32; a
+stale output head is off by whole nats."""
 PATIENCE_S = 0.25
-"""How long the first hold waits for running requests. Most answers end within it; who waits hardly notices."""
-AWAY_S = 10.0
-"""How long a replica that gets no new requests lets its answers end before it holds any."""
+"""How long the first hold waits for running requests. Most responses end within it."""
+DRAIN_S = 10.0
+"""How long a replica that gets no new requests lets its responses finish before it holds any."""
 
-Turn = Callable[[], AbstractAsyncContextManager[bool]]
-"""Entered while no other replica of the run is in its own; gives whether new requests go elsewhere meanwhile."""
+UpdateSlot = Callable[[], AbstractAsyncContextManager[bool]]
+"""Entered by one replica of the run at a time; yields whether new requests go to other replicas meanwhile."""
 
 
 class SwappableEngine(Protocol):
-    """What a swap needs of an engine. `serve.engine.recording_engine.RecordingLLM` is one."""
+    """What a swap needs of an engine. `serve.engine.swappable_engine.SwappableLLM` is one."""
 
     async def stage(self, path: str, digests: Sequence[FileDigest]) -> None: ...
     async def drained(self) -> None: ...
@@ -55,13 +55,13 @@ class RequestGate:
         self._idle.set()
 
     @asynccontextmanager
-    async def entering(self, *, begun: bool = False) -> AsyncIterator[None]:
+    async def enter(self, *, admitted: bool = False) -> AsyncIterator[None]:
         """Wait until requests are admitted, then count this one until the engine has it.
 
-        What belongs to a request that has `begun` goes in while the gate is held, too: with the others of it in the
-        engine, the swap waits for them, and all of them are of one version.
+        The rest of a request of which part is `admitted` enters while the gate is held, too: the swap waits for the
+        part that is in the engine, so all of it is of one version.
         """
-        if self._shut or not begun:
+        if self._shut or not admitted:
             await self._open.wait()
         self._entering += 1
         self._idle.clear()
@@ -73,26 +73,27 @@ class RequestGate:
                 self._idle.set()
 
     async def hold(self) -> None:
-        """Admit no new request; returns once everyone who was let in has reached the engine."""
+        """Admit no new request; return once the engine has every request that was let in."""
         self._open.clear()
         await self._idle.wait()
 
     async def shut(self) -> None:
-        """Admit nobody at all; returns as `hold` does."""
+        """Admit nothing at all, rests of requests included; return as `hold` does."""
         self._shut = True
         await self._idle.wait()
 
     def admit(self) -> None:
+        """Admit requests again."""
         self._shut = False
         self._open.set()
 
 
-def _alone() -> AbstractAsyncContextManager[bool]:
+def _no_slot() -> AbstractAsyncContextManager[bool]:
     return nullcontext(False)
 
 
 class Swapper:
-    """Makes one engine serve one release after another. `serving` is what answers now."""
+    """Makes one engine serve one release after another. `serving` is the release that answers now."""
 
     def __init__(
         self,
@@ -101,32 +102,32 @@ class Swapper:
         serving: Release,
         *,
         dtype: str,
-        turn: Turn = _alone,
+        slot: UpdateSlot = _no_slot,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._engine = engine
         self._gate = gate
         self._tolerance = TOLERANCE[dtype]
-        self._turn = turn
+        self._slot = slot
         self._patience_s = patience_s
         self.serving = serving
         self.stall_s = 0.0
-        """Seconds that the last swap held new requests at a stretch."""
+        """Longest time in seconds that the last swap held new requests without a break."""
         self.broken = False
         """True when not even the old weights could be restored: the replica must be restarted."""
 
     async def to(self, release: Release) -> None:
-        """Serve `release`. Raises SwapError, with the old release still serving, when it does not check out."""
+        """Serve `release`. Raises SwapError, with the old release still serving, when it fails verification."""
         try:
             await self._engine.stage(release.path, release.digests)
         except Exception as error:
             raise SwapError(f"v{release.policy_version} cannot be read: {error}") from error
         self.stall_s, patience_s = 0.0, self._patience_s
-        async with self._turn() as away:
-            if away:
+        async with self._slot() as rerouted:
+            if rerouted:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._engine.drained(), AWAY_S)
-            while not await self._held(release, patience_s):
+                    await asyncio.wait_for(self._engine.drained(), DRAIN_S)
+            while not await self._swapped(release, patience_s):
                 await asyncio.sleep(patience_s)
                 patience_s *= 2
         logger.info("serving v%d; new requests waited %.3f s", release.policy_version, self.stall_s)
@@ -137,8 +138,8 @@ class Swapper:
             release.fingerprint, await self._engine.logprobs(release.fingerprint.token_ids), tolerance=self._tolerance
         )
 
-    async def _held(self, release: Release, patience_s: float) -> bool:
-        """Swap with new requests held; False, with everyone let in again, when the old ones take too long to end."""
+    async def _swapped(self, release: Release, patience_s: float) -> bool:
+        """Swap with new requests held; False, with the hold lifted, when old requests take longer than `patience_s`."""
         began = time.monotonic()
         await self._gate.hold()
         try:
@@ -174,14 +175,14 @@ class Swapper:
 
 
 def require_match(fingerprint: Fingerprint, logprobs: tuple[float, ...], *, tolerance: float) -> None:
-    """Raise SwapError where an engine's log-probs of the fingerprint's text are others."""
+    """Raise SwapError where an engine's log-probs differ from the fingerprint by more than `tolerance` nats a token."""
     difference = mean_difference(fingerprint, logprobs)
     if not difference <= tolerance:
         raise SwapError(f"log-probs differ from the fingerprint by {difference:.4f} nats on average")
 
 
 def mean_difference(fingerprint: Fingerprint, logprobs: tuple[float, ...]) -> float:
-    """Mean absolute difference, nats; infinite when the lengths differ or a value is not a number."""
+    """Return the mean absolute difference in nats; infinite when lengths differ or a value is not a number."""
     if len(logprobs) != len(fingerprint.logprobs):
         return math.inf
     total = sum(abs(a - b) for a, b in zip(fingerprint.logprobs, logprobs, strict=True))

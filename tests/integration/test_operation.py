@@ -299,14 +299,14 @@ def test_a_trace_goes_through_us_into_the_engine(guarded: Guarded):
 def test_nothing_starts_where_others_reach_it_without_a_key(served: Served, tmp_path: Path):
     from sdpo_ray.cli.options import LAPTOP
     from serve.app import Arguments, build
-    from serve.lifecycle.bind_check import bound_host
+    from sdpo_ray.upstream.ray import serve_http_host
 
     overrides = [f"root={tmp_path}", "serve.host=0.0.0.0"]
-    with pytest.raises(ConfigError, match="without a key"):
+    with pytest.raises(ConfigError, match="without an API key"):
         build(Arguments(run_file=str(LAPTOP), overrides=overrides))
     ApiKeys.load(Layout(tmp_path).api_keys).add("acme")
     build(Arguments(run_file=str(LAPTOP), overrides=overrides))
-    assert asyncio.run(bound_host()) == "127.0.0.1"
+    assert asyncio.run(serve_http_host()) == "127.0.0.1"
 
 
 def test_replicas_share_one_count_and_let_everybody_in_while_it_is_away(ray_cluster: str):

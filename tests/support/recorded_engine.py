@@ -25,7 +25,7 @@ from serve.gateway.auth import Authenticator, UserAuthenticator
 from serve.gateway.health import Health
 from serve.gateway.middleware import GatewayMiddleware
 from serve.gateway.observability import Observability
-from serve.request_context import EXCHANGE
+from serve.request_context import CHAT_CONTEXT
 from tests.support.engine_responses import answered
 
 KINDS = CaptureConfig().redact
@@ -83,13 +83,13 @@ class RecordedEngine:
             return
         body = json.loads((await receive())["body"])
         text = self._answer(body)
-        exchange = EXCHANGE.get()
-        assert exchange is not None
-        exchange.visit.policy_version = 0
+        chat = CHAT_CONTEXT.get()
+        assert chat is not None
+        chat.context.policy_version = 0
 
         def record() -> None:
-            if exchange.recorded and exchange.asked is not None and self._recorder is not None:
-                exchange.storing = self._recorder.record(exchange.asked, answered(text))
+            if chat.recorded and chat.request is not None and self._recorder is not None:
+                chat.storing = self._recorder.record(chat.request, answered(text))
 
         if not body.get("stream"):
             record()
@@ -112,13 +112,13 @@ def client_of(
     answer: Callable[[Mapping[str, Any]], str],
     *,
     capture: CaptureConfig = CaptureConfig(),  # noqa: B008
-    entrance: Authenticator | None = None,
+    authenticator: Authenticator | None = None,
     config: ServeConfig = ServeConfig(),  # noqa: B008
     calls_tools: bool = True,
     canary: ChatRouter | None = None,
 ) -> httpx.AsyncClient:
     """A client of the real middleware over a recorded engine."""
-    door = ApiContext(
+    api = ApiContext(
         recorder=recorder,
         capture=capture,
         control=ControlTokens(["<|im_end|>"]),
@@ -127,10 +127,10 @@ def client_of(
         calls_tools=calls_tools,
         canary=canary,
     )
-    entrance = entrance or UserAuthenticator(Path("there is no such file"))
-    operation = Observability(config, registry=CollectorRegistry())
-    app = ApiMiddleware(RecordedEngine(recorder, answer), door)
-    front = GatewayMiddleware(app, entrance, operation, health_of(recorder))
+    authenticator = authenticator or UserAuthenticator(Path("there is no such file"))
+    observability = Observability(config, registry=CollectorRegistry())
+    app = ApiMiddleware(RecordedEngine(recorder, answer), api)
+    front = GatewayMiddleware(app, authenticator, observability, health_of(recorder))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=front), base_url="http://recorded")
 
 

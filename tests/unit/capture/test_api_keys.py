@@ -19,9 +19,9 @@ from tests.support.paths import REPOSITORY
 CHAT = "/v1/chat/completions"
 
 
-def tenant(entrance: Authenticator, path: str, headers: Headers) -> str | None:
+def tenant(authenticator: Authenticator, path: str, headers: Headers) -> str | None:
     """Whose requests they are that come with these headers; None for one who may not enter."""
-    caller = entrance.caller(path, headers)
+    caller = authenticator.caller(path, headers)
     return caller and caller.tenant
 
 
@@ -48,23 +48,23 @@ def test_a_key_is_kept_as_its_digest_alone_and_names_its_tenant(tmp_path: Path) 
 
 def test_a_run_without_the_file_asks_for_no_key_and_one_whose_last_key_was_revoked_does(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.json"
-    entrance = UserAuthenticator(path)
-    assert tenant(entrance, CHAT, Headers()) == "default"
+    authenticator = UserAuthenticator(path)
+    assert tenant(authenticator, CHAT, Headers()) == "default"
     key, keys = ApiKeys.load(path).add("acme")
-    assert tenant(entrance, CHAT, Headers()) is None
-    assert tenant(entrance, CHAT, bearer(key)) == tenant(entrance, CHAT, bearer(key, "bearer")) == "acme"
+    assert tenant(authenticator, CHAT, Headers()) is None
+    assert tenant(authenticator, CHAT, bearer(key)) == tenant(authenticator, CHAT, bearer(key, "bearer")) == "acme"
     assert keys.revoke(keys.keys[0].key_id).asked_for
-    assert tenant(entrance, CHAT, bearer(key)) is None
+    assert tenant(authenticator, CHAT, bearer(key)) is None
 
 
 def test_a_door_that_was_closed_stays_closed_when_the_file_goes_away_or_breaks(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.json"
     key, _ = ApiKeys.load(path).add("acme")
-    entrance = UserAuthenticator(path)
+    authenticator = UserAuthenticator(path)
     for spoil in (lambda: path.write_text("["), path.unlink):
         spoil()
-        assert tenant(entrance, CHAT, Headers()) is None
-        assert tenant(entrance, CHAT, bearer(key)) == "acme"
+        assert tenant(authenticator, CHAT, Headers()) is None
+        assert tenant(authenticator, CHAT, bearer(key)) == "acme"
     path.write_text("[")
     with pytest.raises(DataError):
         UserAuthenticator(path)
@@ -75,18 +75,22 @@ def test_a_door_that_was_closed_stays_closed_when_the_file_goes_away_or_breaks(t
 )
 def test_whatever_is_no_bearer_key_does_not_enter(tmp_path: Path, headers: dict[str, str]) -> None:
     ApiKeys.load(tmp_path / "api_keys.json").add("acme")
-    entrance = UserAuthenticator(tmp_path / "api_keys.json")
-    assert tenant(entrance, CHAT, Headers(headers)) is None
-    assert tenant(entrance, "/v1/models", Headers(headers)) is None
-    assert tenant(entrance, "/health", Headers(headers)) == tenant(entrance, "/metrics", Headers(headers)) == "default"
+    authenticator = UserAuthenticator(tmp_path / "api_keys.json")
+    assert tenant(authenticator, CHAT, Headers(headers)) is None
+    assert tenant(authenticator, "/v1/models", Headers(headers)) is None
+    assert (
+        tenant(authenticator, "/health", Headers(headers))
+        == tenant(authenticator, "/metrics", Headers(headers))
+        == "default"
+    )
 
 
 def test_the_evaluator_has_one_key_for_everything_but_the_health_check() -> None:
-    entrance = EvaluatorAuthenticator(b"k" * 64)
-    assert tenant(entrance, "/health", Headers()) == "default"
-    assert tenant(entrance, "/metrics", Headers()) is None
-    assert tenant(entrance, CHAT, bearer("k" * 64)) == "default"
-    assert tenant(entrance, CHAT, bearer("k" * 63)) is tenant(entrance, CHAT, bearer("\xff")) is None
+    authenticator = EvaluatorAuthenticator(b"k" * 64)
+    assert tenant(authenticator, "/health", Headers()) == "default"
+    assert tenant(authenticator, "/metrics", Headers()) is None
+    assert tenant(authenticator, CHAT, bearer("k" * 64)) == "default"
+    assert tenant(authenticator, CHAT, bearer("k" * 63)) is tenant(authenticator, CHAT, bearer("\xff")) is None
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-x", "é", "a" * 65, "a\n"])

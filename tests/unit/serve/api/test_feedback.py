@@ -165,7 +165,7 @@ def test_the_tenant_and_its_consent_come_with_the_key(tmp_path: Path) -> None:
     key, keys = ApiKeys.load(tmp_path / "api_keys.json").add("acme")
     private, _ = keys.add("private")
     capture = CaptureConfig(tenants={"private": TenantConfig(consent=Consent.NONE)})
-    desk = Desk(tmp_path, entrance=UserAuthenticator(tmp_path / "api_keys.json"), capture=capture)
+    desk = Desk(tmp_path, authenticator=UserAuthenticator(tmp_path / "api_keys.json"), capture=capture)
     refused = desk.post(SAID)
     assert refused.status_code == 401
     assert refused.headers["www-authenticate"] == "Bearer"

@@ -32,7 +32,7 @@ def sent(*bodies: bytes, headers: dict[str, str]) -> list[dict[str, Any]]:
 
     async def run() -> None:
         reply = ChatResponse(
-            send, ChatContext(visit=RequestContext(path="/", request_id="r"), asked=None, recorded=False), DOOR
+            send, ChatContext(context=RequestContext(path="/", request_id="r"), request=None, recorded=False), DOOR
         )
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await reply({"type": "http.response.start", "status": 200, "headers": raw})

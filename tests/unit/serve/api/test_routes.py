@@ -68,7 +68,7 @@ def test_a_key_names_the_tenant_whose_default_of_consent_holds(tmp_path: Path) -
     key, keys = ApiKeys.load(tmp_path / "api_keys.json").add("acme")
     private, _ = keys.add("private")
     capture = CaptureConfig(tenants={"private": TenantConfig(consent=Consent.NONE)})
-    counter = Counter(tmp_path, entrance=UserAuthenticator(tmp_path / "api_keys.json"), capture=capture)
+    counter = Counter(tmp_path, authenticator=UserAuthenticator(tmp_path / "api_keys.json"), capture=capture)
     for wrong in ({}, {"authorization": "Bearer sdpo-nonsense"}):
         refused = counter.ask(**wrong)
         assert refused.status_code == 401
@@ -83,8 +83,8 @@ def test_a_key_names_the_tenant_whose_default_of_consent_holds(tmp_path: Path) -
 
 
 def test_one_person_s_words_with_two_tenants_share_no_key_of_pairing(tmp_path: Path) -> None:
-    entrance = Entrances(["acme", "umbrella"])
-    counter = Counter(tmp_path, entrance=entrance)
+    authenticator = Entrances(["acme", "umbrella"])
+    counter = Counter(tmp_path, authenticator=authenticator)
     for _ in range(2):
         counter.ask()
     one, other = counter.turns
@@ -215,9 +215,9 @@ def test_without_a_parser_of_calls_a_choice_left_to_us_is_to_call_none(
 def test_the_engine_knows_of_tools_where_an_answer_may_call_them(tmp_path: Path, asked: Any, use: Any) -> None:
     canary = Taking()
     sent(tmp_path, "POST", "/v1/chat/completions", QUESTION | asked, canary=canary)
-    (exchange,) = canary.exchanges
-    assert (exchange.tool_use and set(exchange.tool_use)) == use
-    assert "<|im_end|>" not in json.dumps(exchange.tool_use)
+    (chat,) = canary.exchanges
+    assert (chat.tool_use and set(chat.tool_use)) == use
+    assert "<|im_end|>" not in json.dumps(chat.tool_use)
 
 
 class Taking:
@@ -227,8 +227,8 @@ class Taking:
         self.exchanges: list[ChatContext] = []
         self.bodies: list[bytes] = []
 
-    async def take(self, exchange: ChatContext, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
-        self.exchanges.append(exchange)
+    async def take(self, chat: ChatContext, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
+        self.exchanges.append(chat)
         self.bodies.append(body)
         await JSONResponse({"taken": True})(scope, receive, send)
         return True

@@ -328,7 +328,7 @@ def test_a_canary_that_does_not_begin_in_time_is_not_waited_for(tmp_path: Path):
 
 def test_a_stream_arrives_while_it_is_made_and_a_broken_one_ends_with_an_error(house: House):
     (user,) = users_of(house, candidates=True)
-    canary = Canary(breaks_after=2)
+    canary = FakeCanary(breaks_after=2)
 
     async def main() -> bytes:
         async with listening(canary) as url:
@@ -347,7 +347,7 @@ def test_a_stream_arrives_while_it_is_made_and_a_broken_one_ends_with_an_error(h
 
 def test_when_the_client_hangs_up_so_do_we(house: House):
     (user,) = users_of(house, candidates=True)
-    canary = Canary(pieces=2000, piece_s=0.01)
+    canary = FakeCanary(pieces=2000, piece_s=0.01)
 
     async def main() -> None:
         async with listening(canary) as url:
@@ -477,13 +477,13 @@ def test_the_canary_believes_only_who_has_the_key(tmp_path: Path):
     assert private_key(tmp_path / "canary.key") == key
     assert (tmp_path / "canary.key").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["canary.key"]
-    entrance = CanaryAuthenticator(key)
+    authenticator = CanaryAuthenticator(key)
     chat = "/v1/chat/completions"
     for authorization in ("", "Bearer", "Bearer ", f"Bearer {key.decode()}x", f"Basic {key.decode()}"):
-        assert entrance.caller(chat, {"authorization": authorization, "x-sdpo-tenant": "acme"}) is None
+        assert authenticator.caller(chat, {"authorization": authorization, "x-sdpo-tenant": "acme"}) is None
     right = {"authorization": f"Bearer {key.decode()}"}
-    caller = entrance.caller(chat, {**right, "x-sdpo-tenant": "acme"})
+    caller = authenticator.caller(chat, {**right, "x-sdpo-tenant": "acme"})
     assert caller is not None
     assert (caller.tenant, caller.limited) == ("acme", False)
-    assert (entrance.caller(chat, right) or caller).tenant == "default"
-    assert entrance.caller("/health", {}) is not None
+    assert (authenticator.caller(chat, right) or caller).tenant == "default"
+    assert authenticator.caller("/health", {}) is not None

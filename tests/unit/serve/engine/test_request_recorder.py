@@ -40,24 +40,24 @@ def output(*pieces: Any) -> Any:
     return SimpleNamespace(prompt_token_ids=[7, 8], outputs=list(pieces))
 
 
-def answering(*, recorded: bool = True, calls_of: CallsOf | None = None, left: Any = None) -> RequestRecorder:
+def recording(*, recorded: bool = True, calls_of: CallsOf | None = None, left: Any = None) -> RequestRecorder:
     """`left` is what vLLM still has for the client when the request is aborted."""
-    exchange = ChatContext(visit=RequestContext(path="", request_id=""), asked=None, recorded=recorded)
-    found = RequestRecorder(exchange, PARAMS, calls_of)
+    chat = ChatContext(context=RequestContext(path="", request_id=""), request=None, recorded=recorded)
+    found = RequestRecorder(chat, PARAMS, calls_of)
     found.queue = SimpleNamespace(output=left)
     return found
 
 
 def only(found: RequestRecorder) -> EngineResponse:
-    (answer,) = found.answers()
+    (answer,) = found.responses()
     return answer
 
 
 def test_a_stream_is_the_sum_of_its_pieces() -> None:
-    found = answering()
-    found.see(output(piece("Pa", [1, 2])))
-    found.see(output(piece("ris", [3])))
-    found.see(output(piece("", [4], "stop", versions=[span("3", 0, 4)])))
+    found = recording()
+    found.add(output(piece("Pa", [1, 2])))
+    found.add(output(piece("ris", [3])))
+    found.add(output(piece("", [4], "stop", versions=[span("3", 0, 4)])))
     assert only(found) == EngineResponse(
         choice=0,
         response="Paris",
@@ -68,8 +68,8 @@ def test_a_stream_is_the_sum_of_its_pieces() -> None:
         finish_reason=FinishReason.STOP,
         sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=9, seed=None),
     )
-    visit = found.exchange.visit
-    assert (visit.prompt_tokens, visit.response_tokens) == (2, 4)
+    context = found.chat.context
+    assert (context.prompt_tokens, context.response_tokens) == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -77,18 +77,18 @@ def test_a_stream_is_the_sum_of_its_pieces() -> None:
     [("stop", "stop"), ("length", "length"), ("repetition", "length"), ("abort", "abort"), ("error", "abort")],
 )
 def test_every_way_to_end_of_vllms_is_one_of_ours(said: str, recorded: str) -> None:
-    found = answering()
-    found.see(output(piece("Paris", [1], said, versions=VERSIONS[:1])))
+    found = recording()
+    found.add(output(piece("Paris", [1], said, versions=VERSIONS[:1])))
     assert only(found).finish_reason == recorded
 
 
 def test_of_a_stream_that_is_broken_off_what_was_handed_on_is_recorded() -> None:
-    found = answering()
-    found.see(output(piece("Pa", [1, 2])))
-    found.see(output(piece("ris", [3])))
+    found = recording()
+    found.add(output(piece("Pa", [1, 2])))
+    found.add(output(piece("ris", [3])))
     # What vLLM still had, with its last word: the client saw neither.
     found.queue.output = output(piece(" is", [4, 5], "abort", versions=VERSIONS))
-    found.break_off()
+    found.abort()
     answer = only(found)
     assert (answer.response, answer.response_ids, answer.finish_reason) == ("Paris", (1, 2, 3), FinishReason.ABORT)
     assert answer.version_spans == (
@@ -96,23 +96,23 @@ def test_of_a_stream_that_is_broken_off_what_was_handed_on_is_recorded() -> None
         VersionSpan(policy_version=4, start=2, end=3),
     )
     assert answer.finished_at_s is not None
-    assert found.exchange.visit.response_tokens == 5, "all that was made is charged"
+    assert found.chat.context.response_tokens == 5, "all that was made is charged"
 
 
 def test_a_stream_that_had_ended_unseen_is_broken_off_where_the_client_left_it() -> None:
-    found = answering()
-    found.see(output(piece("Pa", [1])))
+    found = recording()
+    found.add(output(piece("Pa", [1])))
     found.queue.output = output(piece("ris", [2, 3], "stop", versions=[span("3", 0, 3)]))
-    found.break_off()
+    found.abort()
     answer = only(found)
     assert (answer.response_ids, answer.finish_reason) == ((1,), FinishReason.ABORT)
     assert answer.version_spans == (VersionSpan(policy_version=3, start=0, end=1),)
 
 
 def test_of_a_whole_answer_that_is_broken_off_all_that_was_made_is_recorded() -> None:
-    found = answering()
+    found = recording()
     found.queue.output = output(piece("Paris is", [1, 2, 3, 4, 5], "abort", versions=VERSIONS))
-    found.break_off()
+    found.abort()
     answer = only(found)
     assert (answer.response, answer.response_ids, answer.finish_reason) == (
         "Paris is",
@@ -120,15 +120,15 @@ def test_of_a_whole_answer_that_is_broken_off_all_that_was_made_is_recorded() ->
         FinishReason.ABORT,
     )
     assert len(answer.version_spans) == 2
-    assert found.exchange.visit.response_tokens == 5
+    assert found.chat.context.response_tokens == 5
 
 
 def test_choices_that_ended_stay_what_they_are_when_the_others_are_broken_off() -> None:
-    found = answering()
-    found.see(output(piece("Paris", [1], "stop", index=1, versions=VERSIONS[:1]), piece("It", [2], index=0)))
+    found = recording()
+    found.add(output(piece("Paris", [1], "stop", index=1, versions=VERSIONS[:1]), piece("It", [2], index=0)))
     found.queue.output = output(piece("", [], "abort", index=0, versions=VERSIONS[:1]))
-    found.break_off()
-    assert [(answer.choice, answer.finish_reason, answer.response) for answer in found.answers()] == [
+    found.abort()
+    assert [(answer.choice, answer.finish_reason, answer.response) for answer in found.responses()] == [
         (0, FinishReason.ABORT, "It"),
         (1, FinishReason.STOP, "Paris"),
     ]
@@ -136,31 +136,31 @@ def test_choices_that_ended_stay_what_they_are_when_the_others_are_broken_off() 
 
 @pytest.mark.parametrize("left", [None, output(piece("", [], "abort", versions=[])), RuntimeError()])
 def test_nothing_is_recorded_of_an_answer_without_a_token(left: Any) -> None:
-    found = answering(left=left)
-    found.break_off()
-    assert found.answers() == []
+    found = recording(left=left)
+    found.abort()
+    assert found.responses() == []
 
 
 def test_a_request_that_never_reached_the_engine_leaves_nothing() -> None:
-    found = answering()
+    found = recording()
     found.queue = None
-    found.break_off()
-    assert found.answers() == []
+    found.abort()
+    assert found.responses() == []
 
 
 def test_tokens_of_what_is_not_recorded_are_counted_all_the_same() -> None:
-    found = answering(recorded=False)
-    found.see(output(piece("a", [1, 2], "stop"), piece("b", [3], "stop", index=1)))
-    assert (found.exchange.visit.prompt_tokens, found.exchange.visit.response_tokens) == (2, 3)
-    assert found.answers() == []
+    found = recording(recorded=False)
+    found.add(output(piece("a", [1, 2], "stop"), piece("b", [3], "stop", index=1)))
+    assert (found.chat.context.prompt_tokens, found.chat.context.response_tokens) == (2, 3)
+    assert found.responses() == []
 
 
 def test_an_adapters_answer_has_its_name_and_where_it_is_the_release_its_version() -> None:
-    found = answering()
-    found.see(output(piece("Paris", [1, 2], "stop", versions=VERSIONS[:1])))
-    found.exchange.visit.adapter = "ann@v2"
+    found = recording()
+    found.add(output(piece("Paris", [1, 2], "stop", versions=VERSIONS[:1])))
+    found.chat.context.adapter = "ann@v2"
     assert (only(found).adapter, only(found).version_spans[0].policy_version) == ("ann@v2", 3)
-    found.exchange.release_version = 8
+    found.chat.release_version = 8
     assert only(found).version_spans == (VersionSpan(policy_version=8, start=0, end=2),)
 
 
@@ -172,9 +172,9 @@ def test_calls_of_tools_are_read_from_the_whole_text() -> None:
         asked.append((text, list(ids)))
         return (call,)
 
-    found = answering(calls_of=calls_of)
-    found.see(output(piece("<tool", [1])))
-    found.see(output(piece("_call>", [2], "stop", versions=VERSIONS[:1])))
+    found = recording(calls_of=calls_of)
+    found.add(output(piece("<tool", [1])))
+    found.add(output(piece("_call>", [2], "stop", versions=VERSIONS[:1])))
     assert only(found).response_calls == (call,)
     assert asked == [("<tool_call>", [1, 2])]
 

@@ -34,8 +34,8 @@ class House:
     def __init__(self, app: ASGIApp, keys: Path = Path("no such file"), **config: Any) -> None:
         self._registry = CollectorRegistry()
         serve = ServeConfig(**config)
-        operation = Observability(serve, replica="r1", registry=self._registry)
-        self.front = GatewayMiddleware(app, UserAuthenticator(keys, serve.limits), operation, health_of(None))
+        observability = Observability(serve, replica="r1", registry=self._registry)
+        self.front = GatewayMiddleware(app, UserAuthenticator(keys, serve.limits), observability, health_of(None))
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(app=self.front), base_url="http://house")
@@ -76,12 +76,12 @@ def lines() -> Iterator[list[dict[str, Any]]]:
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     """Says what it was told, and by whom."""
-    visit = request_context_of(scope)
+    context = request_context_of(scope)
     began_ns = time_ns()
     body = await read_body(receive)
-    visit.prompt_tokens, visit.response_tokens, visit.policy_version = 30, 20, 7
-    visit.passed("gate", began_ns)
-    said = {"size": len(body or b""), "tenant": visit.tenant, "id": dict(scope["headers"])[b"x-request-id"].decode()}
+    context.prompt_tokens, context.response_tokens, context.policy_version = 30, 20, 7
+    context.add_span("gate", began_ns)
+    said = {"size": len(body or b""), "tenant": context.tenant, "id": dict(scope["headers"])[b"x-request-id"].decode()}
     await JSONResponse(said)(scope, receive, send)
 
 

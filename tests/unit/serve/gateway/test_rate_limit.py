@@ -44,10 +44,10 @@ async def ask(
     limiter: LocalRateLimiter, limits: LimitsConfig, who: str = "k1", *, tokens: int = 0
 ) -> RateLimitDecision:
     """One request that is over at once."""
-    verdict = await limiter.enter(who, limits)
-    if not verdict.refused:
-        await limiter.leave(who, limits, verdict.ticket, tokens)
-    return verdict
+    decision = await limiter.enter(who, limits)
+    if not decision.refused:
+        await limiter.leave(who, limits, decision.ticket, tokens)
+    return decision
 
 
 def test_a_key_has_so_many_requests_a_minute_and_another_key_its_own(clock: Clock) -> None:
@@ -92,7 +92,7 @@ def test_tokens_are_charged_when_they_are_known_and_a_debt_is_worked_off(clock: 
         said.append(await ask(limiter, limits))
         clock.now += 1
         said.append(await ask(limiter, limits))
-        return [(verdict.refused, verdict.retry_after_s) for verdict in said]
+        return [(decision.refused, decision.retry_after_s) for decision in said]
 
     assert run(scenario()) == [("", 0), ("tokens", 81), ("tokens", 1), ("", 0)]
 
@@ -147,12 +147,12 @@ def test_who_comes_back_after_retry_after_is_let_in_and_a_second_earlier_is_not(
         for wait_s, tokens in came:
             clock.now += wait_s
             await ask(limiter, limits, tokens=tokens)
-        verdict = await ask(limiter, limits)
-        assume(verdict.refused)
-        clock.now += max(0.0, verdict.retry_after_s - 1.003)
+        decision = await ask(limiter, limits)
+        assume(decision.refused)
+        clock.now += max(0.0, decision.retry_after_s - 1.003)
         early = await limiter.enter("k1", limits)
-        clock.now += min(verdict.retry_after_s, 1.003)
-        return verdict.retry_after_s, early.refused, (await limiter.enter("k1", limits)).refused
+        clock.now += min(decision.retry_after_s, 1.003)
+        return decision.retry_after_s, early.refused, (await limiter.enter("k1", limits)).refused
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "time", clock)
@@ -193,8 +193,8 @@ def test_a_ticket_that_comes_back_before_it_was_asked_for_is_never_out() -> None
 
 
 def test_a_replica_that_is_told_of_others_counts_together_with_them() -> None:
-    operation = Observability(ServeConfig(), application="shop", registry=CollectorRegistry())
-    assert isinstance(operation.gatekeeper, LocalRateLimiter)
-    operation.share_limits()
-    assert isinstance(operation.gatekeeper, SharedRateLimiter)
-    assert operation.counters["sdpo_limits"] is operation.gatekeeper.counters
+    observability = Observability(ServeConfig(), application="shop", registry=CollectorRegistry())
+    assert isinstance(observability.rate_limiter, LocalRateLimiter)
+    observability.share_limits()
+    assert isinstance(observability.rate_limiter, SharedRateLimiter)
+    assert observability.counters["sdpo_limits"] is observability.rate_limiter.counters

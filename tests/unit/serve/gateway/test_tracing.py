@@ -26,28 +26,28 @@ def test_a_request_is_a_span_under_the_client_s_with_a_child_for_each_stage_and_
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         passed_on.append(dict(scope["headers"])[b"traceparent"].decode())
-        visit = request_context_of(scope)
-        for stage in ("gate", "engine", "journal"):
+        context = request_context_of(scope)
+        for name in ("gate", "engine", "journal"):
             began_ns = time_ns()
             await asyncio.sleep(0.002)
-            visit.passed(stage, began_ns)
+            context.add_span(name, began_ns)
         await read_body(receive)
-        visit.prompt_tokens, visit.response_tokens, visit.policy_version = 12, 34, 5
+        context.prompt_tokens, context.response_tokens, context.policy_version = 12, 34, 5
         await refuse(500, CANARY, "server_error")(scope, receive, send)
 
-    async def ask(operation: Observability) -> None:
-        front = GatewayMiddleware(app, UserAuthenticator(Path("none")), operation, health_of(None))
+    async def ask(observability: Observability) -> None:
+        front = GatewayMiddleware(app, UserAuthenticator(Path("none")), observability, health_of(None))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=front), base_url="http://house") as client:
             headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
             await client.post(f"{CHAT}?q={CANARY}", json={"user": CANARY}, headers=headers)
             await client.post(CHAT, json={})
 
     with Telescope() as telescope:
-        operation = Observability(
+        observability = Observability(
             ServeConfig(otlp_endpoint=telescope.endpoint), replica="r1", registry=CollectorRegistry()
         )
-        asyncio.run(ask(operation))
-        operation.close()
+        asyncio.run(ask(observability))
+        observability.close()
     own, alone = (span for span in telescope.spans if span.name == f"POST {CHAT}")
     assert (own.trace_id.hex(), own.parent_span_id.hex()) == (TRACE, PARENT)
     assert passed_on[0] == f"00-{TRACE}-{own.span_id.hex()}-01"

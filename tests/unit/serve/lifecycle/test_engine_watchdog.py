@@ -15,7 +15,7 @@ class Engine:
         self.errored = self.stopped = self.killed = False
         self.died = asyncio.Event()
 
-    async def pulse(self) -> None:
+    async def ping(self) -> None:
         while self.stopped:
             await asyncio.sleep(POLL_S)
 
@@ -32,8 +32,8 @@ def ended(*, dies: bool = False, stops: bool = False, leaving: bool = False, pat
             watch_engine(
                 engine,
                 patience_s=patience_s,
-                leaving=lambda: leaving,
-                end=lambda: ends.append("engine killed" if engine.killed else "ended"),
+                stopping=lambda: leaving,
+                exit_process=lambda: ends.append("engine killed" if engine.killed else "ended"),
             )
         )
         await asyncio.sleep(2 * POLL_S)
@@ -48,7 +48,7 @@ def ended(*, dies: bool = False, stops: bool = False, leaving: bool = False, pat
 
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_watchdog, "PULSE_S", POLL_S)
+    monkeypatch.setattr(engine_watchdog, "PING_S", POLL_S)
 
 
 def test_a_replica_ends_once_with_its_engine():
@@ -60,7 +60,7 @@ def test_it_does_not_look_first_where_somebody_was_told():
 
     async def run() -> None:
         watch = asyncio.ensure_future(
-            watch_engine(engine, patience_s=60, leaving=lambda: False, end=lambda: ends.append("ended"))
+            watch_engine(engine, patience_s=60, stopping=lambda: False, exit_process=lambda: ends.append("ended"))
         )
         await asyncio.sleep(0)
         engine.died.set()

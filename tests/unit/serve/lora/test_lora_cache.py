@@ -61,8 +61,10 @@ def book_of(engine: FakeEngine, base: Path, *, slots: int = 2) -> LoRACache:
     return LoRACache(engine, checkpoint_io.headers(base), slots=slots, max_rank=8, dtype="float32")
 
 
-def exchange() -> ChatContext:
-    return ChatContext(visit=RequestContext(path="/v1/chat/completions", request_id="r"), asked=None, recorded=False)
+def chat() -> ChatContext:
+    return ChatContext(
+        context=RequestContext(path="/v1/chat/completions", request_id="r"), request=None, recorded=False
+    )
 
 
 Get = Callable[[LoRACache, int], Awaitable[LoadedAdapter]]
@@ -70,10 +72,10 @@ Get = Callable[[LoRACache, int], Awaitable[LoadedAdapter]]
 
 @pytest.fixture
 def get(candidates: list[Candidate]) -> Get:
-    async def getting(book: LoRACache, which: int, **more: str) -> LoadedAdapter:
+    async def getting(cache: LoRACache, which: int, **more: str) -> LoadedAdapter:
         candidate = candidates[which]
         name = more.get("name", f"a{which}")
-        return await book.get(name, f"{candidate.path}/{ADAPTER}", candidate.fingerprint)
+        return await cache.get(name, f"{candidate.path}/{ADAPTER}", candidate.fingerprint)
 
     return getting
 
@@ -83,12 +85,12 @@ def test_an_adapter_is_loaded_once_under_a_number_that_is_never_used_again(
 ):
     async def run() -> None:
         engine = FakeEngine(candidates)
-        book = book_of(engine, base)
-        first, again = await asyncio.gather(get(book, 0), get(book, 0))
+        cache = book_of(engine, base)
+        first, again = await asyncio.gather(get(cache, 0), get(cache, 0))
         assert first is again
-        assert await book.drop(first)
+        assert await cache.remove(first)
         assert engine.loaded == {}
-        assert (await get(book, 0)).number == 2
+        assert (await get(cache, 0)).number == 2
 
     asyncio.run(run())
 
@@ -106,9 +108,9 @@ def test_an_adapter_that_does_not_verify_is_taken_out_again(base: Path, candidat
 
 def test_a_name_never_means_other_weights(base: Path, candidates: list[Candidate]):
     async def run() -> None:
-        book = book_of(FakeEngine(candidates), base)
+        cache = book_of(FakeEngine(candidates), base)
         for each, refused in zip(candidates[:2], (False, True), strict=True):
-            asked = book.get("one", f"{each.path}/{ADAPTER}", each.fingerprint)
+            asked = cache.get("one", f"{each.path}/{ADAPTER}", each.fingerprint)
             if refused:
                 with pytest.raises(SwapError, match="one already means the weights at"):
                     await asked
@@ -125,18 +127,18 @@ def test_the_least_recently_used_makes_room_and_none_that_answers_somebody(
 
     async def run() -> None:
         engine = FakeEngine(candidates)
-        book = book_of(engine, base, slots=2)
-        await get(book, 0)
-        await get(book, 1)
-        await get(book, 0)
-        await get(book, 2)
+        cache = book_of(engine, base, slots=2)
+        await get(cache, 0)
+        await get(cache, 1)
+        await get(cache, 0)
+        await get(cache, 2)
         assert set(engine.loaded) == {"a0", "a2"}
         engine.in_use = {"a0"}
-        with book.holding(await get(book, 2)):
+        with cache.pinned(await get(cache, 2)):
             with pytest.raises(CacheFull):
-                await get(book, 1)
+                await get(cache, 1)
             assert set(engine.loaded) == {"a0", "a2"}
-        await get(book, 1)
+        await get(cache, 1)
         assert set(engine.loaded) == {"a0", "a1"}
 
     asyncio.run(run())
@@ -149,19 +151,19 @@ def test_new_requests_move_at_once_and_the_old_adapter_goes_when_nobody_uses_it(
 
     async def run() -> None:
         engine = FakeEngine(candidates)
-        book = book_of(engine, base)
+        cache = book_of(engine, base)
         zero = Release(policy_version=0, path=str(base), previous_version=None, fingerprint=candidates[0].fingerprint)
-        swapper = LoRASwapper(engine, book, zero, base=base, dtype="float32")
-        begun = exchange()
-        async with swapper.answering(begun) as adapter:
+        swapper = LoRASwapper(engine, cache, zero, base=base, dtype="float32")
+        begun = chat()
+        async with swapper.select(begun) as adapter:
             assert adapter is None
-            assert (begun.release_version, begun.visit.policy_version) == (0, 0)
+            assert (begun.release_version, begun.context.policy_version) == (0, 0)
         begun.admitted = True
         await swapper.to(adapter_release(candidates[0]))
-        async with swapper.answering(begun) as adapter:
+        async with swapper.select(begun) as adapter:
             assert (adapter, begun.release_version) == (None, 0)
-        new = exchange()
-        async with swapper.answering(new) as adapter:
+        new = chat()
+        async with swapper.select(new) as adapter:
             assert adapter is not None
             assert (adapter.name, new.release_version) == ("policy@v1", 1)
         engine.in_use = {"policy@v1"}
@@ -182,16 +184,16 @@ def test_a_rollback_to_an_adapter_that_is_leaving_keeps_it(
 
     async def run() -> None:
         engine = FakeEngine(candidates)
-        book = book_of(engine, base)
+        cache = book_of(engine, base)
         zero = Release(policy_version=0, path=str(base), previous_version=None, fingerprint=candidates[0].fingerprint)
-        swapper = LoRASwapper(engine, book, zero, base=base, dtype="float32")
+        swapper = LoRASwapper(engine, cache, zero, base=base, dtype="float32")
         engine.in_use = {"policy@v1"}
         for version in (1, 2, 1):
             await swapper.to(adapter_release(candidates[version - 1]))
         engine.in_use = set()
         await asyncio.sleep(0.02)
         assert set(engine.loaded) == {"policy@v1"}
-        async with swapper.answering(None) as adapter:
+        async with swapper.select(None) as adapter:
             assert adapter is not None
             assert adapter.number == engine.loaded[adapter.name]
 

@@ -33,10 +33,10 @@ class FakeBook(LoRACache):
             raise self.against[name]
         return LoadedAdapter(name=name, number=len(self.asked), path=path)
 
-    def hold(self, adapter: LoadedAdapter) -> None:
+    def pin(self, adapter: LoadedAdapter) -> None:
         self.held.append(adapter.name)
 
-    def let_go(self, adapter: LoadedAdapter) -> None:
+    def unpin(self, adapter: LoadedAdapter) -> None:
         self.held.remove(adapter.name)
 
 
@@ -46,11 +46,11 @@ class Scene:
     def __init__(self, root: Path) -> None:
         self.layout = Layout(root)
         self.keys = Pseudonyms.load(self.layout.pseudonym_keys)
-        self.book = FakeBook()
+        self.cache = FakeBook()
         self.served = 7
         self.now = 0.0
         self.personal = PersonalPolicies(
-            self.layout, lambda: self.keys, self.book, lambda: self.served, clock=lambda: self.now
+            self.layout, lambda: self.keys, self.cache, lambda: self.served, clock=lambda: self.now
         )
 
     def owner(self, user: str = "ann", tenant: str = "t") -> str:
@@ -82,14 +82,14 @@ class Scene:
             messages=(),
             started_at_s=0.0,
         )
-        exchange = ChatContext(
-            visit=RequestContext(path="/", request_id="r", tenant=tenant), asked=asked, recorded=True
+        chat = ChatContext(
+            context=RequestContext(path="/", request_id="r", tenant=tenant), request=asked, recorded=True
         )
-        async with self.personal.answering(exchange) as adapter:
+        async with self.personal.select(chat) as adapter:
             name = adapter.name if adapter is not None else ""
-            assert exchange.visit.adapter == name
-            assert self.book.held == ([name] if name else [])
-        assert self.book.held == []
+            assert chat.context.adapter == name
+            assert self.cache.held == ([name] if name else [])
+        assert self.cache.held == []
         return name
 
 
@@ -118,7 +118,7 @@ def test_a_policy_learned_under_an_earlier_key_still_answers(scene: Scene):
 def test_over_another_shared_policy_it_is_stale_and_not_even_asked_for(scene: Scene):
     scene.write(scene.owner(), base_version=6)
     assert scene.ask() == ""
-    assert scene.book.asked == []
+    assert scene.cache.asked == []
     scene.served = 6
     assert scene.ask() == "ann@1"
     scene.served = 7
@@ -134,11 +134,11 @@ def test_the_tenants_policy_stands_in_for_a_stale_one_of_the_user(scene: Scene):
 
 def test_a_refused_policy_is_tried_once_until_its_pointer_is_written_again(scene: Scene):
     scene.write(scene.owner())
-    scene.book.against["ann@1"] = SwapError("torn")
+    scene.cache.against["ann@1"] = SwapError("torn")
     for _ in range(3):
         assert scene.ask() == ""
         scene.now += LOOK_S
-    assert scene.book.asked == ["ann@1"]
+    assert scene.cache.asked == ["ann@1"]
     scene.write(scene.owner(), name="ann@2")
     assert scene.ask() == "ann@2"
     assert scene.personal.counters.values == {"refused": 3, "served": 1}
@@ -146,9 +146,9 @@ def test_a_refused_policy_is_tried_once_until_its_pointer_is_written_again(scene
 
 def test_where_all_adapters_are_busy_the_shared_policy_answers_and_the_next_request_tries_again(scene: Scene):
     scene.write(scene.owner())
-    scene.book.against["ann@1"] = CacheFull("full")
+    scene.cache.against["ann@1"] = CacheFull("full")
     assert scene.ask() == ""
-    del scene.book.against["ann@1"]
+    del scene.cache.against["ann@1"]
     assert scene.ask() == "ann@1"
     assert scene.personal.counters.values == {"crowded": 1, "served": 1}
 
@@ -193,13 +193,13 @@ def test_the_rest_of_a_request_goes_on_with_the_policy_it_began_with(scene: Scen
     scene.write(scene.owner())
 
     async def run() -> None:
-        exchange = ChatContext(visit=RequestContext(path="/", request_id="r", tenant="t"), asked=None, recorded=False)
-        async with scene.personal.answering(exchange) as adapter:
+        chat = ChatContext(context=RequestContext(path="/", request_id="r", tenant="t"), request=None, recorded=False)
+        async with scene.personal.select(chat) as adapter:
             assert adapter is None
-        exchange.admitted = True
+        chat.admitted = True
         scene.write(owner_digest(scene.keys.pairing_key, tenant="t", pseudonym=""), name="tenant@1")
         scene.now += LOOK_S
-        async with scene.personal.answering(exchange) as adapter:
+        async with scene.personal.select(chat) as adapter:
             assert adapter is None
 
     asyncio.run(run())

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from serve.weights.rolling_update import HAProxyClient, HAProxyServer, RollingUpdate, to_leave
+from sdpo_ray.upstream.haproxy import HAProxyClient, HAProxyServer, replaceable_servers
+from serve.weights.rolling_update import RollingUpdate
 
 STATE = """1
 # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight
@@ -28,14 +29,14 @@ STATE = """1
 def test_a_replica_leaves_only_where_another_of_its_application_is_ready(b: str, admin: str, leaves: bool):
     state = STATE.format(a="2", b=b, admin=admin)
     expected = [HAProxyServer("http-users", "SERVE_REPLICA__users-policy-aaa")] if leaves else []
-    assert to_leave(state, "aaa") == expected
-    assert to_leave(state, "ccc") == []
-    assert to_leave(state, "ddd") == []
+    assert replaceable_servers(state, "aaa") == expected
+    assert replaceable_servers(state, "ccc") == []
+    assert replaceable_servers(state, "ddd") == []
 
 
 @pytest.mark.parametrize("state", ["", "\n", "1\n", "Unknown command.\n"])
 def test_an_answer_that_is_none_keeps_the_replica_where_it_is(state: str):
-    assert to_leave(state, "aaa") == []
+    assert replaceable_servers(state, "aaa") == []
 
 
 @asynccontextmanager
@@ -52,19 +53,19 @@ async def haproxy(folder: Path, said: list[str]) -> AsyncIterator[HAProxyClient]
     (folder / "node").mkdir()
     server = await asyncio.start_unix_server(answer, folder / "node" / "admin")
     environment = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin")}
-    balance = HAProxyClient.here("aaa", "node", environment)
-    assert balance is not None
+    client = HAProxyClient.here("aaa", "node", environment)
+    assert client is not None
     async with server:
-        yield balance
+        yield client
 
 
 def test_requests_go_elsewhere_for_as_long_as_a_turn_lasts_however_it_ends(tmp_path: Path):
     async def run() -> list[str]:
         said: list[str] = []
-        async with haproxy(tmp_path, said) as balance:
+        async with haproxy(tmp_path, said) as client:
             with pytest.raises(RuntimeError):
-                async with RollingUpdate(tmp_path / "lock", balance).turn() as away:
-                    assert away
+                async with RollingUpdate(tmp_path / "lock", client).slot() as rerouted:
+                    assert rerouted
                     assert said[-1].endswith("state drain")
                     raise RuntimeError("the swap failed")
         return said
@@ -78,9 +79,9 @@ def test_requests_go_elsewhere_for_as_long_as_a_turn_lasts_however_it_ends(tmp_p
 
 
 def test_without_haproxy_or_without_its_socket_a_turn_is_a_turn(tmp_path: Path):
-    async def run(balance: HAProxyClient | None) -> bool:
-        async with RollingUpdate(tmp_path / "lock", balance).turn() as away:
-            return away
+    async def run(client: HAProxyClient | None) -> bool:
+        async with RollingUpdate(tmp_path / "lock", client).slot() as rerouted:
+            return rerouted
 
     assert HAProxyClient.here("aaa", "node", {}) is None
     assert asyncio.run(run(None)) is False
@@ -92,7 +93,7 @@ def test_one_after_the_other(tmp_path: Path):
         steps: list[str] = []
 
         async def swap(name: str) -> None:
-            async with RollingUpdate(tmp_path / "lock", None).turn():
+            async with RollingUpdate(tmp_path / "lock", None).slot():
                 steps.append(f"{name} begins")
                 await asyncio.sleep(0.01)
                 steps.append(f"{name} ends")
@@ -107,7 +108,7 @@ def test_one_after_the_other(tmp_path: Path):
 
 def _hold(lock: Path, held: Any) -> None:
     async def forever() -> None:
-        async with RollingUpdate(lock, None).turn():
+        async with RollingUpdate(lock, None).slot():
             held.set()
             await asyncio.sleep(60)
 
@@ -123,7 +124,7 @@ def test_the_turn_of_a_replica_that_is_killed_is_over(tmp_path: Path):
         assert held.wait(60)
 
         async def turn() -> None:
-            async with RollingUpdate(tmp_path / "lock", None).turn():
+            async with RollingUpdate(tmp_path / "lock", None).slot():
                 pass
 
         async def run() -> None:

@@ -55,7 +55,7 @@ def test_a_swap_stages_drains_loads_verifies_and_admits():
         await swapper.to(release(2))
         assert engine.steps == ["stage v2", "drained", "drained", "load v2"]
         assert swapper.serving == release(2)
-        async with asyncio.timeout(1), gate.entering():
+        async with asyncio.timeout(1), gate.enter():
             pass
 
     asyncio.run(run())
@@ -82,7 +82,7 @@ def test_weights_that_do_not_verify_are_undone_before_anybody_is_admitted():
         assert engine.steps == ["stage v2", "drained", "drained", "load v2", "stage v1", "load v1"]
         assert swapper.serving == release(1)
         assert not swapper.broken
-        async with asyncio.timeout(1), gate.entering():
+        async with asyncio.timeout(1), gate.enter():
             assert engine.loaded == "v1"
 
     asyncio.run(run())
@@ -96,7 +96,7 @@ def test_a_replica_that_cannot_go_back_admits_nobody_and_says_so():
             await swapper.to(release(2))
         assert swapper.broken
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05), gate.entering():
+            async with asyncio.timeout(0.05), gate.enter():
                 pass
 
     asyncio.run(run())
@@ -109,7 +109,7 @@ def test_requests_wait_for_the_swap_and_the_swap_waits_for_requests():
         seen: list[tuple[str, str]] = []
 
         async def request(seconds: float) -> None:
-            async with gate.entering():
+            async with gate.enter():
                 engine.in_flight += 1
             began = engine.loaded
             await asyncio.sleep(seconds)
@@ -137,7 +137,7 @@ def test_a_long_answer_keeps_others_waiting_only_for_as_long_as_patience_lasts()
         for hold in range(1, 4):
             while engine.steps.count("drained") < hold:
                 await asyncio.sleep(0.001)
-            async with asyncio.timeout(1), gate.entering():
+            async with asyncio.timeout(1), gate.enter():
                 waited.append(engine.loaded)
         # The old policy answered each time; the next time they would wait twice as long.
         assert waited == ["v1"] * 3
@@ -154,13 +154,13 @@ def test_the_rest_of_a_request_that_has_begun_goes_in_beside_it_and_a_new_one_wa
         swapper = Swapper(engine, gate, release(1), dtype="float32", patience_s=5)
 
         async def new() -> str:
-            async with gate.entering():
+            async with gate.enter():
                 return engine.loaded
 
         engine.in_flight = 1
         swap = asyncio.ensure_future(swapper.to(release(2)))
         await asyncio.sleep(0.01)
-        async with asyncio.timeout(1), gate.entering(begun=True):
+        async with asyncio.timeout(1), gate.enter(admitted=True):
             engine.in_flight += 1
         late = asyncio.ensure_future(new())
         engine.in_flight -= 1
@@ -186,7 +186,7 @@ def test_nobody_at_all_enters_while_weights_change():
                 await super().load(policy_version)
 
         async def enter() -> None:
-            async with gate.entering(begun=True):
+            async with gate.enter(admitted=True):
                 met.append(engine.loaded)
 
         engine = Slow()
@@ -208,11 +208,11 @@ def test_a_replica_that_gets_no_new_requests_holds_nobody_while_its_answers_end(
             yield True
             away.append("back")
 
-        swapper = Swapper(engine, gate, release(1), dtype="float32", turn=turn)
+        swapper = Swapper(engine, gate, release(1), dtype="float32", slot=turn)
         engine.in_flight = 1
         swap = asyncio.ensure_future(swapper.to(release(2)))
         await asyncio.sleep(0.05)
-        async with asyncio.timeout(1), gate.entering():
+        async with asyncio.timeout(1), gate.enter():
             assert (engine.loaded, away) == ("v1", ["away"])
         engine.in_flight = 0
         await swap

@@ -22,7 +22,7 @@ def tokenizer() -> Any:
 
 
 def reader(tokenizer: Any, parser: str = "hermes") -> Any:
-    from serve.engine.tool_calls import ToolCallReader
+    from serve.upstream.vllm.tool_calls import ToolCallReader
 
     config = SimpleNamespace(model="policy", hf_config=SimpleNamespace(model_type="qwen3"), hf_overrides=None)
     return ToolCallReader(parser, tokenizer, config)

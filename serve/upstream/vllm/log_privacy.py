@@ -1,4 +1,4 @@
-"""What vLLM does to logs, undone: it closes those of Ray Serve, and some of its lines repeat what people said."""
+"""Keeps request text out of vLLM's log lines, and Ray Serve's log file open while vLLM configures its logging."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-_HEAR_PEOPLE = (
+_READ_REQUESTS = (
     "vllm.entrypoints",
     "vllm.inputs",
     "vllm.parser",
@@ -22,29 +22,29 @@ _HEAR_PEOPLE = (
 
 
 class UserTextFilter(logging.Filter):
-    """Keeps a warning of such a logger, its place in the source and the kind of error; not what was filled in."""
+    """Keeps a warning's format string, source line and kind of error, and drops the values that were filled in."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.WARNING and record.name.startswith(_HEAR_PEOPLE):
-            # Without arguments it may be text that was put together before: there is no telling.
-            said = str(record.msg) if record.args else "(words withheld)"
+        if record.levelno >= logging.WARNING and record.name.startswith(_READ_REQUESTS):
+            # A message without arguments may have been formatted before, with text of a request in it.
+            message = str(record.msg) if record.args else "(words withheld)"
             kind = record.exc_info and record.exc_info[0]
-            record.msg = f"{said} [{kind.__name__}]" if kind else said
+            record.msg = f"{message} [{kind.__name__}]" if kind else message
             record.args, record.exc_info, record.exc_text, record.stack_info = None, None, None, None
         return True
 
 
-def withhold_words() -> None:
-    """Let vLLM log through `UserTextFilter`, in this process and in its engine's. Call it before vLLM is imported."""
+def filter_user_text() -> None:
+    """Let vLLM log through `UserTextFilter`, here and in the engine's process. Call it before vLLM is imported."""
     os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).with_name("logging.json"))
 
 
 @contextmanager
-def kept_open() -> Iterator[None]:
+def keep_handlers_open() -> Iterator[None]:
     """Keep Ray Serve's log file open while vLLM 0.32 configures its own logging.
 
-    It does so with `logging.config.dictConfig`, which closes every handler of the process; one that hands on what it
-    gathers, as Ray Serve's, has nobody to hand it to from then on.
+    vLLM calls `logging.config.dictConfig`, which closes every handler of the process; a closed MemoryHandler, as Ray
+    Serve's is, has lost its target.
     """
     handlers = [each for each in logging.getLogger("ray.serve").handlers if isinstance(each, MemoryHandler)]
     targets = [handler.target for handler in handlers]

@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from sdpo_ray.cluster.haproxy import HAPROXY, own_haproxy
+from sdpo_ray.upstream.haproxy import HAPROXY, own_haproxy
 from tests.support.paths import REPOSITORY
 
 MAX_SOCKET_CHARS = 107

@@ -63,3 +63,9 @@ class LeanSampler(Sampler):  # type: ignore[misc]
         ids = token_ids.unsqueeze(-1)
         found = (ids.to(torch.int32), logprobs.gather(-1, ids), torch.zeros_like(token_ids))
         return _OnCpu(*found) if ids.is_cpu else LogprobsTensors(*found)
+
+
+def use_lean_sampler(model_runner: Any) -> None:
+    """Replace the sampler of vLLM's model runner."""
+    sampler = model_runner.sampler
+    model_runner.sampler = LeanSampler(sampler.logprobs_mode, sampler.use_fp64_gumbel)

@@ -1,7 +1,7 @@
-"""LoRA on the CPU, exactly: each row of a batch gets its own adapter, and a row without one gets none.
+"""Exact LoRA on the CPU: each row of a batch gets its own adapter, and a row without one gets none.
 
-vLLM 0.32's CPU kernels take the adapter's slot of a row as an index, and -1 for "no adapter": in a batch that mixes
-both, that is the last slot, so people without an adapter are answered by somebody else's
+vLLM 0.32's CPU kernels take a row's adapter slot as an index, and -1 for "no adapter": in a batch that mixes both,
+index -1 is the last slot, so requests without an adapter are answered by another user's
 (`vllm/lora/ops/torch_ops/lora_ops.py`). These products also read each adapter once a batch, not once a row.
 """
 
@@ -21,10 +21,10 @@ def add_products(
     scale: float,
     widths: Sequence[int],
 ) -> None:
-    """y[rows] += scale B A x[rows], adapter by adapter, the parts of a layer beside each other.
+    """Add scale * B A x to `y` in place, adapter by adapter, the parts of a fused layer beside each other.
 
-    `slots` has a number a row, -1 for none. `downs` (slot, 1, rank, in) and `ups` (slot, 1, out, rank) are a pair a
-    part, and `widths` their outs without padding.
+    `x` (rows, in), `y` (rows, sum of widths); `slots` (rows,) is -1 for rows without an adapter. `downs`
+    (slot, 1, rank, in) and `ups` (slot, 1, out, rank) have one tensor a part, and `widths` their outs without padding.
     """
     for slot in slots.unique().tolist():
         if slot < 0:
@@ -38,10 +38,10 @@ def add_products(
 
 
 def use_exact_products(manager: Any) -> None:
-    """Give every linear layer of vLLM's `LRUCacheWorkerLoRAManager` these products."""
+    """Replace the LoRA products of every linear layer of vLLM's `LRUCacheWorkerLoRAManager` by `add_products`."""
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    class Exact(PunicaWrapperCPU):  # type: ignore[misc]
+    class ExactPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         def add_lora_linear(
             self,
             y: Tensor,
@@ -58,4 +58,4 @@ def use_exact_products(manager: Any) -> None:
                 add_products(y, x, slots, lora_a_stacked, lora_b_stacked, scale=scale, widths=output_slices)
 
     for wrapper in manager._adapter_manager.punica_wrapper_mapping.values():
-        wrapper.__class__ = Exact
+        wrapper.__class__ = ExactPunicaWrapper

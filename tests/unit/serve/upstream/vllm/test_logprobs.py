@@ -36,7 +36,7 @@ class CountingTokenizer:
 def processor(*, recorded_alone: bool, tokenizer: Any) -> Any:
     from vllm import SamplingParams
 
-    from serve.engine.logprobs import RECORDED_ALONE, SampledLogprobs
+    from serve.upstream.vllm.logprobs import RECORDED_ALONE, SampledLogprobs
 
     request: Any = SimpleNamespace(sampling_params=SamplingParams(logprobs=0))
     token = RECORDED_ALONE.set(recorded_alone)
@@ -105,7 +105,7 @@ def metadata(num_logprobs: int, *, rows: int) -> Any:
 def test_the_lean_sampler_draws_the_same_tokens_with_the_same_logprobs():
     from vllm.v1.sample.sampler import Sampler
 
-    from serve.engine.sampler import LeanSampler
+    from serve.upstream.vllm.sampler import LeanSampler
 
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(1))
     samplers = (Sampler("processed_logprobs"), LeanSampler("processed_logprobs"))
@@ -118,7 +118,7 @@ def test_the_lean_sampler_draws_the_same_tokens_with_the_same_logprobs():
 
 
 def test_the_lean_sampler_ranks_where_somebody_asked_for_alternatives():
-    from serve.engine.sampler import LeanSampler
+    from serve.upstream.vllm.sampler import LeanSampler
 
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(2))
     found = LeanSampler("processed_logprobs")(logits, metadata(3, rows=4)).logprobs_tensors
@@ -127,7 +127,7 @@ def test_the_lean_sampler_ranks_where_somebody_asked_for_alternatives():
 
 
 def test_the_lean_sampler_ranks_the_tokens_of_prompts():
-    from serve.engine.sampler import LeanSampler
+    from serve.upstream.vllm.sampler import LeanSampler
 
     sampler = LeanSampler("processed_logprobs")
     sampler(torch.zeros(1, 3), metadata(0, rows=1))
@@ -149,7 +149,7 @@ def received(lists: Any, *, row: int) -> Any:
 def test_the_server_receives_of_the_lean_sampler_what_it_would_of_vllms():
     from vllm.v1.sample.sampler import Sampler
 
-    from serve.engine.sampler import LeanSampler
+    from serve.upstream.vllm.sampler import LeanSampler
 
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(3))
     samplers = (Sampler("processed_logprobs"), LeanSampler("processed_logprobs"))
@@ -164,7 +164,7 @@ def test_the_server_receives_of_the_lean_sampler_what_it_would_of_vllms():
 
 
 def test_a_share_of_several_tokens_of_the_lean_sampler_is_vllms():
-    from serve.engine.sampler import LeanSampler
+    from serve.upstream.vllm.sampler import LeanSampler
 
     lists = LeanSampler("processed_logprobs")(torch.eye(4), metadata(0, rows=4)).logprobs_tensors.tolists()
     assert lists.slice_request(1, 2).logprob_token_ids.tolist() == [[1], [2]]

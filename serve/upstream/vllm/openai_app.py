@@ -1,13 +1,16 @@
-"""vLLM's OpenAI app as `serve.api.routes` calls it.
+"""vLLM's OpenAI app around one engine, with a shorter way for chats.
 
-A chat that vLLM's own model of a request accepts goes to vLLM's own handler, in the task that brought it: FastAPI's way
-there, with tasks that listen for a client who leaves, is a tenth of what a short answer costs the server. Everything
-else takes the whole app: every other route, and what is refused, so that the words are vLLM's.
+A chat that vLLM's own request model accepts goes to vLLM's own handler, in the task that brought it: FastAPI's way
+there, with tasks that listen for a disconnect, is a tenth of what a short response costs the server. Every other route
+takes the whole app, and so does a chat that is refused, so that error bodies are vLLM's.
 """
 
+import argparse
 import asyncio
 import inspect
 import json
+from types import SimpleNamespace
+from typing import Any
 
 from fastapi import FastAPI
 from pydantic import ValidationError
@@ -15,17 +18,29 @@ from starlette.datastructures import Headers
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-from serve.api.routes import CHAT
-from serve.asgi import Receive, Scope, Send, propagate_disconnect, read_body, replaying
+from serve.asgi import Receive, Scope, Send, propagate_disconnect, read_body, replay_body
 
-_answer = inspect.unwrap(create_chat_completion)
-"""Without the tasks that listen for a client who leaves: Ray Serve cancels ours."""
+_CHAT = "/v1/chat/completions"
+_create_chat = inspect.unwrap(create_chat_completion)
+"""Without the decorator's tasks that listen for a disconnect: Ray Serve cancels the request's own task."""
 
 
-class VllmApp:
+async def openai_app(engine: Any, arguments: argparse.Namespace) -> "OpenAIApp":
+    """Return vLLM's app around `engine`; `arguments` are those of vLLM's API server."""
+    tasks = await engine.get_supported_tasks()
+    app = build_app(arguments, tasks, engine.model_config)
+    await init_app_state(engine, app.state, arguments, tasks)
+    # vLLM's handler of a dead engine looks for its own HTTP server here; Ray Serve has another.
+    app.state.server = SimpleNamespace()
+    return OpenAIApp(app)
+
+
+class OpenAIApp:
     """Pure ASGI around the app that vLLM's `build_app` made."""
 
     def __init__(self, app: FastAPI) -> None:
@@ -48,12 +63,12 @@ class VllmApp:
         try:
             chat = ChatCompletionRequest.model_validate(json.loads(body))
         except ValidationError:
-            await propagate_disconnect(self._app, scope, replaying(body, receive), send)
+            await propagate_disconnect(self._app, scope, replay_body(body, receive), send)
             return
-        response: Response = await _answer(chat, Request(scope, receive))
+        response: Response = await _create_chat(chat, Request(scope, receive))
         task = asyncio.current_task()
         if task is not None and task.cancelling():
-            # vLLM answers whoever has left with an error.
+            # vLLM swallows the cancellation and returns an error response.
             raise asyncio.CancelledError
         if isinstance(response, StreamingResponse):
             await response.stream_response(send)
@@ -62,7 +77,7 @@ class VllmApp:
 
 
 def _is_chat(scope: Scope) -> bool:
-    """Whether this is a chat in JSON; vLLM has words for any other type."""
+    """Return whether this is a chat in JSON; vLLM's app answers any other content type."""
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     media_type = Headers(scope=scope).get("content-type", "").lower().partition(";")[0]
-    return scope["method"] == "POST" and path == CHAT and media_type == "application/json"
+    return scope["method"] == "POST" and path == _CHAT and media_type == "application/json"

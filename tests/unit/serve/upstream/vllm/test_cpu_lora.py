@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from serve.lora.cpu_lora import add_products
+from serve.upstream.vllm.cpu_lora import add_products
 
 RANK, INTO, WIDTHS, PADDED = 2, 3, (4, 1), (4, 2)
 

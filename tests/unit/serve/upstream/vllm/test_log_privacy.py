@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from serve.lifecycle.log_privacy import UserTextFilter, kept_open
+from serve.upstream.vllm.log_privacy import UserTextFilter, keep_handlers_open
 from tests.support.paths import REPOSITORY
 
 CANARY = "the moon is made of 4711"
-CONFIG = REPOSITORY / "serve" / "logging.json"
+CONFIG = REPOSITORY / "serve" / "lifecycle" / "logging.json"
 
 
 def record(name: str, level: int, text: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
@@ -46,7 +46,7 @@ def test_ray_serve_s_file_stays_open_when_all_handlers_are_closed(tmp_path: Path
     logger = logging.getLogger("ray.serve")
     logger.addHandler(gathering)
     try:
-        with kept_open():
+        with keep_handlers_open():
             logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "incremental": False})
         logger.warning("after")
     finally:
@@ -60,5 +60,5 @@ def test_the_configuration_is_one_that_python_takes() -> None:
     # vLLM's formatter needs its own records, and vLLM.
     config["formatters"]["vllm"] = {"format": "%(message)s"}
     config["loggers"] = {}
-    with kept_open():
+    with keep_handlers_open():
         logging.config.dictConfig(config)

@@ -1,4 +1,4 @@
-"""Calls of tools in an answer, as vLLM's own parser shows them to the client."""
+"""Tool calls in a response, as vLLM's own parser shows them to the client."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from sdpo_ray.records import ToolCall
 
 
 class ToolCallReader:
-    """Reads whole answers with the parser that vLLM's chat endpoint has. `parser` is `serve.tool_parser`."""
+    """Parses whole responses with the parser of vLLM's chat endpoint. `parser` is `serve.tool_parser`."""
 
     def __init__(self, parser: str, tokenizer: Any, model_config: Any) -> None:
         self._auto = parser != "none"
@@ -26,7 +26,7 @@ class ToolCallReader:
         )
 
     def calls(self, tool_use: Mapping[str, Any], text: str, ids: Sequence[int]) -> tuple[ToolCall, ...]:
-        """The calls that a client who asked with `tool_use` is shown for this answer. Raises DataError.
+        """Return the calls that a client who sent the fields `tool_use` is shown for this response. Raises DataError.
 
         Their ids are empty: vLLM draws them when it writes the reply, which is after the turn is stored. A stream
         shows the arguments as the policy wrote them, where this is the same JSON with vLLM's white space.
@@ -38,7 +38,7 @@ class ToolCallReader:
         try:
             _, _, found = parser.parse(text, request, enable_auto_tools=self._auto, model_output_token_ids=list(ids))
         except Exception as error:
-            # vLLM has forty parsers, and what each of them raises for nonsense is nobody's promise.
+            # vLLM has forty parsers, and what each of them raises for malformed text is not specified.
             raise DataError(f"the tool parser failed with {type(error).__name__}") from error
         shown = maybe_filter_parallel_tool_calls(list(found or ()), request)
         return tuple(ToolCall(call_id="", name=call.name, arguments=call.arguments) for call in shown)

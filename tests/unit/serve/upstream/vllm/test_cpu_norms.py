@@ -17,7 +17,7 @@ def norm_of() -> Any:
     if not current_platform.is_cpu():
         pytest.skip("this vLLM is not built for CPUs")
 
-    import serve.engine.norms  # noqa: F401
+    import serve.upstream.vllm.cpu_norms  # noqa: F401
 
     current_platform.import_kernels()
 
