@@ -11,7 +11,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, WriterPropertie
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Interaction, PairingKeys, Redaction, ToolCall, Turn
-from sdpo_ray.tables import migrations
+from sdpo_ray.tables import create as migrations
 from sdpo_ray.tables.arrow_schemas import (
     content_of,
     interactions_from_arrow,
