@@ -17,10 +17,6 @@ from sdpo_ray.io.files import read_json
 from sdpo_ray.io.locks import file_lock
 from sdpo_ray.io.watched_file import write_private
 
-LEGACY = "pseudonym.key"
-"""File of the single key of an earlier version, beside the file of keys."""
-_LEGACY_ID = "legacy"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PseudonymKey:
@@ -66,7 +62,7 @@ class Pseudonyms:
             pass
         with file_lock(path):
             if not path.exists():
-                first = _legacy_key(path.with_name(LEGACY)) or _new_key()
+                first = _new_key()
                 write_private(path, _Keys(pairing_key=secrets.token_hex(32), keys=(first,)))
         return cls(path, read_json(path, _Keys))
 
@@ -75,13 +71,8 @@ class Pseudonyms:
         return _pseudonym(self._content.keys[0], user) if user else ""
 
     def all_of(self, user: str) -> tuple[str, ...]:
-        """Every pseudonym that `user` ever had, newest key first: what erasure looks for.
-
-        An earlier version wrote its pseudonyms without the id of a key: they come last.
-        """
-        keys = self._content.keys if user else ()
-        bare = tuple(_digest(key, user) for key in keys if key.key_id == _LEGACY_ID)
-        return (*(_pseudonym(key, user) for key in keys), *bare)
+        """Every pseudonym of `user`, newest key first: what erasure looks for. Empty for an empty name."""
+        return tuple(_pseudonym(key, user) for key in self._content.keys) if user else ()
 
     def rotate(self) -> Self:
         """Put a new key before those in the file, and return what is in it now."""
@@ -92,19 +83,10 @@ class Pseudonyms:
 
 
 def _pseudonym(key: PseudonymKey, user: str) -> str:
-    return f"{key.key_id}.{_digest(key, user)}"
-
-
-def _digest(key: PseudonymKey, user: str) -> str:
-    # A lone surrogate is a name like any other here.
-    return hmac.new(bytes.fromhex(key.key), user.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()[:32]
+    # `surrogatepass`: JSON can carry a lone surrogate, which has no strict UTF-8 form, in a name.
+    digest = hmac.new(bytes.fromhex(key.key), user.encode(errors="surrogatepass"), hashlib.sha256)
+    return f"{key.key_id}.{digest.hexdigest()[:32]}"
 
 
 def _new_key() -> PseudonymKey:
     return PseudonymKey(key_id=secrets.token_hex(4), key=secrets.token_hex(32), made_at_s=time.time())
-
-
-def _legacy_key(path: Path) -> PseudonymKey | None:
-    if not path.exists():
-        return None
-    return PseudonymKey(key_id=_LEGACY_ID, key=path.read_bytes().hex(), made_at_s=path.stat().st_mtime)

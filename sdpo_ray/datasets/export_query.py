@@ -23,6 +23,7 @@ from sdpo_ray.tables.arrow_schemas import (
     interactions_from_arrow,
     turns_from_arrow,
 )
+from sdpo_ray.tables.create import table_exists
 from sdpo_ray.tables.delta_table import Table
 
 UNEDITED = "unedited"
@@ -163,7 +164,5 @@ def _spans(counts: dict[int, int], at_once: int) -> Iterator[tuple[int, int]]:
 
 
 def _require(layout: Layout, name: str) -> None:
-    from deltalake import DeltaTable
-
-    if not DeltaTable.is_deltatable(layout.table(name)):
+    if not table_exists(layout, name):
         raise ConfigError(f"there is no table {name} under {layout.table(name)}: name another run with --run or --set")

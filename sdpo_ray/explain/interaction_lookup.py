@@ -81,10 +81,9 @@ def champion(run: Run) -> tuple[Path, str]:
 
 def _existing(layout: Layout, name: str) -> "Table | None":
     """A table that somebody made; looking for one makes none."""
-    from deltalake import DeltaTable
-
+    from sdpo_ray.tables.create import table_exists
     from sdpo_ray.tables.delta_table import Table
 
-    if not DeltaTable.is_deltatable(layout.table(name)):
+    if not table_exists(layout, name):
         return None
     return Table.interactions(layout) if name == "interactions" else Table.turns(layout)

@@ -28,8 +28,8 @@ REWRITTEN = "table.rewrite"
 """Grows with every commit that replaces files: no two of them may be under way at once."""
 MAINTAINED = "table.maintained"
 """Delta version at which the table was last compacted."""
-MIGRATED = "table.schema"
-"""Version of the schema; tables of version 1 lack it."""
+SCHEMA = "table.schema"
+"""Version of the table's schema, `specs.SCHEMA_VERSION`."""
 
 ROWS_A_GROUP = 4096
 """Of a Parquet row group: what a reader skips, or decodes at once."""

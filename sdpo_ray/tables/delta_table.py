@@ -19,7 +19,7 @@ from deltalake.exceptions import DeltaError
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.tables import compaction, row_deletion
 from sdpo_ray.tables.commits import APPENDED, MAINTAINED, TRIES, commit_rows, opened, paths, pause
-from sdpo_ray.tables.migrations import open_table
+from sdpo_ray.tables.create import open_table
 from sdpo_ray.tables.object_store import LOG, TableLocation
 from sdpo_ray.tables.object_store import read_files as read_files
 from sdpo_ray.tables.specs import BATCH, FEEDBACKS, INTERACTIONS, PENDINGS, TURNS, TableSpec

@@ -9,7 +9,7 @@ from sdpo_ray.tables.arrow_schemas import FEEDBACK, INTERACTION, PENDING, TURN
 BATCH = "batch"
 """Column of every table: the number of the commit that brought the row. Compaction and erasure keep it."""
 SCHEMA_VERSION = 3
-"""Of the schemas below. One that changes needs a step in `tables.migrations`."""
+"""Version of the schemas below; raise it when one of them changes. `tables.create` refuses any other version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

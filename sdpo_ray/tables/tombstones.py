@@ -16,6 +16,7 @@ from typing import Self
 from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.io.locks import file_lock
 from sdpo_ray.io.paths import Layout
+from sdpo_ray.io.watched_file import FileStamp, file_stamp
 from sdpo_ray.records import Event, Turn
 
 
@@ -44,19 +45,15 @@ class Tombstones:
         self._path = layout.erasures
         self._content = _File(salt="", erasures=())
         self._upto_s: dict[str, float] = {}
-        self._seen: tuple[int, int, int] | None = None
+        self._stamp: FileStamp | None = None
         self.reload()
 
     def reload(self) -> Self:
         """Read again what other processes added, at the price of one `stat` where they added nothing."""
-        try:
-            found = os.stat(self._path)
-        except FileNotFoundError:
-            return self
-        stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
-        if stamp != self._seen:
+        stamp = file_stamp(self._path)
+        if stamp is not None and stamp != self._stamp:
             self._take(read_json(self._path, _File))
-            self._seen = stamp
+            self._stamp = stamp
         return self
 
     def add(

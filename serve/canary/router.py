@@ -10,7 +10,6 @@ has a personal policy takes no part.
 
 import asyncio
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ class CanaryRouter:
         self._shadow = ShadowCopies(proxy, self.counters)
         self._pseudonyms = WatchedFile(layout.pseudonym_keys, Pseudonyms.load)
         self._personal = run.serve.adapters > 0
-        self._pointer = _Pointer(layout.canary_pointer)
+        self._pointer = WatchedFile(layout.canary_pointer, _read_canary, keep_last=False)
 
     async def take(self, chat: ChatContext, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
         """Whether the candidate answered; where it did not, not one byte is out. Raises Refusal for a broken stream."""
@@ -97,28 +96,12 @@ class CanaryRouter:
         return not any(self._layout.personal_pointer(owner).exists() for owner in own)
 
 
-class _Pointer:
-    """What `canary.json` says now, at the price of one `stat`: no file, or one that is none of ours, is no trial."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen: tuple[int, int] | None = None
-        self._canary: Canary | None = None
-
-    def now(self) -> Canary | None:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            self._seen = self._canary = None
-            return None
-        stamp = (found.st_mtime_ns, found.st_ino)
-        if stamp != self._seen:
-            try:
-                self._canary = read_json(self._path, Canary)
-            except (OSError, DataError):
-                self._canary = None
-            self._seen = stamp
-        return self._canary
+def _read_canary(path: Path) -> Canary | None:
+    """The canary in `canary.json`; None where there is no such file, or where it is not a `Canary`."""
+    try:
+        return read_json(path, Canary)
+    except (OSError, DataError):
+        return None
 
 
 async def _unless_left(answering: Any, receive: Receive) -> None:

@@ -4,7 +4,6 @@ The user's own comes before the tenant's. A pointer is looked at again after `LO
 """
 
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.errors import DataError, SwapError
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
+from sdpo_ray.io.watched_file import FileStamp, file_stamp
 from sdpo_ray.records import PersonalPolicy
 from sdpo_ray.telemetry import Counters
 from serve.lora.lora_cache import CacheFull, LoRACache
@@ -32,7 +32,7 @@ class _Looked:
     """What an owner's pointer said."""
 
     at_s: float
-    stamp: tuple[int, int, int] | None = None
+    stamp: FileStamp | None = None
     """None where there is no file."""
     policy: PersonalPolicy | None = None
     why: str = "absent"
@@ -121,8 +121,9 @@ class PersonalPolicies:
     def _read(self, owner: str, now: float, before: _Looked | None) -> _Looked:
         path = self._layout.personal_pointer(owner)
         try:
-            found = os.stat(path)
-            stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
+            stamp = file_stamp(path)
+            if stamp is None:
+                return _Looked(now)
             if before is not None and before.stamp == stamp:
                 before.at_s = now
                 return before

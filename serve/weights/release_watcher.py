@@ -6,7 +6,6 @@ cannot serve comes up on the one before.
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Literal, Protocol
 from sdpo_ray.errors import DataError, SwapError
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
+from sdpo_ray.io.watched_file import FileStamp, file_stamp
 from sdpo_ray.records import BASE_VERSION, Canary, Release
 from serve.weights import checkpoint_io
 
@@ -43,9 +43,9 @@ class ReleasePointer:
         self.path = layout.eval_pointer if audience == "evaluator" else layout.release_pointer
         self._canary = layout.canary_pointer if audience == "canary" else None
 
-    def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
+    def stamp(self) -> tuple[FileStamp | None, ...]:
         """Differs whenever the files do."""
-        return tuple(_stamp(path) for path in (self.path, self._canary) if path is not None)
+        return tuple(file_stamp(path) for path in (self.path, self._canary) if path is not None)
 
     def read(self) -> Release | None:
         """What is to be served; None before the first release. Raises DataError for a file that is none of ours."""
@@ -140,11 +140,3 @@ class ReleaseWatcher:
                 assert release is not None, "nothing was to be served"
                 self.refused = f"v{release.policy_version}: {error}"
                 logger.error("release refused: %s", self.refused)
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size

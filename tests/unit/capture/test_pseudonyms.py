@@ -51,16 +51,6 @@ def test_a_rotation_renames_everybody_keeps_the_key_of_pairing_and_forgets_no_na
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_who_spoke_under_the_single_key_of_an_earlier_version_is_found(tmp_path: Path) -> None:
-    secret = b"0123456789abcdef" * 4
-    (tmp_path / "pseudonym.key").write_bytes(secret)
-    before = hmac.new(secret, b"alice", hashlib.sha256).hexdigest()[:32]
-    pseudonyms = Pseudonyms.load(tmp_path / "pseudonyms.json")
-    assert pseudonyms.of("alice") == f"legacy.{before}"
-    rotated = pseudonyms.rotate()
-    assert rotated.all_of("alice") == (rotated.of("alice"), f"legacy.{before}", before)
-
-
 def _load(path: Path) -> str:
     return Pseudonyms.load(path).of("alice")
 

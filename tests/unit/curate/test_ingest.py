@@ -26,13 +26,13 @@ def given_on(turn_id: str, name: str = "f0", **changes: object) -> Feedback:
     return Feedback(feedback_id=name, turn_id=turn_id, **fields | changes)  # type: ignore[arg-type]
 
 
-class Desk:
-    """The two tables of one run, and whoever ships into them."""
+class RunTables:
+    """The two tables of one run, and an ingest into them."""
 
     def __init__(self, root: Path) -> None:
         self.layout = Layout(root)
         self.turns, self.feedback = Table.turns(self.layout), Table.feedback(self.layout)
-        self.heard: list[int] = []
+        self.batch_sizes: list[int] = []
 
     def ingest(
         self,
@@ -49,7 +49,7 @@ class Desk:
             max_turns=max_turns,
             max_bytes=max_bytes,
             erased=erased,
-            on_turns=self.heard.append,
+            on_turns=self.batch_sizes.append,
         )
 
     @property
@@ -64,130 +64,130 @@ class Desk:
         return [each.turn_id for each in self.stored]
 
     @property
-    def said(self) -> list[Feedback]:
+    def stored_feedback(self) -> list[Feedback]:
         return sorted(feedback_from_arrow(Table.feedback(self.layout).read()), key=lambda each: each.feedback_id)
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def tables(tmp_path: Path) -> RunTables:
+    return RunTables(tmp_path)
 
 
-def test_a_log_is_shipped_once_word_for_word_and_then_truncated(desk: Desk):
+def test_a_log_is_ingested_once_word_for_word_and_then_truncated(tables: RunTables):
     log, turns, given = MemoryLog(), dialogue("ann", follow_ups=5), given_on("ann-2")
     log.put(*turns[:3], given, *turns[3:])
-    assert desk.ship(log) == Ingested(num_turns=6, num_feedback=1, refused=Counter())
-    assert (desk.stored, desk.said, desk.heard) == (turns, [given], [6])
-    assert (log.num_events, desk.turns.position("p0")) == (0, 7)
-    assert desk.ship(log) == Ingested(num_turns=0, num_feedback=0, refused=Counter())
-    assert desk.ids == [each.turn_id for each in turns]
+    assert tables.ingest(log) == Ingested(num_turns=6, num_feedback=1, refused=Counter())
+    assert (tables.stored, tables.stored_feedback, tables.batch_sizes) == (turns, [given], [6])
+    assert (log.num_events, tables.turns.position("p0")) == (0, 7)
+    assert tables.ingest(log) == Ingested(num_turns=0, num_feedback=0, refused=Counter())
+    assert tables.ids == [each.turn_id for each in turns]
 
 
-def test_an_empty_log_costs_no_commit(desk: Desk):
-    before = desk.turns.version
-    assert desk.ship(MemoryLog(partitions=0)).num_turns == 0
-    assert desk.ship(MemoryLog()).num_turns == 0
-    assert desk.turns.version == before
+def test_an_empty_log_costs_no_commit(tables: RunTables):
+    before = tables.turns.version
+    assert tables.ingest(MemoryLog(partitions=0)).num_turns == 0
+    assert tables.ingest(MemoryLog()).num_turns == 0
+    assert tables.turns.version == before
 
 
-def test_a_partition_that_appears_later_is_read_from_its_beginning(desk: Desk):
+def test_a_partition_that_appears_later_is_read_from_its_beginning(tables: RunTables):
     log = MemoryLog()
     log.put(turn("t0"))
-    desk.ship(log)
+    tables.ingest(log)
     log.put(turn("t1"), partition="later")
     log.put(turn("t2"))
-    assert desk.ship(log).num_turns == 2
-    assert desk.ids == ["t0", "t1", "t2"]
-    assert (desk.turns.position("p0"), desk.turns.position("later")) == (2, 1)
+    assert tables.ingest(log).num_turns == 2
+    assert tables.ids == ["t0", "t1", "t2"]
+    assert (tables.turns.position("p0"), tables.turns.position("later")) == (2, 1)
 
 
-def test_a_large_backlog_is_shipped_in_bounded_commits_over_all_partitions(desk: Desk):
+def test_a_large_backlog_is_ingested_in_bounded_commits_over_all_partitions(tables: RunTables):
     log = MemoryLog(partitions=3)
     for n in range(20):
         log.put(turn(f"t{n:02d}"), partition=f"p{n % 3}")
-    assert desk.ship(log, max_turns=6).num_turns == 20
-    assert desk.heard == [6, 6, 6, 2]
-    assert len(desk.ids) == 20
+    assert tables.ingest(log, max_turns=6).num_turns == 20
+    assert tables.batch_sizes == [6, 6, 6, 2]
+    assert len(tables.ids) == 20
     log.put(*(turn(f"u{n}") for n in range(5)))
-    desk.ship(log, max_bytes=2)
-    assert desk.heard[4:] == [2, 2, 1]
+    tables.ingest(log, max_bytes=2)
+    assert tables.batch_sizes[4:] == [2, 2, 1]
 
 
-def test_what_is_written_while_a_backlog_is_shipped_does_not_keep_it_for_ever(desk: Desk):
+def test_what_is_written_while_a_backlog_is_ingested_does_not_keep_it_for_ever(tables: RunTables):
     log = MemoryLog()
     log.put(*(turn(f"t{n}") for n in range(4)))
 
-    def chatty(event: Event) -> bool:
+    def busy(event: Event) -> bool:
         """For each event that is read, another one is written elsewhere."""
         log.put(turn(f"{event.turn_id}-echo"), partition="busy")
         return False
 
-    shipped = desk.ship(log, max_turns=2, erased=chatty)
-    assert shipped.num_turns >= 4
-    assert {f"t{n}" for n in range(4)} <= set(desk.ids)
+    ingested = tables.ingest(log, max_turns=2, erased=busy)
+    assert ingested.num_turns >= 4
+    assert {f"t{n}" for n in range(4)} <= set(tables.ids)
     assert log.num_events > 0
 
 
-def test_a_turn_that_is_delivered_twice_is_kept_once_and_counted(desk: Desk):
+def test_a_turn_that_is_delivered_twice_is_kept_once_and_counted(tables: RunTables):
     log = MemoryLog()
     log.put(turn("t0"), turn("t1"), turn("t0", response="another"))
     log.put(turn("t1"), partition="replayed")
-    shipped = desk.ship(log, max_turns=2)
-    assert (shipped.num_turns, shipped.refused) == (2, Counter(duplicate_turn=2))
+    ingested = tables.ingest(log, max_turns=2)
+    assert (ingested.num_turns, ingested.refused) == (2, Counter(duplicate_turn=2))
     log.put(turn("t1"), turn("t2"))
-    shipped = desk.ship(log)
-    assert (shipped.num_turns, shipped.refused) == (1, Counter(duplicate_turn=1))
-    assert desk.stored == [turn("t0"), turn("t1"), turn("t2")]
+    ingested = tables.ingest(log)
+    assert (ingested.num_turns, ingested.refused) == (1, Counter(duplicate_turn=1))
+    assert tables.stored == [turn("t0"), turn("t1"), turn("t2")]
 
 
-def test_feedback_that_is_sent_twice_is_one_and_no_fault(desk: Desk):
+def test_feedback_that_is_sent_twice_is_one_and_no_fault(tables: RunTables):
     log = MemoryLog()
     log.put(given_on("t0"), given_on("t0", given_at_s=300.0), given_on("t0", "f1", comment="", thumb="up"))
-    assert desk.ship(log) == Ingested(num_turns=0, num_feedback=2, refused=Counter())
+    assert tables.ingest(log) == Ingested(num_turns=0, num_feedback=2, refused=Counter())
     log.put(given_on("t0"))
-    assert desk.ship(log) == Ingested(num_turns=0, num_feedback=0, refused=Counter())
-    assert [(each.feedback_id, each.given_at_s) for each in desk.said] == [("f0", 200.0), ("f1", 200.0)]
+    assert tables.ingest(log) == Ingested(num_turns=0, num_feedback=0, refused=Counter())
+    assert [(each.feedback_id, each.given_at_s) for each in tables.stored_feedback] == [("f0", 200.0), ("f1", 200.0)]
 
 
-def test_feedback_may_come_before_its_turn(desk: Desk):
+def test_feedback_may_come_before_its_turn(tables: RunTables):
     log = MemoryLog()
     log.put(given_on("t0"))
-    desk.ship(log)
+    tables.ingest(log)
     log.put(turn("t0"))
-    assert desk.ship(log).num_turns == 1
-    assert len(desk.said) == 1
+    assert tables.ingest(log).num_turns == 1
+    assert len(tables.stored_feedback) == 1
 
 
-def test_what_an_erased_user_left_in_the_log_never_enters_and_is_counted(desk: Desk):
+def test_what_an_erased_user_left_in_the_log_never_enters_and_is_counted(tables: RunTables):
     log = MemoryLog()
     log.put(
         turn("t0", user="ann"), turn("t1", user="bob"), given_on("t1", user="ann"), given_on("t1", "f1", user="bob")
     )
-    shipped = desk.ship(log, erased=lambda event: event.user == "ann")
-    assert shipped == Ingested(num_turns=1, num_feedback=1, refused=Counter(erased=2))
-    assert (desk.ids, [each.feedback_id for each in desk.said]) == (["t1"], ["f1"])
+    ingested = tables.ingest(log, erased=lambda event: event.user == "ann")
+    assert ingested == Ingested(num_turns=1, num_feedback=1, refused=Counter(erased=2))
+    assert (tables.ids, [each.feedback_id for each in tables.stored_feedback]) == (["t1"], ["f1"])
     assert log.num_events == 0
 
 
-def test_a_log_that_holds_only_what_is_refused_is_left_behind_all_the_same(desk: Desk):
+def test_a_log_that_holds_only_what_is_refused_is_left_behind_all_the_same(tables: RunTables):
     log = MemoryLog()
     log.put(turn("t0"), turn("t0"))
-    desk.ship(log)
+    tables.ingest(log)
     log.put(turn("t0"))
-    assert desk.ship(log).num_turns == 0
-    assert (desk.turns.position("p0"), log.num_events, desk.turns.num_rows) == (3, 0, 1)
+    assert tables.ingest(log).num_turns == 0
+    assert (tables.turns.position("p0"), log.num_events, tables.turns.num_rows) == (3, 0, 1)
 
 
-def test_lost_events_stop_everything_and_nothing_is_truncated(desk: Desk):
+def test_lost_events_stop_everything_and_nothing_is_truncated(tables: RunTables):
     log = MemoryLog(partitions=2)
     log.put(turn("t0"))
-    desk.ship(log)
+    tables.ingest(log)
     log.put(*(turn(f"t{n}") for n in range(1, 5)))
     log.retention("p0", 2)
     log.truncated.clear()
     with pytest.raises(LostEvents, match="begins at 3, not at 1"):
-        desk.ship(log)
-    assert (desk.ids, log.truncated) == (["t0"], {})
+        tables.ingest(log)
+    assert (tables.ids, log.truncated) == (["t0"], {})
 
 
 class Killed(BaseException):
@@ -198,19 +198,19 @@ def die(*_: object, **__: object) -> None:
     raise Killed
 
 
-def test_the_log_is_truncated_only_when_both_tables_are_on_disk(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+def test_the_log_is_truncated_only_when_both_tables_are_on_disk(tables: RunTables, monkeypatch: pytest.MonkeyPatch):
     log, order = MemoryLog(), []
     log.put(turn("t0"), given_on("t0"))
     sync, truncate = Table.sync, log.truncate
     monkeypatch.setattr(Table, "sync", lambda self: (order.append(self.name), sync(self)))
     monkeypatch.setattr(log, "truncate", lambda upto: (order.append(upto), truncate(upto)))
-    desk.ship(log)
+    tables.ingest(log)
     assert order == ["feedback", "turns", {"p0": 2}]
 
 
 @pytest.mark.parametrize("step", ["feedback", "between", "turns", "sync of feedback", "sync of turns", "truncate"])
-def test_a_shipper_killed_between_any_two_steps_loses_and_repeats_nothing(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, step: str
+def test_an_ingest_killed_between_any_two_steps_loses_and_repeats_nothing(
+    tables: RunTables, monkeypatch: pytest.MonkeyPatch, step: str
 ):
     log, turns = MemoryLog(partitions=2), dialogue("ann", follow_ups=5)
     log.put(*turns[:3], given_on("ann-0"))
@@ -236,21 +236,21 @@ def test_a_shipper_killed_between_any_two_steps_loses_and_repeats_nothing(
         if step == "truncate":
             patch.setattr(log, "truncate", die)
         with pytest.raises(Killed):
-            desk.ship(log, max_turns=5)
-    again = Desk(desk.layout.root)
-    assert again.ship(log, max_turns=5).refused == Counter()
-    assert (again.stored, [each.feedback_id for each in again.said]) == (turns, ["f0", "f1"])
+            tables.ingest(log, max_turns=5)
+    again = RunTables(tables.layout.root)
+    assert again.ingest(log, max_turns=5).refused == Counter()
+    assert (again.stored, [each.feedback_id for each in again.stored_feedback]) == (turns, ["f0", "f1"])
     assert log.num_events == 0
 
 
-def overtaken_by(log: EventLog, desk: Desk, table: str, monkeypatch: pytest.MonkeyPatch) -> list[Ingested]:
-    """Before the first append to `table`, somebody else ships `log`."""
+def overtaken_by(log: EventLog, tables: RunTables, table: str, monkeypatch: pytest.MonkeyPatch) -> list[Ingested]:
+    """Before the first append to `table`, another process ingests `log`."""
     append, others = Table.append, []
 
     def after_another(self: Table, *what: object) -> int | None:
         if self.name == table and not others:
             others.append(Ingested(num_turns=0, num_feedback=0, refused=Counter()))
-            others[0] = Desk(desk.layout.root).ship(log)
+            others[0] = RunTables(tables.layout.root).ingest(log)
         return append(self, *what)  # type: ignore[arg-type,no-any-return]
 
     monkeypatch.setattr(Table, "append", after_another)
@@ -258,19 +258,19 @@ def overtaken_by(log: EventLog, desk: Desk, table: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("table", ["feedback", "turns"])
-def test_a_shipper_overtaken_by_another_looks_again(desk: Desk, monkeypatch: pytest.MonkeyPatch, table: str):
+def test_an_ingest_overtaken_by_another_looks_again(tables: RunTables, monkeypatch: pytest.MonkeyPatch, table: str):
     log = MemoryLog()
     log.put(turn("t0"), turn("t1"), given_on("t1"))
     monkeypatch.setattr(log, "truncate", lambda upto: None)
-    others = overtaken_by(log, desk, table, monkeypatch)
-    mine = desk.ship(log)
+    others = overtaken_by(log, tables, table, monkeypatch)
+    mine = tables.ingest(log)
     assert (mine.num_turns + others[0].num_turns, mine.num_feedback + others[0].num_feedback) == (2, 1)
     assert (mine.refused, others[0].refused) == (Counter(), Counter())
-    assert (desk.ids, len(desk.said)) == (["t0", "t1"], 1)
+    assert (tables.ids, len(tables.stored_feedback)) == (["t0", "t1"], 1)
 
 
-def test_events_that_another_shipper_stored_and_truncated_in_between_are_not_lost(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+def test_events_that_another_ingest_stored_and_truncated_in_between_are_not_lost(
+    tables: RunTables, monkeypatch: pytest.MonkeyPatch
 ):
     log = MemoryLog()
     log.put(turn("t0"), turn("t1"))
@@ -279,16 +279,16 @@ def test_events_that_another_shipper_stored_and_truncated_in_between_are_not_los
     def after_another(after: dict[str, int], **limits: int) -> object:
         if not others:
             others.append(None)
-            others[0] = Desk(desk.layout.root).ship(log)
+            others[0] = RunTables(tables.layout.root).ingest(log)
         return poll(after, **limits)
 
     monkeypatch.setattr(log, "poll", after_another)
-    assert desk.ship(log) == Ingested(num_turns=0, num_feedback=0, refused=Counter())
-    assert (desk.ids, others[0].num_turns) == (["t0", "t1"], 2)
+    assert tables.ingest(log) == Ingested(num_turns=0, num_feedback=0, refused=Counter())
+    assert (tables.ids, others[0].num_turns) == (["t0", "t1"], 2)
 
 
-def test_a_partition_that_another_shipper_stored_and_removed_is_waited_for_no_longer(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+def test_a_partition_that_another_ingest_stored_and_removed_is_waited_for_no_longer(
+    tables: RunTables, monkeypatch: pytest.MonkeyPatch
 ):
     log = MemoryLog(partitions=2)
     log.put(*(turn(f"t{n}") for n in range(4)))
@@ -299,19 +299,21 @@ def test_a_partition_that_another_shipper_stored_and_removed_is_waited_for_no_lo
             log.remove("p1")
 
     monkeypatch.setattr(log, "truncate", and_remove)
-    overtaken_by(log, desk, "turns", monkeypatch)
-    desk.ship(log, max_turns=2)
-    assert desk.ids == ["t0", "t1", "t2", "t3", "u0"]
+    overtaken_by(log, tables, "turns", monkeypatch)
+    tables.ingest(log, max_turns=2)
+    assert tables.ids == ["t0", "t1", "t2", "t3", "u0"]
 
 
-def test_shippers_of_two_logs_do_not_both_store_a_turn_that_is_in_both(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+def test_ingests_of_two_logs_do_not_both_store_a_turn_that_is_in_both(
+    tables: RunTables, monkeypatch: pytest.MonkeyPatch
+):
     here, elsewhere = MemoryLog(partitions=0), MemoryLog(partitions=0)
     here.put(turn("t0"), turn("t1"), partition="here")
     elsewhere.put(turn("t0"), turn("t2"), partition="elsewhere")
-    others = overtaken_by(elsewhere, desk, "turns", monkeypatch)
-    mine = desk.ship(here)
+    others = overtaken_by(elsewhere, tables, "turns", monkeypatch)
+    mine = tables.ingest(here)
     assert (mine.num_turns, mine.refused, others[0].num_turns) == (1, Counter(duplicate_turn=1), 2)
-    assert desk.ids == ["t0", "t1", "t2"]
+    assert tables.ids == ["t0", "t1", "t2"]
 
 
 def write(layout: Layout, *events: Event, segment_bytes: int = 2000) -> None:
@@ -325,38 +327,38 @@ def on_disk(layout: Layout) -> list[Path]:
     return [path for path in layout.journal.rglob("*") if path.is_file()]
 
 
-def test_a_journal_is_shipped_and_removed(desk: Desk):
+def test_a_journal_is_ingested_and_removed(tables: RunTables):
     turns = dialogue("ann", follow_ups=5)
-    write(desk.layout, *turns, given_on("ann-0"))
-    log = JournalLog(desk.layout.journal, segment_bytes=2000)
-    assert len(on_disk(desk.layout)) > 1
-    assert desk.ship(log) == Ingested(num_turns=6, num_feedback=1, refused=Counter())
-    assert (desk.stored, on_disk(desk.layout)) == (turns, [])
+    write(tables.layout, *turns, given_on("ann-0"))
+    log = JournalLog(tables.layout.journal, segment_bytes=2000)
+    assert len(on_disk(tables.layout)) > 1
+    assert tables.ingest(log) == Ingested(num_turns=6, num_feedback=1, refused=Counter())
+    assert (tables.stored, on_disk(tables.layout)) == (turns, [])
 
 
-def test_a_growing_journal_is_shipped_bit_by_bit_and_kept_while_it_is_written(desk: Desk):
-    log = JournalLog(desk.layout.journal, segment_bytes=1 << 20)
-    assert desk.ship(log).num_turns == 0
+def test_a_growing_journal_is_ingested_bit_by_bit_and_kept_while_it_is_written(tables: RunTables):
+    log = JournalLog(tables.layout.journal, segment_bytes=1 << 20)
+    assert tables.ingest(log).num_turns == 0
     for n in range(3):
         log.append(turn(f"t{n}")).result(timeout=10)
-        assert desk.ship(log).num_turns == 1
-        assert len(on_disk(desk.layout)) == 1
+        assert tables.ingest(log).num_turns == 1
+        assert len(on_disk(tables.layout)) == 1
     log.close()
-    assert desk.ship(log).num_turns == 0
-    assert (desk.ids, on_disk(desk.layout)) == (["t0", "t1", "t2"], [])
+    assert tables.ingest(log).num_turns == 0
+    assert (tables.ids, on_disk(tables.layout)) == (["t0", "t1", "t2"], [])
 
 
-def test_shippers_of_one_journal_at_once_store_every_turn_once(desk: Desk):
-    shipped: list[int] = []
+def test_ingests_of_one_journal_at_once_store_every_turn_once(tables: RunTables):
+    ingested: list[int] = []
     failed: list[BaseException] = []
     stop = threading.Event()
 
     def work() -> None:
-        one, log = Desk(desk.layout.root), JournalLog(desk.layout.journal, segment_bytes=2000)
+        one, log = RunTables(tables.layout.root), JournalLog(tables.layout.journal, segment_bytes=2000)
         try:
             while not stop.is_set():
-                shipped.append(one.ship(log, max_turns=7).num_turns)
-            shipped.append(one.ship(log).num_turns)
+                ingested.append(one.ingest(log, max_turns=7).num_turns)
+            ingested.append(one.ingest(log).num_turns)
         except BaseException as error:
             failed.append(error)
 
@@ -365,31 +367,31 @@ def test_shippers_of_one_journal_at_once_store_every_turn_once(desk: Desk):
         worker.start()
     names = [f"t{n:03d}" for n in range(60)]
     for start in range(0, 60, 10):
-        write(desk.layout, *(turn(name) for name in names[start : start + 10]))
+        write(tables.layout, *(turn(name) for name in names[start : start + 10]))
     stop.set()
     for worker in workers:
         worker.join()
     assert failed == []
-    assert (desk.ids, sum(shipped)) == (names, 60)
+    assert (tables.ids, sum(ingested)) == (names, 60)
 
 
-def test_a_corrupt_journal_stops_shipping_and_stays(desk: Desk):
-    write(desk.layout, *(turn(f"t{n}") for n in range(3)), segment_bytes=1 << 20)
-    (path,) = (path for path in on_disk(desk.layout) if path.stat().st_size)
+def test_a_corrupt_journal_stops_the_ingest_and_stays(tables: RunTables):
+    write(tables.layout, *(turn(f"t{n}") for n in range(3)), segment_bytes=1 << 20)
+    (path,) = (path for path in on_disk(tables.layout) if path.stat().st_size)
     data = bytearray(path.read_bytes())
     data[data.index(b"t1") + 1] ^= 1
     path.write_bytes(data)
     with pytest.raises(CorruptLog):
-        desk.ship(JournalLog(desk.layout.journal, segment_bytes=1 << 20))
+        tables.ingest(JournalLog(tables.layout.journal, segment_bytes=1 << 20))
     assert path.exists()
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.data())
-def test_whatever_is_delivered_however_often_and_wherever_the_shipper_dies_each_event_is_stored_once(
+def test_whatever_is_delivered_however_often_and_wherever_the_ingest_dies_each_event_is_stored_once(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ):
-    desk, log = Desk(tmp_path_factory.mktemp("run")), MemoryLog(partitions=0)
+    tables, log = RunTables(tmp_path_factory.mktemp("run")), MemoryLog(partitions=0)
     append, events = Table.append, [*dialogue("ann", follow_ups=3), given_on("ann-0"), given_on("ann-1", "f1")]
     for _ in range(data.draw(st.integers(1, 4), label="rounds")):
         for event in data.draw(st.lists(st.sampled_from(events), max_size=8), label="delivered"):
@@ -410,11 +412,11 @@ def test_whatever_is_delivered_however_often_and_wherever_the_shipper_dies_each_
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Table, "append", mortal)
             try:
-                Desk(desk.layout.root).ship(log, max_turns=data.draw(st.integers(1, 4)))
+                RunTables(tables.layout.root).ingest(log, max_turns=data.draw(st.integers(1, 4)))
             except Killed:
                 continue
     log.put(*events, partition="d")
-    desk.ship(log)
-    assert desk.stored == events[:4]
-    assert [each.feedback_id for each in desk.said] == ["f0", "f1"]
+    tables.ingest(log)
+    assert tables.stored == events[:4]
+    assert [each.feedback_id for each in tables.stored_feedback] == ["f0", "f1"]
     assert log.num_events == 0

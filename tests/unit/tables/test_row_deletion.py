@@ -157,9 +157,9 @@ def test_a_writer_that_was_under_way_during_a_purge_cannot_commit_a_file_that_is
     table = Table.turns(layout)
     table.append(turns_to_arrow([turn("t0")]), {"log": 1})
     slow, pending = Table.turns(layout), []
-    names = row_deletion.Place.names
+    names = row_deletion.TableLocation.names
 
-    def with_one_under_way(place: row_deletion.Place) -> list[str]:
+    def with_one_under_way(place: row_deletion.TableLocation) -> list[str]:
         # In the middle of the purge: the writer looked at the table before, and its file is there.
         found = names(place)
         if not pending:
@@ -168,7 +168,7 @@ def test_a_writer_that_was_under_way_during_a_purge_cannot_commit_a_file_that_is
             found.append(pending[0])
         return found
 
-    monkeypatch.setattr(row_deletion.Place, "names", with_one_under_way)
+    monkeypatch.setattr(row_deletion.TableLocation, "names", with_one_under_way)
     table.purge()
     assert not (Path(layout.table("turns")) / pending[0]).exists()
     assert slow.append(turns_to_arrow([turn("t1")]), {"log": 2}) is None

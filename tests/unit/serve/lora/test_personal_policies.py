@@ -178,7 +178,7 @@ def test_a_pointer_is_looked_at_once_a_second_and_counts_no_more_when_it_is_gone
 
     looks = []
     stat = os.stat
-    monkeypatch.setattr("serve.lora.personal_policies.os.stat", lambda path: looks.append(path) or stat(path))
+    monkeypatch.setattr("sdpo_ray.io.watched_file.os.stat", lambda path: looks.append(path) or stat(path))
     scene.write(scene.owner())
     for _ in range(5):
         assert scene.ask() == "ann@1"
