@@ -126,6 +126,7 @@ def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
     from sdpo_ray.distill.model import lora_adapter
     from sdpo_ray.distill.model.load import load_policy
     from sdpo_ray.distill.train.export import export
+    from sdpo_ray.io.adapter_config import ADAPTER
     from sdpo_ray.records import Candidate
 
     token_ids = ChatFormat(run.base).text_ids(FINGERPRINT_TEXT)
@@ -154,7 +155,7 @@ def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
                 path=candidate.path,
                 previous_version=0,
                 fingerprint=candidate.fingerprint,
-                adapter=f"{candidate.path}/{lora_adapter.ADAPTER}" if adapters else "",
+                adapter=f"{candidate.path}/{ADAPTER}" if adapters else "",
                 digests=candidate.digests,
             )
         )

@@ -14,14 +14,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdpo_ray.io.adapter_config import ADAPTER, ADAPTER_WEIGHTS
 from sdpo_ray.io.files import read_json, sealed_directory, write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Candidate, FileDigest, PersonalPolicy, Report, Snapshot, Verdict
 
-SNAPSHOT, CANDIDATE, ADAPTER = "snapshot", "candidate", "adapter"
+SNAPSHOT, CANDIDATE = "snapshot", "candidate"
 """Directories of an attempt. The candidate's has whole weights, for the evaluation, and goes after the verdict."""
 _OUTCOME = "outcome.json"
-_WEIGHTS = "adapter_model.safetensors"
 _GONE = ".gone"
 _KEPT = 2
 """Policies of one owner whose adapters stay: the served one, and the one before, which requests may still be using."""
@@ -91,7 +91,7 @@ def seal_adapter(layout: Layout, owner: str, candidate: Candidate) -> PersonalPo
     with sealed_directory(directory / ADAPTER) as aside:
         for file in (Path(candidate.path) / ADAPTER).iterdir():
             shutil.copy2(file, aside / file.name)
-    weights = hashlib.sha256((directory / ADAPTER / _WEIGHTS).read_bytes()).hexdigest()
+    weights = hashlib.sha256((directory / ADAPTER / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
     on = f"v{candidate.policy_version}-on-v{candidate.parent_version}"
     return PersonalPolicy(
         owner=owner,
@@ -102,7 +102,7 @@ def seal_adapter(layout: Layout, owner: str, candidate: Candidate) -> PersonalPo
         base_version=candidate.parent_version,
         fingerprint=candidate.fingerprint,
         released_at_s=time.time(),
-        digests=(FileDigest(name=_WEIGHTS, sha256=weights),),
+        digests=(FileDigest(name=ADAPTER_WEIGHTS, sha256=weights),),
     )
 
 

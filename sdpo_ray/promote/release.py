@@ -9,28 +9,19 @@ import http.client
 import time
 import urllib.request
 from collections.abc import Iterable
-from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 
 from sdpo_ray.errors import ReleaseError, SwapError
 from sdpo_ray.headers import POLICY_VERSION, SWAP_ERROR
+from sdpo_ray.io.adapter_config import ADAPTER, read_adapter_config
 from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import BASE_VERSION, Candidate, Release
 
 """`v<policy version>: <why>`, while a replica refuses what the pointer names."""
-ADAPTER = "adapter"
-"""Directory of the adapter within a candidate's."""
 _POLL_S = 0.1
 _REQUEST_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class _AdapterConfig:
-    """What we read of peft's `adapter_config.json`."""
-
-    base_model_name_or_path: str
 
 
 def point_at(layout: Layout, proposed: Candidate | Release) -> Release:
@@ -130,7 +121,7 @@ def _adapter(layout: Layout, candidate: Path) -> str:
     """The candidate's adapter, where the weights beneath it are the run's base; else nothing."""
     folder = candidate / ADAPTER
     try:
-        beneath = read_json(folder / "adapter_config.json", _AdapterConfig).base_model_name_or_path
+        beneath = read_adapter_config(folder).base_model_name_or_path
         base = read_json(layout.release(BASE_VERSION), Release).path
     except FileNotFoundError:
         return ""

@@ -7,10 +7,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from sdpo_ray.errors import DataError, SwapError
-from sdpo_ray.io.files import read_json
+from sdpo_ray.io.adapter_config import read_adapter_config
 from sdpo_ray.records import Release
 from serve.lora.lora_cache import LoRACache, LoRAEngine
-from serve.lora.validation import CONFIG, AdapterConfig
 from serve.request_context import ChatContext, LoadedAdapter
 from serve.weights.checkpoint_io import within
 from serve.weights.swapper import TOLERANCE, require_match
@@ -87,7 +86,7 @@ class LoRASwapper:
 
     def _require_base(self, folder: Path) -> None:
         try:
-            beneath = read_json(folder / CONFIG, AdapterConfig).base_model_name_or_path
+            beneath = read_adapter_config(folder).base_model_name_or_path
         except (OSError, DataError) as error:
             raise SwapError(f"its adapter cannot be read: {error}") from error
         if Path(beneath).resolve() != self._base.resolve():

@@ -5,32 +5,20 @@ it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_ray.config import Run
 from sdpo_ray.errors import DataError
-from sdpo_ray.io.files import read_json
+from sdpo_ray.io.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, read_adapter_config
 from sdpo_ray.records import FileDigest
 from serve.weights import checkpoint_io
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 CACHED = 32
 """Adapters in memory besides those of one batch."""
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `max_lora_rank` may be."""
 _PREFIX = "base_model.model."
 _FLOATS = ("F32", "BF16", "F16")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterConfig:
-    """What we read of peft's `adapter_config.json`."""
-
-    base_model_name_or_path: str
-    r: int
-    lora_alpha: float
 
 
 def engine_options(run: Run, model: Path) -> dict[str, object]:
@@ -63,14 +51,14 @@ def check(
 ) -> AdapterConfig:
     """Read an adapter whole. Raises DataError naming what keeps it from being served over `base`."""
     try:
-        config = read_json(path / CONFIG, AdapterConfig)
+        config = read_adapter_config(path)
     except FileNotFoundError:
-        raise DataError(f"{path} has no {CONFIG}") from None
+        raise DataError(f"{path} has no {ADAPTER_CONFIG}") from None
     if not 1 <= config.r <= max_rank:
         raise DataError(f"its rank is {config.r}, and serve.max_lora_rank is {max_rank}")
     found = checkpoint_io.headers(path)
-    if not (path / WEIGHTS).exists():
-        raise DataError(f"{WEIGHTS} is missing")
+    if not (path / ADAPTER_WEIGHTS).exists():
+        raise DataError(f"{ADAPTER_WEIGHTS} is missing")
     for name, tensor in found.items():
         layer, _, part = name.removeprefix(_PREFIX).partition(".lora_")
         target = base.get(f"{layer}.weight")

@@ -13,8 +13,8 @@ import pytest
 from openai import OpenAI
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.distill.model.lora_adapter import ADAPTER
 from sdpo_ray.distill.train.zero_gather import TEACHER
+from sdpo_ray.io.adapter_config import ADAPTER
 from sdpo_ray.records import Consent, FinishReason, Message, Role, ToolCall
 from tests.support.serving import Served, Witness, perturbed, point, release_of
 

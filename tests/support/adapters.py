@@ -7,9 +7,11 @@ from typing import Any
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config.distill import LoraConfig
 from sdpo_ray.distill.model.load import load_policy
-from sdpo_ray.distill.model.lora_adapter import ADAPTER, CONFIG, WEIGHTS
 from sdpo_ray.distill.model.lora_adapter import inject as inject_adapter
 from sdpo_ray.distill.train.export import export
+from sdpo_ray.io.adapter_config import ADAPTER
+from sdpo_ray.io.adapter_config import ADAPTER_CONFIG as CONFIG
+from sdpo_ray.io.adapter_config import ADAPTER_WEIGHTS as WEIGHTS
 from sdpo_ray.records import Candidate, Fingerprint, PersonalPolicy, Release
 
 LORA = LoraConfig(rank=4, alpha=8)

@@ -4,7 +4,6 @@ Every update goes on with its parent's adapter, so that the base beneath it stay
 adapter off is that base.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +12,19 @@ from torch import Tensor
 
 from sdpo_ray.config.distill import LoraConfig
 from sdpo_ray.errors import LearnerError
-from sdpo_ray.io.files import read_json, write_json
+from sdpo_ray.io.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from sdpo_ray.io.files import write_json
 
-ADAPTER = "adapter"
-"""Directory of the adapter within a candidate's."""
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 _NAME = "default"
 _PEFT_PREFIX = "base_model.model."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterConfig:
-    """What we read of peft's `adapter_config.json`."""
-
-    base_model_name_or_path: str
-    r: int
-    lora_alpha: float
-
-
 def base_of(parent: Path, lora: LoraConfig) -> Path:
     """The weights beneath an update's adapter: those beneath the parent's own of the same shape, else the parent's."""
-    file = parent / ADAPTER / CONFIG
-    if not lora.rank or not file.exists():
+    directory = parent / ADAPTER
+    if not lora.rank or not (directory / ADAPTER_CONFIG).exists():
         return parent
-    config = read_json(file, AdapterConfig)
+    config = read_adapter_config(directory)
     base = Path(config.base_model_name_or_path)
     return base if (config.r, config.lora_alpha) == (lora.rank, lora.alpha) and base.exists() else parent
 
@@ -55,7 +42,7 @@ def inject(model: Any, lora: LoraConfig, *, parent: Path, base: Path, seed: int)
         config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear")
         inject_adapter_in_model(config, model, adapter_name=_NAME)
     if base != parent:
-        saved = load_file(parent / ADAPTER / WEIGHTS)
+        saved = load_file(parent / ADAPTER / ADAPTER_WEIGHTS)
         found = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in saved.items()}
         result = set_peft_model_state_dict(model, found, adapter_name=_NAME)
         strange = [*result.unexpected_keys, *(name for name in result.missing_keys if ".lora_" in name)]
@@ -71,12 +58,12 @@ def save(trained: dict[str, Tensor], directory: Path, *, base: Path, lora: LoraC
     names = {name: name.replace(f".{_NAME}.", ".") for name in trained}
     save_file(
         {_PEFT_PREFIX + names[name]: tensor.contiguous() for name, tensor in trained.items()},
-        directory / WEIGHTS,
+        directory / ADAPTER_WEIGHTS,
         metadata={"format": "pt"},
     )
     modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained})
     write_json(
-        directory / CONFIG,
+        directory / ADAPTER_CONFIG,
         {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

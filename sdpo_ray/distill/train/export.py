@@ -21,6 +21,7 @@ from sdpo_ray.distill.model.load import Dtype, load_policy
 from sdpo_ray.distill.train.update_spec import CANDIDATE_FILE, GAINS_FILE
 from sdpo_ray.distill.train.zero_gather import TEACHER
 from sdpo_ray.errors import LearnerError
+from sdpo_ray.io.adapter_config import ADAPTER, ADAPTER_WEIGHTS
 from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.records import Candidate, FileDigest, Fingerprint, Gain, Relevance
 
@@ -58,7 +59,7 @@ def export(
         weights = lora_adapter.merged(read_tensors(base), trained, lora) if lora.rank else _renamed(trained, base)
         save_file(weights, aside / _WEIGHTS, metadata={"format": "pt"})
         if lora.rank:
-            lora_adapter.save(trained, aside / lora_adapter.ADAPTER, base=base, lora=lora)
+            lora_adapter.save(trained, aside / ADAPTER, base=base, lora=lora)
         if teacher is not None:
             (aside / TEACHER).parent.mkdir()
             save_file(teacher, aside / TEACHER, metadata={"format": "pt"})
@@ -97,7 +98,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _digests(path: Path) -> tuple[FileDigest, ...]:
     """Of the weights, and of the adapter where there is one."""
     found = []
-    for name in (_WEIGHTS, f"{lora_adapter.ADAPTER}/{lora_adapter.WEIGHTS}"):
+    for name in (_WEIGHTS, f"{ADAPTER}/{ADAPTER_WEIGHTS}"):
         if (path / name).exists():
             with (path / name).open("rb") as file:
                 found.append(FileDigest(name=name, sha256=hashlib.file_digest(file, "sha256").hexdigest()))

@@ -59,7 +59,7 @@ def test_a_release_names_the_adapter_that_its_candidate_has_over_the_runs_base(t
     folder = tmp_path / "v3" / "adapter"
     folder.mkdir(parents=True)
     beneath = base.path if over_the_base else "/candidates/v2"
-    (folder / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{beneath}", "r": 8}}')
+    (folder / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{beneath}", "r": 8, "lora_alpha": 16}}')
     digests = (FileDigest(name="model.safetensors", sha256="00"),)
     release = point_at(layout, replace(candidate(3), path=str(tmp_path / "v3"), digests=digests))
     assert (release.adapter, release.digests) == (str(folder) if over_the_base else "", digests)

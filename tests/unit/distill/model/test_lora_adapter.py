@@ -12,6 +12,7 @@ from sdpo_ray.distill.model import lora_adapter
 from sdpo_ray.distill.model.load import load_policy
 from sdpo_ray.distill.train.export import read_tensors
 from sdpo_ray.errors import LearnerError
+from sdpo_ray.io.adapter_config import ADAPTER
 from tests.support.builders import tiny_policy
 
 _LORA = LoraConfig(rank=4, alpha=12)
@@ -100,8 +101,8 @@ def test_golden_11_peft_loads_what_was_saved_and_has_the_same_logits(base: Path,
 
     model = _adapted(base)
     _disturb(model)
-    lora_adapter.save(_trained(model), tmp_path / lora_adapter.ADAPTER, base=base, lora=_LORA)
-    loaded = PeftModel.from_pretrained(load_policy(base), str(tmp_path / lora_adapter.ADAPTER)).eval()
+    lora_adapter.save(_trained(model), tmp_path / ADAPTER, base=base, lora=_LORA)
+    loaded = PeftModel.from_pretrained(load_policy(base), str(tmp_path / ADAPTER)).eval()
     torch.testing.assert_close(_logits(loaded), _logits(model), rtol=0, atol=1e-6)
     assert loaded.peft_config["default"].base_model_name_or_path == str(base)
 
@@ -109,7 +110,7 @@ def test_golden_11_peft_loads_what_was_saved_and_has_the_same_logits(base: Path,
 def test_an_update_goes_on_with_its_parent_s_adapter_on_the_same_base(base: Path, tmp_path: Path) -> None:
     model = _adapted(base)
     _disturb(model)
-    lora_adapter.save(_trained(model), tmp_path / lora_adapter.ADAPTER, base=base, lora=_LORA)
+    lora_adapter.save(_trained(model), tmp_path / ADAPTER, base=base, lora=_LORA)
     assert lora_adapter.base_of(tmp_path, _LORA) == base
     again = _trained(_adapted(tmp_path, base=base, seed=9))
     assert again.keys() == _trained(model).keys()
@@ -120,13 +121,13 @@ def test_an_update_goes_on_with_its_parent_s_adapter_on_the_same_base(base: Path
     "lora", [LoraConfig(rank=8, alpha=12), LoraConfig(rank=4, alpha=8), LoraConfig(rank=0)], ids=str
 )
 def test_an_adapter_of_another_shape_starts_anew_on_the_parent(lora: LoraConfig, base: Path, tmp_path: Path) -> None:
-    lora_adapter.save(_trained(_adapted(base)), tmp_path / lora_adapter.ADAPTER, base=base, lora=_LORA)
+    lora_adapter.save(_trained(_adapted(base)), tmp_path / ADAPTER, base=base, lora=_LORA)
     assert lora_adapter.base_of(tmp_path, lora) == tmp_path
     assert lora_adapter.base_of(base, _LORA) == base
 
 
 def test_an_adapter_whose_base_is_gone_starts_anew_on_the_parent(base: Path, tmp_path: Path) -> None:
-    lora_adapter.save(_trained(_adapted(base)), tmp_path / lora_adapter.ADAPTER, base=tmp_path / "gone", lora=_LORA)
+    lora_adapter.save(_trained(_adapted(base)), tmp_path / ADAPTER, base=tmp_path / "gone", lora=_LORA)
     assert lora_adapter.base_of(tmp_path, _LORA) == tmp_path
 
 
@@ -135,7 +136,7 @@ def test_an_adapter_that_does_not_fit_is_an_error(base: Path, tmp_path: Path) ->
     stranger = {name.replace("layers.1", "layers.7"): each for name, each in trained.items()}
     with pytest.raises(LearnerError, match=r"layers\.7.* which the base does not have"):
         lora_adapter.merged(read_tensors(base), stranger, _LORA)
-    lora_adapter.save(stranger, tmp_path / lora_adapter.ADAPTER, base=base, lora=_LORA)
+    lora_adapter.save(stranger, tmp_path / ADAPTER, base=base, lora=_LORA)
     with pytest.raises(LearnerError, match="does not fit"):
         _adapted(tmp_path, base=base)
 
@@ -143,6 +144,6 @@ def test_an_adapter_that_does_not_fit_is_an_error(base: Path, tmp_path: Path) ->
 def test_an_adapter_that_lacks_a_layer_is_an_error(base: Path, tmp_path: Path) -> None:
     trained = _trained(_adapted(base))
     part = {name: each for name, each in trained.items() if "layers.1" not in name}
-    lora_adapter.save(part, tmp_path / lora_adapter.ADAPTER, base=base, lora=_LORA)
+    lora_adapter.save(part, tmp_path / ADAPTER, base=base, lora=_LORA)
     with pytest.raises(LearnerError, match="does not fit"):
         _adapted(tmp_path, base=base)
