@@ -1,4 +1,4 @@
-"""Renew the lock files from pyproject.toml: versions only, no addresses. `make lock` runs it."""
+"""Write the lock files from pyproject.toml: versions only, no addresses. `make lock` runs it."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from setup import REPOSITORY, pip_find_links
 
 EXTRAS = {"cpu": ("cpu", "dev"), "gpu": ("gpu", "dev")}
-HEADER = "# Made by `make lock` from pyproject.toml. Versions only: where they come from is the machine's affair.\n"
+HEADER = "# Made by `make lock` from pyproject.toml. Versions only: each machine configures its own package index.\n"
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     wheels = pip_find_links(sys.executable)
     for device, extras in EXTRAS.items():
         lock = REPOSITORY / "requirements" / f"{device}.lock"
-        # The registry's torch and a machine's own CPU wheel both are 2.13.0, and pip's order prefers the wheel.
+        # The index's torch and a local CPU wheel are both 2.13.0; pip's order prefers the local wheel.
         cpu = ["--find-links", wheels] if wheels else ["--torch-backend", "cpu"]
         where = cpu if device == "cpu" else []
         command = [uv, "pip", "compile", "--quiet", "pyproject.toml", "--python-version", "3.11", "--no-header"]

@@ -1,6 +1,6 @@
-"""Make `.venv` from a lock file; needs nothing but Python and pip. `make setup` runs it.
+"""Create `.venv` from a lock file. Needs only Python and pip; `make setup` runs it.
 
-Idempotent: an environment that was made from the same lock and project file is left as it is.
+The command is idempotent: an environment made from the same lock and project file stays as it is.
 """
 
 import argparse
@@ -16,7 +16,7 @@ UV = "uv==0.13.8"
 MIN_PYTHON = (3, 11)
 MIN_FREE_BYTES = 8 << 30
 SOURCE_BUILDS = ("deepspeed",)
-"""Distributions without a wheel: built last, against the torch that is installed then."""
+"""Distributions without a wheel: built last, against the torch that is installed by then."""
 
 
 def main() -> None:
@@ -31,17 +31,17 @@ def main() -> None:
     lock = REPOSITORY / "requirements" / f"{device}.lock"
     venv = REPOSITORY / ".venv"
     stamp = venv / "made-from"
-    wanted = hashlib.sha256(lock.read_bytes() + (REPOSITORY / "pyproject.toml").read_bytes()).hexdigest()
-    if stamp.exists() and stamp.read_text() == wanted:
+    digest = hashlib.sha256(lock.read_bytes() + (REPOSITORY / "pyproject.toml").read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == digest:
         return
     if (free := shutil.disk_usage(REPOSITORY).free) < MIN_FREE_BYTES:
         sys.exit(f"{free >> 30} GiB are free here; the environment needs {MIN_FREE_BYTES >> 30} GiB")
     install(lock, venv)
-    stamp.write_text(wanted)
+    stamp.write_text(digest)
 
 
 def install(lock: Path, venv: Path) -> None:
-    """Create the environment, bytecode compiled: without it every start takes minutes instead of seconds."""
+    """Create the environment with compiled bytecode: without it every start takes minutes instead of seconds."""
     print(f"making {venv.name} from {lock.name}: a minute or two", flush=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"} if lock.stem == "cpu" else {}
@@ -62,12 +62,13 @@ def install(lock: Path, venv: Path) -> None:
     run([*uv, *backend, "-r", str(first)], environment)
     run([*uv, "--no-build-isolation", *late], environment)
     run([*uv, "--no-build-isolation", "-e", str(REPOSITORY)], environment)
+    run([python, str(Path(__file__).with_name("vllm_metadata.py"))], environment)
 
 
 def pip_find_links(python: str) -> str:
-    """Where this machine's pip is told to look for wheels, as uv wants it: it reads none of pip's settings."""
-    asked = subprocess.run([python, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True)
-    return ",".join(asked.stdout.split())
+    """pip's configured `find-links` in the form of `UV_FIND_LINKS`; empty if none. uv reads no pip configuration."""
+    argv = [python, "-m", "pip", "config", "get", "global.find-links"]
+    return ",".join(subprocess.run(argv, capture_output=True, text=True).stdout.split())
 
 
 def run(argv: list[str], environment: dict[str, str]) -> None:
