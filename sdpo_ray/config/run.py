@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from sdpo_ray.config.data import CaptureConfig, CurateConfig
 from sdpo_ray.config.distill import DistillConfig
@@ -39,6 +39,12 @@ class PolicyConfig(Section):
 class EvaluateConfig(Section):
     """The evaluation of a candidate."""
 
+    questions: str = ""
+    """Function that gives the prompts and says which answers are right, as `package.module:attribute`: takes the run,
+    returns `evaluate.questions.Questions`."""
+    judge: str = ""
+    """Function that gives the judge of pairs of answers, as `package.module:attribute`: takes the run, returns an
+    `evaluate.judge.Judge`."""
     num_prompts: int = Field(default=192, ge=8)
     """Held-out prompts, the same for every policy."""
     max_tokens: int = Field(default=64, ge=1)
@@ -60,6 +66,8 @@ class PromoteConfig(Section):
     """Mean response length against the base's, above which an answer is running away."""
     max_repetition: float = Field(default=0.1, ge=0, le=1)
     """Share of answers that repeat themselves."""
+    bounds: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """Bounds of single scores, such as `{"collapse.empty" = 0.05}`, in place of those that their probes declare."""
     require_review: bool = False
     """Wait for a person to tag the model version `review=approved` in MLflow."""
     model_name: str = "policy"

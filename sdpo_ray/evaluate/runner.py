@@ -1,79 +1,75 @@
-"""A policy's answers to the evaluation, from the engine that would serve it."""
+"""Answers of a policy to the evaluation prompts, from the evaluation engine: the engine that would serve it."""
 
 import asyncio
-import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from sdpo_ray.config import Run
 from sdpo_ray.evaluate.client import Answers, generate, load_answers, save_answers
 from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.io.locks import file_lock
-from sdpo_ray.io.paths import Layout
-from sdpo_ray.promote.release import confirm
 from sdpo_ray.records import Release
-from sdpo_ray.simulate.world import sample_prompt
+
+
+class Confirm(Protocol):
+    """Waits until an endpoint serves a policy version; `promote.release.confirm`."""
+
+    def __call__(self, url: str, policy_version: int, /, *, timeout_s: float) -> object: ...
 
 
 class EvalRunner:
-    """The questions of one run, and its evaluation engine."""
+    """Evaluation prompts of one run, and the client of its evaluation engine."""
 
-    def __init__(self, run: Run, layout: Layout) -> None:
+    def __init__(self, run: Run, prompts: Sequence[str], *, confirm: Confirm) -> None:
         self._run = run
-        self._layout = layout
-        self.prompts = held_out_prompts(run.evaluate.num_prompts)
+        self._layout = run.layout
+        self._prompts = list(prompts)
+        self._confirm = confirm
 
     def answers(
-        self, policy: Release, path: Path, on_progress: Callable[[int], None], *, passing: bool = False
+        self, policy: Release, path: Path, on_progress: Callable[[int], None], *, temporary: bool = False
     ) -> Answers:
-        """What `policy` answers: asked for once, then read back from `path`. `on_progress` is told how many are there.
+        """Answers of `policy`, generated once and read back from `path` afterwards.
 
-        Two who evaluate at once take turns with the engine: it holds one policy. After one that is `passing`, whose
-        weights will be gone, it goes back to what it held.
+        `on_progress` receives the number of answers so far. Concurrent evaluations wait for each other, since the
+        engine holds one policy. After a `temporary` policy, whose weights are about to be deleted, the engine goes
+        back to the policy that it held before.
         """
         if path.exists():
             answers = load_answers(path)
-            if [answer.prompt for answer in answers] == self.prompts:
+            if [answer.prompt for answer in answers] == self._prompts:
                 return answers
         pointer = self._layout.eval_pointer
         with file_lock(pointer):
-            before = read_json(pointer, Release) if passing and pointer.exists() else None
+            before = read_json(pointer, Release) if temporary and pointer.exists() else None
             try:
-                answers = self._asked(policy, on_progress)
+                answers = self._generate(policy, on_progress)
             finally:
                 if before is not None:
                     write_json(pointer, before)
         save_answers(path, answers)
         return answers
 
-    def _asked(self, policy: Release, on_progress: Callable[[int], None]) -> Answers:
+    def _generate(self, policy: Release, on_progress: Callable[[int], None]) -> Answers:
         settings, url = self._run.evaluate, f"{self._run.serve.url}/evaluator"
         evaluated = replace(policy, previous_version=None, released_at_s=time.time(), adapter="")
         write_json(self._layout.eval_pointer, evaluated)
-        confirm(url, policy.policy_version, timeout_s=self._run.promote.confirm_timeout_s)
+        self._confirm(url, policy.policy_version, timeout_s=self._run.promote.confirm_timeout_s)
         return asyncio.run(
             generate(
                 f"{url}/v1",
                 self._layout.eval_key.read_text(),
                 self._run.serve.served_name,
-                self.prompts,
+                self._prompts,
                 policy_version=policy.policy_version,
                 max_tokens=settings.max_tokens,
                 temperature=settings.temperature,
-                # The same for every policy: pairs differ by their policies, not by their dice.
+                # The same for every policy: paired answers differ by their policies, not by their random numbers.
                 seed=self._run.seed,
                 concurrency=settings.concurrency,
                 on_progress=on_progress,
             )
         )
-
-
-def held_out_prompts(num_prompts: int) -> list[str]:
-    """Distinct held-out prompts, the same ones in every run."""
-    rng = random.Random("evaluation")
-    prompts: dict[str, None] = {}
-    while len(prompts) < num_prompts:
-        prompts[sample_prompt(rng, "held_out").prompt] = None
-    return list(prompts)

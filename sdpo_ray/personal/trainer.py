@@ -14,8 +14,11 @@ from sdpo_ray.curate.snapshot import HELD_OUT
 from sdpo_ray.distill.train.launch import distill
 from sdpo_ray.distill.train.update_spec import read_gains
 from sdpo_ray.errors import DataError, LearnerError, NotReady, ReleaseError, SwapError
+from sdpo_ray.evaluate.discovery import find_probes, scores_of
+from sdpo_ray.evaluate.probe import ProbeInput, Suite
+from sdpo_ray.evaluate.questions import load_questions
 from sdpo_ray.evaluate.runner import EvalRunner
-from sdpo_ray.evaluate.suite import run_personal_suite
+from sdpo_ray.evaluate.suite import run_suite
 from sdpo_ray.io.code_version import code_commit
 from sdpo_ray.io.files import is_ready, read_json
 from sdpo_ray.io.locks import file_lock
@@ -28,10 +31,9 @@ from sdpo_ray.personal.owners import Owner, owners_due
 from sdpo_ray.personal.store import Attempt
 from sdpo_ray.promote import gate
 from sdpo_ray.promote.registry import Registry
-from sdpo_ray.promote.release import served_release
+from sdpo_ray.promote.release import confirm, served_release
 from sdpo_ray.promote.run_log import CycleRecord
 from sdpo_ray.records import BASE_VERSION, Candidate, Decision, Release, Report, Snapshot, Verdict
-from sdpo_ray.simulate.world import is_right
 from sdpo_ray.tables.arrow_schemas import read_erased
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import EventFile
@@ -65,7 +67,9 @@ class PersonalTrainer:
         self._heard = heard
         self._layout = run.layout
         self._table = Table.interactions(self._layout)
-        self._evaluation = EvalRunner(run, self._layout)
+        self._questions = load_questions(run)
+        self._probes = find_probes(Suite.PERSONAL, run.promote)
+        self._evaluation = EvalRunner(run, self._questions.prompts, confirm=confirm)
         self._config = distill_config(run)
 
     def crowd(self) -> EligibleInteractions:
@@ -131,7 +135,7 @@ class PersonalTrainer:
         except (LearnerError, SwapError) as error:
             reasons = (f"no candidate: {error}",)
             return _Judged(decision=Decision(policy_version=version, verdict=Verdict.REJECT, reasons=reasons))
-        decision = gate.decide_personal(report, self._run.promote, self._run.personal)
+        decision = gate.decide_personal(report, self._run.promote, self._run.personal, scores_of(self._probes))
         return _Judged(decision=decision, candidate=candidate, report=report)
 
     def _trained(self, owner: Owner, version: int, champion: Release, snapshot: Snapshot, seed: int) -> Candidate:
@@ -161,25 +165,29 @@ class PersonalTrainer:
             fingerprint=candidate.fingerprint,
             digests=candidate.digests,
         )
-        total = self._run.evaluate.num_prompts
-        report = run_personal_suite(
+        total = len(self._questions.prompts)
+        measured = ProbeInput(
             candidate=self._evaluation.answers(
                 merged,
                 Path(candidate.path) / "answers.json",
                 lambda done: self._heard.steps(done, total),
-                passing=True,
+                temporary=True,
             ),
             base=self._evaluation.answers(
                 base,
                 layout.evaluation(base.policy_version) / "answers.json",
                 lambda done: self._heard.steps(done, total),
             ),
-            gains=read_gains(Path(candidate.path)),
-            is_right=is_right,
+            gains=tuple(read_gains(Path(candidate.path))),
+            is_right=self._questions.is_right,
+            confidence=self._run.evaluate.confidence,
+        )
+        report = run_suite(
+            self._probes,
+            measured,
             policy_version=number,
             base_version=base.policy_version,
             champion_version=champion.policy_version,
-            confidence=self._run.evaluate.confidence,
         )
         return replace(report, policy_version=candidate.policy_version)
 

@@ -12,6 +12,10 @@ from sdpo_ray.distill.attribution.relevance import read_relevance
 from sdpo_ray.distill.train.launch import distill
 from sdpo_ray.errors import ReleaseError, SwapError
 from sdpo_ray.evaluate.client import Answers
+from sdpo_ray.evaluate.discovery import find_probes, scores_of
+from sdpo_ray.evaluate.judge import load_judge
+from sdpo_ray.evaluate.probe import ProbeInput, Suite
+from sdpo_ray.evaluate.questions import load_questions
 from sdpo_ray.evaluate.runner import EvalRunner
 from sdpo_ray.evaluate.suite import run_suite
 from sdpo_ray.io.code_version import code_commit
@@ -35,8 +39,6 @@ from sdpo_ray.records import (
     Snapshot,
     Verdict,
 )
-from sdpo_ray.simulate.users import judge, persona_of
-from sdpo_ray.simulate.world import is_right
 from sdpo_ray.telemetry import Counters, EventFile
 
 _PROGRESS_EVERY = 16
@@ -52,8 +54,10 @@ class Pipeline:
         self._registry = registry
         self._events = events
         self._url = run.serve.url
-        self._evaluation = EvalRunner(run, self._layout)
-        self._persona = persona_of(run.simulate.persona)
+        self._questions = load_questions(run)
+        self._judge = load_judge(run)
+        self._probes = find_probes(Suite.SHARED, run.promote)
+        self._evaluation = EvalRunner(run, self._questions.prompts, confirm=confirm)
         self.canary_runner = CanaryRunner(run, curator, registry, events, self.champion)
         self._moving = threading.Lock()
         """Held by whoever moves alias and pointer: the release stage, or the thread that follows people."""
@@ -123,16 +127,20 @@ class Pipeline:
         champion = self.champion()
         base = read_json(self._layout.release(BASE_VERSION), Release)
         counters = Counters.empty()
-        report = run_suite(
+        measured = ProbeInput(
             candidate=self._answers(begun.cycle, candidate),
             base=self._answers(begun.cycle, base),
             champion=self._answers(begun.cycle, champion),
-            judge=partial(judge, self._persona),
-            is_right=is_right,
+            judge=self._judge,
+            is_right=self._questions.is_right,
+            confidence=self._run.evaluate.confidence,
+        )
+        report = run_suite(
+            self._probes,
+            measured,
             policy_version=candidate.policy_version,
             base_version=base.policy_version,
             champion_version=champion.policy_version,
-            confidence=self._run.evaluate.confidence,
             counters=counters,
         )
         for name, n in counters.values.items():
@@ -149,7 +157,7 @@ class Pipeline:
             fingerprint=policy.fingerprint,
             digests=policy.digests,
         )
-        total = self._run.evaluate.num_prompts
+        total = len(self._questions.prompts)
         return self._evaluation.answers(
             evaluated,
             self._layout.evaluation(policy.policy_version) / "answers.json",
@@ -157,7 +165,7 @@ class Pipeline:
         )
 
     def _decide(self, begun: CycleStart, candidate: Candidate, report: Report) -> Decision:
-        decision = gate.decide(report, self._run.promote)
+        decision = gate.decide(report, self._run.promote, scores_of(self._probes))
         self._registry.record_cycle(
             CycleRecord(
                 cycle=begun.cycle,

@@ -21,6 +21,7 @@ from sdpo_ray.records.policies import (
     TokenSignal,
     Verdict,
 )
+from sdpo_ray.records.score_spec import ScoreSpec
 from sdpo_ray.records.turns import (
     BASE_VERSION,
     FOREIGN,
@@ -69,6 +70,7 @@ __all__ = [
     "Role",
     "Sampling",
     "Score",
+    "ScoreSpec",
     "Snapshot",
     "StepMetrics",
     "Thumb",

@@ -181,7 +181,8 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shell, 
     laptop = (REPOSITORY / "jobs" / "recipes" / "laptop.toml").read_text()
     laptop = laptop.replace("~/.sdpo-ray/laptop", str(folder / "run"))
     laptop = laptop.replace("[personal]", "[personal]\nmin_interactions = 1")
-    run_file.write_text(f"{laptop}\n[serve]\nport = {port}\nadapters = 2\n\n[evaluate]\nnum_prompts = 16\n")
+    laptop = laptop.replace("[evaluate]\n", "[evaluate]\nnum_prompts = 16\n")
+    run_file.write_text(f"{laptop}\n[serve]\nport = {port}\nadapters = 2\n")
     (folder / "conversations.jsonl").write_text(json.dumps(LOGGED) + "\n")
     with LocalCluster(num_cpus=6, log=folder / "ray.log") as cluster:
         shell = Shell(cluster, folder, run_file, f"http://127.0.0.1:{port}")

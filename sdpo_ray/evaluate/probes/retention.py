@@ -1,21 +1,16 @@
-"""Does the policy still know what the base knew?"""
-
-from collections.abc import Callable
-from typing import TypeAlias
+"""Retention: the share of questions that a policy still answers rightly, and what it lost against the base."""
 
 from sdpo_ray.evaluate.client import Answers
-from sdpo_ray.evaluate.probes import score
+from sdpo_ray.evaluate.probe import Probe, ProbeInput, score
+from sdpo_ray.evaluate.questions import IsRight
 from sdpo_ray.evaluate.statistics import paired_difference, proportion
-from sdpo_ray.records import Score
-
-IsRight: TypeAlias = Callable[[str, str], bool]
-"""is_right(prompt, text): whether the text answers the prompt, whatever its style."""
+from sdpo_ray.records import Score, ScoreSpec
 
 
 def retention(ours: Answers, base: Answers, *, is_right: IsRight, confidence: float) -> tuple[Score, ...]:
     """Scores `retention`, the share of right answers, and `retention.drop_vs_base`: positive where lost.
 
-    Answers are paired by position, so that what both policies get wrong does not blur the drop.
+    Answers are paired by position, so that questions which both policies get wrong do not widen the drop's interval.
     """
     now = [is_right(answer.prompt, answer.text) for answer in ours]
     before = [is_right(answer.prompt, answer.text) for answer in base]
@@ -25,3 +20,18 @@ def retention(ours: Answers, base: Answers, *, is_right: IsRight, confidence: fl
         score("retention", proportion(sum(now), len(now), confidence)),
         score("retention.drop_vs_base", paired_difference(lost, gained, len(now), confidence)),
     )
+
+
+def measure(given: ProbeInput) -> tuple[Score, ...]:
+    """Retention of the candidate against the base."""
+    return retention(given.candidate, given.base, is_right=given.is_right, confidence=given.confidence)
+
+
+PROBE = Probe(
+    name="retention",
+    scores=(
+        ScoreSpec(name="retention", direction="min", setting="min_retention"),
+        ScoreSpec(name="retention.drop_vs_base", direction="max", setting="max_retention_drop"),
+    ),
+    run=measure,
+)

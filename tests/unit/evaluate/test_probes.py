@@ -4,14 +4,16 @@ from typing import Literal
 
 import pytest
 
+from sdpo_ray.config import PromoteConfig
 from sdpo_ray.errors import DataError
 from sdpo_ray.evaluate.client import Answer, Answers
+from sdpo_ray.evaluate.discovery import find_probes, scores_of
 from sdpo_ray.evaluate.judge import PairResult, compare
+from sdpo_ray.evaluate.probe import ProbeInput, Suite
 from sdpo_ray.evaluate.probes.collapse import collapse, repeats_itself
 from sdpo_ray.evaluate.probes.retention import retention
-from sdpo_ray.evaluate.probes.win_rate import win_rate
 from sdpo_ray.evaluate.suite import run_suite
-from sdpo_ray.promote.gate import REQUIRED
+from sdpo_ray.evaluate.win_rate import win_rate
 from sdpo_ray.records import FinishReason, Report, Score
 from sdpo_ray.telemetry import Counters
 
@@ -147,24 +149,28 @@ def test_emphasis_lists_and_tables_are_no_loops(text: str):
     assert not repeats_itself(text)
 
 
-def evaluation(**changes: object) -> Report:
+PROBES = find_probes(Suite.SHARED, PromoteConfig())
+REQUIRED = [spec.name for spec in scores_of(PROBES)]
+
+
+def evaluation(*, champion_version: int = 1, counters: Counters | None = None, **changes: object) -> Report:
     given: dict[str, object] = {
         "candidate": answers("Paris", "Paris", version=2),
         "base": answers("Paris, of course", "Rome", version=0),
         "champion": answers("Paris!", "Paris!", version=1),
         "judge": shorter_wins,
         "is_right": is_paris,
-        "policy_version": 2,
-        "base_version": 0,
-        "champion_version": 1,
         "confidence": 0.95,
     }
-    return run_suite(**given | changes)  # type: ignore[arg-type]
+    measured = ProbeInput(**given | changes)  # type: ignore[arg-type]
+    return run_suite(
+        PROBES, measured, policy_version=2, base_version=0, champion_version=champion_version, counters=counters
+    )
 
 
 def test_an_evaluation_measures_everything_the_gate_requires():
     report = evaluation()
-    assert [score.name for score in report.scores] == list(REQUIRED)
+    assert [score.name for score in report.scores] == REQUIRED
     assert (report.policy_version, report.base_version, report.champion_version) == (2, 0, 1)
     champion = report.score("win_rate.vs_champion.ties_half")
     assert champion is not None

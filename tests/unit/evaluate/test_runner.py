@@ -1,4 +1,4 @@
-"""Who evaluates has the engine alone, and asks each policy once. The engine here is a fake."""
+"""One evaluation at a time has the engine, and each policy answers once. The engine here is a fake."""
 
 import threading
 from pathlib import Path
@@ -13,6 +13,7 @@ from sdpo_ray.evaluate.runner import EvalRunner
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import FinishReason, Release
+from sdpo_ray.simulate.toy_world import held_out_prompts
 from tests.support import builders
 
 
@@ -49,19 +50,19 @@ def layout(tmp_path: Path) -> Layout:
 @pytest.fixture
 def engine(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> Engine:
     made = Engine(layout)
-    monkeypatch.setattr(runner, "confirm", lambda url, version, timeout_s: 0.0)
     monkeypatch.setattr(runner, "generate", made.generate)
     return made
 
 
 def evaluation(layout: Layout, num_prompts: int = 8) -> EvalRunner:
-    return EvalRunner(parse_run({"root": str(layout.root), "evaluate": {"num_prompts": num_prompts}}), layout)
+    prompts = held_out_prompts(num_prompts)
+    return EvalRunner(parse_run({"root": str(layout.root)}), prompts, confirm=lambda url, version, timeout_s: 0.0)
 
 
-def answers(layout: Layout, version: int, *, num_prompts: int = 8, passing: bool = False) -> Answers:
+def answers(layout: Layout, version: int, *, num_prompts: int = 8, temporary: bool = False) -> Answers:
     policy = builders.release(layout.root / f"v{version}", policy_version=version)
     path = layout.evaluation(version) / "answers.json"
-    return evaluation(layout, num_prompts).answers(policy, path, lambda done: None, passing=passing)
+    return evaluation(layout, num_prompts).answers(policy, path, lambda done: None, temporary=temporary)
 
 
 def test_a_policy_is_asked_once_and_again_where_the_questions_are_others(layout: Layout, engine: Engine):
@@ -84,7 +85,7 @@ def test_two_who_evaluate_at_once_take_turns(layout: Layout, engine: Engine):
     engine.go_on.set()
     for thread in threads:
         thread.join(timeout=10)
-    assert {version: {each.policy_version for each in said} for version, said in found.items()} == {
+    assert {version: {each.policy_version for each in given} for version, given in found.items()} == {
         4: {4},
         1 << 48: {1 << 48},
     }
@@ -93,13 +94,7 @@ def test_two_who_evaluate_at_once_take_turns(layout: Layout, engine: Engine):
 def test_the_engine_goes_back_from_weights_that_will_be_gone(layout: Layout, engine: Engine):
     answers(layout, 4)
     before = read_json(layout.eval_pointer, Release)
-    assert {each.policy_version for each in answers(layout, 5, passing=True)} == {5}
+    assert {each.policy_version for each in answers(layout, 5, temporary=True)} == {5}
     assert read_json(layout.eval_pointer, Release) == before
     answers(layout, 6)
     assert read_json(layout.eval_pointer, Release).policy_version == 6
-
-
-def test_the_questions_are_the_same_in_every_run_and_no_two_are_alike():
-    assert runner.held_out_prompts(50) == runner.held_out_prompts(50)[:50]
-    assert runner.held_out_prompts(60)[:50] == runner.held_out_prompts(50)
-    assert len(set(runner.held_out_prompts(192))) == 192

@@ -13,6 +13,7 @@ from sdpo_ray.config import Run, load_run, parse_run
 from sdpo_ray.distill.train.update_spec import GAINS_FILE
 from sdpo_ray.errors import ConfigError, DataError, LearnerError, NotReady, ReleaseError
 from sdpo_ray.evaluate.client import Answer, Answers
+from sdpo_ray.evaluate.questions import Questions
 from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import store as personal_store
@@ -115,8 +116,9 @@ def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
     BOOKS.clear()
     monkeypatch.setattr(update, "distill", made)
     monkeypatch.setattr(update, "runs_of", lambda run, layout: Runs())
-    monkeypatch.setattr(update, "is_right", lambda prompt, text: True)
-    monkeypatch.setattr(update.Evaluation, "answers", lambda self, *asked, passing=False: good_answers(*asked))
+    questions = Questions(prompts=tuple(f"q{n}" for n in range(40)), is_right=lambda prompt, text: True)
+    monkeypatch.setattr(update, "load_questions", lambda run: questions)
+    monkeypatch.setattr(update.EvalRunner, "answers", lambda self, *asked, temporary=False: good_answers(*asked))
     return made
 
 

@@ -182,5 +182,5 @@ def test_the_pointer_is_written_once_found_again_and_taken_away(tmp_path: Path):
 def test_a_pointer_that_is_none_of_ours_is_refused(tmp_path: Path):
     layout = Layout(tmp_path)
     layout.canary_pointer.write_text("{}")
-    with pytest.raises(DataError, match=r"trial\.json is not a Trial"):
+    with pytest.raises(DataError, match=r"canary\.json is not a Canary"):
         current(layout)

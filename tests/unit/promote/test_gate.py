@@ -6,10 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo_ray.config import PromoteConfig
-from sdpo_ray.promote.gate import REQUIRED, decide
+from sdpo_ray.evaluate.discovery import find_probes, scores_of
+from sdpo_ray.evaluate.probe import Suite
+from sdpo_ray.promote import gate
 from sdpo_ray.records import Decision, Report, Score, Verdict
 
 RULES = PromoteConfig()
+SPECS = scores_of(find_probes(Suite.SHARED, RULES))
+REQUIRED = tuple(spec.name for spec in SPECS if spec.required)
 CHAMPION = "win_rate.vs_champion.ties_half"
 GOOD = {
     "retention": (0.98, 0.95, 0.99),
@@ -39,6 +43,10 @@ def report(**scores: tuple[float, float, float] | None) -> Report:
             if triple is not None
         ),
     )
+
+
+def decide(found: Report, rules: PromoteConfig) -> Decision:
+    return gate.decide(found, rules, SPECS)
 
 
 def decided(**scores: tuple[float, float, float] | None) -> Decision:

@@ -8,12 +8,17 @@ import pytest
 from sdpo_ray.config import PersonalConfig, PromoteConfig
 from sdpo_ray.errors import DataError
 from sdpo_ray.evaluate.client import Answer
+from sdpo_ray.evaluate.discovery import find_probes, scores_of
+from sdpo_ray.evaluate.probe import ProbeInput, Suite
 from sdpo_ray.evaluate.probes.gain import gain
 from sdpo_ray.evaluate.statistics import mean_over_clusters
-from sdpo_ray.evaluate.suite import run_personal_suite
-from sdpo_ray.promote.gate import MIN_CONVERSATIONS, REQUIRED_OF_PERSONAL, decide_personal
+from sdpo_ray.evaluate.suite import run_suite
+from sdpo_ray.promote.gate import MIN_CONVERSATIONS, decide_personal
 from sdpo_ray.records import Decision, FinishReason, Gain, Report, Score, Verdict
 
+PROBES = find_probes(Suite.PERSONAL, PromoteConfig())
+SPECS = scores_of(PROBES)
+REQUIRED_OF_PERSONAL = tuple(spec.name for spec in SPECS if spec.required)
 SOUND = {
     "retention": (0.98, 0.95, 0.99),
     "retention.drop_vs_base": (0.01, -0.01, 0.03),
@@ -32,7 +37,7 @@ def report(n: int = 8, **changed: tuple[float, float, float] | None) -> Report:
 
 
 def decided(found: Report, *, min_gain: float = 0.0) -> Decision:
-    return decide_personal(found, PromoteConfig(), PersonalConfig(min_gain=min_gain))
+    return decide_personal(found, PromoteConfig(), PersonalConfig(min_gain=min_gain), SPECS)
 
 
 def test_a_gain_beyond_doubt_is_served_and_its_numbers_are_the_reason():
@@ -128,16 +133,10 @@ def test_a_report_without_gains_has_no_such_score_and_is_refused():
     base = tuple(replace(each, policy_version=0) for each in answers)
 
     def evaluated(*gains: Gain) -> Report:
-        return run_personal_suite(
-            candidate=answers,
-            base=base,
-            gains=gains,
-            is_right=lambda prompt, text: True,
-            policy_version=5,
-            base_version=0,
-            champion_version=0,
-            confidence=0.95,
+        measured = ProbeInput(
+            candidate=answers, base=base, gains=gains, is_right=lambda prompt, text: True, confidence=0.95
         )
+        return run_suite(PROBES, measured, policy_version=5, base_version=0, champion_version=0)
 
     assert decided(evaluated()).verdict is Verdict.REJECT
     assert decided(evaluated()).reasons == ("gain is missing",)
