@@ -116,7 +116,7 @@ def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
     monkeypatch.setattr(update, "distill", made)
     monkeypatch.setattr(update, "runs_of", lambda run, layout: Runs())
     monkeypatch.setattr(update, "is_right", lambda prompt, text: True)
-    monkeypatch.setattr(update.Evaluation, "answers", lambda self, *asked, passing=False: good_answers(*asked))
+    monkeypatch.setattr(update.EvalRunner, "answers", lambda self, *asked, passing=False: good_answers(*asked))
     return made
 
 
