@@ -1,8 +1,8 @@
-"""The main job: turn the training loop, forever or for some turns.
+"""The main job: run the training loop, forever or for a number of cycles.
 
     ray job submit --working-dir . -- python jobs/continual.py --run jobs/recipes/laptop.toml
 
-Gather interactions from live traffic, draw a snapshot, make an update, evaluate it, decide, release. Killed at
+Curate interactions from live traffic, draw a snapshot, make an update, evaluate it, decide, release. Killed at
 any moment it goes on where it was when it is started again; SIGTERM stops it cleanly. Serving must be up.
 """
 
@@ -18,12 +18,12 @@ def main(
     run: RunFile = LAPTOP,
     overrides: Overrides = None,
     print_config: PrintConfig = False,
-    turns: Annotated[int, typer.Option(help="Stop after so many turns; 0 goes on for ever.", min=0)] = 0,
+    cycles: Annotated[int, typer.Option(help="Stop after so many cycles; 0 runs without end.", min=0)] = 0,
 ) -> None:
-    """Turn the training loop: gather, draw, distill, evaluate, decide, release."""
+    """Run the training loop: curate, draw, distill, evaluate, decide, release."""
     resolved = read_run(run, overrides, print_config)
     with plain_errors():
-        run_training_loop(resolved, turns)
+        run_training_loop(resolved, cycles)
 
 
 if __name__ == "__main__":

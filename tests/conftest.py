@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.upstream.haproxy import own_haproxy
 from sdpo_ray.cluster.local_cluster import ENVIRONMENT, free_port
 from sdpo_ray.io.paths import Layout
+from sdpo_ray.upstream.haproxy import own_haproxy
 from tests.support.paths import CHECKPOINT
 from tests.support.serving import Served
 

@@ -17,8 +17,8 @@ from typing import Self
 
 import psutil
 
-from sdpo_ray.upstream.haproxy import own_haproxy
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.upstream.haproxy import own_haproxy
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

@@ -1,4 +1,4 @@
-"""One screen that shows the training loop turning: stage, interactions, version, win rate, requests and failures."""
+"""The demo on a terminal: stage, interactions, served version, win rate, requests and failures, drawn by rich."""
 
 import time
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from rich.text import Text
 
 from sdpo_ray.config import Run
 from sdpo_ray.io.files import read_json
-from sdpo_ray.records import Report
+from sdpo_ray.records import BASE_VERSION, Report, Verdict
+from sdpo_ray.records.run_events import CanaryProgress, Curated, CycleFinished, RunEvent, StageProgress, StageStarted
 from sdpo_ray.simulate.http_clients import TrafficStats
-from sdpo_ray.telemetry import Event
 
-_COLOURS = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
+_COLOURS = {Verdict.PROMOTE: "green", Verdict.HOLD: "yellow", Verdict.REJECT: "red"}
 
 
 class Dashboard:
-    """What is known now, as something rich can draw. `served` is the version that users are served."""
+    """The state of the demo as a rich renderable."""
 
     def __init__(self, run: Run) -> None:
         self._layout = run.layout
@@ -29,31 +29,30 @@ class Dashboard:
         self._interactions = 0
         self._turns = 0
         self._traffic = TrafficStats()
-        self._outcomes: list[Event] = []
-        self.served = 0
+        self._outcomes: list[CycleFinished] = []
+        self._served = BASE_VERSION
 
-    def say(self, stage: str) -> None:
-        self._stage, self._done, self._total = stage, 0, 1
+    def show_step(self, step: str) -> None:
+        self._stage, self._done, self._total = step, 0, 1
 
-    def update(self, events: Sequence[Event], traffic: TrafficStats) -> None:
-        """Take in all events so far, and what the users saw."""
+    def update(self, new_events: Sequence[RunEvent], traffic: TrafficStats) -> None:
         self._traffic = traffic
-        self._outcomes = [event for event in events if event.name == "outcome"]
-        for event in events:
-            facts = event.facts
-            if event.name == "stage":
-                self.say(f"cycle {event.cycle}: {facts['stage']}")
-            elif event.name == "progress":
-                self._done, self._total = int(facts["done"] or 0), int(facts["total"] or 1)
-            elif event.name == "gathered":
-                self._done, self._total = int(facts["new"] or 0), int(facts["needed"] or 1)
-                self._interactions, self._turns = int(facts["interactions"] or 0), int(facts["turns"] or 0)
-            elif event.name == "canary":
-                heard = f"{facts['complaints']} of {facts['reactions']} complain"
-                self._stage = f"cycle {event.cycle}: {facts['mode']}, {heard}"
-                self._done, self._total = int(facts["judged"] or 0), int(facts["needed"] or 1)
-            elif event.name == "outcome":
-                self.served = int(facts["champion"] or 0)
+        for event in new_events:
+            match event:
+                case StageStarted():
+                    self.show_step(f"cycle {event.cycle}: {event.stage}")
+                case StageProgress():
+                    self._done, self._total = event.done, event.total
+                case Curated():
+                    self._done, self._total = event.new_interactions, event.needed
+                    self._interactions, self._turns = event.interactions, event.turns
+                case CanaryProgress():
+                    complaints = f"{event.complaints} of {event.reactions} complain"
+                    self._stage = f"cycle {event.cycle}: {event.mode}, {complaints}"
+                    self._done, self._total = event.judged, event.needed
+                case CycleFinished():
+                    self._outcomes.append(event)
+                    self._served = event.champion_version
 
     def __rich__(self) -> RenderableType:
         numbers = Table.grid(padding=(0, 2))
@@ -61,7 +60,7 @@ class Dashboard:
             "stage", Text(self._stage, "bold"), ProgressBar(total=self._total, completed=self._done, width=30)
         )
         numbers.add_row("interactions", str(self._interactions), f"{self._turns} turns stored")
-        numbers.add_row("served", f"v{self.served}", self._win_rate(self.served))
+        numbers.add_row("served", f"v{self._served}", self._win_rate(self._served))
         failed = Text(f"{self._traffic.failed} failed", "red bold" if self._traffic.failed else "green")
         numbers.add_row("requests", str(self._traffic.requests), failed)
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
@@ -73,22 +72,19 @@ class Dashboard:
         table = Table(
             "cycle", "candidate", "verdict", "win rate vs base", "right answers", "why", box=None, expand=True
         )
-        for event in self._outcomes:
-            version = int(event.facts["policy_version"] or 0)
-            verdict = str(event.facts["verdict"])
-            why = str(event.facts["reasons"])
+        for outcome in self._outcomes:
             table.add_row(
-                str(event.cycle),
-                f"v{version}",
-                Text(verdict, _COLOURS[verdict]),
-                self._win_rate(version),
-                self._score(version, "retention"),
-                Text(why, overflow="ellipsis", no_wrap=True),
+                str(outcome.cycle),
+                f"v{outcome.policy_version}",
+                Text(outcome.verdict, _COLOURS[outcome.verdict]),
+                self._win_rate(outcome.policy_version),
+                self._score(outcome.policy_version, "retention"),
+                Text("; ".join(outcome.reasons), overflow="ellipsis", no_wrap=True),
             )
         return table
 
     def _win_rate(self, version: int) -> str:
-        return self._score(version, "win_rate.vs_base.ties_dropped") if version else "the base policy"
+        return "the base policy" if version == BASE_VERSION else self._score(version, "win_rate.vs_base.ties_dropped")
 
     def _score(self, version: int, name: str) -> str:
         path = self._layout.evaluation(version) / "report.json"

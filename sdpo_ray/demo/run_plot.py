@@ -1,4 +1,4 @@
-"""The picture of a run: win rate and right answers against interactions, promotions and refusals marked."""
+"""The plot of a run: win rate and share of right answers against interactions, one marker for each verdict."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ from sdpo_ray.records import Verdict
 
 _MARKS = {Verdict.PROMOTE: ("o", "promoted"), Verdict.HOLD: ("s", "held"), Verdict.REJECT: ("X", "refused")}
 _BASE_WIN_RATE = 0.5
-"""Of the base against itself, where every curve of win rates begins."""
+"""The base against itself: the first point of the curve of win rates."""
 
 
 def draw(summary: Summary, path: Path) -> None:
-    """Write the figure as PNG."""
+    """Write the plot to `path` as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -58,7 +58,7 @@ def _curve(
     label: str,
     start: float | None,
 ) -> None:
-    """Promoted versions joined by a line, every version with its interval."""
+    """Every version with its interval; a line joins the promoted ones."""
     line = [(0.0, start)] if start is not None else []
     for point, estimate in zip(evaluated, estimates, strict=True):
         if estimate is None:

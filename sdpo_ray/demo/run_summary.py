@@ -1,7 +1,7 @@
-"""What a run has shown, in numbers: one record for `summary.json`, and what of it falls short."""
+"""The numbers of a finished run: the record of `summary.json`, and the claims of the demo that it does not support."""
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,8 +9,10 @@ from sdpo_ray.config import Run
 from sdpo_ray.evaluate.statistics import Estimate
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
+from sdpo_ray.pipeline.cycle import STAGES
 from sdpo_ray.promote.release import served_release
 from sdpo_ray.records import BASE_VERSION, CycleOutcome, Report, Score, Snapshot, Verdict
+from sdpo_ray.records.run_events import Curated, StageFinished
 from sdpo_ray.simulate.http_clients import TrafficStats
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import read_events
@@ -18,7 +20,7 @@ from sdpo_ray.telemetry import read_events
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WinRate:
-    """Of the final champion against the base."""
+    """The final champion against the base."""
 
     ties_dropped: Estimate
     ties_half: Estimate
@@ -27,12 +29,12 @@ class WinRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedVersion:
-    """One candidate: a point of the figure."""
+    """One candidate: a point of the plot."""
 
     policy_version: int
     verdict: Verdict
     interactions: int
-    """Interactions in the table when its snapshot was drawn."""
+    """Rows of the table `interactions` when its snapshot was drawn."""
     win_rate: Estimate | None
     retention: Estimate | None
     reasons: tuple[str, ...]
@@ -47,7 +49,7 @@ class Requests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """`summary.json`. Made by `summarize`; read by people and `sdpo_ray.demo.run_plot`."""
+    """`summary.json`. Made by `summarize`; read by `sdpo_ray.demo.run_plot` and the user."""
 
     seed: int
     promotions: int
@@ -61,25 +63,25 @@ class Summary:
     requests: Requests
     conversations: int
     interactions: int
-    refused: dict[str, int]
-    """Turns and pairs that came to nothing while the training loop gathered, by reason."""
+    not_admitted: dict[str, int]
+    """Turns, pairs and comments that became no interaction while the training loop curated, by reason."""
     max_versions_per_response: int
     turns_receipted: int
     turns_stored: int
     correction_to_served_s: dict[str, float]
-    """By promoted version: from the last interaction of its snapshot to the first response it made."""
+    """By promoted version: from the newest interaction of its snapshot to its first response."""
     cycle_s: dict[str, float]
-    """By cycle: draw to release, once the data is there."""
+    """By cycle: draw to release, without curation."""
     stage_s: dict[str, float]
     """Median seconds of each stage."""
     total_s: dict[str, float]
 
 
 def summarize(run: Run, traffic: TrafficStats, seconds: dict[str, float]) -> Summary:
-    """Read a run's directory back."""
+    """The summary of the run's directory; `traffic` comes from the simulated users, `seconds` from the demo."""
     layout = run.layout
     outcomes = list(_outcomes(layout))
-    refused = [outcome for outcome in outcomes if outcome.verdict is Verdict.REJECT]
+    rejected = [outcome for outcome in outcomes if outcome.verdict is Verdict.REJECT]
     champion = served_release(layout)
     version = champion.policy_version if champion is not None else BASE_VERSION
     report = _report(layout, version)
@@ -88,8 +90,8 @@ def summarize(run: Run, traffic: TrafficStats, seconds: dict[str, float]) -> Sum
     return Summary(
         seed=run.seed,
         promotions=sum(outcome.verdict is Verdict.PROMOTE for outcome in outcomes),
-        refusals=len(refused),
-        refusal_reasons=tuple(reason for outcome in refused for reason in outcome.reasons),
+        refusals=len(rejected),
+        refusal_reasons=tuple(reason for outcome in rejected for reason in outcome.reasons),
         holds=sum(outcome.verdict is Verdict.HOLD for outcome in outcomes),
         champion_version=version,
         win_rate=_win_rate(report),
@@ -98,7 +100,7 @@ def summarize(run: Run, traffic: TrafficStats, seconds: dict[str, float]) -> Sum
         requests=Requests(total=traffic.requests, failed=traffic.failed, errors=traffic.errors),
         conversations=traffic.conversations,
         interactions=Table.interactions(layout).num_rows,
-        refused=_refused(layout),
+        not_admitted=_not_admitted(layout),
         max_versions_per_response=max((len(spans) for spans in turns["version_spans"].to_pylist()), default=0),
         turns_receipted=traffic.receipts,
         turns_stored=turns.num_rows,
@@ -110,7 +112,7 @@ def summarize(run: Run, traffic: TrafficStats, seconds: dict[str, float]) -> Sum
 
 
 def failures(summary: Summary) -> list[str]:
-    """What the demo must show and this run does not."""
+    """The claims of the demo that the run does not support, each with its number; empty if it supports all."""
     win = summary.win_rate.ties_dropped if summary.win_rate is not None else None
     kept = summary.retention
     checks = {
@@ -135,11 +137,11 @@ def _outcomes(layout: Layout) -> Iterator[CycleOutcome]:
 
 def _evaluated(layout: Layout, outcome: CycleOutcome) -> EvaluatedVersion:
     report = _report(layout, outcome.policy_version)
-    seen = [event for event in read_events(layout.events) if event.name == "gathered" and event.cycle <= outcome.cycle]
+    curated = [event for event in _curated(layout) if event.cycle <= outcome.cycle]
     return EvaluatedVersion(
         policy_version=outcome.policy_version,
         verdict=outcome.verdict,
-        interactions=int(seen[-1].facts["interactions"] or 0) if seen else 0,
+        interactions=curated[-1].interactions if curated else 0,
         win_rate=_estimate(report, "win_rate.vs_base.ties_dropped"),
         retention=_estimate(report, "retention"),
         reasons=outcome.reasons,
@@ -164,15 +166,14 @@ def _win_rate(report: Report | None) -> WinRate | None:
     return WinRate(ties_dropped=dropped, ties_half=half, coverage=coverage)
 
 
-def _refused(layout: Layout) -> dict[str, int]:
-    """The last count of every cycle's gathering, added up."""
-    last = {event.cycle: event.facts for event in read_events(layout.events) if event.name == "gathered"}
-    reasons: dict[str, int] = defaultdict(int)
-    for facts in last.values():
-        for name, n in facts.items():
-            if name.startswith("refused."):
-                reasons[name.removeprefix("refused.")] += int(n or 0)
-    return dict(reasons)
+def _curated(layout: Layout) -> list[Curated]:
+    return [event for event in read_events(layout.events) if isinstance(event, Curated)]
+
+
+def _not_admitted(layout: Layout) -> dict[str, int]:
+    """The last counts of each cycle, added up."""
+    last = {event.cycle: event.not_admitted for event in _curated(layout)}
+    return dict(sum((Counter(counts) for counts in last.values()), Counter[str]()))
 
 
 def _latencies(layout: Layout, outcomes: list[CycleOutcome], traffic: TrafficStats) -> dict[str, float]:
@@ -186,13 +187,12 @@ def _latencies(layout: Layout, outcomes: list[CycleOutcome], traffic: TrafficSta
 
 
 def _seconds(layout: Layout) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds by stage, and seconds by cycle without the gathering."""
+    """Median seconds by stage, and seconds by cycle without curation."""
     by_stage: dict[str, list[float]] = defaultdict(list)
     by_cycle: dict[str, float] = defaultdict(float)
     for event in read_events(layout.events):
-        if event.name == "stage_done":
-            stage, took = str(event.facts["stage"]), float(event.facts["seconds"] or 0)
-            by_stage[stage].append(took)
-            if stage != "gather":
-                by_cycle[str(event.cycle)] += took
+        if isinstance(event, StageFinished):
+            by_stage[event.stage].append(event.seconds)
+            if event.stage in STAGES:
+                by_cycle[str(event.cycle)] += event.seconds
     return {stage: round(statistics.median(took), 2) for stage, took in by_stage.items()}, dict(by_cycle)

@@ -34,6 +34,7 @@ from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.release import confirm, served_release
 from sdpo_ray.promote.run_log import CycleRecord
 from sdpo_ray.records import BASE_VERSION, Candidate, Decision, Release, Report, Snapshot, Verdict
+from sdpo_ray.records.run_events import PersonalUpdateFinished
 from sdpo_ray.tables.arrow_schemas import read_erased
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import EventFile
@@ -238,13 +239,13 @@ class PersonalTrainer:
         if policy is not None:
             forget_owners(layout, runs, owner.former)
         EventFile(layout.events).write(
-            "personal",
-            0,
-            owner=owner.digest,
-            version=version,
-            base_version=champion.policy_version,
-            verdict=attempt.verdict.value,
-            reasons="; ".join(attempt.reasons),
+            PersonalUpdateFinished(
+                owner=owner.digest,
+                version=version,
+                base_version=champion.policy_version,
+                verdict=attempt.verdict,
+                reasons=attempt.reasons,
+            )
         )
         return attempt
 

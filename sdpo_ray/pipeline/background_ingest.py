@@ -1,4 +1,4 @@
-"""Turns go on into the tables while a cycle is under way: an update may take hours, and the journal is bounded."""
+"""Ingest while a cycle is under way: an update may take hours, and the size of the journal is bounded."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -7,15 +7,15 @@ from sdpo_ray.config import Run
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.pipeline.periodic import run_periodically
 
-SHIP_S = 5.0
-"""Seconds between two looks at the event log."""
+INGEST_S = 5.0
+"""Seconds between two reads of the event log."""
 
 
 @contextmanager
-def ingest_in_background(run: Run, layout: Layout, *, every_s: float = SHIP_S) -> Iterator[None]:
-    """Store what is new in the log for as long as the block runs; nothing is paired meanwhile.
+def ingest_in_background(run: Run, layout: Layout, *, every_s: float = INGEST_S) -> Iterator[None]:
+    """Append new events of the log to the tables while the block runs, without pairing them.
 
-    It needs no turn of its own (`io.locks`): what an erased user left in the log never enters.
+    Needs no data lock (`io.locks`): events that an erasure covers are dropped before they reach a table.
     """
     from sdpo_ray.curate.ingest import ingest
     from sdpo_ray.eventlog.factory import open_log
@@ -23,7 +23,7 @@ def ingest_in_background(run: Run, layout: Layout, *, every_s: float = SHIP_S) -
     from sdpo_ray.tables.tombstones import Tombstones
 
     turns, feedback, erasures = Table.turns(layout), Table.feedback(layout), Tombstones(layout)
-    with closing(open_log(layout, run.capture, name="ship")) as log:
+    with closing(open_log(layout, run.capture, name="ingest")) as log:
 
         def work() -> None:
             ingest(
@@ -36,5 +36,5 @@ def ingest_in_background(run: Run, layout: Layout, *, every_s: float = SHIP_S) -
             )
 
         complaint = "the event log is not stored while the cycle goes on"
-        with run_periodically(work, name="shipping", every_s=every_s, complaint=complaint):
+        with run_periodically(work, name="ingest", every_s=every_s, complaint=complaint):
             yield

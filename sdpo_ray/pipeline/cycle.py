@@ -1,14 +1,14 @@
-"""One turn of the training loop, from callables.
+"""One cycle of the training loop, composed of five callables:
 
-    snapshot = draw(begun)
-    candidate = distill(begun, snapshot)
-    report = evaluate(begun, candidate)
-    decision = decide(begun, candidate, report)
-    outcome = release(begun, candidate, report, decision)
+    snapshot = draw(start)
+    candidate = distill(start, snapshot)
+    report = evaluate(start, candidate)
+    decision = decide(start, candidate, report)
+    outcome = release(start, candidate, report, decision)
 
-Every result is written to the cycle's directory before the next stage begins, and a stage whose result is
-there is not run again: a job killed anywhere goes on where it was. A stage killed half-way runs again, so
-each of them must be safe to repeat. An update that the learner itself refuses is a rejected cycle.
+The result of each stage is written to the cycle's directory before the next stage starts, and a stage whose result
+exists is not run again: a job that was killed resumes in the stage where it was. That stage runs again from its
+beginning, so every stage must be safe to repeat. An update that the learner refuses ends the cycle with REJECT.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,13 @@ from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Repo
 from sdpo_ray.telemetry import EventFile
 
 STAGES = ("draw", "distill", "evaluate", "decide", "release")
+START_FILE = "start.json"
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
-    """The work of one cycle. Each callable is safe to call again after it was killed."""
+    """The work of one cycle. Each callable is safe to call again after its process was killed."""
 
     draw: Callable[[CycleStart], Snapshot]
     distill: Callable[[CycleStart, Snapshot], Candidate]
@@ -38,56 +39,60 @@ class Stages:
 
 
 def run_cycle(
-    begun: CycleStart,
+    start: CycleStart,
     stages: Stages,
     directory: Path,
     events: EventFile,
     *,
     data_lock: AbstractContextManager[None] | None = None,
 ) -> CycleOutcome:
-    """Run one cycle, or what is left of it.
+    """Run one cycle, or the stages that an interrupted one has left.
 
-    `data_lock` is held from the draw to the decision, while users' text is on its way from one place to another; the
-    release may wait for a person.
+    `data_lock` is held from draw to decide, while users' text is copied between files. It is not held during
+    release, which may wait hours for a reviewer.
     """
 
     def once(stage: str, kind: type[_Result], work: Callable[[], _Result]) -> _Result:
         path = directory / f"{stage}.json"
         if path.exists():
             return read_json(path, kind)
-        with events.stage(stage, begun.cycle):
+        with events.stage(stage, start.cycle):
             result = work()
             write_json(path, result)
         return result
 
     try:
         with data_lock or nullcontext():
-            snapshot = once("draw", Snapshot, lambda: stages.draw(begun))
-            candidate = once("distill", Candidate, lambda: stages.distill(begun, snapshot))
-            report = once("evaluate", Report, lambda: stages.evaluate(begun, candidate))
-            decision = once("decide", Decision, lambda: stages.decide(begun, candidate, report))
+            snapshot = once("draw", Snapshot, lambda: stages.draw(start))
+            candidate = once("distill", Candidate, lambda: stages.distill(start, snapshot))
+            report = once("evaluate", Report, lambda: stages.evaluate(start, candidate))
+            decision = once("decide", Decision, lambda: stages.decide(start, candidate, report))
     except LearnerError as error:
-        refused = CycleOutcome(
-            cycle=begun.cycle,
-            policy_version=begun.policy_version,
+        rejected = CycleOutcome(
+            cycle=start.cycle,
+            policy_version=start.policy_version,
             verdict=Verdict.REJECT,
             reasons=(f"no candidate: {error}",),
-            champion_version=begun.parent_version,
+            champion_version=start.parent_version,
         )
-        return once("release", CycleOutcome, lambda: refused)
-    return once("release", CycleOutcome, lambda: stages.release(begun, candidate, report, decision))
+        return once("release", CycleOutcome, lambda: rejected)
+    return once("release", CycleOutcome, lambda: stages.release(start, candidate, report, decision))
 
 
 def start_cycle(directory: Path, make: Callable[[], CycleStart]) -> CycleStart:
-    """The cycle's fixed beginning: what an earlier attempt wrote, else `make()`, written now."""
-    path = directory / "begun.json"
+    """The start of the cycle in `directory`: read back if an earlier attempt wrote it, else `make()`, written now."""
+    path = directory / START_FILE
     if not path.exists():
         write_json(path, make())
     return read_json(path, CycleStart)
 
 
+def is_started(directory: Path) -> bool:
+    return (directory / START_FILE).exists()
+
+
 def next_cycle(cycles: Path) -> int:
-    """Number of the cycle to run: the first one without an outcome."""
+    """Number of the cycle to run or resume: the first one without an outcome."""
     cycle = 1
     while (cycles / f"{cycle:04d}" / "release.json").exists():
         cycle += 1

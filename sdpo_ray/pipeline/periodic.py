@@ -1,4 +1,4 @@
-"""Work that goes on beside the main line of a job."""
+"""Work repeated in a background thread."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,9 +9,10 @@ import typer
 
 @contextmanager
 def run_periodically(work: Callable[[], None], *, name: str, every_s: float, complaint: str) -> Iterator[None]:
-    """Do `work` every so many seconds, in a thread, for as long as the block runs.
+    """Call `work` every `every_s` seconds in a thread while the block runs.
 
-    A failure is said once, until it is over: whoever needs the same thing in the block meets it and fails for good.
+    The first of several exceptions in a row is printed after `complaint`; none ends the block. The block itself uses
+    the same service sooner or later, and then raises.
     """
     done = threading.Event()
 

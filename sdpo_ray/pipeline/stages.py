@@ -20,8 +20,8 @@ from sdpo_ray.evaluate.runner import EvalRunner
 from sdpo_ray.evaluate.suite import run_suite
 from sdpo_ray.io.code_version import code_commit
 from sdpo_ray.io.files import read_json, write_json
-from sdpo_ray.io.paths import Layout
 from sdpo_ray.pipeline.canary_runner import CanaryRunner
+from sdpo_ray.pipeline.curation import last_batch
 from sdpo_ray.pipeline.cycle import Stages
 from sdpo_ray.promote import gate
 from sdpo_ray.promote.alias_sync import AliasAction, sync_alias
@@ -38,6 +38,14 @@ from sdpo_ray.records import (
     Report,
     Snapshot,
     Verdict,
+)
+from sdpo_ray.records.run_events import (
+    AliasFollowed,
+    AliasRestored,
+    ProbeFailed,
+    ReviewAwaited,
+    Reviewed,
+    StageProgress,
 )
 from sdpo_ray.telemetry import Counters, EventFile
 
@@ -75,7 +83,7 @@ class Pipeline:
             raise ReleaseError(f"nothing is served from {self._layout.root} yet: deploy serve/config.yaml first")
         return release
 
-    def follow(self) -> None:
+    def sync_alias(self) -> None:
         """Serve what a person moved the alias `champion` to, where that is something users may meet."""
         with self._moving:
             followed = sync_alias(
@@ -86,8 +94,10 @@ class Pipeline:
             )
         if followed.move is AliasAction.STAY:
             return
-        name = "alias_followed" if followed.move is AliasAction.FOLLOW else "alias_restored"
-        self._events.write(name, 0, asked=followed.alias_version, champion=followed.release.policy_version)
+        event = AliasFollowed if followed.move is AliasAction.FOLLOW else AliasRestored
+        self._events.write(
+            event(alias_version=followed.alias_version, champion_version=followed.release.policy_version)
+        )
 
     def _passed(self, policy_version: int) -> Candidate | None:
         """The candidate of a version that the gate promoted, by our own records: people can edit MLflow's."""
@@ -144,7 +154,7 @@ class Pipeline:
             counters=counters,
         )
         for name, n in counters.values.items():
-            self._events.write("swallowed", begun.cycle, what=name, n=n)
+            self._events.write(ProbeFailed(cycle=begun.cycle, counter=name, n=n))
         write_json(self._layout.evaluation(candidate.policy_version) / "report.json", report)
         return report
 
@@ -203,10 +213,10 @@ class Pipeline:
 
     def _reviewed(self, cycle: int, decision: Decision) -> tuple[Verdict, tuple[str, ...]]:
         """Wait for a person to tag the model version `review=approved` or `review=rejected` in MLflow."""
-        self._events.write("awaiting_review", cycle, policy_version=decision.policy_version)
+        self._events.write(ReviewAwaited(cycle=cycle, policy_version=decision.policy_version))
         while (review := self._registry.review(decision.policy_version)) is None:
             time.sleep(self._run.promote.poll_s)
-        self._events.write("reviewed", cycle, policy_version=decision.policy_version, review=review)
+        self._events.write(Reviewed(cycle=cycle, policy_version=decision.policy_version, review=review))
         if review == "approved":
             return Verdict.PROMOTE, decision.reasons
         return Verdict.REJECT, (f"v{decision.policy_version} was rejected in review",)
@@ -238,10 +248,4 @@ class Pipeline:
 
     def _progress(self, cycle: int, stage: str, done: int, total: int) -> None:
         if done % _PROGRESS_EVERY == 0 or done == total or total < 4 * _PROGRESS_EVERY:
-            self._events.write("progress", cycle, stage=stage, done=done, total=total)
-
-
-def last_batch(layout: Layout, cycle: int) -> int:
-    """The newest batch of the table `interactions` that the cycle before could draw from; 0 for the first cycle."""
-    path = layout.cycle(cycle - 1) / "draw.json"
-    return read_json(path, Snapshot).last_batch if path.exists() else 0
+            self._events.write(StageProgress(cycle=cycle, stage=stage, done=done, total=total))

@@ -25,6 +25,7 @@ from sdpo_ray.privacy.snapshot_erasure import rewrite, rows_of, snapshots_under
 from sdpo_ray.privacy.user_footprint import UserFootprint, UserTables, count, remove
 from sdpo_ray.promote.artifact_erasure import forget_in_file
 from sdpo_ray.records import Event
+from sdpo_ray.records.run_events import UserErased
 from sdpo_ray.tables.tombstones import Tombstone, Tombstones
 from sdpo_ray.telemetry import EventFile
 
@@ -114,7 +115,7 @@ class Erasure:
                 self._tables.purge()
             self._erasures.finish([erasure, *self._whose.erasures(self._layout)])
         EventFile(self._layout.events).write(
-            "erased", 0, erasure=erasure.erasure_id, snapshots=len(found.snapshots), **found.rows
+            UserErased(erasure_id=erasure.erasure_id, snapshots=len(found.snapshots), rows=found.rows)
         )
         self._add_lineage(found, gone)
         return found

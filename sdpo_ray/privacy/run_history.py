@@ -90,8 +90,8 @@ def read_run_history(layout: Layout) -> RunHistory:
     """The books as they are now. Raises DataError for a file that is not what its name says."""
     updates = []
     for path in sorted((layout.root / "cycles").glob("*/draw.json")):
-        begun, outcome = path.with_name("begun.json"), path.with_name("release.json")
-        started = read_json(begun, CycleStart)
+        outcome = path.with_name("release.json")
+        started = read_json(path.with_name("start.json"), CycleStart)
         updates.append(
             UpdateRecord(
                 cycle=started.cycle,

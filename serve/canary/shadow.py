@@ -16,6 +16,7 @@ import httpx
 
 from sdpo_ray.headers import CONSENT
 from sdpo_ray.records import Consent
+from sdpo_ray.records.run_events import ShadowResponse
 from sdpo_ray.telemetry import Counters, EventFile
 from serve.canary.proxy import ChatProxy, UpstreamError
 
@@ -54,4 +55,4 @@ class ShadowCopies:
             error = "connection"
         self._counters.add("shadow.failed" if error else "shadow.answered")
         seconds = round(time.monotonic() - began, 4)
-        EventFile(file).write("shadow", version, seconds=seconds, tokens=tokens, error=error)
+        EventFile(file).write(ShadowResponse(cycle=version, seconds=seconds, tokens=tokens, error=error))

@@ -17,9 +17,10 @@ from sdpo_ray.config import load_run
 from sdpo_ray.io.files import read_json
 from sdpo_ray.pipeline.cycle import STAGES
 from sdpo_ray.records import CycleOutcome, Decision, Snapshot, Verdict
+from sdpo_ray.records.run_events import RunEvent, StageFinished, StageStarted
 from sdpo_ray.simulate.http_clients import talk_all
 from sdpo_ray.tables.delta_table import Table
-from sdpo_ray.telemetry import Event, read_events
+from sdpo_ray.telemetry import read_events
 from tests.support.paths import REPOSITORY
 from tests.support.serving import Served
 
@@ -57,23 +58,23 @@ class Job:
         self.overrides = overrides
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, turns: int) -> "subprocess.Popen[bytes]":
+    def start(self, cycles: int) -> "subprocess.Popen[bytes]":
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._argv, "--turns", str(turns)], cwd=REPOSITORY, env=self._environment, stdout=log, stderr=log
+                [*self._argv, "--cycles", str(cycles)], cwd=REPOSITORY, env=self._environment, stdout=log, stderr=log
             )
         return self.process
 
-    def wait_for(self, name: str, stage: str | None = None, *, after: int = 0) -> None:
-        """Wait until an event past the first `after` ones carries this name (and stage)."""
+    def wait_for_start(self, stage: str, *, after: int = 0) -> None:
+        """Wait until an event past the first `after` ones says that this stage started."""
         deadline = time.monotonic() + 120
-        while not any(e.name == name and stage in (None, e.facts.get("stage")) for e in self.events()[after:]):
+        while not any(isinstance(e, StageStarted) and e.stage == stage for e in self.events()[after:]):
             assert self.process is not None
             assert self.process.poll() is None, self._log.read_text()[-3000:]
-            assert time.monotonic() < deadline, f"no {name} {stage}: {self.events()[after:]}"
+            assert time.monotonic() < deadline, f"{stage} does not start: {self.events()[after:]}"
             time.sleep(0.005)
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[RunEvent]:
         return read_events(self._served.layout.events)
 
 
@@ -92,21 +93,21 @@ def test_a_job_killed_in_every_stage_promotes_once_and_loses_nothing(served: Ser
     run = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml", [*job.overrides, "simulate.think_s=0.01"])
     traffic = asyncio.run(talk_all(run, base_url=f"{served.url}/v1", conversations=40, stats=None))
     assert traffic.failed == 0
-    for stage in ("gather", *STAGES):
+    for stage in ("curate", *STAGES):
         seen = len(job.events())
-        process = job.start(turns=1)
-        job.wait_for("stage", stage, after=seen)
+        process = job.start(cycles=1)
+        job.wait_for_start(stage, after=seen)
         process.send_signal(signal.SIGKILL)
         process.wait()
         if (served.layout.cycle(1) / "release.json").exists():
             break
     else:
-        assert job.start(turns=1).wait(timeout=120) == 0
+        assert job.start(cycles=1).wait(timeout=120) == 0
 
     outcome = read_json(served.layout.cycle(1) / "release.json", CycleOutcome)
     assert (outcome.verdict, outcome.policy_version, outcome.champion_version) == (Verdict.PROMOTE, 1, 1)
     assert served.wait_for("x-sdpo-policy-version", "1")
-    done = Counter(e.facts["stage"] for e in job.events() if e.name == "stage_done" and e.facts["stage"] != "gather")
+    done = Counter(e.stage for e in job.events() if isinstance(e, StageFinished) and e.stage != "curate")
     assert max(done.values()) == 1
     assert_nothing_lost_or_twice(served, receipts=traffic.receipts)
     assert_one_run_in_mlflow(served)
@@ -115,8 +116,8 @@ def test_a_job_killed_in_every_stage_promotes_once_and_loses_nothing(served: Ser
 @pytest.mark.usefixtures("back_to_base")
 def test_sigterm_ends_the_job_cleanly_while_it_waits(job: Job):
     seen = len(job.events())
-    process = job.start(turns=0)
-    job.wait_for("stage", "gather", after=seen)
+    process = job.start(cycles=0)
+    job.wait_for_start("curate", after=seen)
     process.terminate()
     assert process.wait(timeout=30) == 0
 
@@ -124,10 +125,10 @@ def test_sigterm_ends_the_job_cleanly_while_it_waits(job: Job):
 @pytest.mark.usefixtures("back_to_base")
 def test_a_second_job_on_the_same_run_is_refused_in_plain_words(served: Served, job: Job, tmp_path: Path):
     seen = len(job.events())
-    first = job.start(turns=0)
-    job.wait_for("stage", "gather", after=seen)
+    first = job.start(cycles=0)
+    job.wait_for_start("curate", after=seen)
     second = Job(served, job._environment["RAY_ADDRESS"], tmp_path / "second.log")
-    assert second.start(turns=1).wait(timeout=60) == 2
+    assert second.start(cycles=1).wait(timeout=60) == 2
     assert "another continual job is at work" in (tmp_path / "second.log").read_text()
     first.terminate()
     assert first.wait(timeout=30) == 0

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -21,6 +20,7 @@ from sdpo_ray.pipeline.stages import Pipeline
 from sdpo_ray.promote.canary import begin, current, end
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Release, Report, Verdict
+from sdpo_ray.records.run_events import CanaryProgress
 from sdpo_ray.simulate.world import is_right, sample_prompt
 from sdpo_ray.tables.arrow_schemas import turns_from_arrow
 from sdpo_ray.tables.delta_table import Table
@@ -152,10 +152,10 @@ class Court:
         (found,) = self._mlflow.search_model_versions(f"name='policy' and tags.policy_version='{version}'")
         return dict(found.tags)
 
-    def facts(self, version: int) -> dict[str, Any]:
-        """The last numbers of its trial."""
+    def progress(self, version: int) -> CanaryProgress:
+        """The last numbers of its canary."""
         events = read_events(self.served.layout.events)
-        return [event for event in events if event.name == "canary" and event.cycle == version][-1].facts
+        return [event for event in events if isinstance(event, CanaryProgress) and event.cycle == version][-1]
 
 
 def stored(served: Served) -> dict[str, int]:
@@ -223,9 +223,9 @@ def test_a_candidate_that_talks_gibberish_is_rolled_back_by_itself(served: Serve
     assert set(town.answered) == {"0", "301"}
     # What was under way when the trial ended; nobody new.
     assert town.answered["301"] - met <= 8
-    facts = court.facts(301)
-    assert facts["complaints"] > facts["complaints_champion"]
-    assert facts["evidence_complaints"] >= facts["evidence_needed"]
+    progress = court.progress(301)
+    assert progress.complaints > progress.complaints_champion
+    assert progress.evidence_complaints >= progress.evidence_needed
     tags = court.tags(301)
     assert (tags["canary"], tags["status"]) == ("canary", "refused")
     assert tags["outcome"] == f"REJECT: {outcome.reasons[0]}"
@@ -244,7 +244,7 @@ def test_a_shadow_answers_copies_that_nobody_sees(served: Served, canary: str, t
     with town.awake():
         outcome = court.release(court.candidate(302, noise=1e-4))
     assert outcome.verdict is Verdict.HOLD
-    assert court.facts(302)["answers"] > 0
+    assert court.progress(302).answers > 0
     assert town.failed == []
     assert set(town.answered) == {"0"}
     assert 302 not in stored(served).values()
@@ -259,7 +259,7 @@ def test_a_good_candidate_is_promoted_after_its_answers(served: Served, canary: 
     assert (outcome.verdict, outcome.champion_version) == (Verdict.PROMOTE, 303)
     assert outcome.reasons[0] == "win rate 0.61"
     assert "canary of v303: nothing against it" in outcome.reasons[1]
-    assert court.facts(303)["judged"] >= 20
+    assert court.progress(303).judged >= 20
     assert town.failed == []
     assert current(served.layout) is None
     assert (court.tags(303)["canary"], court.tags(303)["status"]) == ("canary", "champion")

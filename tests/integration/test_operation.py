@@ -298,8 +298,8 @@ def test_a_trace_goes_through_us_into_the_engine(guarded: Guarded):
 
 def test_nothing_starts_where_others_reach_it_without_a_key(served: Served, tmp_path: Path):
     from sdpo_ray.cli.options import LAPTOP
-    from serve.app import Arguments, build
     from sdpo_ray.upstream.ray import serve_http_host
+    from serve.app import Arguments, build
 
     overrides = [f"root={tmp_path}", "serve.host=0.0.0.0"]
     with pytest.raises(ConfigError, match="without an API key"):

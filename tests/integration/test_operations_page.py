@@ -124,7 +124,7 @@ class Operator:
             self._shell.set("KEY_ID", re.findall(r"^\W*([0-9a-f]{8})\b", done.stdout, flags=re.M)[0])
 
     def _talk_until_a_cycle_is_over(self) -> None:
-        while not any('"outcome"' in line for line in self._events()):
+        while not any('"cycle_finished"' in line for line in self._events()):
             assert "RUNNING" in self._shell.expect("ray job status loop").stdout
             self._shell.expect("python jobs/simulate.py --run $RUN --conversations 24")
 

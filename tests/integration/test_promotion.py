@@ -20,6 +20,7 @@ from sdpo_ray.pipeline.stages import Pipeline
 from sdpo_ray.promote.canary import begin, current
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Release, Report, Verdict
+from sdpo_ray.records.run_events import ReviewAwaited
 from sdpo_ray.telemetry import EventFile, read_events
 from tests.support.paths import REPOSITORY
 from tests.support.serving import Served, perturbed, release_of
@@ -96,7 +97,7 @@ def decide_in_background(office: Office, version: int, *, review: str) -> CycleO
     with ThreadPoolExecutor(1) as pool:
         stage = pool.submit(office.pipeline.stages.release, *work)
         try:
-            while not any(e.name == "awaiting_review" for e in read_events(office.served.layout.events)[seen:]):
+            while not any(isinstance(e, ReviewAwaited) for e in read_events(office.served.layout.events)[seen:]):
                 assert not stage.done()
                 time.sleep(0.05)
             time.sleep(0.5)
@@ -118,7 +119,7 @@ def test_a_rejected_candidate_is_never_served_not_even_by_moving_the_alias(offic
     outcome = decide_in_background(office, 202, review="rejected")
     assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 0)
     office.person_moves_champion(202)
-    office.pipeline.follow()
+    office.pipeline.sync_alias()
     assert office.registry.champion_version() == 0
     assert office.served.health()["x-sdpo-policy-version"] == "0"
 
@@ -126,11 +127,11 @@ def test_a_rejected_candidate_is_never_served_not_even_by_moving_the_alias(offic
 def test_serving_follows_an_alias_to_a_released_version_and_restores_one_that_never_passed(office: Office):
     decide_in_background(office, 203, review="approved")
     office.person_moves_champion(0)
-    office.pipeline.follow()
+    office.pipeline.sync_alias()
     office.served.wait_for("x-sdpo-policy-version", "0")
     office.candidate(204, Verdict.HOLD)
     office.person_moves_champion(204)
-    office.pipeline.follow()
+    office.pipeline.sync_alias()
     assert office.registry.champion_version() == 0
     assert office.served.health()["x-sdpo-policy-version"] == "0"
 

@@ -108,7 +108,7 @@ def finished_cycle(
 def books(layout: Layout, cycle: int, drawn: Snapshot, *, parent: int, verdict: Verdict) -> None:
     directory = layout.cycle(cycle)
     write_json(
-        directory / "begun.json", CycleStart(cycle=cycle, policy_version=cycle, parent_version=parent, seed=cycle)
+        directory / "start.json", CycleStart(cycle=cycle, policy_version=cycle, parent_version=parent, seed=cycle)
     )
     write_json(directory / "draw.json", drawn)
     outcome = CycleOutcome(cycle=cycle, policy_version=cycle, verdict=verdict, reasons=(), champion_version=cycle)

@@ -9,10 +9,10 @@ from functools import cache
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+from sdpo_ray.curate.comments import reaction_in_comment
 
 from sdpo_ray.config import CaptureConfig, CurateConfig
 from sdpo_ray.curate.admission import AdmissionRules, NotAdmitted, admit, reaction_in_turn
-from sdpo_ray.curate.comments import reaction_in_comment
 from sdpo_ray.curate.gc_pause import collector_paused
 from sdpo_ray.curate.language import Detect, detector
 from sdpo_ray.curate.pairing import follows

@@ -1,4 +1,4 @@
-"""What the demo claims, and when it may not claim it."""
+"""The claims of the demo, and the plot of a run."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ GOOD = Summary(
     requests=Requests(total=1000, failed=0, errors={}),
     conversations=500,
     interactions=490,
-    refused={},
+    not_admitted={},
     max_versions_per_response=1,
     turns_receipted=1000,
     turns_stored=1000,
@@ -48,7 +48,7 @@ GOOD = Summary(
 )
 
 
-def test_a_run_that_shows_everything_fails_nothing():
+def test_a_run_that_supports_every_claim_has_no_failures():
     assert failures(GOOD) == []
 
 
@@ -68,12 +68,12 @@ def test_a_run_that_shows_everything_fails_nothing():
         ({"turns_receipted": 0, "turns_stored": 0}, "stored"),
     ],
 )
-def test_each_thing_that_does_not_hold_is_named(change, word):
+def test_each_claim_that_does_not_hold_is_named(change, word):
     (failure,) = failures(replace(GOOD, **change))
     assert word in failure
 
 
-def test_the_figure_is_drawn_also_where_nothing_was_promoted(tmp_path):
+def test_the_plot_is_drawn_with_and_without_promotions(tmp_path):
     for evaluated in (GOOD.evaluated, GOOD.evaluated[1:], ()):
         draw(replace(GOOD, evaluated=evaluated), tmp_path / "figure.png")
         assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"

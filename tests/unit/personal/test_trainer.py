@@ -21,6 +21,7 @@ from sdpo_ray.personal.config import distill_config
 from sdpo_ray.personal.trainer import PersonalTrainer, ProgressCallbacks
 from sdpo_ray.promote.run_log import CycleRecord
 from sdpo_ray.records import Candidate, Fingerprint, FinishReason, Gain, Interaction, Release, Turn, Verdict
+from sdpo_ray.records.run_events import PersonalUpdateFinished
 from sdpo_ray.tables.arrow_schemas import read_interactions
 from sdpo_ray.telemetry import read_events
 from tests.support import builders
@@ -136,8 +137,8 @@ def test_who_gained_is_served_over_the_champion_of_now_and_the_books_have_it(
     ((owner, name, entry),) = BOOKS
     assert (owner, name, entry.snapshot) == (ann.digest, attempt.name, attempt.snapshot)
     assert entry.run.distill == distill_config(run)
-    (event,) = [each for each in read_events(layout.events) if each.name == "personal"]
-    assert event.facts["verdict"] == "PROMOTE"
+    (event,) = [each for each in read_events(layout.events) if isinstance(each, PersonalUpdateFinished)]
+    assert event.verdict is Verdict.PROMOTE
     assert hits(layout.events.parent, ["ann"]).keys().isdisjoint({"events.jsonl"})
 
 

@@ -1,4 +1,4 @@
-"""The trial as the training loop runs it: over real tables and the real pointer, with a canary that only tells its version."""
+"""A canary as the training loop runs it, over real tables and a real pointer; its application only has a version."""
 
 import http.server
 import threading
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from sdpo_ray.config import parse_run
@@ -16,6 +17,7 @@ from sdpo_ray.pipeline.canary_runner import CanaryRunner
 from sdpo_ray.promote.canary import begin, current
 from sdpo_ray.promote.release import point_at
 from sdpo_ray.records import Candidate, Fingerprint, Interaction, Report, Verdict, VersionSpan
+from sdpo_ray.records.run_events import CanaryProgress, ShadowResponse
 from sdpo_ray.tables.arrow_schemas import interactions_to_arrow
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import EventFile, read_events
@@ -123,6 +125,10 @@ def candidate(version: int) -> Candidate:
     )
 
 
+def progress(bench: Bench) -> list[CanaryProgress]:
+    return [event for event in read_events(bench.layout.events) if isinstance(event, CanaryProgress)]
+
+
 def test_without_a_canary_a_candidate_is_promoted_at_once(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port, mode="off")
     assert bench.judge() == (Verdict.PROMOTE, WHY)
@@ -146,9 +152,9 @@ def test_a_good_candidate_passes_and_its_canary_lasts_until_it_is_ended(tmp_path
     assert "canary of v7: nothing against it; 0 complaints in 20 conversations, 0 in 20 of v3" in reasons[1]
     assert bench.books.tags == {"v7.canary": "canary"}
     assert current(bench.layout) is not None
-    last = [event for event in read_events(bench.layout.events) if event.name == "canary"][-1]
-    facts = {"mode": "canary", "judged": 20, "needed": 20, "reactions_champion": 20, "complaints": 0}
-    assert facts.items() <= last.facts.items()
+    last = progress(bench)[-1]
+    assert (last.mode, last.judged, last.needed) == ("canary", 20, 20)
+    assert (last.reactions_champion, last.complaints) == (20, 0)
     bench.runner.end()
     assert current(bench.layout) is None
 
@@ -185,7 +191,7 @@ def test_a_canary_that_is_not_there_holds_and_one_that_refuses_rejects(tmp_path:
     Health.says = {POLICY_VERSION: "3"}
     verdict, (reason,) = Bench(tmp_path / "away", port).judge()
     assert verdict is Verdict.HOLD
-    assert reason.startswith("no trial without the application canary: v7 was released, but")
+    assert reason.startswith("no canary without the application canary: v7 was released, but")
     Health.says = {POLICY_VERSION: "3", SWAP_ERROR: "v7: not the served architecture"}
     verdict, (reason,) = Bench(tmp_path / "refused", port).judge()
     assert verdict is Verdict.REJECT
@@ -212,7 +218,7 @@ def test_a_killed_job_goes_on_with_its_canary_and_counts_what_came_before(tmp_pa
         bench.judge()
     began = current(bench.layout)
     assert began is not None
-    bench.runner.end_others(7)
+    bench.runner.end_stale(7)
     assert current(bench.layout) == began
     bench.runner = bench.new_runner()
     bench.happens = lambda number: bench.hear(7, f"7-{number}", "Thanks!")
@@ -233,14 +239,14 @@ def test_trials_that_nobody_goes_on_with_are_ended(tmp_path: Path, port: int):
     rules = bench.run.promote.canary
     champion = bench._champion()
     begin(bench.layout, candidate(6), champion, rules)
-    bench.runner.end_others(7)
+    bench.runner.end_stale(7)
     assert current(bench.layout) is None
     begin(bench.layout, candidate(7), champion, rules)
-    bench.runner.end_others(7)
+    bench.runner.end_stale(7)
     assert current(bench.layout) is not None
     off = rules.model_copy(update={"mode": "off"})
     bench.run = bench.run.model_copy(update={"promote": bench.run.promote.model_copy(update={"canary": off})})
-    bench.new_runner().end_others(7)
+    bench.new_runner().end_stale(7)
     assert current(bench.layout) is None
 
 
@@ -248,14 +254,14 @@ def test_copies_in_shadow_are_counted_as_they_come_from_every_replica(tmp_path: 
     bench = Bench(tmp_path, port, mode="shadow")
     folder = bench.layout.canary_answers(7)
     files = [EventFile(folder / name) for name in ("one.jsonl", "other.jsonl")]
-    files[0].write("shadow", 7, seconds=0.1, tokens=9, error="")
+    files[0].write(ShadowResponse(seconds=0.1, tokens=9, error=""))
     time.sleep(0.01)
 
     def happens(number: int) -> None:
         file = files[number % 2]
-        file.write("shadow", 7, seconds=0.1, tokens=10, error="")
+        file.write(ShadowResponse(seconds=0.1, tokens=10, error=""))
         if number % 5 == 0:
-            file.write("shadow", 7, seconds=0.1, tokens=0, error="status_500")
+            file.write(ShadowResponse(seconds=0.1, tokens=0, error="status_500"))
 
     bench.happens = happens
     verdict, reasons = bench.judge()
@@ -263,19 +269,18 @@ def test_copies_in_shadow_are_counted_as_they_come_from_every_replica(tmp_path: 
     # What was there before the trial began is of no concern.
     assert bench.rounds == 20
     assert reasons[1].startswith("shadow of v7: nothing against it")
-    last = [event for event in read_events(bench.layout.events) if event.name == "canary"][-1]
-    assert (last.facts["answers"], last.facts["copies_failed"]) == (20, 4)
+    last = progress(bench)[-1]
+    assert (last.answers, last.copies_failed) == (20, 4)
 
 
 def test_a_torn_line_is_read_once_it_is_whole(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port, mode="shadow", min_answers=1)
     path = bench.layout.canary_answers(7) / "one.jsonl"
-    EventFile(path).write("shadow", 7, seconds=0.1, tokens=10, error="")
-    line = path.read_bytes()
+    path.parent.mkdir(parents=True)
 
     def happens(number: int) -> None:
         if number == 1:
-            later = line.replace(line.split(b":")[1].split(b",")[0], str(time.time() + 60).encode())
+            later = msgspec.json.encode(ShadowResponse(at_s=time.time() + 60, seconds=0.1, tokens=10, error="")) + b"\n"
             path.write_bytes(later[:20])
             bench.rest = later  # type: ignore[attr-defined]
         if number == 2:

@@ -8,9 +8,10 @@ import pytest
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.pipeline.cycle import STAGES, Stages, next_cycle, run_cycle, start_cycle
 from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Fingerprint, Report, Snapshot, Verdict
+from sdpo_ray.records.run_events import StageFinished
 from sdpo_ray.telemetry import EventFile, read_events
 
-BEGUN = CycleStart(cycle=3, policy_version=3, parent_version=1, seed=9)
+START = CycleStart(cycle=3, policy_version=3, parent_version=1, seed=9)
 SNAPSHOT = Snapshot(
     snapshot_id="s", table_version=4, seed=9, rule="r", interaction_ids=("a",), held_out_ids=(), path="p",
     digest="d", last_interaction_at_s=1.0,
@@ -41,50 +42,50 @@ def counting(calls: list[str], *, die_in: str | None = None) -> Stages:
     return Stages(**{field.name: stage(field.name) for field in fields(Stages)})
 
 
-def test_a_turn_runs_every_stage_once_and_in_order(tmp_path):
+def test_a_cycle_runs_every_stage_once_and_in_order(tmp_path):
     calls: list[str] = []
-    assert run_cycle(BEGUN, counting(calls), tmp_path / "c", EventFile(tmp_path / "events")) == OUTCOME
+    assert run_cycle(START, counting(calls), tmp_path / "c", EventFile(tmp_path / "events")) == OUTCOME
     assert tuple(calls) == STAGES
-    done = [event.facts["stage"] for event in read_events(tmp_path / "events") if event.name == "stage_done"]
+    done = [event.stage for event in read_events(tmp_path / "events") if isinstance(event, StageFinished)]
     assert tuple(done) == STAGES
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_turn_killed_in_any_stage_repeats_that_stage_and_no_other(tmp_path, stage):
+def test_a_cycle_killed_in_any_stage_repeats_that_stage_and_no_other(tmp_path, stage):
     calls: list[str] = []
     events = EventFile(tmp_path / "events")
     with pytest.raises(Killed):
-        run_cycle(BEGUN, counting(calls, die_in=stage), tmp_path / "c", events)
-    assert run_cycle(BEGUN, counting(calls), tmp_path / "c", events) == OUTCOME
+        run_cycle(START, counting(calls, die_in=stage), tmp_path / "c", events)
+    assert run_cycle(START, counting(calls), tmp_path / "c", events) == OUTCOME
     assert calls == sorted([*STAGES, stage], key=STAGES.index)
 
 
-def test_a_finished_turn_is_not_run_again(tmp_path):
+def test_a_finished_cycle_is_not_run_again(tmp_path):
     calls: list[str] = []
     events = EventFile(tmp_path / "events")
-    run_cycle(BEGUN, counting(calls), tmp_path / "c", events)
-    run_cycle(BEGUN, counting(calls), tmp_path / "c", events)
+    run_cycle(START, counting(calls), tmp_path / "c", events)
+    run_cycle(START, counting(calls), tmp_path / "c", events)
     assert tuple(calls) == STAGES
 
 
-def test_an_update_that_the_learner_refuses_is_a_rejected_turn(tmp_path):
+def test_an_update_that_the_learner_refuses_is_a_rejected_cycle(tmp_path):
     stages = counting([])
 
-    def refuse(begun, snapshot):
+    def refuse(start, snapshot):
         raise LearnerError("gradient norm is nan at step 2")
 
     broken = Stages(
         draw=stages.draw, distill=refuse, evaluate=stages.evaluate, decide=stages.decide, release=stages.release
     )
-    outcome = run_cycle(BEGUN, broken, tmp_path / "c", EventFile(tmp_path / "events"))
+    outcome = run_cycle(START, broken, tmp_path / "c", EventFile(tmp_path / "events"))
     assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 1)
     assert outcome.reasons == ("no candidate: gradient norm is nan at step 2",)
 
 
 def test_a_cycle_begins_once(tmp_path):
-    assert start_cycle(tmp_path / "c", lambda: BEGUN) == BEGUN
+    assert start_cycle(tmp_path / "c", lambda: START) == START
     other = CycleStart(cycle=3, policy_version=3, parent_version=2, seed=1)
-    assert start_cycle(tmp_path / "c", lambda: other) == BEGUN
+    assert start_cycle(tmp_path / "c", lambda: other) == START
 
 
 def test_the_next_cycle_is_the_first_without_an_outcome(tmp_path):
@@ -93,7 +94,7 @@ def test_the_next_cycle_is_the_first_without_an_outcome(tmp_path):
         (tmp_path / cycle).mkdir()
         (tmp_path / cycle / "release.json").write_text("{}")
     (tmp_path / "0003").mkdir()
-    (tmp_path / "0003" / "begun.json").write_text("{}")
+    (tmp_path / "0003" / "start.json").write_text("{}")
     assert next_cycle(tmp_path) == 3
 
 
@@ -111,7 +112,7 @@ def test_what_carries_users_text_is_done_undisturbed_and_the_release_is_not(tmp_
 
     def run() -> CycleOutcome:
         stages = counting(calls, die_in=stage)
-        return run_cycle(BEGUN, stages, tmp_path / "c", EventFile(tmp_path / "events"), data_lock=data_lock())
+        return run_cycle(START, stages, tmp_path / "c", EventFile(tmp_path / "events"), data_lock=data_lock())
 
     if stage is None:
         run()

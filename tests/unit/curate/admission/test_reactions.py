@@ -1,7 +1,8 @@
 from dataclasses import replace
 
-from sdpo_ray.curate.admission import NotAdmitted, Reaction
 from sdpo_ray.curate.comments import reaction_in_comment
+
+from sdpo_ray.curate.admission import NotAdmitted, Reaction
 from sdpo_ray.records import Consent, Feedback
 from tests.support.conversations import turn
 

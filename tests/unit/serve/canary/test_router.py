@@ -23,6 +23,7 @@ from sdpo_ray.headers import POLICY_VERSION, TURN_ID
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Canary, Fingerprint, Release
+from sdpo_ray.records.run_events import ShadowResponse
 from sdpo_ray.telemetry import read_events
 from serve.canary.router import CanaryRouter
 from serve.canary.shadow import AT_ONCE
@@ -427,9 +428,9 @@ def test_a_shadow_is_never_seen_and_nothing_of_it_is_kept_but_numbers(house: Hou
     ((request, headers, _),) = canary.asked
     assert (request.get("stream"), request["n"], headers["x-sdpo-consent"]) == (None, 1, "none")
     (event,) = read_events(shadow_file(house))
-    assert event.name == "shadow"
-    assert (event.facts["tokens"], event.facts["error"]) == (7, "")
-    assert 0 <= float(event.facts["seconds"] or 0) < 60
+    assert isinstance(event, ShadowResponse)
+    assert (event.tokens, event.error) == (7, "")
+    assert 0 <= event.seconds < 60
     assert "Paris" not in shadow_file(house).read_text()
     assert house.counted == {"shadow.answered": 1}
 
@@ -469,7 +470,8 @@ def test_a_shadow_that_fails_is_counted_and_seen_by_nobody(house: House):
     assert text_of(within(house, FakeCanary(status=500), work)) == CHAMPIONS
     assert house.counted == {"shadow.failed": 1}
     (event,) = read_events(shadow_file(house))
-    assert (event.facts["tokens"], event.facts["error"]) == (0, "status_500")
+    assert isinstance(event, ShadowResponse)
+    assert (event.tokens, event.error) == (0, "status_500")
 
 
 def test_the_canary_believes_only_who_has_the_key(tmp_path: Path):

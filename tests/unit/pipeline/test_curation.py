@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sdpo_ray.config import Run, parse_run
-from sdpo_ray.pipeline.training_loop import BacklogAlarm
+from sdpo_ray.pipeline.curation import BacklogAlarm
+from sdpo_ray.records.run_events import BacklogChanged
 from sdpo_ray.telemetry import EventFile, read_events
 
 
@@ -19,11 +21,10 @@ def test_a_backlog_above_the_limit_is_said_once_and_its_end_once(
 ):
     alarm = BacklogAlarm(run, EventFile(tmp_path / "events.jsonl"))
     for mib in (1, 2, 3, 9, 2, 1):
-        alarm.look(mib << 20, 7)
-    events = read_events(tmp_path / "events.jsonl")
-    assert [(each.name, each.cycle, each.facts["mib"], each.facts["raised"]) for each in events] == [
-        ("backlog", 7, 3, 1),
-        ("backlog", 7, 2, 0),
+        alarm.check(mib << 20, 7)
+    assert [msgspec.structs.replace(each, at_s=0) for each in read_events(tmp_path / "events.jsonl")] == [
+        BacklogChanged(at_s=0, cycle=7, mib=3, alarm_mib=2, above=True),
+        BacklogChanged(at_s=0, cycle=7, mib=2, alarm_mib=2, above=False),
     ]
     assert capsys.readouterr().err.splitlines() == [
         "the event log is above 2 MiB: 3 MiB",
