@@ -96,7 +96,7 @@ def _package(package: str, modules: list[str]) -> str:
         lines += [
             f"::: {name}",
             "    options:",
-            f"      heading_level: 2",
+            "      heading_level: 2",
             f"      members: {'true' if name != package else 'false'}",
             "",
         ]

@@ -56,7 +56,7 @@ def measure(commit: str) -> TreeFigures:
             for node in ast.walk(tree)
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         )
-        if match := USES.match(path):
+        if (match := USES.match(path)) and match[1] != "__init__":
             private_uses[match[1]] += sum(
                 isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "PrivateUse"
                 for node in ast.walk(tree)
