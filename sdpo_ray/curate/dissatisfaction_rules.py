@@ -1,14 +1,15 @@
-"""Whether what a user said next complains of the answer: rules over its first words, no model and no judge.
+"""Rules that tell whether a follow-up complains about the answer, from its first words; no model and no judge.
 
-A complaint says that the answer was wrong, unwanted or misunderstood, or asks for the same thing otherwise: shorter,
-again, without something. Thanks, a reply to a question and the next question are none. The rules read English, and
-they err; two policies that are compared are measured with the same error, which costs power and not validity.
+A complaint says that the answer was wrong, unwanted or misunderstood, or requests the same thing in another way:
+shorter, again, without something. Thanks, a reply to a question and the next question are not complaints. The rules
+are for English, and they err. Two policies that are compared are measured with the same error, which costs statistical
+power, not validity.
 """
 
 import re
 
 HEAD_CHARS = 160
-"""What comes later is about other things."""
+"""Only these first characters are read: later ones are about other things."""
 
 _NT = re.compile(r"\b(do|did|does|is|are|was|were|wo|ca)nt\b")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
@@ -80,7 +81,7 @@ _OTHERWISE = re.compile(
 
 
 def is_dissatisfied(follow_up: str) -> bool:
-    """Whether a user who says this next was not content with the answer before it."""
+    """Whether the follow-up complains about the answer before it."""
     text = " ".join(follow_up[:HEAD_CHARS].lower().replace("\u2019", "'").split())
     text = _NT.sub(r"\1n't", text)
     if _BUT.search(text):

@@ -1,8 +1,9 @@
-"""Event log -> tables `turns` and `feedback`, exactly once, in bounded batches.
+"""Ingest: event log -> tables `turns` and `feedback`, exactly once, in bounded batches.
 
-Turns and the position they were read up to are one commit, so a shipper that dies leaves both or neither, and of two
-shippers at once one loses and looks again. Feedback of the same batch goes before, and is told by its id when it comes
-again. What is on disk in the tables leaves the log. What belongs to an erased user never enters.
+Turns and the log positions they were read up to are one commit. So an ingest that dies leaves both or neither, and of
+two concurrent ingests one loses its commit and reads again. Feedback of the same batch is committed before the turns;
+when it is read again, it is recognised by its id. The log is truncated once the rows are on disk in the tables. Events
+of erased users are dropped.
 """
 
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from sdpo_ray.curate.gc_pause import collector_paused
+from sdpo_ray.curate.gc_pause import gc_paused
 from sdpo_ray.errors import LostEvents
 from sdpo_ray.eventlog.protocol import EventLog
 from sdpo_ray.records import FOREIGN, Event, Feedback, Turn
@@ -21,19 +22,20 @@ from sdpo_ray.tables.arrow_schemas import feedback_to_arrow, turns_to_arrow
 from sdpo_ray.tables.delta_table import Table
 
 DUPLICATE_TURN = "duplicate_turn"
-"""Delivered twice; the first one is kept. Feedback that is sent twice is one by design, and not counted."""
+"""A turn that was delivered twice; the first copy is kept. Repeated feedback is not counted: clients may send it twice."""
 ERASED = "erased"
-"""Left in the log by somebody who was erased since."""
+"""An event of a user who was erased after it was logged."""
 _Kind = TypeVar("_Kind", Turn, Feedback)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingested:
-    """Made by `ship`; read by `curate.pipeline`."""
+    """What one call of `ingest` did. Made by it; read by `curate.pipeline`."""
 
     num_turns: int
     num_feedback: int
     refused: Counter[str]
+    """Events that were not stored, by DUPLICATE_TURN or ERASED."""
 
 
 def ingest(
@@ -46,42 +48,44 @@ def ingest(
     erased: Callable[[Event], bool],
     on_turns: Callable[[int], None] = lambda num_turns: None,
 ) -> Ingested:
-    """Bring the tables up to where every partition ended at some moment of this call, then truncate the log.
+    """Read every partition to its end at some moment of this call, store the events, then truncate the log.
 
-    `erased` tells, once an event is read, whether somebody who is erased left it in the log; `on_turns` hears how many
-    turns were stored. Raises CorruptLog, LostEvents.
+    A batch has at most `max_turns` events and about `max_bytes` bytes. `erased(event)` tells whether an event belongs
+    to an erased user; `on_turns(n)` is called after each commit of n turns. Raises CorruptLog, LostEvents.
     """
-    waiting = set(log.partitions())
+    unfinished = set(log.partitions())
     num_turns = num_feedback = 0
     refused: Counter[str] = Counter()
     while True:
         turns.refresh()
         after = positions(log, turns)
-        # What another shipper stored and truncated meanwhile is no partition any more.
-        waiting &= after.keys()
-        with collector_paused():
+        # A partition that another ingest stored and truncated meanwhile is gone.
+        unfinished &= after.keys()
+        with gc_paused():
             try:
                 batch = log.poll(after, max_events=max_turns, max_bytes=max_bytes)
             except LostEvents:
                 turns.refresh()
                 if positions(log, turns) != after:
-                    # Another shipper stored them, and truncated the log.
+                    # Another ingest stored them, and truncated the log.
                     continue
                 raise
             if batch.positions:
                 kept = [event for event in batch.events if not erased(event)]
                 num_feedback += _append_feedback([each for each in kept if isinstance(each, Feedback)], feedback)
-                came = [each for each in kept if isinstance(each, Turn)]
-                fresh = _first_of_each(came, turns, "turn_id", _when(came))
+                delivered = [each for each in kept if isinstance(each, Turn)]
+                fresh = _first_of_each(delivered, turns, "turn_id", _finished_within(delivered))
                 if turns.append(turns_to_arrow(fresh), batch.positions) is None:
                     continue
                 num_turns += len(fresh)
-                refused += Counter({ERASED: len(batch.events) - len(kept), DUPLICATE_TURN: len(came) - len(fresh)})
+                num_duplicates = len(delivered) - len(fresh)
+                refused += Counter({ERASED: len(batch.events) - len(kept), DUPLICATE_TURN: num_duplicates})
                 on_turns(len(fresh))
-        waiting -= batch.at_end
-        if not waiting:
+        unfinished -= batch.at_end
+        if not unfinished:
             break
-    # The feedback beside a turn was stored before it: so what these positions cover is on disk, whoever stored it.
+    # Feedback is committed before the turns of its batch, by any process. So after both syncs everything that these
+    # positions cover is on disk.
     turns.refresh()
     feedback.refresh()
     feedback.sync()
@@ -91,24 +95,24 @@ def ingest(
 
 
 def positions(log: EventLog, turns: Table) -> dict[str, int]:
-    """How far each partition was read, by the table's own account."""
+    """Position up to which each partition is stored, as committed in `turns`; 0 for a new partition."""
     return {partition: turns.position(partition) or 0 for partition in log.partitions()}
 
 
-def _append_feedback(given: Sequence[Feedback], table: Table) -> int:
-    """Append what is not there yet; how many that were."""
-    while given:
+def _append_feedback(feedback: Sequence[Feedback], table: Table) -> int:
+    """Append the feedback that the table does not have yet; the number of rows appended."""
+    while feedback:
         table.refresh()
-        fresh = _first_of_each(given, table, "feedback_id")
+        fresh = _first_of_each(feedback, table, "feedback_id")
         if not fresh or table.append(feedback_to_arrow(fresh), {}) is not None:
             return len(fresh)
     return 0
 
 
-def _when(turns: Sequence[Turn]) -> ds.Expression | None:
-    """Where a copy of one of these turns may lie: a turn delivered twice was finished once, so few files are opened.
+def _finished_within(turns: Sequence[Turn]) -> ds.Expression | None:
+    """Condition that every stored copy of these turns meets: copies have the same time, so few files are opened.
 
-    None for turns of elsewhere: a log that states no time is read at another time when it is imported again.
+    None for imported turns: a log without times gets other times when it is imported again.
     """
     if not turns or any(turn.policy_version == FOREIGN for turn in turns):
         return None
@@ -117,13 +121,14 @@ def _when(turns: Sequence[Turn]) -> ds.Expression | None:
 
 
 def _first_of_each(events: Sequence[_Kind], table: Table, name: str, when: ds.Expression | None = None) -> list[_Kind]:
+    """The first event of each id in column `name`, without those whose id is in the table already."""
     ids = [getattr(event, name) for event in events]
     same = ds.field(name).isin(pa.array(ids, pa.string()))
     where = same if when is None else same & when
     seen = set(table.read([name], where=where)[name].to_pylist()) if ids else set()
     fresh = []
-    for event, each in zip(events, ids, strict=True):
-        if each not in seen:
-            seen.add(each)
+    for event, event_id in zip(events, ids, strict=True):
+        if event_id not in seen:
+            seen.add(event_id)
             fresh.append(event)
     return fresh

@@ -1,4 +1,4 @@
-"""Which language a conversation is in, where its log does not say."""
+"""Detect the language of a conversation whose log does not state it."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,37 +22,38 @@ LANGUAGES = {
     "vi": "vietnamese",
     "zh": "chinese",
 }
-"""What is told apart, by ISO 639-1 code: the usual languages of chat logs. Each more costs memory and certainty."""
+"""The languages that are told apart, by ISO 639-1 code: the usual ones of chat logs. Each further one costs memory and
+accuracy."""
 
 Detect = Callable[[str], str | None]
-"""A text to one of the codes in `LANGUAGES`, or None where it could be any."""
+"""Maps a text to a code in `LANGUAGES`, or to None when the language is unclear."""
 
 _CHARS_A_MESSAGE = 400
 _CHARS = 1000
 
 
 def is_stated(stated: str, language: str) -> bool:
-    """Whether what a log states, in small letters, is `language`: its name, its code, or its code with a country."""
+    """Whether `stated` (lower case) names `language` (a code): by its English name, its code, or its code with a country."""
     return stated == LANGUAGES[language] or stated.replace("_", "-").split("-")[0] == language
 
 
 def sample(messages: Sequence[Message]) -> str:
-    """What of a conversation its language is read from: the beginnings of its first messages.
+    """Text to detect the language of a conversation from: the beginnings of its first messages, of all roles.
 
-    All roles count: a short question alone is often taken for another language, with its answer hardly ever.
+    A short question alone is often taken for another language, with its answer hardly ever.
     """
     return "\n".join(message.content[:_CHARS_A_MESSAGE] for message in messages)[:_CHARS]
 
 
 def detector() -> Detect:
-    """A detector by lingua's n-gram models; they take 2 s to load, with the first text, and 270 MiB."""
+    """A detector with lingua's n-gram models. They load with the first text, in 2 s, and take 270 MiB."""
     from lingua import Language, LanguageDetectorBuilder
 
     languages = [getattr(Language, name.upper()) for name in LANGUAGES.values()]
     lingua = LanguageDetectorBuilder.from_languages(*languages).build()
 
     def detect(text: str) -> str | None:
-        found = lingua.detect_language_of(text)
-        return found.iso_code_639_1.name.lower() if found is not None else None
+        language = lingua.detect_language_of(text)
+        return language.iso_code_639_1.name.lower() if language is not None else None
 
     return detect

@@ -1,6 +1,6 @@
-"""One block of the stage: paired turns and comments are read, checked and admitted. Runs in a Ray task.
+"""Admission of one block: read paired turns and comments, check and admit them. Runs in a Ray task.
 
-A block carries ids and the data files that hold the turns, never the turns themselves.
+A block carries the ids of turns and the data files that hold them, not the turns themselves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,12 @@ from functools import cache
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-from sdpo_ray.curate.comments import reaction_in_comment
 
 from sdpo_ray.config import CaptureConfig, CurateConfig
-from sdpo_ray.curate.admission import AdmissionRules, NotAdmitted, admit, reaction_in_turn
-from sdpo_ray.curate.gc_pause import collector_paused
+from sdpo_ray.curate.admission.reactions import reaction_in_comment, reaction_in_turn
+from sdpo_ray.curate.admission.reasons import NotAdmitted
+from sdpo_ray.curate.admission.rules import AdmissionRules, admit
+from sdpo_ray.curate.gc_pause import gc_paused
 from sdpo_ray.curate.language import Detect, detector
 from sdpo_ray.curate.pairing import follows
 from sdpo_ray.records import Feedback, Interaction, Turn
@@ -28,8 +29,8 @@ from sdpo_ray.tables.arrow_schemas import (
 )
 from sdpo_ray.tables.delta_table import read_files
 
-REFUSAL = "refusal"
-WORK = pa.schema(
+REASON = "not_admitted"
+TASKS = pa.schema(
     [
         pa.field("answer", pa.string()),
         pa.field("follow_up", pa.string()),
@@ -37,40 +38,44 @@ WORK = pa.schema(
         pa.field("files", pa.list_(pa.string())),
     ]
 )
-"""One row an answer and what was said of it: a turn's id, or the feedback itself; the files are the block's."""
-OUTCOME = INTERACTION.append(pa.field(REFUSAL, pa.string()))
+"""Input of `admit_block`, one row an `AdmissionTask`: the answer's turn id, and the follow-up's or the feedback itself.
+`files` are the data files of the whole block; one row of it names them."""
+OUTCOME = INTERACTION.append(pa.field(REASON, pa.string()))
+"""Output of `admit_block`: an interaction, or nulls and the `NotAdmitted` reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionTask:
-    """An answer and what was said of it. Made by `curate.pipeline`; read by `admit_block`."""
+    """An answer and a reaction to it. Made by `curate.pipeline`; read by `admit_block` as a row of `TASKS`."""
 
     answer: str
+    """Turn id."""
     answer_batch: int
-    """The batch of `turns` that holds it."""
+    """The batch of `turns` that holds the answer."""
     follow_up: str = ""
+    """Turn id; empty for a comment."""
     follow_up_batch: int = 0
     feedback: Feedback | None = None
 
 
-@collector_paused()
-def admit_block(work: pa.Table, *, curate: CurateConfig, capture: CaptureConfig, now_s: float) -> pa.Table:
-    """Rows of `OUTCOME`, one a row of `WORK`: an interaction, or a refusal and nothing else."""
-    rows = work.to_pylist()
+@gc_paused()
+def admit_block(tasks: pa.Table, *, curate: CurateConfig, capture: CaptureConfig, now_s: float) -> pa.Table:
+    """Rows of `OUTCOME`, one for each row of `TASKS`, in no particular order. `now_s` is Unix time."""
+    rows = tasks.to_pylist()
     ids = pa.array({name for row in rows for name in (row["answer"], row["follow_up"]) if name}, pa.string())
     files = sorted({name for row in rows for name in row["files"]})
     stored = turns_from_arrow(read_files(files, TURN, TURN.names, ds.field("turn_id").isin(ids)))
     turns = {turn.turn_id: turn for turn in stored}
     redactor = _redactor(capture.redact, capture.phone_regions)
-    # What was said early stands in every later turn of its conversation.
+    # Cached: every turn repeats the earlier messages of its conversation.
     leaks = cache(lambda text: bool(redactor.redact(text)[1]))
     rules = AdmissionRules(config=curate, now_s=now_s, leaks=leaks, detect=_detect)
-    comments = iter(feedback_from_arrow(pa.Table.from_pylist(_given(rows), schema=FEEDBACK)))
+    comments = iter(feedback_from_arrow(pa.Table.from_pylist(_feedback_rows(rows), schema=FEEDBACK)))
     outcomes = [_outcome(row, turns, next(comments) if row["feedback"] else None, rules) for row in rows]
-    kept = interactions_to_arrow([each for each in outcomes if isinstance(each, Interaction)])
-    kept = kept.append_column(REFUSAL, pa.nulls(kept.num_rows, pa.string()))
-    refused = [{REFUSAL: each.value} for each in outcomes if isinstance(each, NotAdmitted)]
-    return pa.concat_tables([kept, pa.Table.from_pylist(refused, schema=OUTCOME)])
+    admitted = interactions_to_arrow([each for each in outcomes if isinstance(each, Interaction)])
+    admitted = admitted.append_column(REASON, pa.nulls(admitted.num_rows, pa.string()))
+    reasons = [{REASON: each.value} for each in outcomes if isinstance(each, NotAdmitted)]
+    return pa.concat_tables([admitted, pa.Table.from_pylist(reasons, schema=OUTCOME)])
 
 
 def _outcome(
@@ -78,8 +83,8 @@ def _outcome(
 ) -> Interaction | NotAdmitted:
     answer = turns.get(row["answer"])
     if answer is not None and feedback is not None:
-        said = reaction_in_comment(answer, feedback)
-        return said if isinstance(said, NotAdmitted) else admit(answer, said, rules)
+        reaction = reaction_in_comment(answer, feedback)
+        return reaction if isinstance(reaction, NotAdmitted) else admit(answer, reaction, rules)
     follow_up = turns.get(row["follow_up"])
     if answer is None or follow_up is None:
         # Erased after it was paired.
@@ -91,13 +96,13 @@ def _outcome(
     )
 
 
-def _given(rows: Sequence[Mapping[str, object]]) -> list[object]:
+def _feedback_rows(rows: Sequence[Mapping[str, object]]) -> list[object]:
     return [row["feedback"] for row in rows if row["feedback"]]
 
 
 @cache
 def _redactor(kinds: tuple[str, ...], phone_regions: tuple[str, ...]) -> Redactor:
-    """Without Presidio, which the recorder alone asks: it is slow, and its findings depend on its version."""
+    """Without Presidio, which only the recorder uses: it is slow, and its findings depend on its version."""
     return Redactor(kinds, phone_regions=phone_regions)
 
 

@@ -1,0 +1,1 @@
+"""Admission: which answered turns with a reaction become interactions, and the reason when they do not."""

@@ -1,0 +1,38 @@
+"""Why an interaction is not admitted."""
+
+from enum import StrEnum
+
+
+class NotAdmitted(StrEnum):
+    """Why an interaction is not learned from; in the order in which the checks run."""
+
+    NOT_A_FOLLOW_UP = "not_a_follow_up"
+    """The pairing digests say that one turn follows the other, the stored text does not."""
+    UNKNOWN_TURN = "unknown_turn"
+    """Feedback on a turn that is not in the tables."""
+    NOT_THEIRS = "not_theirs"
+    """Feedback of one tenant or user on another one's turn."""
+    NO_CONSENT = "no_consent"
+    """The consent of the answer or of the reaction does not allow training."""
+    EMPTY_RESPONSE = "empty_response"
+    """The answer has no tokens, or no text where only its text is known."""
+    RESPONSE_TOO_LONG = "response_too_long"
+    MIXED_VERSIONS = "mixed_versions"
+    """More than one policy version made the answer."""
+    NON_FINITE_LOGPROBS = "non_finite_logprobs"
+    EMPTY_FOLLOW_UP = "empty_follow_up"
+    """The reaction is white space."""
+    FOLLOW_UP_TOO_SHORT = "follow_up_too_short"
+    FOLLOW_UP_TOO_LONG = "follow_up_too_long"
+    REPEATS_ANSWER = "repeats_answer"
+    """The reaction is the answer itself, white space and case aside."""
+    TOO_OLD = "too_old"
+    NOT_REDACTED = "not_redacted"
+    """A text holds what the run file redacts: it was recorded under other rules."""
+    UNCLEAR_LANGUAGE = "unclear_language"
+    NOT_LANGUAGE = "not_language"
+    DUPLICATE = "duplicate"
+    """`max_copies` interactions of this user with the same (x, y, o) were admitted before."""
+    USER_FLOOD = "user_flood"
+    """`max_per_user_hour` interactions of this user were admitted in the hour before."""
+    TENANT_FLOOD = "tenant_flood"
