@@ -47,14 +47,14 @@ def settle(curator: "Curator") -> "CurationProgress":
             bars.update(task, description=f"{stored} turns stored")
 
         first = curator.advance(show)
-        bars.update(task, description=f"{first.turns_shipped} turns stored, pairing them")
+        bars.update(task, description=f"{first.turns_ingested} turns stored, pairing them")
         second = curator.advance(show)
         bars.update(task, description="compacting")
         curator.maintain()
     return replace(
         second,
-        turns_shipped=first.turns_shipped + second.turns_shipped,
-        feedback_shipped=first.feedback_shipped + second.feedback_shipped,
+        turns_ingested=first.turns_ingested + second.turns_ingested,
+        feedback_ingested=first.feedback_ingested + second.feedback_ingested,
         interactions_admitted=first.interactions_admitted + second.interactions_admitted,
         backlog_bytes=first.backlog_bytes,
         refused=first.refused + second.refused,

@@ -1,1 +1,1 @@
-"""Turns become interactions worth learning from."""
+"""Curation: ingest the event log, pair follow-ups, admit interactions, draw snapshots."""

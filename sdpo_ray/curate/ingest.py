@@ -22,7 +22,7 @@ from sdpo_ray.tables.arrow_schemas import feedback_to_arrow, turns_to_arrow
 from sdpo_ray.tables.delta_table import Table
 
 DUPLICATE_TURN = "duplicate_turn"
-"""A turn that was delivered twice; the first copy is kept. Repeated feedback is not counted: clients may send it twice."""
+"""A turn was delivered twice; the first copy is kept. Repeated feedback is not counted: clients may send it twice."""
 ERASED = "erased"
 """An event of a user who was erased after it was logged."""
 _Kind = TypeVar("_Kind", Turn, Feedback)

@@ -1,7 +1,7 @@
-"""The side table `pending`: every turn that may still be part of a pair, as light rows that never hold user text.
+"""The table `pending`: an index of every turn that may still be part of a pair, in small rows without user text.
 
-Pairing asks it instead of `turns`: an answer waits in it for `curate.follow_up_days`, decided or not, since a second
-follow-up of the same answer must be known for what it is.
+Pairing reads it instead of `turns`. An answer stays in it for `curate.follow_up_days`, paired or not, so that a second
+follow-up of the same answer is recognised.
 """
 
 from collections import Counter
@@ -16,12 +16,15 @@ from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.tables.specs import BATCH
 
 _TURNS = "turns"
-_WAITING = list(PairingRow.__dataclass_fields__)
+_ROW = list(PairingRow.__dataclass_fields__)
 _KEYED = ["turn_id", "keys", "started_at_s", "finished_at_s", "batch"]
 
 
 def index(turns: Table, pending: Table, *, max_turns: int = 20_000) -> None:
-    """Bring `pending` up to `turns`, exactly once; its batches, of which a round takes whole ones, have `max_turns`."""
+    """Add the new turns of `turns` to `pending`, exactly once, in batches of about `max_turns` rows.
+
+    A round of pairing takes whole batches, so their size bounds a round.
+    """
     while True:
         turns.refresh()
         pending.refresh()
@@ -29,31 +32,34 @@ def index(turns: Table, pending: Table, *, max_turns: int = 20_000) -> None:
         if seen >= turns.batch:
             return
         upto = _whole_batches(turns, after=seen, upto=turns.batch, max_rows=max_turns)
-        # A batch that a power cut took away would be another one when its number comes again.
+        # Without this, a power cut could lose a batch of `turns`, and its number would be given to other rows.
         turns.sync()
         pending.append(_rows(turns.read(_KEYED, after=seen, upto=upto)), {_TURNS: upto})
 
 
 def pairing_cursor(pending: Table, *, decided: int, seen: int, settled: int, max_turns: int) -> PairingCursor:
-    """The follow-ups of the next round: whole batches up to `settled`, as many turns as one round takes."""
+    """Cursor of the next round: whole batches after `decided` and up to `settled`, with at most `max_turns` turns.
+
+    At least one batch is taken, whatever its size.
+    """
     settled = max(settled, decided)
     upto = _whole_batches(pending, after=decided, upto=settled, max_rows=max_turns)
     return PairingCursor(decided=decided, upto=upto, seen=seen)
 
 
-def related(pending: Table, pairing_cursor: PairingCursor, *, newest: int) -> list[PairingRow]:
-    """What `sessionize.pair` asks for, up to the batch `newest`: one that comes during this call is known next time."""
-    new = pending.read(["parent"], after=pairing_cursor.decided, upto=pairing_cursor.upto)["parent"].to_pylist()
-    late = pending.read(["continuation"], after=pairing_cursor.seen, upto=newest)["continuation"].to_pylist()
+def related(pending: Table, cursor: PairingCursor, *, newest: int) -> list[PairingRow]:
+    """The turns that `pairing.pair` needs, up to batch `newest`; a batch that arrives during this call is left out."""
+    new = pending.read(["parent"], after=cursor.decided, upto=cursor.upto)["parent"].to_pylist()
+    late = pending.read(["continuation"], after=cursor.seen, upto=newest)["continuation"].to_pylist()
     keys = pa.array({*new, *late} - {""}, pa.string())
     if not len(keys):
         return []
     shares_key = ds.field("parent").isin(keys) | ds.field("continuation").isin(keys)
-    return [PairingRow(**row) for row in pending.read(_WAITING, where=shares_key, upto=newest).to_pylist()]
+    return [PairingRow(**row) for row in pending.read(_ROW, where=shares_key, upto=newest).to_pylist()]
 
 
 def _whole_batches(table: Table, *, after: int, upto: int, max_rows: int) -> int:
-    """The last batch, at most `upto`, with which no more than `max_rows` rows lie behind `after`; at least the next."""
+    """The last batch, at most `upto`, with at most `max_rows` rows after batch `after`; at least one batch is taken."""
     sizes: Counter[int] = Counter(table.read([BATCH], after=after, upto=upto)[BATCH].to_pylist())
     size = 0
     for batch in sorted(sizes):
@@ -64,7 +70,7 @@ def _whole_batches(table: Table, *, after: int, upto: int, max_rows: int) -> int
 
 
 def _rows(turns: pa.Table) -> pa.Table:
-    """Rows of `PENDING`; a turn without keys is nobody's to pair."""
+    """Rows of `PENDING`, without turns that have no keys: those cannot be paired."""
     keys = turns["keys"]
     columns = {name: pc.struct_field(keys, name) for name in ("prompt", "parent", "continuation")}
     columns |= {name: turns[name] for name in ("turn_id", "started_at_s", "finished_at_s")}

@@ -1,9 +1,10 @@
-"""Draw the interactions of one update from light columns; pure and seeded, and no Python object a row.
+"""Weighted sampling of the interactions of one update. Pure, seeded, on Arrow columns without a Python object per row.
 
-Recent interactions weigh more: w_i = 2^(-newer_i / half_life). Without replacement, after Efraimidis and Spirakis
-(Information Processing Letters 97, 2006): keep the largest u_i^(1/w_i), u_i uniform. The same order is that of the
-smallest log(e_i) - log(w_i) with e_i = -log(u_i) exponential, which old rows do not underflow. Whatever has a quota
-takes the smallest of its own (`curate.quotas`), which is the same draw among fewer.
+Recent interactions weigh more: w_i = 2^(-newer_i / half_life), where newer_i is the number of newer trainable rows.
+Sampling is without replacement, after Efraimidis and Spirakis (Information Processing Letters 97, 2006): keep the
+largest u_i^(1/w_i), u_i uniform. That order is the one of the smallest log(e_i) - log(w_i) with e_i = -log(u_i)
+exponential, which does not underflow for old rows. A quota (`curate.quotas`) takes the smallest keys among its own
+rows, which is the same draw from fewer rows.
 """
 
 import math
@@ -18,14 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdpo_ray.config import CurateConfig
-from sdpo_ray.curate.quotas import Part, Pool, fill, parts_of, user_cap
+from sdpo_ray.curate.quotas import Part, Pool, describe_parts, fill, user_cap
 from sdpo_ray.records import FOREIGN, RefusalCount
 from sdpo_ray.tables.arrow_schemas import split_of
 
 LIGHT_COLUMNS = ("interaction_id", "follow_up_at_s", "policy_version", "split", "tenant", "user", "batch")
-"""What a draw looks at."""
+"""Columns that `draw` reads."""
 COUNTED_COLUMNS = ("follow_up_at_s", "policy_version", "split")
-"""What `count_trainable` looks at."""
+"""Columns that `count_trainable` and `fresh` read."""
 
 _DAY_S = 86_400
 _SPLITS = 2**32
@@ -33,32 +34,32 @@ Index = npt.NDArray[np.int64]
 
 
 class NotDrawn(StrEnum):
-    """Why an interaction of the table is not in a snapshot; in the order in which it is looked for."""
+    """Why an interaction of the table is not in a snapshot; in the order in which the checks run."""
 
     STALE = "stale"
-    """The policy that answered is more than `max_age_versions` away from the champion."""
+    """The answering policy is more than `max_age_versions` versions away from the champion."""
     TOO_OLD = "too_old"
     """The follow-up is older than `max_age_days`."""
     HELD_OUT = "held_out"
     """Its conversation is never trained on."""
     USER_CAP = "user_cap"
-    """Its turn came, and its user had `max_user_share` already."""
+    """It was next, and its user had reached `max_user_share`."""
     LEFT_OVER = "left_over"
     """The snapshot was full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What was drawn. Made by `draw`; read by `curate.snapshot`."""
+    """The result of a draw. Made by `draw`; read by `curate.snapshot`."""
 
     interaction_ids: tuple[str, ...]
     """In the order of training."""
     held_out_ids: tuple[str, ...]
-    """The newest held-out interactions neither stale nor too old, at most as many as a snapshot has, newest first."""
+    """Held-out interactions that are neither stale nor too old, newest first, at most `snapshot_size`."""
     rule: str
-    """The sampling rule in words and numbers."""
+    """The sampling rule as text, for people."""
     not_drawn: tuple[RefusalCount, ...]
-    """All other rows, by `NotDrawn`."""
+    """Numbers of all other rows, by `NotDrawn`."""
 
 
 def draw(
@@ -71,15 +72,16 @@ def draw(
     config: CurateConfig,
     newest: bool = False,
 ) -> Plan:
-    """Draw at most `config.snapshot_size` interactions, each at most once; the order of `rows` plays no part.
+    """Draw at most `config.snapshot_size` interactions, each at most once. The result does not depend on row order.
 
     `rows` has the columns `LIGHT_COLUMNS`; `now_s` is Unix time; `last_batch` is the newest batch that an earlier draw
-    could take from, 0 where there was none. With `newest` recency decides alone, and the seed about the order only.
+    could take from, 0 when there was none. With `newest`, the newest rows are taken, and `seed` only decides their
+    order.
     """
-    stands = _Standing(rows, champion_version, now_s, config)
-    trainable = _newest_first(rows, np.flatnonzero(stands.fresh & ~stands.held_out))
+    status = _RowStatus(rows, champion_version, now_s, config)
+    trainable = _newest_first(rows, np.flatnonzero(status.fresh & ~status.held_out))
     generator = np.random.default_rng(seed)
-    # The smallest positive number instead of 0, whose logarithm is not finite.
+    # The smallest positive number replaces 0, whose logarithm is not finite.
     exponential = np.maximum(generator.standard_exponential(len(trainable)), np.finfo(np.float64).tiny)
     keys = np.log(exponential, out=exponential)
     keys += np.arange(len(trainable)) * (math.log(2) / config.recency_half_life)
@@ -89,44 +91,47 @@ def draw(
         keys=keys,
         tenant=_tenants(rows, config)[trainable],
         is_old=_column(rows, "batch")[trainable] <= last_batch,
-        people=lambda places: _people(rows, trainable[places]),
+        users=lambda numbers: _users(rows, trainable[numbers]),
     )
     filled = fill(pool, config)
-    held_out = _newest_first(rows, np.flatnonzero(stands.fresh & stands.held_out))
+    held_out = _newest_first(rows, np.flatnonzero(status.fresh & status.held_out))
     return Plan(
-        interaction_ids=_ids(rows, trainable[generator.permutation(np.sort(filled.places))]),
+        interaction_ids=_ids(rows, trainable[generator.permutation(np.sort(filled.taken))]),
         held_out_ids=_ids(rows, held_out[: config.snapshot_size]),
         rule=_rule(len(trainable), len(held_out), filled.parts, champion_version, config, newest=newest),
-        not_drawn=stands.refusals(
-            user_cap=filled.num_capped, left_over=len(trainable) - len(filled.places) - filled.num_capped
+        not_drawn=status.not_drawn(
+            user_cap=filled.num_capped, left_over=len(trainable) - len(filled.taken) - filled.num_capped
         ),
     )
 
 
 def count_trainable(rows: pa.Table, *, champion_version: int, now_s: float, config: CurateConfig) -> int:
-    """How many of `rows`, with the columns `COUNTED_COLUMNS`, a draw could take if none had a limit."""
-    stands = _Standing(rows, champion_version, now_s, config)
-    return int(np.count_nonzero(stands.fresh & ~stands.held_out))
+    """Number of rows that a draw without size, quotas or cap would take. `rows` has the columns `COUNTED_COLUMNS`."""
+    status = _RowStatus(rows, champion_version, now_s, config)
+    return int(np.count_nonzero(status.fresh & ~status.held_out))
 
 
 def fresh(rows: pa.Table, *, champion_version: int, now_s: float, config: CurateConfig) -> npt.NDArray[np.bool_]:
-    """Which of `rows`, with the columns `COUNTED_COLUMNS`, are neither stale nor too old, held out or not."""
-    found: npt.NDArray[np.bool_] = _Standing(rows, champion_version, now_s, config).fresh
-    return found
+    """Mask, shape (rows,), of rows that are neither stale nor too old, including held-out ones.
+
+    `rows` has the columns `COUNTED_COLUMNS`; `now_s` is Unix time.
+    """
+    mask: npt.NDArray[np.bool_] = _RowStatus(rows, champion_version, now_s, config).fresh
+    return mask
 
 
 def is_held_out(conversation: str, share: float) -> bool:
-    """Whether a conversation is never trained on: a property of the conversation alone, so no draw can leak it."""
+    """Whether a conversation is never trained on. It depends on the conversation alone, so no draw can leak it."""
     return split_of(conversation) < share * _SPLITS
 
 
-class _Standing:
-    """Which rows are fresh, and which are held out."""
+class _RowStatus:
+    """Masks, shape (rows,), of the rows that are fresh and of those that are held out; counts of the others."""
 
     def __init__(self, rows: pa.Table, champion_version: int, now_s: float, config: CurateConfig) -> None:
         version = _column(rows, "policy_version")
-        # An answer that no policy of this run made is as old as any other of its kind: the learner decides about those.
-        # A candidate that users met, and that was rolled back, is as far from the champion as an old one.
+        # Answers that no policy of this run made have no age: the learner decides about them. The distance is absolute
+        # because a candidate that was served and rolled back has a higher version than the champion.
         stale = (version != FOREIGN) & (np.abs(champion_version - version) > config.max_age_versions)
         too_old = now_s - _column(rows, "follow_up_at_s") > config.max_age_days * _DAY_S
         self.fresh = ~(stale | too_old)
@@ -137,13 +142,13 @@ class _Standing:
             NotDrawn.HELD_OUT: np.count_nonzero(self.held_out & self.fresh),
         }
 
-    def refusals(self, *, user_cap: int, left_over: int) -> tuple[RefusalCount, ...]:
+    def not_drawn(self, *, user_cap: int, left_over: int) -> tuple[RefusalCount, ...]:
         counts = self._counts | {NotDrawn.USER_CAP: user_cap, NotDrawn.LEFT_OVER: left_over}
         return tuple(RefusalCount(reason=reason.value, n=int(n)) for reason, n in counts.items() if n)
 
 
 def _newest_first(rows: pa.Table, chosen: Index) -> Index:
-    """`chosen` from the newest follow-up on; equal times in the order of their ids."""
+    """`chosen`, sorted from the newest follow-up to the oldest; equal times in the order of their ids."""
     times = _column(rows, "follow_up_at_s")[chosen]
     order = np.argsort(-times)
     times = times[order]
@@ -158,7 +163,7 @@ def _newest_first(rows: pa.Table, chosen: Index) -> Index:
 
 
 def _tenants(rows: pa.Table, config: CurateConfig) -> npt.NDArray[np.int32]:
-    """For each row its place in `tenant_mix`; as many as it has for tenants that are not in it."""
+    """For each row the index of its tenant in `tenant_mix`; its length for tenants that are not in it."""
     names = list(config.tenant_mix)
     if not names:
         return np.zeros(rows.num_rows, np.int32)
@@ -166,12 +171,12 @@ def _tenants(rows: pa.Table, config: CurateConfig) -> npt.NDArray[np.int32]:
     return np.asarray(pc.fill_null(found, len(names)), np.int32)
 
 
-def _people(rows: pa.Table, chosen: Index) -> Index:
-    """A number for each named user of a tenant, the same for the same one; -1 for whoever named nobody."""
+def _users(rows: pa.Table, chosen: Index) -> Index:
+    """For each chosen row a number of its user within its tenant; -1 for an anonymous user."""
     users, tenants = (_strings(rows, name, chosen).dictionary_encode() for name in ("user", "tenant"))
     numbers = users.indices.to_numpy().astype(np.int64) * max(len(tenants.dictionary), 1) + tenants.indices.to_numpy()
-    nobody = pc.equal(users.dictionary, "").to_numpy(zero_copy_only=False)
-    return np.where(nobody[users.indices.to_numpy()], -1, numbers)
+    anonymous = pc.equal(users.dictionary, "").to_numpy(zero_copy_only=False)
+    return np.where(anonymous[users.indices.to_numpy()], -1, numbers)
 
 
 def _column(rows: pa.Table, name: str) -> npt.NDArray[Any]:
@@ -183,7 +188,7 @@ def _ids(rows: pa.Table, chosen: Index) -> tuple[str, ...]:
 
 
 def _strings(rows: pa.Table, name: str, chosen: Index) -> pa.Array:
-    """Values of a column in the order of `chosen`, chunk by chunk: Arrow's own `take` copies all of it first."""
+    """Values of a column in the order of `chosen`. Filters by chunk first: Arrow's `take` copies the whole column."""
     mask = np.zeros(rows.num_rows, bool)
     mask[chosen] = True
     found = rows[name].filter(pa.array(mask)).combine_chunks()
@@ -209,6 +214,6 @@ def _rule(
         f"{config.max_age_days:g} days old",
         f"{config.held_out:g} of conversations held out ({num_held_out} interactions)",
         f"at most {user_cap(config)} of one named user",
-        *parts_of(parts, config),
+        *describe_parts(parts, config),
     ]
     return "; ".join(words)

@@ -1,4 +1,4 @@
-"""The snapshot of one update: drawn from the table `interactions`, its rows written out, hashed and sealed."""
+"""Draw the snapshot of one update from the table `interactions`; write its rows, their digest and the READY marker."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,12 +17,12 @@ from sdpo_ray.tables.arrow_schemas import interactions_from_arrow, write_interac
 from sdpo_ray.tables.delta_table import Table
 
 HELD_OUT = "held_out"
-"""Directory within a personal policy's snapshot, with what was held out of it."""
+"""Directory within a personal policy's snapshot that holds its held-out interactions."""
 _RECORD = "snapshot.json"
 
 
 def count_new(table: Table, *, after: int, champion_version: int, now_s: float, config: CurateConfig) -> int:
-    """Trainable interactions that came behind batch `after`, which is `Snapshot.last_batch`, or 0 for all."""
+    """Number of trainable interactions after batch `after`, a `Snapshot.last_batch` or 0. `now_s` is Unix time."""
     table.refresh()
     rows = table.read([*COUNTED_COLUMNS], after=after, upto=table.batch)
     return count_trainable(rows, champion_version=champion_version, now_s=now_s, config=config)
@@ -38,13 +38,13 @@ def draw_snapshot(
     last_batch: int,
     config: CurateConfig,
     where: ds.Expression | None = None,
-    apart: bool = False,
+    personal: bool = False,
 ) -> Snapshot:
-    """The snapshot at `final`: drawn once from what the table holds now, then read back.
+    """Draw a snapshot from the current table into the directory `final`; if it is there already, read it back.
 
-    `now_s` is Unix time, `last_batch` that of the draw before, 0 where there was none. With `apart` the newest rows of
-    those that `where` names are drawn, and those held out of them are written beside the others, to `final`/held_out.
-    Raises DataError when nothing can be drawn.
+    `now_s` is Unix time; `last_batch` is that of the previous snapshot, 0 when there was none; `where` selects rows.
+    With `personal`, the newest rows are drawn, and held-out rows are written to `final`/held_out. Raises DataError when
+    nothing can be drawn.
     """
     if is_ready(final):
         return replace(read_json(final / _RECORD, Snapshot), path=str(final))
@@ -59,24 +59,24 @@ def draw_snapshot(
             now_s=now_s,
             last_batch=last_batch,
             config=config,
-            newest=apart,
+            newest=personal,
         )
         if not plan.interaction_ids:
-            more = "all there is was held out, it takes more conversations; " if plan.held_out_ids else ""
+            more = "all interactions are held out, more conversations are needed; " if plan.held_out_ids else ""
             raise DataError(f"nothing to draw: {more}{plan.rule}")
-        wanted = (*plan.interaction_ids, *(plan.held_out_ids if apart else ()))
+        wanted = (*plan.interaction_ids, *(plan.held_out_ids if personal else ()))
         found = _interactions(table, wanted, rows)
         if len(found) == len(wanted):
             break
         if table.version == version:
             raise DataError(f"{len(wanted)} interactions were drawn, the table has {len(found)} of them")
-        # Some were erased meanwhile: there is another table to draw from.
+        # Some were erased meanwhile: draw again from the new version of the table.
     drawn, held_out = found[: len(plan.interaction_ids)], found[len(plan.interaction_ids) :]
-    with sealed_directory(final) as aside:
-        digest = write_interactions(aside, drawn)
-        if apart:
-            (aside / HELD_OUT).mkdir()
-            write_interactions(aside / HELD_OUT, held_out)
+    with sealed_directory(final) as partial:
+        digest = write_interactions(partial, drawn)
+        if personal:
+            (partial / HELD_OUT).mkdir()
+            write_interactions(partial / HELD_OUT, held_out)
         snapshot = Snapshot(
             snapshot_id=f"{final.name}-{digest[:12]}",
             table_version=version,
@@ -90,14 +90,14 @@ def draw_snapshot(
             last_batch=batch,
             not_drawn=plan.not_drawn,
         )
-        write_json(aside / _RECORD, snapshot)
+        write_json(partial / _RECORD, snapshot)
     return snapshot
 
 
 def _interactions(table: Table, ids: Sequence[str], light: pa.Table) -> list[Interaction]:
-    """Those of `ids` that the table has, in their order, read from the batches that hold them.
+    """The interactions with these ids, in their order, without those that the table does not have.
 
-    Raises DataError where one is there twice.
+    `light` has their batches, so only the files of those are read. Raises DataError for an id that occurs twice.
     """
     names = pa.array(ids, pa.string())
     batches = pc.unique(light["batch"].filter(pc.is_in(light["interaction_id"], value_set=names)))

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from sdpo_ray.curate.admission import NotAdmitted
-from sdpo_ray.curate.comments import reaction_in_comment
+from sdpo_ray.curate.admission.reactions import reaction_in_comment
+from sdpo_ray.curate.admission.reasons import NotAdmitted
 from sdpo_ray.datasets.export_rows import ExportKind, interaction_rows, label_rows, preference_rows
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.paths import Layout

@@ -79,7 +79,7 @@ def draw_personal(
         last_batch=0,
         config=_limits(curate, personal, one_user=bool(users)),
         where=where,
-        apart=True,
+        personal=True,
     )
 
 

@@ -26,7 +26,7 @@ class CanaryWatch:
     def observe(self) -> bool:
         """True if there was anything new."""
         observed = 0
-        for answer in self._metrics.given():
+        for answer in self._metrics.finished():
             candidate = self._is_candidate.get(answer.policy_version)
             if candidate is not None:
                 self._judge.answered(seconds=answer.seconds, tokens=answer.tokens, candidate=candidate)

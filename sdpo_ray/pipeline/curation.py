@@ -44,7 +44,7 @@ def curate_until_ready(
                 now_s=time.time(),
                 config=run.curate,
             )
-            if progress.turns_shipped or ready >= needed:
+            if progress.turns_ingested or ready >= needed:
                 events.write(_curated(cycle, progress, ready, needed, not_admitted))
             if ready >= needed:
                 return

@@ -102,7 +102,7 @@ def settle(curator: Curator) -> None:
     """Advance until there is nothing left to do."""
     while True:
         progress: CurationProgress = curator.advance()
-        if not progress.turns_shipped + progress.feedback_shipped + progress.undecided:
+        if not progress.turns_ingested + progress.feedback_ingested + progress.undecided:
             return
 
 

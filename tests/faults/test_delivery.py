@@ -131,7 +131,7 @@ def test_a_clock_that_steps_back_loses_nothing_and_what_it_parts_is_counted(
 
     curator = Curator(layout, log, curate=CurateConfig(), capture=CaptureConfig())
     first, second = curator.advance(), curator.advance()
-    assert (first.turns_shipped, second.undecided) == (8, 0)
+    assert (first.turns_ingested, second.undecided) == (8, 0)
     assert stored(layout) == sorted(everything)
     assert first.refused + second.refused == {NotPaired.BEFORE_ANSWER: 1}
     pairs = curator.interactions.read(["interaction_id", "follow_up_turn_id"]).to_pylist()

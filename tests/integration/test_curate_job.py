@@ -50,7 +50,7 @@ def test_one_call_settles_what_was_said_and_what_was_imported(ray_cluster: str, 
     job("import_logs", ray_cluster, logged, "--into", "jobs/recipes/laptop.toml", "--language", "any", *settings)
 
     told = json.loads(job("curate", ray_cluster, *settings).splitlines()[-1])
-    assert (told["turns_shipped"], told["feedback_shipped"], told["interactions_admitted"]) == (5, 1, 3)
+    assert (told["turns_ingested"], told["feedback_ingested"], told["interactions_admitted"]) == (5, 1, 3)
     assert (told["undecided"], told["refused"]) == (0, {"unknown_answer": 1})
     found = interactions_from_arrow(Table.interactions(layout).read())
     assert Counter(each.follow_up for each in found) == {
@@ -60,4 +60,4 @@ def test_one_call_settles_what_was_said_and_what_was_imported(ray_cluster: str, 
     }
 
     again = json.loads(job("curate", ray_cluster, *settings).splitlines()[-1])
-    assert (again["turns_shipped"], again["interactions_admitted"], again["interactions_total"]) == (0, 0, 3)
+    assert (again["turns_ingested"], again["interactions_admitted"], again["interactions_total"]) == (0, 0, 3)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from sdpo_ray.config import CaptureConfig, CurateConfig
-from sdpo_ray.curate.admission import NotAdmitted
+from sdpo_ray.curate.admission.reasons import NotAdmitted
 from sdpo_ray.curate.pairing import NotPaired
 from sdpo_ray.curate.pipeline import CurationProgress, Curator
 from sdpo_ray.eventlog.factory import open_log
@@ -77,9 +77,9 @@ def test_what_came_is_decided_in_the_next_advance_and_what_comes_to_nothing_is_c
     shipped = stage.advance()
     assert shipped.backlog_bytes > 0
     assert replace(shipped, backlog_bytes=0) == CurationProgress(
-        turns_shipped=7,
+        turns_ingested=7,
         turns_total=7,
-        feedback_shipped=1,
+        feedback_ingested=1,
         interactions_admitted=0,
         interactions_total=0,
         undecided=7,
@@ -87,9 +87,9 @@ def test_what_came_is_decided_in_the_next_advance_and_what_comes_to_nothing_is_c
         refused=Counter(duplicate_turn=1),
     )
     assert stage.advance() == CurationProgress(
-        turns_shipped=0,
+        turns_ingested=0,
         turns_total=7,
-        feedback_shipped=0,
+        feedback_ingested=0,
         interactions_admitted=4,
         interactions_total=4,
         undecided=0,
@@ -192,7 +192,7 @@ def test_comments_become_interactions_and_thumbs_and_edits_stay_in_their_table(l
     stage = curator(layout)
     # Before its turn, and twice.
     capture(layout, *kept, *refused, kept[0])
-    assert stage.advance().feedback_shipped == 9
+    assert stage.advance().feedback_ingested == 9
     capture(layout, ann, kept[0])
     reasons = (NotAdmitted.UNKNOWN_TURN, NotAdmitted.NO_CONSENT, NotAdmitted.NOT_REDACTED)
     assert settle(stage) == (2, Counter(dict.fromkeys(reasons, 1)) + Counter({NotAdmitted.NOT_THEIRS: 2}))

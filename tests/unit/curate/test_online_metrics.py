@@ -103,7 +103,7 @@ def test_what_says_nothing_of_one_policy_in_the_canary_is_left_out(tables: Table
     tables.admit(reacted(one, "Too long.", at_s=SINCE_S + 5))
     tables.hear(said("a", thumb=Thumb.DOWN))
     assert tables.look.reactions() == []
-    assert tables.look.given() == []
+    assert tables.look.finished() == []
 
 
 @pytest.mark.parametrize(
@@ -143,16 +143,16 @@ def test_answers_that_were_given_whole_are_timed(tables: Tables):
         answered("left", 7, finish_reason=FinishReason.ABORT),
         answered("empty", 7, response="", response_ids=(), response_logprobs=()),
     )
-    assert tables.look.given() == [
+    assert tables.look.finished() == [
         FinishedAnswer(policy_version=3, seconds=1.0, tokens=2),
         FinishedAnswer(policy_version=7, seconds=3.0, tokens=2),
     ]
-    assert tables.look.given() == []
+    assert tables.look.finished() == []
 
 
 def test_a_second_one_who_looks_finds_what_the_first_found(tables: Tables):
     tables.store(answered("a", 7), answered("b", 3))
     tables.admit(reacted(answered("a", 7), "Too long."))
-    first = (tables.look.given(), tables.look.reactions())
+    first = (tables.look.finished(), tables.look.reactions())
     again = OnlineMetrics(tables.turns, tables.feedback, tables.interactions, since_s=SINCE_S)
-    assert (again.given(), again.reactions()) == first
+    assert (again.finished(), again.reactions()) == first

@@ -47,13 +47,13 @@ def names(pairing: Pairing) -> set[tuple[str, str]]:
     return {(each.answer.turn_id, each.follow_up.turn_id) for each in pairing.pairs}
 
 
-def unpaired(**counts: int) -> Pairing:
-    return Pairing(pairs=(), unpaired=Counter(counts))
+def not_paired(**counts: int) -> Pairing:
+    return Pairing(pairs=(), not_paired=Counter(counts))
 
 
 def test_a_follow_up_that_extends_question_and_answer_is_paired():
     found = Pair(answer=waiting(ASKED), follow_up=waiting(CORRECTED))
-    assert paired(ASKED, CORRECTED) == Pairing(pairs=(found,), unpaired=Counter())
+    assert paired(ASKED, CORRECTED) == Pairing(pairs=(found,), not_paired=Counter())
 
 
 def test_every_turn_of_a_conversation_follows_the_one_before():
@@ -63,17 +63,17 @@ def test_every_turn_of_a_conversation_follows_the_one_before():
 
 def test_an_edited_history_is_nobodys_follow_up():
     for said in (("2+3?", "5"), ("2+2?", "4"), ("2+2?", "5 ")):
-        assert paired(ASKED, turn("t2", *said, "thanks", at_s=110.0)) == unpaired(unknown_answer=1)
+        assert paired(ASKED, turn("t2", *said, "thanks", at_s=110.0)) == not_paired(unknown_answer=1)
 
 
 @pytest.mark.parametrize("change", [{"tenant": "other"}, {"user": "u"}, {"conversation_id": "c"}])
 def test_tenants_users_and_conversations_are_never_mixed(change):
-    assert paired(ASKED, changed(CORRECTED, **change)) == unpaired(unknown_answer=1)
+    assert paired(ASKED, changed(CORRECTED, **change)) == not_paired(unknown_answer=1)
     assert names(paired(changed(ASKED, **change), changed(CORRECTED, **change))) == {("t1", "t2")}
 
 
 def test_a_follow_up_that_began_before_the_answer_was_finished_is_not_one():
-    assert paired(ASKED, changed(CORRECTED, started_at_s=100.9)) == unpaired(before_answer=1)
+    assert paired(ASKED, changed(CORRECTED, started_at_s=100.9)) == not_paired(before_answer=1)
     assert names(paired(ASKED, changed(CORRECTED, started_at_s=101.0))) == {("t1", "t2")}
 
 
@@ -86,7 +86,7 @@ def test_a_clock_that_steps_back_costs_the_pairs_over_the_step_and_no_others():
     ]
     (found,) = in_rounds(stepped)
     assert names(found) == {("ann-0", "ann-1"), ("ann-2", "ann-3"), ("ann-3", "ann-4")}
-    assert found.unpaired == Counter({NotPaired.BEFORE_ANSWER: 1})
+    assert found.not_paired == Counter({NotPaired.BEFORE_ANSWER: 1})
     assert [names(each) for each in in_rounds(stepped[:2], stepped[2:])] == [
         {("ann-0", "ann-1")},
         {("ann-2", "ann-3"), ("ann-3", "ann-4")},
@@ -100,7 +100,7 @@ def test_a_follow_up_days_later_is_paired():
 
 def test_strangers_with_identical_words_are_counted_as_ambiguous():
     stranger = changed(ASKED, turn_id="s1", started_at_s=105.0, finished_at_s=106.0)
-    assert paired(ASKED, stranger, CORRECTED) == unpaired(ambiguous=1)
+    assert paired(ASKED, stranger, CORRECTED) == not_paired(ambiguous=1)
 
 
 def test_a_stranger_who_asks_the_same_only_later_casts_no_doubt():
@@ -120,38 +120,38 @@ def test_a_question_asked_again_pairs_by_its_answer_and_not_at_all_where_both_an
     assert names(paired(ASKED, regenerated, CORRECTED)) == {("t1", "t2")}
     other = turn("t4", "2+2?", "four", "thanks", at_s=111.0)
     assert names(paired(ASKED, regenerated, CORRECTED, other)) == {("t1", "t2"), ("t3", "t4")}
-    assert paired(ASKED, changed(regenerated, response="5"), CORRECTED) == unpaired(ambiguous=1)
+    assert paired(ASKED, changed(regenerated, response="5"), CORRECTED) == not_paired(ambiguous=1)
 
 
 def test_branches_known_together_give_nothing():
     branch = turn("t3", "2+2?", "5", "why?", at_s=111.0)
-    assert paired(ASKED, CORRECTED, branch) == unpaired(branch=2)
+    assert paired(ASKED, CORRECTED, branch) == not_paired(branch=2)
 
 
 def test_a_branch_that_comes_later_changes_nothing_and_is_counted():
     branch = turn("t3", "2+2?", "5", "why?", at_s=111.0)
     first, later = in_rounds([ASKED, CORRECTED], [branch])
     assert names(first) == {("t1", "t2")}
-    assert later == unpaired(branch=1)
+    assert later == not_paired(branch=1)
 
 
 def test_a_third_branch_is_one_too_though_the_first_two_gave_nothing():
     branches = [turn(f"b{n}", "2+2?", "5", f"why {n}?", at_s=111.0) for n in range(3)]
-    assert in_rounds([ASKED, *branches[:2]], [branches[2]]) == [unpaired(branch=2), unpaired(branch=1)]
+    assert in_rounds([ASKED, *branches[:2]], [branches[2]]) == [not_paired(branch=2), not_paired(branch=1)]
 
 
 def test_of_a_follow_up_sent_twice_the_first_counts():
     retry = changed(CORRECTED, turn_id="t0", started_at_s=111.0)
     found = paired(ASKED, retry, CORRECTED)
     assert names(found) == {("t1", "t2")}
-    assert found.unpaired == Counter({NotPaired.DUPLICATE_FOLLOW_UP: 1})
+    assert found.not_paired == Counter({NotPaired.DUPLICATE_FOLLOW_UP: 1})
     twins = [changed(CORRECTED, turn_id=name) for name in ("t9", "t0")]
     assert names(paired(ASKED, *twins)) == {("t1", "t0")}
 
 
 def test_a_retry_that_comes_later_is_counted_and_not_paired():
     retry = changed(CORRECTED, turn_id="t3", started_at_s=111.0)
-    assert in_rounds([ASKED, CORRECTED], [retry])[1] == unpaired(duplicate_follow_up=1)
+    assert in_rounds([ASKED, CORRECTED], [retry])[1] == not_paired(duplicate_follow_up=1)
 
 
 def test_both_answers_to_a_follow_up_sent_twice_can_be_reacted_to():
@@ -169,7 +169,7 @@ def chat_of(each: Turn) -> list[str]:
 
 def test_a_follow_up_read_before_its_answer_is_decided_when_both_are_there():
     (first, second) = in_rounds([CORRECTED], [ASKED])
-    assert first == unpaired(unknown_answer=1)
+    assert first == not_paired(unknown_answer=1)
     assert names(second) == {("t1", "t2")}
     # As the stage does it: what came in one reading is decided in the next one.
     known = [waiting(CORRECTED, batch=1), waiting(ASKED, batch=2)]
@@ -179,9 +179,9 @@ def test_a_follow_up_read_before_its_answer_is_decided_when_both_are_there():
 def test_an_answer_that_comes_late_takes_the_first_of_the_follow_ups_that_waited_for_it():
     retry, branch = changed(CORRECTED, turn_id="t3", started_at_s=111.0), turn("t4", "2+2?", "5", "why?", at_s=112.0)
     waited, late = in_rounds([CORRECTED, retry], [ASKED])
-    assert (waited, late.unpaired) == (unpaired(unknown_answer=2), Counter(duplicate_follow_up=1))
+    assert (waited, late.not_paired) == (not_paired(unknown_answer=2), Counter(duplicate_follow_up=1))
     assert names(late) == {("t1", "t2")}
-    assert in_rounds([CORRECTED], [branch], [ASKED])[2] == unpaired(branch=2)
+    assert in_rounds([CORRECTED], [branch], [ASKED])[2] == not_paired(branch=2)
     assert [names(each) for each in in_rounds([CORRECTED], [ASKED], [branch])] == [set(), {("t1", "t2")}, set()]
 
 
@@ -189,7 +189,7 @@ def test_a_second_answer_that_comes_late_takes_nothing_from_the_first():
     stranger = changed(ASKED, turn_id="s1", started_at_s=99.0, finished_at_s=100.0)
     rounds = in_rounds([ASKED, CORRECTED], [stranger])
     assert [names(each) for each in rounds] == [{("t1", "t2")}, set()]
-    assert rounds[1].unpaired == Counter()
+    assert rounds[1].not_paired == Counter()
 
 
 def test_an_answer_keeps_its_follow_up_when_a_stranger_in_the_same_words_arrives_late():
@@ -199,14 +199,14 @@ def test_an_answer_keeps_its_follow_up_when_a_stranger_in_the_same_words_arrives
     other = turn("t2", "2+2?", "5", "why?", at_s=102.0)
     first, second = in_rounds([early, follow_up], [stranger, other])
     assert names(first) == {("t1", "t3")}
-    assert second == unpaired(branch=1)
+    assert second == not_paired(branch=1)
 
 
-def test_follow_ups_beyond_the_horizon_wait():
+def test_follow_ups_after_the_cursor_wait():
     known = [waiting(ASKED, batch=1), waiting(CORRECTED, batch=2)]
-    assert pair(known, PairingCursor(decided=0, upto=1, seen=0)) == unpaired()
+    assert pair(known, PairingCursor(decided=0, upto=1, seen=0)) == not_paired()
     assert names(pair(known, PairingCursor(decided=1, upto=2, seen=2))) == {("t1", "t2")}
-    assert pair(known, PairingCursor(decided=2, upto=2, seen=2)) == unpaired()
+    assert pair(known, PairingCursor(decided=2, upto=2, seen=2)) == not_paired()
 
 
 def asked_with_tools(*, result: str = "21 C", arguments: str = '{"city": "Paris"}') -> Turn:
@@ -228,7 +228,7 @@ def test_calls_and_their_results_are_words_of_the_conversation():
     other_result, other_call = asked_with_tools(result="9 C"), asked_with_tools(arguments='{"city": "Rome"}')
     unknown = changed(asked_with_tools(), messages=chat("Warm in Paris?"))
     for other in (other_result, other_call, unknown):
-        assert paired(asked_with_tools(), reacted(other)) == unpaired(unknown_answer=1)
+        assert paired(asked_with_tools(), reacted(other)) == not_paired(unknown_answer=1)
         assert not follows(reacted(other), asked_with_tools())
 
 
@@ -236,7 +236,7 @@ def test_a_turn_that_ends_with_a_tools_result_is_nobodys_follow_up():
     answer = asked_with_tools()
     result = reacted(answer, role=Role.TOOL)
     assert not follows(result, answer)
-    assert paired(answer, result) == unpaired()
+    assert paired(answer, result) == not_paired()
 
 
 def test_the_stored_words_decide_what_the_digests_cannot_know():
@@ -256,7 +256,7 @@ class Readings:
         self.known: list[tuple[Turn, int]] = []
         self.batch = self.decided = self.seen = 0
         self.pairs: list[tuple[str, str]] = []
-        self.unpaired: Counter[str] = Counter()
+        self.not_paired: Counter[str] = Counter()
 
     def read(self, turns: Iterable[Turn]) -> None:
         """One reading, in any order, cut into batches; then rounds, unless the stage is killed first."""
@@ -276,7 +276,7 @@ class Readings:
             now = PairingCursor(decided=self.decided, upto=upto, seen=self.seen)
             found = pair([waiting(each, batch=batch) for each, batch in self.known], now)
             self.pairs += [(each.follow_up.turn_id, each.answer.turn_id) for each in found.pairs]
-            self.unpaired += found.unpaired
+            self.not_paired += found.not_paired
             self.decided, self.seen = upto, self.batch
 
     def finish(self) -> None:
@@ -316,7 +316,7 @@ def test_pairing_is_what_brute_force_finds_and_never_wrong(town: Town):
     found = paired(*town.turns)
     pairs = {each.follow_up.turn_id: each.answer.turn_id for each in found.pairs}
     assert pairs == brute_force(town.turns)
-    assert len(pairs) + found.unpaired.total() == town.continued()
+    assert len(pairs) + found.not_paired.total() == town.continued()
 
 
 @settings(deadline=None, max_examples=200)
@@ -324,10 +324,10 @@ def test_pairing_is_what_brute_force_finds_and_never_wrong(town: Town):
 def test_however_the_log_is_read_no_pair_is_wrong_and_each_follow_up_is_decided_once(town: Town, data: st.DataObject):
     stage = replay(town, data)
     check(town, stage)
-    assert len(stage.pairs) + stage.unpaired.total() == town.continued()
+    assert len(stage.pairs) + stage.not_paired.total() == town.continued()
     # Everybody's own answer is known in time: what finds none was edited.
     edited = town.continued() - sum(each.turn_id in town.parents for each in town.turns)
-    assert stage.unpaired[NotPaired.UNKNOWN_ANSWER] + stage.unpaired[NotPaired.BEFORE_ANSWER] <= edited
+    assert stage.not_paired[NotPaired.UNKNOWN_ANSWER] + stage.not_paired[NotPaired.BEFORE_ANSWER] <= edited
     assert undisputed(town.turns) <= set(stage.pairs)
     # What rounds pair beyond that has a rival that came too late: a branch, or the same follow-up sent again.
     at_once = brute_force(town.turns)
@@ -343,7 +343,7 @@ def test_with_answers_that_were_not_stored_a_pair_is_true_or_the_same_words_of_t
 ):
     stage = replay(town, data)
     check(town, stage)
-    assert len(stage.pairs) + stage.unpaired.total() == town.continued()
+    assert len(stage.pairs) + stage.not_paired.total() == town.continued()
 
 
 @settings(deadline=None, max_examples=200)
@@ -369,5 +369,5 @@ def test_in_any_order_of_arrival_nobody_is_paired_twice_and_a_follow_up_is_decid
         turns = turns[size:]
     stage.finish()
     check(town, stage, steady=False)
-    again = len(stage.pairs) + stage.unpaired.total() - town.continued()
-    assert 0 <= again <= stage.unpaired[NotPaired.UNKNOWN_ANSWER] + stage.unpaired[NotPaired.BEFORE_ANSWER]
+    again = len(stage.pairs) + stage.not_paired.total() - town.continued()
+    assert 0 <= again <= stage.not_paired[NotPaired.UNKNOWN_ANSWER] + stage.not_paired[NotPaired.BEFORE_ANSWER]

@@ -174,7 +174,7 @@ def test_pairing_what_is_related_gives_what_pairing_everything_gives(
     upto = data.draw(st.integers(decided, len(batches)))
     now = PairingCursor(decided=decided, upto=upto, seen=data.draw(st.integers(decided, len(batches))))
     found, expected = pair(related(tables.pending, now, newest=tables.pending.batch), now), pair(tables.rows, now)
-    assert (set(found.pairs), found.unpaired) == (set(expected.pairs), expected.unpaired)
+    assert (set(found.pairs), found.not_paired) == (set(expected.pairs), expected.not_paired)
 
 
 def test_an_answer_that_waited_too_long_is_forgotten_and_what_follows_it_is_unknown(tmp_path):
@@ -185,4 +185,4 @@ def test_an_answer_that_waited_too_long_is_forgotten_and_what_follows_it_is_unkn
     tables.add(second)
     index(tables.turns, tables.pending)
     now = pairing_cursor(tables.pending, decided=2, seen=2, settled=3, max_turns=9)
-    assert pair(related(tables.pending, now, newest=tables.pending.batch), now).unpaired == {"unknown_answer": 1}
+    assert pair(related(tables.pending, now, newest=tables.pending.batch), now).not_paired == {"unknown_answer": 1}

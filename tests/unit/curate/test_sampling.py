@@ -251,7 +251,10 @@ def test_what_a_tenant_cannot_fill_goes_to_the_others_and_the_rule_says_so():
     plan = draw(rows, snapshot_size=10, tenant_mix={"a": 0.5, "c": 0.2})
     assert len(plan.interaction_ids) == 10
     assert sum(name < "i0003" for name in plan.interaction_ids) == 3
-    assert "by tenant a 3 for 5, c 0 for 2, others 7 for 3 (who has no more left places to the others)" in plan.rule
+    assert (
+        "by tenant a 3 for 5, c 0 for 2, others 7 for 3 (tenants without more rows left places to the others)"
+        in plan.rule
+    )
 
 
 def test_a_share_is_kept_for_what_an_earlier_draw_could_have_taken():

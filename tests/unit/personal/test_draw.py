@@ -126,7 +126,9 @@ def test_answers_too_many_versions_old_are_left_out_by_the_users_own_limit(tmp_p
 
 def test_whose_conversations_are_all_held_out_is_told_what_it_takes(tmp_path: Path):
     table = table_of(Layout(tmp_path), [each for each in said("ann", 30) if is_held_out(each.conversation, 0.25)])
-    with pytest.raises(DataError, match="all there is was held out, it takes more conversations; the newest 0 of 0"):
+    with pytest.raises(
+        DataError, match="all interactions are held out, more conversations are needed; the newest 0 of 0"
+    ):
         drawn(table, tmp_path / "snapshot", "ann")
 
 

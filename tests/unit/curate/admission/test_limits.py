@@ -4,10 +4,10 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
-from sdpo_ray.curate.admission_limits import AdmissionCounts, within_limits
 
 from sdpo_ray.config import CurateConfig
-from sdpo_ray.curate.admission import NotAdmitted
+from sdpo_ray.curate.admission.limits import AdmissionCounts, within_limits
+from sdpo_ray.curate.admission.reasons import NotAdmitted
 
 
 def one(

@@ -1,8 +1,7 @@
 from dataclasses import replace
 
-from sdpo_ray.curate.comments import reaction_in_comment
-
-from sdpo_ray.curate.admission import NotAdmitted, Reaction
+from sdpo_ray.curate.admission.reactions import Reaction, reaction_in_comment
+from sdpo_ray.curate.admission.reasons import NotAdmitted
 from sdpo_ray.records import Consent, Feedback
 from tests.support.conversations import turn
 
@@ -20,7 +19,7 @@ GIVEN = Feedback(
 
 def test_a_comment_is_what_the_user_said_of_the_answer_word_for_word():
     assert reaction_in_comment(ANSWER, GIVEN) == Reaction(
-        interaction_id="f1", text=" Say it in a sentence. ", said_in="f1", consent=Consent.TRAIN, at_s=500.0
+        interaction_id="f1", text=" Say it in a sentence. ", source_id="f1", consent=Consent.TRAIN, at_s=500.0
     )
 
 

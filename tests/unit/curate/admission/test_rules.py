@@ -3,13 +3,15 @@ from dataclasses import replace
 import pytest
 
 from sdpo_ray.config import CurateConfig
-from sdpo_ray.curate.admission import AdmissionRules, NotAdmitted, Reaction, admit, reaction_in_turn
+from sdpo_ray.curate.admission.reactions import Reaction, reaction_in_turn
+from sdpo_ray.curate.admission.reasons import NotAdmitted
+from sdpo_ray.curate.admission.rules import AdmissionRules, admit
 from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Redaction, Role, Turn, VersionSpan
 from tests.support.builders import tool_use
 from tests.support.conversations import changed, chat, dialogue, turn
 
 ANSWER = turn("t1", "Capital of France?", response="It is  Paris.")
-SAID = Reaction(interaction_id="t1", text="shorter", said_in="t2", consent=Consent.TRAIN, at_s=110.0)
+REACTION = Reaction(interaction_id="t1", text="shorter", source_id="t2", consent=Consent.TRAIN, at_s=110.0)
 DAY_S = 86_400.0
 AS_TEXT = {"prompt_ids": (), "response_ids": (), "response_logprobs": (), "version_spans": ()}
 
@@ -28,13 +30,13 @@ def rules(
 
 
 def decided(
-    answer: Turn = ANSWER, said: Reaction = SAID, by: AdmissionRules | None = None
+    answer: Turn = ANSWER, said: Reaction = REACTION, by: AdmissionRules | None = None
 ) -> Interaction | NotAdmitted:
     return admit(answer, said, by or rules())
 
 
 def test_a_sound_pair_becomes_an_interaction_word_for_word():
-    assert decided(said=replace(SAID, text=" shorter\n")) == Interaction(
+    assert decided(said=replace(REACTION, text=" shorter\n")) == Interaction(
         interaction_id="t1",
         turn=ANSWER,
         follow_up=" shorter\n",
@@ -47,16 +49,16 @@ def test_a_sound_pair_becomes_an_interaction_word_for_word():
 def test_what_was_said_is_the_last_message_of_the_follow_up_and_its_own_answer_plays_no_part():
     follow_up = turn("t2", "Capital of France?", "It is  Paris.", "shorter", at_s=110.0)
     broken = replace(follow_up, finish_reason=FinishReason.ABORT, response_ids=(), response_logprobs=())
-    assert reaction_in_turn(ANSWER, follow_up) == reaction_in_turn(ANSWER, broken) == SAID
+    assert reaction_in_turn(ANSWER, follow_up) == reaction_in_turn(ANSWER, broken) == REACTION
 
 
 @pytest.mark.parametrize(
     ("reason", "answer", "said"),
     [
-        (NotAdmitted.NO_CONSENT, replace(ANSWER, consent=Consent.NONE), SAID),
-        (NotAdmitted.NO_CONSENT, ANSWER, replace(SAID, consent=Consent.NONE)),
-        (NotAdmitted.EMPTY_RESPONSE, replace(ANSWER, response_ids=(), response_logprobs=()), SAID),
-        (NotAdmitted.RESPONSE_TOO_LONG, replace(ANSWER, response="x" * 31), SAID),
+        (NotAdmitted.NO_CONSENT, replace(ANSWER, consent=Consent.NONE), REACTION),
+        (NotAdmitted.NO_CONSENT, ANSWER, replace(REACTION, consent=Consent.NONE)),
+        (NotAdmitted.EMPTY_RESPONSE, replace(ANSWER, response_ids=(), response_logprobs=()), REACTION),
+        (NotAdmitted.RESPONSE_TOO_LONG, replace(ANSWER, response="x" * 31), REACTION),
         (
             NotAdmitted.MIXED_VERSIONS,
             replace(
@@ -66,16 +68,20 @@ def test_what_was_said_is_the_last_message_of_the_follow_up_and_its_own_answer_p
                     VersionSpan(policy_version=4, start=1, end=2),
                 ),
             ),
-            SAID,
+            REACTION,
         ),
-        (NotAdmitted.NON_FINITE_LOGPROBS, replace(ANSWER, response_logprobs=(-1.0, float("nan"))), SAID),
-        (NotAdmitted.NON_FINITE_LOGPROBS, replace(ANSWER, response_logprobs=(-float("inf"), -1.0)), SAID),
-        (NotAdmitted.EMPTY_FOLLOW_UP, ANSWER, replace(SAID, text=" \n\t\u2003")),
-        (NotAdmitted.FOLLOW_UP_TOO_LONG, ANSWER, replace(SAID, text="x" * 21)),
-        (NotAdmitted.REPEATS_ANSWER, ANSWER, replace(SAID, text="it is paris. ")),
-        (NotAdmitted.NOT_REDACTED, ANSWER, replace(SAID, text="ann@example")),
-        (NotAdmitted.NOT_REDACTED, replace(ANSWER, response="ann@example"), SAID),
-        (NotAdmitted.NOT_REDACTED, replace(ANSWER, messages=chat("ann@example", "so?", "Capital of France?")), SAID),
+        (NotAdmitted.NON_FINITE_LOGPROBS, replace(ANSWER, response_logprobs=(-1.0, float("nan"))), REACTION),
+        (NotAdmitted.NON_FINITE_LOGPROBS, replace(ANSWER, response_logprobs=(-float("inf"), -1.0)), REACTION),
+        (NotAdmitted.EMPTY_FOLLOW_UP, ANSWER, replace(REACTION, text=" \n\t\u2003")),
+        (NotAdmitted.FOLLOW_UP_TOO_LONG, ANSWER, replace(REACTION, text="x" * 21)),
+        (NotAdmitted.REPEATS_ANSWER, ANSWER, replace(REACTION, text="it is paris. ")),
+        (NotAdmitted.NOT_REDACTED, ANSWER, replace(REACTION, text="ann@example")),
+        (NotAdmitted.NOT_REDACTED, replace(ANSWER, response="ann@example"), REACTION),
+        (
+            NotAdmitted.NOT_REDACTED,
+            replace(ANSWER, messages=chat("ann@example", "so?", "Capital of France?")),
+            REACTION,
+        ),
     ],
 )
 def test_what_is_unsound_is_refused_by_name(reason, answer, said):
@@ -94,7 +100,10 @@ def test_the_first_reason_in_the_order_of_the_list_is_the_one_that_counts():
         response_logprobs=(),
         version_spans=spans,
     )
-    said, by = replace(SAID, text="  "), rules(now_s=91 * DAY_S, languages=("de",), found=None, min_follow_up_chars=5)
+    said, by = (
+        replace(REACTION, text="  "),
+        rules(now_s=91 * DAY_S, languages=("de",), found=None, min_follow_up_chars=5),
+    )
     steps: list[tuple[NotAdmitted, dict[str, object], dict[str, object], AdmissionRules]] = [
         (NotAdmitted.NO_CONSENT, {"consent": Consent.TRAIN}, {}, by),
         (NotAdmitted.EMPTY_RESPONSE, {"response_ids": (1,), "response_logprobs": (float("nan"),)}, {}, by),
@@ -121,11 +130,11 @@ def test_the_first_reason_in_the_order_of_the_list_is_the_one_that_counts():
 
 
 def test_lengths_are_kept_up_to_the_limit():
-    assert isinstance(decided(said=replace(SAID, text="x" * 20)), Interaction)
+    assert isinstance(decided(said=replace(REACTION, text="x" * 20)), Interaction)
     assert isinstance(decided(replace(ANSWER, response="x" * 30)), Interaction)
     short = rules(min_follow_up_chars=3)
-    assert isinstance(decided(said=replace(SAID, text="why"), by=short), Interaction)
-    assert decided(said=replace(SAID, text=" no "), by=short) is NotAdmitted.FOLLOW_UP_TOO_SHORT
+    assert isinstance(decided(said=replace(REACTION, text="why"), by=short), Interaction)
+    assert decided(said=replace(REACTION, text=" no "), by=short) is NotAdmitted.FOLLOW_UP_TOO_SHORT
 
 
 def test_age_counts_from_the_reaction_to_the_second():
