@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.io.files import read_json, write_json
-from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Report, Snapshot, Verdict
+from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Report, Snapshot
 from sdpo_ray.telemetry import EventFile
 
 STAGES = ("draw", "distill", "evaluate", "decide", "release")
@@ -36,6 +36,8 @@ class Stages:
     evaluate: Callable[[CycleStart, Candidate], Report]
     decide: Callable[[CycleStart, Candidate, Report], Decision]
     release: Callable[[CycleStart, Candidate, Report, Decision], CycleOutcome]
+    fail: Callable[[CycleStart, LearnerError], CycleOutcome]
+    """In place of all that is left, where the learner raised."""
 
 
 def run_cycle(
@@ -68,14 +70,9 @@ def run_cycle(
             report = once("evaluate", Report, lambda: stages.evaluate(start, candidate))
             decision = once("decide", Decision, lambda: stages.decide(start, candidate, report))
     except LearnerError as error:
-        rejected = CycleOutcome(
-            cycle=start.cycle,
-            policy_version=start.policy_version,
-            verdict=Verdict.REJECT,
-            reasons=(f"no candidate: {error}",),
-            champion_version=start.parent_version,
-        )
-        return once("release", CycleOutcome, lambda: rejected)
+        # Python deletes `error` when the handler ends.
+        failed = error
+        return once("release", CycleOutcome, lambda: stages.fail(start, failed))
     return once("release", CycleOutcome, lambda: stages.release(start, candidate, report, decision))
 
 

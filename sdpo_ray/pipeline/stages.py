@@ -10,7 +10,7 @@ from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.curate.snapshot import draw_snapshot
 from sdpo_ray.distill.attribution.relevance import read_relevance
 from sdpo_ray.distill.train.launch import distill
-from sdpo_ray.errors import ReleaseError, SwapError
+from sdpo_ray.errors import LearnerError, ReleaseError, SwapError
 from sdpo_ray.evaluate.client import Answers
 from sdpo_ray.evaluate.discovery import find_probes, scores_of
 from sdpo_ray.evaluate.judge import load_judge
@@ -38,6 +38,7 @@ from sdpo_ray.records import (
     Report,
     Snapshot,
     Verdict,
+    cycle_of_version,
 )
 from sdpo_ray.records.run_events import (
     AliasFollowed,
@@ -73,7 +74,12 @@ class Pipeline:
     @property
     def stages(self) -> Stages:
         return Stages(
-            draw=self._draw, distill=self._distill, evaluate=self._evaluate, decide=self._decide, release=self._release
+            draw=self._draw,
+            distill=self._distill,
+            evaluate=self._evaluate,
+            decide=self._decide,
+            release=self._release,
+            fail=self._fail,
         )
 
     def champion(self) -> Release:
@@ -101,7 +107,7 @@ class Pipeline:
 
     def _passed(self, policy_version: int) -> Candidate | None:
         """The candidate of a version that the gate promoted, by our own records: people can edit MLflow's."""
-        directory = self._layout.cycle(policy_version)
+        directory = self._layout.cycle(cycle_of_version(policy_version))
         if not (directory / "decide.json").exists():
             return None
         verdict = read_json(directory / "decide.json", Decision).verdict
@@ -208,6 +214,18 @@ class Pipeline:
             policy_version=candidate.policy_version,
             verdict=verdict,
             reasons=reasons,
+            champion_version=self.champion().policy_version,
+        )
+
+    def _fail(self, begun: CycleStart, error: LearnerError) -> CycleOutcome:
+        """Record a cycle without a candidate, so that the next one's policy version is MLflow's, too."""
+        reason = f"no candidate: {error}"
+        self._registry.record_failure(begun, reason)
+        return CycleOutcome(
+            cycle=begun.cycle,
+            policy_version=begun.policy_version,
+            verdict=Verdict.REJECT,
+            reasons=(reason,),
             champion_version=self.champion().policy_version,
         )
 

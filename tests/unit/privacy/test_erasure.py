@@ -274,7 +274,7 @@ class Killed(BaseException):
 STEPS = {
     "a snapshot's record": (snapshot_erasure, "write_json"),
     "a snapshot's rows": (snapshot_erasure.pq, "write_table"),
-    "a candidate": (erasure, "forget_in_file"),
+    "a candidate": (erasure, "erase_in_file"),
     "a table": (Table, "delete"),
     "files": (Table, "purge"),
     "the end": (Tombstones, "finish"),
