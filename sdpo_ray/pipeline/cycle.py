@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.io.files import read_json, write_json
-from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Report, Snapshot
+from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Report, Snapshot, Verdict
 from sdpo_ray.telemetry import EventFile
 
 STAGES = ("draw", "distill", "evaluate", "decide", "release")
@@ -36,8 +36,8 @@ class Stages:
     evaluate: Callable[[CycleStart, Candidate], Report]
     decide: Callable[[CycleStart, Candidate, Report], Decision]
     release: Callable[[CycleStart, Candidate, Report, Decision], CycleOutcome]
-    fail: Callable[[CycleStart, LearnerError], CycleOutcome]
-    """In place of all that is left, where the learner raised."""
+    record_failure: Callable[[CycleStart, str], None]
+    """Records a cycle without a candidate, with the reason, in place of the stages that are left."""
 
 
 def run_cycle(
@@ -70,10 +70,20 @@ def run_cycle(
             report = once("evaluate", Report, lambda: stages.evaluate(start, candidate))
             decision = once("decide", Decision, lambda: stages.decide(start, candidate, report))
     except LearnerError as error:
-        # Python deletes `error` when the handler ends.
-        failed = error
-        return once("release", CycleOutcome, lambda: stages.fail(start, failed))
+        reason = f"no candidate: {error}"
+        return once("release", CycleOutcome, lambda: _rejected(start, stages, reason))
     return once("release", CycleOutcome, lambda: stages.release(start, candidate, report, decision))
+
+
+def _rejected(start: CycleStart, stages: Stages, reason: str) -> CycleOutcome:
+    stages.record_failure(start, reason)
+    return CycleOutcome(
+        cycle=start.cycle,
+        policy_version=start.policy_version,
+        verdict=Verdict.REJECT,
+        reasons=(reason,),
+        champion_version=start.parent_version,
+    )
 
 
 def start_cycle(directory: Path, make: Callable[[], CycleStart]) -> CycleStart:

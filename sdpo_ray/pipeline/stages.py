@@ -10,7 +10,7 @@ from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.curate.snapshot import draw_snapshot
 from sdpo_ray.distill.attribution.relevance import read_relevance
 from sdpo_ray.distill.train.launch import distill
-from sdpo_ray.errors import LearnerError, ReleaseError, SwapError
+from sdpo_ray.errors import ReleaseError, SwapError
 from sdpo_ray.evaluate.client import Answers
 from sdpo_ray.evaluate.discovery import find_probes, scores_of
 from sdpo_ray.evaluate.judge import load_judge
@@ -79,7 +79,7 @@ class Pipeline:
             evaluate=self._evaluate,
             decide=self._decide,
             release=self._release,
-            fail=self._fail,
+            record_failure=self._registry.record_failure,
         )
 
     def champion(self) -> Release:
@@ -214,18 +214,6 @@ class Pipeline:
             policy_version=candidate.policy_version,
             verdict=verdict,
             reasons=reasons,
-            champion_version=self.champion().policy_version,
-        )
-
-    def _fail(self, begun: CycleStart, error: LearnerError) -> CycleOutcome:
-        """Record a cycle without a candidate, so that the next one's policy version is MLflow's, too."""
-        reason = f"no candidate: {error}"
-        self._registry.record_failure(begun, reason)
-        return CycleOutcome(
-            cycle=begun.cycle,
-            policy_version=begun.policy_version,
-            verdict=Verdict.REJECT,
-            reasons=(reason,),
             champion_version=self.champion().policy_version,
         )
 
