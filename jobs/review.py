@@ -30,8 +30,7 @@ def main(
     with plain_errors():
         if approve is not None and reject is not None:
             raise ConfigError("approve or reject, one at a time")
-        layout = resolved.layout
-        registry = Registry(layout, model_name=resolved.promote.model_name, tracking_uri=resolved.promote.tracking_uri)
+        registry = Registry.of(resolved)
         if approve is not None:
             registry.tag(approve, "review", "approved")
         if reject is not None:

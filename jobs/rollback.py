@@ -25,7 +25,7 @@ def main(
     layout = resolved.layout
     with plain_errors():
         wanted = release_to_restore(layout, to).policy_version
-        registry = Registry(layout, model_name=resolved.promote.model_name, tracking_uri=resolved.promote.tracking_uri)
+        registry = Registry.of(resolved)
         registry.set_champion(wanted)
         end(layout)
         release = rollback(layout, wanted)

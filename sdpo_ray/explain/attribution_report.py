@@ -15,7 +15,7 @@ from sdpo_ray.distill.model.hf_sampling import sample
 from sdpo_ray.distill.model.load import load_policy
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.explain.cases import Case
-from sdpo_ray.records import Consent, FinishReason, Interaction, Sampling, TokenSignal, Turn
+from sdpo_ray.records import BASE_VERSION, Consent, FinishReason, Interaction, Sampling, TokenSignal, Turn
 from sdpo_ray.report.token_html import strongest, write_html
 from sdpo_ray.report.token_png import write_cells, write_words
 from sdpo_ray.telemetry import Counters
@@ -92,7 +92,7 @@ class Reading:
             self._chat,
             case.messages,
             turn_id=case.name,
-            policy_version=0,
+            policy_version=BASE_VERSION,
             seed=seed,
             max_tokens=min(max_tokens, room),
         )

@@ -252,9 +252,7 @@ class PersonalTrainer:
 
 def runs_of(run: Run, layout: Layout) -> PersonalRuns:
     """What MLflow keeps of the run's personal policies."""
-    promote = run.promote
-    registry = Registry(layout, model_name=promote.model_name, tracking_uri=promote.tracking_uri)
-    return PersonalRuns(registry, model_name=promote.model_name)
+    return PersonalRuns(Registry.of(run).tracking, model_name=run.promote.model_name)
 
 
 def forget_owners(layout: Layout, runs: PersonalRuns, owners: Sequence[str]) -> list[str]:

@@ -36,6 +36,8 @@ class Stages:
     evaluate: Callable[[CycleStart, Candidate], Report]
     decide: Callable[[CycleStart, Candidate, Report], Decision]
     release: Callable[[CycleStart, Candidate, Report, Decision], CycleOutcome]
+    record_failure: Callable[[CycleStart, str], None]
+    """Records a cycle without a candidate, with the reason, in place of the stages that are left."""
 
 
 def run_cycle(
@@ -68,15 +70,20 @@ def run_cycle(
             report = once("evaluate", Report, lambda: stages.evaluate(start, candidate))
             decision = once("decide", Decision, lambda: stages.decide(start, candidate, report))
     except LearnerError as error:
-        rejected = CycleOutcome(
-            cycle=start.cycle,
-            policy_version=start.policy_version,
-            verdict=Verdict.REJECT,
-            reasons=(f"no candidate: {error}",),
-            champion_version=start.parent_version,
-        )
-        return once("release", CycleOutcome, lambda: rejected)
+        reason = f"no candidate: {error}"
+        return once("release", CycleOutcome, lambda: _rejected(start, stages, reason))
     return once("release", CycleOutcome, lambda: stages.release(start, candidate, report, decision))
+
+
+def _rejected(start: CycleStart, stages: Stages, reason: str) -> CycleOutcome:
+    stages.record_failure(start, reason)
+    return CycleOutcome(
+        cycle=start.cycle,
+        policy_version=start.policy_version,
+        verdict=Verdict.REJECT,
+        reasons=(reason,),
+        champion_version=start.parent_version,
+    )
 
 
 def start_cycle(directory: Path, make: Callable[[], CycleStart]) -> CycleStart:

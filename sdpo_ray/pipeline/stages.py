@@ -38,6 +38,7 @@ from sdpo_ray.records import (
     Report,
     Snapshot,
     Verdict,
+    cycle_of_version,
 )
 from sdpo_ray.records.run_events import (
     AliasFollowed,
@@ -73,7 +74,12 @@ class Pipeline:
     @property
     def stages(self) -> Stages:
         return Stages(
-            draw=self._draw, distill=self._distill, evaluate=self._evaluate, decide=self._decide, release=self._release
+            draw=self._draw,
+            distill=self._distill,
+            evaluate=self._evaluate,
+            decide=self._decide,
+            release=self._release,
+            record_failure=self._registry.record_failure,
         )
 
     def champion(self) -> Release:
@@ -101,7 +107,7 @@ class Pipeline:
 
     def _passed(self, policy_version: int) -> Candidate | None:
         """The candidate of a version that the gate promoted, by our own records: people can edit MLflow's."""
-        directory = self._layout.cycle(policy_version)
+        directory = self._layout.cycle(cycle_of_version(policy_version))
         if not (directory / "decide.json").exists():
             return None
         verdict = read_json(directory / "decide.json", Decision).verdict

@@ -13,7 +13,7 @@ from sdpo_ray.io.locks import data_lock, run_lock
 from sdpo_ray.pipeline.background_ingest import ingest_in_background
 from sdpo_ray.pipeline.cycle import is_started, next_cycle, run_cycle, start_cycle
 from sdpo_ray.pipeline.periodic import run_periodically
-from sdpo_ray.records import BASE_VERSION, CycleStart, Release
+from sdpo_ray.records import BASE_VERSION, CycleStart, Release, version_of_cycle
 from sdpo_ray.records.run_events import CycleFinished
 from sdpo_ray.telemetry import EventFile
 
@@ -40,14 +40,14 @@ def run_training_loop(run: Run, cycles: int) -> None:
         ray.init(address="auto", ignore_reinit_error=True, log_to_driver=False)
         # After ray.init: Ray installs a handler of its own, which ends the process with status 15.
         signal.signal(signal.SIGTERM, exit_on_sigterm)
-        registry = Registry(layout, model_name=run.promote.model_name, tracking_uri=run.promote.tracking_uri)
+        registry = Registry.of(run)
         log = open_log(layout, run.capture, name="continual")
         curator = Curator(layout, log, curate=run.curate, capture=run.capture)
         pipeline = Pipeline(run, curator, registry, events)
         # Raises before the first release.
         pipeline.champion()
-        pipeline.canary_runner.end_stale(next_cycle(layout.root / "cycles"))
-        registry.register_base(read_json(layout.release(BASE_VERSION), Release))
+        pipeline.canary_runner.end_stale(version_of_cycle(next_cycle(layout.root / "cycles")))
+        registry.register_base(read_json(layout.release(BASE_VERSION), Release), served=pipeline.champion())
         complaint = f"the registry does not answer; asking on every {run.promote.poll_s:g} s"
         # In a thread, so that an operator's rollback takes effect during a stage that takes hours.
         with run_periodically(pipeline.sync_alias, name="alias", every_s=run.promote.poll_s, complaint=complaint):
@@ -67,7 +67,12 @@ def run_next_cycle(run: Run, pipeline: "Pipeline", curator: "Curator", events: E
 
     def make() -> CycleStart:
         parent = pipeline.champion().policy_version
-        return CycleStart(cycle=cycle, policy_version=cycle, parent_version=parent, seed=run.seed * 1_000_003 + cycle)
+        return CycleStart(
+            cycle=cycle,
+            policy_version=version_of_cycle(cycle),
+            parent_version=parent,
+            seed=run.seed * 1_000_003 + cycle,
+        )
 
     with ingest_in_background(run, layout):
         start = start_cycle(directory, make)

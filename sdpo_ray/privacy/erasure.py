@@ -23,7 +23,7 @@ from sdpo_ray.privacy.journal_purge import JournalPurger
 from sdpo_ray.privacy.run_history import LearnedVersion, read_run_history
 from sdpo_ray.privacy.snapshot_erasure import rewrite, rows_of, snapshots_under
 from sdpo_ray.privacy.user_footprint import UserFootprint, UserTables, count, remove
-from sdpo_ray.promote.artifact_erasure import forget_in_file
+from sdpo_ray.promote.artifact_erasure import erase_in_file
 from sdpo_ray.records import Event
 from sdpo_ray.records.run_events import UserErased
 from sdpo_ray.tables.tombstones import Tombstone, Tombstones
@@ -159,16 +159,15 @@ class Erasure:
             if path.exists():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 found.leftovers.append(str(path))
-        found.records = [str(path) for path in _records(root) if forget_in_file(path, gone)]
+        found.records = [str(path) for path in _records(root) if erase_in_file(path, gone)]
         if self._run.promote.tracking_uri or (root / _MLFLOW_DATABASE).exists():
             self._say("asking MLflow")
             from sdpo_ray.personal.mlflow_runs import PersonalRuns
             from sdpo_ray.promote.registry import Registry
 
-            promote = self._run.promote
-            registry = Registry(self._layout, model_name=promote.model_name, tracking_uri=promote.tracking_uri)
-            found.mlflow_runs = registry.forget(gone)
-            runs = PersonalRuns(registry, model_name=promote.model_name)
+            registry = Registry.of(self._run)
+            found.mlflow_runs = registry.erase(gone)
+            runs = PersonalRuns(registry.tracking, model_name=self._run.promote.model_name)
             found.mlflow_runs += runs.forget({*found.personal, *self._owners()})
         return gone
 

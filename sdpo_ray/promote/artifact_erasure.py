@@ -1,4 +1,4 @@
-"""What a candidate shows of its interactions, without those that were erased. Its weights stay: they are not text."""
+"""Removes erased interactions from what a candidate's record shows of them. Its weights stay: they are not text."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -9,13 +9,16 @@ from sdpo_ray.records import Candidate
 
 
 def without(candidate: Candidate, erased: Collection[str]) -> Candidate:
-    """The same candidate where it shows none of these interactions."""
+    """The candidate without its signals of these interactions; the same object where it has none."""
     kept = tuple(signal for signal in candidate.signals if signal.interaction_id not in erased)
     return candidate if len(kept) == len(candidate.signals) else replace(candidate, signals=kept)
 
 
-def forget_in_file(path: Path, erased: Collection[str]) -> bool:
-    """Replace the candidate's record at `path` where it shows one of these interactions. Raises DataError."""
+def erase_in_file(path: Path, erased: Collection[str]) -> bool:
+    """Replace the candidate's record at `path` where it shows one of these interactions; whether it did.
+
+    Raises DataError for a file that is no candidate.
+    """
     before = read_json(path, Candidate)
     after = without(before, erased)
     if after is before:

@@ -4,7 +4,7 @@ Each record says who makes it and who reads it. `msgspec` encodes and validates 
 back from disk is exactly the record that was written. No dict crosses a module boundary.
 """
 
-from sdpo_ray.records.cycles import CycleOutcome, CycleStart
+from sdpo_ray.records.cycles import CycleOutcome, CycleStart, cycle_of_version, version_of_cycle
 from sdpo_ray.records.policies import (
     Canary,
     Candidate,
@@ -79,4 +79,6 @@ __all__ = [
     "Turn",
     "Verdict",
     "VersionSpan",
+    "cycle_of_version",
+    "version_of_cycle",
 ]

@@ -6,8 +6,8 @@ from typing import TypeAlias
 
 from sdpo_ray.errors import DataError
 
-BASE_VERSION = 0
-"""The policy version that a run starts from."""
+BASE_VERSION = 1
+"""The policy version that a run starts from: MLflow numbers model versions from 1."""
 FOREIGN = -1
 """The policy version of an answer that no policy of this run made."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.io.files import sealed_directory
 from sdpo_ray.records import (
+    BASE_VERSION,
     Consent,
     Fingerprint,
     FinishReason,
@@ -163,7 +164,7 @@ def snapshot(path: Path, interactions: Sequence[Interaction], *, name: str = "s0
     )
 
 
-def release(path: Path, *, policy_version: int = 0) -> Release:
+def release(path: Path, *, policy_version: int = BASE_VERSION) -> Release:
     """A release of the policy at `path` whose fingerprint nobody checks."""
     return Release(
         policy_version=policy_version,

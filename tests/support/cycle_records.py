@@ -1,10 +1,11 @@
-"""A finished cycle, as the books record it."""
+"""A finished cycle, as `promote.registry` records it."""
 
 from pathlib import Path
 
 from sdpo_ray.config import Run
 from sdpo_ray.promote.run_log import CycleRecord
 from sdpo_ray.records import (
+    BASE_VERSION,
     Candidate,
     Decision,
     Fingerprint,
@@ -15,11 +16,13 @@ from sdpo_ray.records import (
     Snapshot,
     StepMetrics,
     Verdict,
+    version_of_cycle,
 )
 
 
 def entry(cycle: int, *, verdict: Verdict = Verdict.HOLD, root: Path = Path("/runs")) -> CycleRecord:
-    """Cycle number `cycle` with a candidate of the same version: two steps, two scores."""
+    """Cycle number `cycle`, whose parent is the candidate of the cycle before: two steps, two scores."""
+    version = version_of_cycle(cycle)
     steps = tuple(
         StepMetrics(
             step=step,
@@ -52,9 +55,9 @@ def entry(cycle: int, *, verdict: Verdict = Verdict.HOLD, root: Path = Path("/ru
             not_drawn=(RefusalCount(reason="stale", n=4),),
         ),
         candidate=Candidate(
-            policy_version=cycle,
-            parent_version=cycle - 1,
-            path=str(root / "candidates" / f"v{cycle:04d}"),
+            policy_version=version,
+            parent_version=version - 1,
+            path=str(root / "candidates" / f"v{version:04d}"),
             snapshot_id=f"s{cycle}",
             fingerprint=Fingerprint(token_ids=(1, 2), logprobs=(-0.5,)),
             steps=steps,
@@ -62,16 +65,16 @@ def entry(cycle: int, *, verdict: Verdict = Verdict.HOLD, root: Path = Path("/ru
             alterations=(RefusalCount(reason="history_cut", n=2),),
         ),
         report=Report(
-            policy_version=cycle,
-            base_version=0,
-            champion_version=cycle - 1,
+            policy_version=version,
+            base_version=BASE_VERSION,
+            champion_version=version - 1,
             confidence=0.95,
             scores=(
                 Score(name="retention", n=192, value=0.95, low=0.9, high=0.97),
                 Score(name="win_rate.vs_champion.ties_half", n=192, value=0.5, low=0.4, high=0.6),
             ),
         ),
-        decision=Decision(policy_version=cycle, verdict=verdict, reasons=("no signal: 0.500 [0.400, 0.600]",)),
+        decision=Decision(policy_version=version, verdict=verdict, reasons=("no signal: 0.500 [0.400, 0.600]",)),
         relevance=(
             Relevance(interaction_id="a", signal=0.3, floor=0.1),
             Relevance(interaction_id="b", signal=0.1, floor=0.1),

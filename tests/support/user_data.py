@@ -14,7 +14,17 @@ from sdpo_ray.curate.pairing_index import index
 from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.privacy.user_footprint import UserTables
-from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Interaction, Snapshot, TokenSignal, Turn, Verdict
+from sdpo_ray.records import (
+    Candidate,
+    CycleOutcome,
+    CycleStart,
+    Interaction,
+    Snapshot,
+    TokenSignal,
+    Turn,
+    Verdict,
+    version_of_cycle,
+)
 from sdpo_ray.tables.arrow_schemas import feedback_to_arrow, interactions_to_arrow, turns_to_arrow
 from tests.support import builders
 from tests.support.conversations import changed, dialogue
@@ -82,7 +92,7 @@ def finished_cycle(
     served: bool = True,
 ) -> Candidate:
     """A cycle that drew these interactions, and shows what the first four taught."""
-    version = cycle
+    version = version_of_cycle(cycle)
     path = layout.snapshot(cycle)
     made = builders.snapshot(path, drawn, name=f"c{cycle:04d}")
     write_json(path / "snapshot.json", made)
@@ -107,11 +117,12 @@ def finished_cycle(
 
 def books(layout: Layout, cycle: int, drawn: Snapshot, *, parent: int, verdict: Verdict) -> None:
     directory = layout.cycle(cycle)
+    version = version_of_cycle(cycle)
     write_json(
-        directory / "start.json", CycleStart(cycle=cycle, policy_version=cycle, parent_version=parent, seed=cycle)
+        directory / "start.json", CycleStart(cycle=cycle, policy_version=version, parent_version=parent, seed=cycle)
     )
     write_json(directory / "draw.json", drawn)
-    outcome = CycleOutcome(cycle=cycle, policy_version=cycle, verdict=verdict, reasons=(), champion_version=cycle)
+    outcome = CycleOutcome(cycle=cycle, policy_version=version, verdict=verdict, reasons=(), champion_version=version)
     write_json(directory / "release.json", outcome)
 
 

@@ -85,7 +85,7 @@ def run(layout: Layout) -> Run:
     said = people(layout, ("ann", VICTIM), follow_ups=40)
     turns = [turn for each in said.values() for turn in each]
     store(layout, turns, [each for one in said.values() for each in conversations_of(one)])
-    for version in (0, 3, 4):
+    for version in (1, 3, 4):
         write_json(layout.release(version), builders.release(layout.root / f"v{version}", policy_version=version))
     serve(layout, 3)
     days = {"max_age_days": 1e6, "max_user_share": 1.0}

@@ -1,7 +1,7 @@
 """The training loop's order and its memory, with stages that only count."""
 
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -74,12 +74,14 @@ def test_an_update_that_the_learner_refuses_is_a_rejected_cycle(tmp_path):
     def refuse(start, snapshot):
         raise LearnerError("gradient norm is nan at step 2")
 
-    broken = Stages(
-        draw=stages.draw, distill=refuse, evaluate=stages.evaluate, decide=stages.decide, release=stages.release
+    recorded: list[tuple[int, str]] = []
+    broken = replace(
+        stages, distill=refuse, record_failure=lambda start, reason: recorded.append((start.policy_version, reason))
     )
     outcome = run_cycle(START, broken, tmp_path / "c", EventFile(tmp_path / "events"))
     assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 1)
     assert outcome.reasons == ("no candidate: gradient norm is nan at step 2",)
+    assert recorded == [(3, outcome.reasons[0])]
 
 
 def test_a_cycle_begins_once(tmp_path):

@@ -52,9 +52,9 @@ def a_run(layout: Layout) -> dict[str, list[Turn]]:
     said = people(layout, ("ann", VICTIM, "bob"))
     interactions = [each for turns in said.values() for each in interactions_of(turns)]
     store(layout, [each for turns in said.values() for each in turns], interactions)
-    finished_cycle(layout, 1, interactions_of(said["ann"]), parent=0)
-    finished_cycle(layout, 2, interactions, parent=1)
-    finished_cycle(layout, 3, interactions_of(said["bob"]), parent=2)
+    finished_cycle(layout, 1, interactions_of(said["ann"]), parent=1)
+    finished_cycle(layout, 2, interactions, parent=2)
+    finished_cycle(layout, 3, interactions_of(said["bob"]), parent=3)
     return said
 
 
@@ -116,10 +116,10 @@ def test_a_snapshot_that_lost_a_row_to_something_else_is_still_refused(layout):
 
 def test_candidates_keep_their_weights_and_show_others_only(layout):
     a_run(layout)
-    weights = layout.candidate(2) / "model.safetensors"
+    weights = layout.candidate(3) / "model.safetensors"
     weights.write_bytes(b"weights")
     erased = erase(layout)
-    records = [layout.candidate(2) / "candidate.json", layout.cycle(2) / "distill.json"]
+    records = [layout.candidate(3) / "candidate.json", layout.cycle(2) / "distill.json"]
     assert erased.records == [str(path) for path in records]
     for path in records:
         assert [each.interaction_id for each in read_json(path, Candidate).signals] == ["a-0", "a-1"]
@@ -130,12 +130,12 @@ def test_policies_that_learned_from_a_user_are_listed_with_those_that_inherit(la
     a_run(layout)
     erased = erase(layout)
     assert [(each.policy_version, each.num_interactions, each.parent_version) for each in erased.learned] == [
-        (2, 2, 1),
-        (3, 0, 2),
+        (3, 2, 2),
+        (4, 0, 3),
     ]
     assert [each.served for each in erased.learned] == [False, True]
     assert all(each.released for each in erased.learned)
-    assert erased.newest_release_without == 1
+    assert erased.newest_release_without == 2
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(layout):
@@ -274,7 +274,7 @@ class Killed(BaseException):
 STEPS = {
     "a snapshot's record": (snapshot_erasure, "write_json"),
     "a snapshot's rows": (snapshot_erasure.pq, "write_table"),
-    "a candidate": (erasure, "forget_in_file"),
+    "a candidate": (erasure, "erase_in_file"),
     "a table": (Table, "delete"),
     "files": (Table, "purge"),
     "the end": (Tombstones, "finish"),
@@ -296,7 +296,7 @@ def test_an_erasure_killed_before_any_step_is_finished_by_the_next(layout, monke
     erased = erase(layout)
     assert hits(layout.root, (VICTIM, pseudonym(layout, VICTIM))) == {}
     assert ids(UserTables.of(layout).turns) == {f"{name}-{n}" for name in "ab" for n in range(3)}
-    assert [each.policy_version for each in erased.learned] == [2, 3]
+    assert [each.policy_version for each in erased.learned] == [3, 4]
     assert Tombstones(layout).unfinished == ()
 
 
@@ -328,7 +328,7 @@ def test_an_erasure_waits_for_the_cycle_under_way(layout):
         with data_lock(layout):
             entered.set()
             time.sleep(0.5)
-            finished_cycle(layout, 4, read_interactions(layout.snapshot(2)), parent=3)
+            finished_cycle(layout, 4, read_interactions(layout.snapshot(2)), parent=4)
         done.set()
 
     thread = threading.Thread(target=cycle)
@@ -345,8 +345,8 @@ def test_work_that_was_broken_off_leaves_nothing(layout):
     for path in (
         layout.root / "snapshots" / ".c0009.partial" / "interactions.parquet",
         layout.root / "candidates" / ".v0009.partial" / "candidate.json",
-        layout.candidate(2) / ".candidate.json.4711",
-        layout.root / "candidates" / ".v0002.train" / "progress.jsonl",
+        layout.candidate(3) / ".candidate.json.4711",
+        layout.root / "candidates" / ".v0003.train" / "progress.jsonl",
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(VICTIM)
@@ -369,7 +369,7 @@ def test_the_job_asks_before_it_removes_and_its_result_names_nobody(layout):
     assert json.loads(done.stdout)["rows"]["turns"] == 3
     assert VICTIM not in done.stdout + done.stderr
     assert pseudonym(layout, VICTIM) not in done.stdout + done.stderr
-    assert "rollback.py --to 1" in " ".join(done.stderr.split())
+    assert "rollback.py --to 2" in " ".join(done.stderr.split())
 
 
 def test_nobody_and_a_run_that_is_none_are_refused_in_words(layout):

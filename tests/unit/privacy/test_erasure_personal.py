@@ -73,7 +73,7 @@ def a_run(layout: Layout) -> None:
     said = people(layout, PEOPLE)
     interactions = [each for turns in said.values() for each in interactions_of(turns)]
     store(layout, [each for turns in said.values() for each in turns], interactions)
-    finished_cycle(layout, 1, interactions_of(said["ann"]), parent=0)
+    finished_cycle(layout, 1, interactions_of(said["ann"]), parent=1)
     for user in ("ann", VICTIM, None):
         learned(layout, owner_of(layout, user))
 

@@ -15,7 +15,7 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.privacy.lineage import ancestors, trace_lineage
 from sdpo_ray.privacy.run_history import RunHistory, UpdateRecord, read_run_history
 from sdpo_ray.privacy.user_footprint import UserFootprint
-from sdpo_ray.records import Verdict
+from sdpo_ray.records import Verdict, version_of_cycle
 from tests.support import builders
 from tests.support.cycle_records import entry
 from tests.support.paths import REPOSITORY
@@ -29,7 +29,7 @@ NOTHING = UserFootprint(
 def update(cycle: int, parent: int, *drawn: str, trained: bool = True) -> UpdateRecord:
     return UpdateRecord(
         cycle=cycle,
-        policy_version=cycle,
+        policy_version=version_of_cycle(cycle),
         parent_version=parent,
         snapshot=replace(entry(cycle).snapshot, interaction_ids=drawn),
         trained=trained,
@@ -39,24 +39,24 @@ def update(cycle: int, parent: int, *drawn: str, trained: bool = True) -> Update
 
 FORKED = RunHistory(
     updates=(
-        update(1, 0, "a", "b"),
-        update(2, 1, "c"),
-        update(3, 0, "d", "b"),
-        update(4, 1, "a", trained=False),
-        update(5, 2, "a"),
-        update(6, 0, "e"),
+        update(1, 1, "a", "b"),
+        update(2, 2, "c"),
+        update(3, 1, "d", "b"),
+        update(4, 2, "a", trained=False),
+        update(5, 3, "a"),
+        update(6, 1, "e"),
     ),
-    released=frozenset({0, 1, 2, 6}),
-    served=2,
+    released=frozenset({1, 2, 3, 7}),
+    served=3,
 )
 
 
 def test_a_policy_learned_from_what_it_drew_or_inherited():
     found = FORKED.learned({"a"})
-    assert [(each.policy_version, each.num_interactions) for each in found] == [(1, 1), (2, 0), (5, 1)]
+    assert [(each.policy_version, each.num_interactions) for each in found] == [(2, 1), (3, 0), (6, 1)]
     assert [(each.released, each.served) for each in found] == [(True, False), (True, True), (False, False)]
     assert FORKED.learned({"nothing"}) == []
-    assert [each.policy_version for each in FORKED.learned({"b", "d"})] == [1, 2, 3, 5]
+    assert [each.policy_version for each in FORKED.learned({"b", "d"})] == [2, 3, 4, 6]
     assert FORKED.learned({"b", "d"})[2].num_interactions == 2
 
 
@@ -65,18 +65,18 @@ def test_a_cycle_that_drew_and_made_no_policy_is_told_apart():
 
 
 def test_the_newest_release_that_never_met_somebody_is_the_way_back():
-    assert FORKED.newest_release_without(FORKED.learned({"a"})) == 6
-    assert FORKED.newest_release_without(FORKED.learned({"e", "a"})) == 0
-    assert replace(FORKED, released=frozenset({1})).newest_release_without(FORKED.learned({"a"})) is None
+    assert FORKED.newest_release_without(FORKED.learned({"a"})) == 7
+    assert FORKED.newest_release_without(FORKED.learned({"e", "a"})) == 1
+    assert replace(FORKED, released=frozenset({2})).newest_release_without(FORKED.learned({"a"})) is None
 
 
 def test_a_release_is_followed_to_the_base_with_what_each_of_its_parents_drew():
-    line = ancestors(FORKED, 5, lambda path: Counter())
-    assert [each.policy_version for each in line] == [5, 2, 1, 0]
+    line = ancestors(FORKED, 6, lambda path: Counter())
+    assert [each.policy_version for each in line] == [6, 3, 2, 1]
     assert [each.num_interactions for each in line] == [1, 1, 2, 0]
     assert line[-1].snapshot_id == ""
-    assert [each.policy_version for each in ancestors(FORKED, 0, lambda path: Counter())] == [0]
-    with pytest.raises(ConfigError, match="no cycle of this run made v9; there are: v1, v2"):
+    assert [each.policy_version for each in ancestors(FORKED, 1, lambda path: Counter())] == [1]
+    with pytest.raises(ConfigError, match="no cycle of this run made v9; there are: v2, v3"):
         ancestors(FORKED, 9, lambda path: Counter())
 
 
@@ -88,7 +88,7 @@ def test_what_became_of_somebody_counts_each_snapshots_share():
         (4, 1, False),
         (5, 1, True),
     ]
-    assert [each.policy_version for each in found.learned] == [1, 2, 3, 5]
+    assert [each.policy_version for each in found.learned] == [2, 3, 4, 6]
 
 
 def test_the_books_of_a_run_that_has_none_are_empty(tmp_path):
@@ -97,14 +97,14 @@ def test_the_books_of_a_run_that_has_none_are_empty(tmp_path):
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
-    """Ann's interactions made v1; hers and Bob's v2, which is rejected; v1 is served."""
+    """Ann's interactions made v2; hers and Bob's v3, which is rejected; v2 is served."""
     layout = Layout(tmp_path)
     said = people(layout, ("ann", "bob"))
     ann, bob = (interactions_of(said[name]) for name in ("ann", "bob"))
     store(layout, [each for turns in said.values() for each in turns], [*ann, *bob])
-    write_json(layout.release(0), builders.release(tmp_path / "base"))
-    finished_cycle(layout, 1, ann, parent=0)
-    finished_cycle(layout, 2, [bob[0], *ann], parent=1, verdict=Verdict.REJECT)
+    write_json(layout.release(1), builders.release(tmp_path / "base"))
+    finished_cycle(layout, 1, ann, parent=1)
+    finished_cycle(layout, 2, [bob[0], *ann], parent=2, verdict=Verdict.REJECT)
     return layout
 
 
@@ -123,13 +123,13 @@ def test_the_job_answers_by_user_by_turn_and_by_release(layout):
     by_user = answer(layout, "--user", "bob")
     assert (by_user["num_turns"], by_user["num_interactions"]) == (3, 2)
     assert [(each["cycle"], each["num_interactions"]) for each in by_user["drew"]] == [(2, 1)]
-    assert [(each["policy_version"], each["released"]) for each in by_user["learned"]] == [(2, False)]
+    assert [(each["policy_version"], each["released"]) for each in by_user["learned"]] == [(3, False)]
     by_turn = answer(layout, "--turn", "a-1")
     # Its answer with the reaction to it, and the answer that it reacts to.
     assert (by_turn["num_turns"], by_turn["num_interactions"]) == (1, 2)
-    assert [each["policy_version"] for each in by_turn["learned"]] == [1, 2]
-    line = answer(layout, "--release", "v2")
-    assert [(each["policy_version"], each["verdict"]) for each in line] == [(2, "REJECT"), (1, "PROMOTE"), (0, None)]
+    assert [each["policy_version"] for each in by_turn["learned"]] == [2, 3]
+    line = answer(layout, "--release", "v3")
+    assert [(each["policy_version"], each["verdict"]) for each in line] == [(3, "REJECT"), (2, "PROMOTE"), (1, None)]
     shares = [(each["user"], each["num_interactions"]) for each in line[0]["users"]]
     assert shares == [(pseudonym(layout, "ann"), 2), (pseudonym(layout, "bob"), 1)]
     assert [each["served"] for each in line] == [False, True, False]
@@ -138,10 +138,10 @@ def test_the_job_answers_by_user_by_turn_and_by_release(layout):
 def test_the_job_draws_trees_for_people(layout):
     shown = job(layout, "--user", "ann").stdout
     assert "3 turns, 0 feedback, 2 interactions in the tables" in shown
-    assert "v1 of v0: PROMOTE, served" in shown
-    shown = job(layout, "--release", "1").stdout
-    assert "v1: cycle 1 learned from c0001, 2 interactions of 1 users" in shown
-    assert "v0: what everything starts from" in shown
+    assert "v2 of v1: PROMOTE, served" in shown
+    shown = job(layout, "--release", "2").stdout
+    assert "v2: cycle 1 learned from c0001, 2 interactions of 1 users" in shown
+    assert "v1: what everything starts from" in shown
 
 
 def test_the_job_wants_one_question(layout):

@@ -16,7 +16,7 @@ def test_every_key_of_the_run_and_every_fact_of_the_cycle_is_a_parameter():
     run = parse_run({"distill": {"learning_rate": 0.5}})
     of_cycle = parameters(replace(entry(4), run=run))
     assert of_cycle["distill.learning_rate"] == "0.5"
-    assert (of_cycle["cycle"], of_cycle["policy_version"], of_cycle["parent_version"]) == ("4", "4", "3")
+    assert (of_cycle["cycle"], of_cycle["policy_version"], of_cycle["parent_version"]) == ("4", "5", "4")
     assert (of_cycle["commit"], of_cycle["cycle_seed"], of_cycle["num_interactions"]) == ("c0ffee", "40", "2")
     assert (of_cycle["snapshot_digest"], of_cycle["last_batch"]) == ("ab" * 32, "6")
 
@@ -79,7 +79,7 @@ def test_what_a_few_interactions_taught_is_drawn_beside_the_records(tmp_path: Pa
     recorded = replace(recorded, candidate=replace(recorded.candidate, signals=(signal,)))
     write_files(recorded, tmp_path)
     assert "A = -1.500 nats" in (tmp_path / "signal.html").read_text()
-    assert "what users taught v3" in (tmp_path / "signal.html").read_text()
+    assert "what users taught v4" in (tmp_path / "signal.html").read_text()
     assert (tmp_path / "signal.png").read_bytes().startswith(PNG)
     assert read_json(tmp_path / "candidate.json", Candidate).signals == (signal,)
 
