@@ -373,7 +373,7 @@ def test_the_job_asks_before_it_removes_and_its_result_holds_no_name(layout):
     assert "rollback.py --to 2" in " ".join(done.stderr.split())
 
 
-def test_nobody_and_a_run_that_is_none_are_refused_in_words(layout):
+def test_a_request_without_a_user_or_without_a_run_is_refused(layout):
     for user, turns in ((None, ()), ("", ()), ("ann", ("",))):
         with pytest.raises(ConfigError, match="name a user"):
             erase(layout, user=user, turns=turns)

@@ -155,9 +155,7 @@ def test_an_erasure_waits_for_a_draw_and_a_draw_for_an_erasure(layout: Layout):
     assert hits(layout.root, (VICTIM, pseudonym(layout, VICTIM))) == {}
 
 
-def test_an_erasure_killed_while_it_removes_a_policy_is_finished_by_the_next_one(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_erasure_killed_at_a_policy_is_finished_by_the_next_one(layout: Layout, monkeypatch: pytest.MonkeyPatch):
     a_run(layout)
     theirs = owner_of(layout, VICTIM).digest
 
