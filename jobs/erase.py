@@ -18,7 +18,7 @@ from sdpo_ray.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sdpo_ray.privacy.erasure import ErasureReport
+    from sdpo_ray.privacy.erasure_report import ErasureReport
 
 User = Annotated[str | None, typer.Option(help="The name that the client sent as `user`, as it sent it.")]
 Tenant = Annotated[str, typer.Option(help="Whose user it is; without API keys everybody is of the tenant default.")]
@@ -60,7 +60,7 @@ def main(
         if not dry_run and not yes:
             _ask(resolved.directory.name)
         with console.status("reading the tables") as status, Erasure(resolved, named, status.update) as forgetting:
-            erased = forgetting.preview() if dry_run else forgetting.go()
+            erased = forgetting.preview() if dry_run else forgetting.execute()
         _print(erased, console)
     typer.echo(msgspec.json.encode(erased).decode())
 
@@ -91,8 +91,8 @@ def _print(erased: "ErasureReport", console: "Console") -> None:
     derived = (erased.snapshots, erased.records, erased.mlflow_runs, erased.personal, erased.learned)
     if not any((*erased.rows.values(), *derived)):
         console.print("Nothing of theirs was found. Is the name spelt as the client sent it, and the tenant right?")
-    if erased.alike:
-        console.print(f"{erased.alike} turns may be theirs, or of others in the same words: they stay.")
+    if erased.ambiguous_turns:
+        console.print(f"{erased.ambiguous_turns} turns may be theirs, or of others in the same words: they stay.")
     if erased.events_in_log is None:
         console.print(
             "Kafka keeps what it was sent until the topic's retention ends; it never enters the tables again."

@@ -57,9 +57,9 @@ def _trace(run: Run, tenant: str, user: str | None, turn: str | None) -> "Lineag
     layout = run.layout
     named = find_data_subject(layout, tenant=tenant, user=user, turn_ids=() if turn is None else (turn,))
     # A turn alone, without its conversation.
-    traces = footprint_of(UserTables.of(layout), named.users, also=named.turn_ids)
-    ids = named.learned_from(layout, traces) if turn is None else traces.said | traces.interaction_ids
-    return trace_lineage(read_run_history(layout), traces, ids, snapshot_uses(layout, ids))
+    footprint = footprint_of(UserTables.of(layout), named.users, also=named.turn_ids)
+    ids = named.interaction_ids(layout, footprint) if turn is None else footprint.source_ids | footprint.interaction_ids
+    return trace_lineage(read_run_history(layout), footprint, ids, snapshot_uses(layout, ids))
 
 
 def _line(run: Run, release: str) -> "list[Ancestor]":
@@ -79,8 +79,8 @@ def _trace_tree(found: "Lineage") -> "Tree":
     tree = Tree(
         f"{found.num_turns} turns, {found.num_feedback} feedback, {found.num_interactions} interactions in the tables"
     )
-    for update in found.drew:
-        branch = tree.add(f"cycle {update.cycle}: {update.snapshot_id} snapshot_uses {update.num_interactions}")
+    for update in found.snapshots:
+        branch = tree.add(f"cycle {update.cycle}: {update.snapshot_id} held {update.num_interactions}")
         branch.add(f"v{update.policy_version}" if update.trained else "no policy came of it")
     if found.learned:
         policies = tree.add("policies that learned from them, or descend from one that did")
@@ -89,7 +89,7 @@ def _trace_tree(found: "Lineage") -> "Tree":
             policies.add(f"v{each.policy_version} of v{each.parent_version}: {each.verdict or 'under way'}{standing}")
     for own in found.personal:
         name = f"personal policy {own.owner[:12]} v{own.version}"
-        tree.add(f"{name}: {own.snapshot_id} snapshot_uses {own.num_interactions}{', served' if own.served else ''}")
+        tree.add(f"{name}: {own.snapshot_id} held {own.num_interactions}{', served' if own.served else ''}")
     return tree
 
 
@@ -111,8 +111,8 @@ def _line_tree(line: "list[Ancestor]") -> "Tree":
 def _words(each: "Ancestor") -> str:
     if not each.snapshot_id:
         return f"v{each.policy_version}: what everything starts from"
-    snapshot_uses = f"{each.num_interactions} interactions of {len(each.users)} users"
-    return f"v{each.policy_version}: cycle {each.cycle} learned from {each.snapshot_id}, {snapshot_uses}"
+    drawn = f"{each.num_interactions} interactions of {len(each.users)} users"
+    return f"v{each.policy_version}: cycle {each.cycle} learned from {each.snapshot_id}, {drawn}"
 
 
 if __name__ == "__main__":

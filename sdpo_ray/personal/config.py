@@ -1,13 +1,13 @@
-"""What a run must be to have personal policies, and how they learn in it."""
+"""The learner's configuration for personal policies, and what they require of a run."""
 
 from sdpo_ray.config import DistillConfig, Run
 from sdpo_ray.errors import ConfigError
 
 
 def distill_config(run: Run) -> DistillConfig:
-    """How a personal policy learns: as the run does, but a small adapter from few interactions.
+    """The run's `distill` section with the values of `personal`: a small adapter, trained on few interactions.
 
-    Which answers are too old is settled by the draw.
+    `signal.max_staleness` is off, since the draw has its own limit, `personal.max_age_versions`.
     """
     own, values = run.personal, run.distill.model_dump()
     values |= {"learning_rate": own.learning_rate, "batch_size": own.batch_size, "epochs": own.epochs}
@@ -17,7 +17,7 @@ def distill_config(run: Run) -> DistillConfig:
 
 
 def require_adapters(run: Run) -> None:
-    """Raises ConfigError where the run's engines could not serve a personal policy."""
+    """Raises ConfigError if the run's engines could not serve a personal policy."""
     serve = run.serve
     if serve.swap != "in_place" or not serve.adapters:
         raise ConfigError(

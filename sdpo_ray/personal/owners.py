@@ -1,4 +1,4 @@
-"""Whose personal policy is meant: one user, a whole tenant, or everybody for whom there is something to learn."""
+"""Owners of personal policies: one user or a whole tenant, named by an operator or due for an update."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from sdpo_ray.personal.store import newest_attempt, served_policy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """Whose policy it is, and whose interactions it learns from."""
+    """A user or tenant with a personal policy, and the pseudonyms whose interactions it learns from."""
 
     digest: str
     tenant: str
     users: tuple[str, ...]
     """Pseudonyms; none for the whole tenant."""
     former: tuple[str, ...] = ()
-    """Digests of the same user under other pseudonyms: their policies go when there is one under this."""
+    """Digests of the user under earlier pseudonyms: their policies are removed once `digest` has one."""
 
 
 def owner_named(layout: Layout, *, tenant: str, user: str | None, whole_tenant: bool) -> Owner:
-    """Somebody whom a person names. Raises ConfigError where nobody is named."""
+    """The owner of this name. Raises ConfigError unless exactly one of `user` and `whole_tenant` is given."""
     if bool(user) == whole_tenant:
-        raise ConfigError("name somebody: --user NAME, or --whole-tenant for everybody of --tenant")
+        raise ConfigError("name an owner: --user NAME, or --whole-tenant for all users of --tenant")
     pseudonyms = Pseudonyms.load(layout.pseudonym_keys)
     if not user:
         return Owner(digest=_digest(pseudonyms, tenant, ""), tenant=tenant, users=())
@@ -37,38 +37,38 @@ def owner_named(layout: Layout, *, tenant: str, user: str | None, whole_tenant: 
 
 
 def owners_due(
-    layout: Layout, crowd: EligibleInteractions, personal: PersonalConfig, champion_version: int
+    layout: Layout, eligible: EligibleInteractions, personal: PersonalConfig, champion_version: int
 ) -> Iterator[Owner]:
-    """Those who have said enough since the last attempt, or whose policy is stale; who said most comes first.
+    """Owners with `min_interactions` since their last attempt, or with a stale policy; users first, largest first.
 
-    A user of two pseudonyms is two here: nothing in the rows says that they are one. A tenant is among them once it has
-    a policy.
+    A user with two pseudonyms counts as two: rows do not show that they belong together. A tenant is due only if it has
+    a policy already.
     """
     pseudonyms = Pseudonyms.load(layout.pseudonym_keys)
-    for (tenant, user), n in crowd.users().most_common():
+    for (tenant, user), n in eligible.users().most_common():
         owner = Owner(digest=_digest(pseudonyms, tenant, user), tenant=tenant, users=(user,))
-        if n >= personal.min_interactions and _is_due(layout, owner, crowd, personal, champion_version):
+        if n >= personal.min_interactions and _is_due(layout, owner, eligible, personal, champion_version):
             yield owner
-    for tenant, n in crowd.tenants().most_common():
+    for tenant, n in eligible.tenants().most_common():
         owner = Owner(digest=_digest(pseudonyms, tenant, ""), tenant=tenant, users=())
         if (
             n >= personal.min_interactions
             and served_policy(layout, owner.digest) is not None
-            and _is_due(layout, owner, crowd, personal, champion_version)
+            and _is_due(layout, owner, eligible, personal, champion_version)
         ):
             yield owner
 
 
 def _is_due(
-    layout: Layout, owner: Owner, crowd: EligibleInteractions, personal: PersonalConfig, champion_version: int
+    layout: Layout, owner: Owner, eligible: EligibleInteractions, personal: PersonalConfig, champion_version: int
 ) -> bool:
     last = newest_attempt(layout, owner.digest)
     if last is None:
         return True
-    if crowd.count(owner.tenant, owner.users, after=last.snapshot.last_batch) >= personal.min_interactions:
+    if eligible.count(owner.tenant, owner.users, after=last.snapshot.last_batch) >= personal.min_interactions:
         return True
     policy = served_policy(layout, owner.digest)
-    # What was refused over this champion would be refused again.
+    # An attempt that failed over this champion would fail again.
     return policy is not None and champion_version not in (policy.base_version, last.base_version)
 
 

@@ -1,10 +1,10 @@
-"""Personal policies at rest: every attempt at one, the pointer that serving follows, and how they go again.
+"""Personal policies on disk: attempts, the pointer that serving follows, and their removal.
 
     personal/<owner>.json            the `PersonalPolicy` that is served
     personal/<owner>/v0003/          an attempt: snapshot, outcome.json, and the adapter where it passed the gate
 
-A policy has learned from what its snapshot holds and from nothing else: each begins anew over the champion. So whoever
-is to be forgotten is forgotten by removing it, and it is cheap to learn again.
+Each attempt starts over from the champion, so a policy has learned from its snapshot and nothing else. Removing it
+erases a user from it, and training it again is cheap.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Candidate, FileDigest, PersonalPolicy, Report, Snapshot, Verdict
 
 SNAPSHOT, CANDIDATE = "snapshot", "candidate"
-"""Directories of an attempt. The candidate's has whole weights, for the evaluation, and goes after the verdict."""
+"""Directories of an attempt. The candidate has whole weights, for the evaluation, and is removed after the verdict."""
 _OUTCOME = "outcome.json"
 _GONE = ".gone"
 _KEPT = 2
-"""Policies of one owner whose adapters stay: the served one, and the one before, which requests may still be using."""
-_EXAMINED = 1 << 48
+"""Adapters kept for one owner: the served one, and the one before it, which requests may still use."""
+_EVALUATED = 1 << 48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """What became of an update of a personal policy. Made by `sdpo_ray.personal.trainer`; kept as `outcome.json`."""
+    """The outcome of an update of a personal policy. Made by `sdpo_ray.personal.trainer`; kept as `outcome.json`."""
 
     owner: str
     version: int
@@ -39,38 +39,38 @@ class Attempt:
     verdict: Verdict
     reasons: tuple[str, ...]
     name: str = ""
-    """Of the policy that came of it; empty where none did."""
+    """The released policy's name; empty if none was released."""
     report: Report | None = None
-    """None where the learner itself refused."""
+    """None if the learner refused the update."""
     ended_at_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersonalSnapshotUse:
-    """An attempt whose snapshot held some of what is asked about. Printed by jobs."""
+    """An attempt whose snapshot held some of the interactions in question. Printed by jobs."""
 
     owner: str
     version: int
     snapshot_id: str
     num_interactions: int
     served: bool
-    """Its owner's pointer names it."""
+    """Whether its owner's pointer names it."""
 
 
 def served_policy(layout: Layout, owner: str) -> PersonalPolicy | None:
-    """What the owner's pointer names; stale where the champion has moved on. Raises DataError for a broken file."""
+    """The policy that the owner's pointer names, stale or not. Raises DataError for a broken file."""
     path = layout.personal_pointer(owner)
     return read_json(path, PersonalPolicy) if path.exists() else None
 
 
 def known_owners(layout: Layout) -> list[str]:
-    """Everybody for whom there was an attempt, or is a policy."""
+    """Digests of all owners with an attempt or a policy."""
     attempted = {path.name for path in layout.personal.glob("[!.]*") if path.is_dir()}
     return sorted(attempted | {path.stem for path in layout.personal.glob("[!.]*.json")})
 
 
 def newest_attempt(layout: Layout, owner: str) -> Attempt | None:
-    """The last one that came to an end."""
+    """The last attempt that has an outcome."""
     return next(_attempts(layout, owner), None)
 
 
@@ -79,14 +79,13 @@ def next_version(layout: Layout, owner: str) -> int:
 
 
 def evaluated_as(owner: str, version: int) -> int:
-    """The policy version under which the evaluation engine knows an attempt: that of no shared policy, and of no other
-    attempt."""
+    """A policy version for the evaluation engine that no shared policy and no other attempt has."""
     digest = hashlib.sha256(f"{owner}/{version}".encode()).digest()
-    return _EXAMINED | int.from_bytes(digest[:5])
+    return _EVALUATED | int.from_bytes(digest[:5])
 
 
 def seal_adapter(layout: Layout, owner: str, candidate: Candidate) -> PersonalPolicy:
-    """Keep a candidate's adapter under a name that no other weights ever have. Nobody is served it yet."""
+    """Keep a candidate's adapter under a name that no other weights ever have. `conclude` serves it."""
     directory = layout.personal_version(owner, candidate.policy_version)
     with sealed_directory(directory / ADAPTER) as aside:
         for file in (Path(candidate.path) / ADAPTER).iterdir():
@@ -107,7 +106,7 @@ def seal_adapter(layout: Layout, owner: str, candidate: Candidate) -> PersonalPo
 
 
 def conclude(layout: Layout, attempt: Attempt, policy: PersonalPolicy | None) -> None:
-    """Write down how an attempt ended, serve its policy where there is one, and remove what nobody needs."""
+    """Write the outcome of an attempt, point at its policy if there is one, and remove older attempts."""
     directory = layout.personal_version(attempt.owner, attempt.version)
     write_json(directory / _OUTCOME, attempt)
     if policy is not None:
@@ -116,7 +115,7 @@ def conclude(layout: Layout, attempt: Attempt, policy: PersonalPolicy | None) ->
 
 
 def sweep(layout: Layout, owner: str) -> None:
-    """Remove the owner's older attempts, and what a broken-off one left; nobody may be learning for them."""
+    """Remove the owner's older attempts and the files of an interrupted one. No update of the owner may be running."""
     passed = [each.version for each in _attempts(layout, owner) if each.name]
     newest = newest_attempt(layout, owner)
     served = served_policy(layout, owner)
@@ -131,12 +130,12 @@ def sweep(layout: Layout, owner: str) -> None:
 
 
 def remove(layout: Layout, owner: str) -> bool:
-    """Everything of one owner; True where there was something. Requests go to the shared policy from then on."""
+    """Remove everything of one owner; True if there was anything. Requests then go to the shared policy."""
     pointer, directory = layout.personal_pointer(owner), layout.personal / owner
     found = pointer.exists() or directory.exists()
     pointer.unlink(missing_ok=True)
     if directory.exists():
-        # Out of the way first: an update under way finds no directory to write to.
+        # Renamed first: an update under way then finds no directory to write to.
         gone = layout.personal / f".{owner}{_GONE}"
         shutil.rmtree(gone, ignore_errors=True)
         directory.rename(gone)
@@ -145,12 +144,12 @@ def remove(layout: Layout, owner: str) -> bool:
 
 
 def left_behind(layout: Layout) -> list[Path]:
-    """What a removal, or a draw, left that was broken off; nobody may be drawing."""
+    """Files of interrupted removals and draws. No draw may be running."""
     return [*layout.personal.glob(f".*{_GONE}"), *layout.personal.glob(f"*/v*/.{SNAPSHOT}.partial")]
 
 
 def snapshot_uses(layout: Layout, interaction_ids: Collection[str]) -> list[PersonalSnapshotUse]:
-    """The attempts, those under way included, whose snapshots held one of these."""
+    """Attempts, running ones included, whose snapshots held one of these interactions."""
     wanted, found = set(interaction_ids), []
     for path in sorted(layout.personal.glob(f"[!.]*/v*/{SNAPSHOT}/snapshot.json")):
         snapshot = read_json(path, Snapshot)
@@ -171,7 +170,7 @@ def snapshot_uses(layout: Layout, interaction_ids: Collection[str]) -> list[Pers
 
 
 def _versions(layout: Layout, owner: str) -> list[int]:
-    """Of every attempt, those that were broken off included."""
+    """Versions of all attempts, interrupted ones included."""
     return [int(path.name.removeprefix("v")) for path in (layout.personal / owner).glob("v*")]
 
 

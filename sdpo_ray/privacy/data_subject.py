@@ -1,4 +1,4 @@
-"""Whose data is meant: the names that one user has in a run's rows, and the ids of what they said."""
+"""The user whose data is erased or traced: pseudonyms in the run's rows, and ids of turns."""
 
 import hashlib
 from collections.abc import Collection
@@ -14,38 +14,38 @@ from sdpo_ray.tables.tombstones import Tombstone, Tombstones
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSubject:
-    """A user, turns that somebody points at, or both."""
+    """A user, turns of an anonymous user, or both. Made by `find_data_subject`; read by `privacy.erasure` and jobs."""
 
     users: tuple[tuple[str, str], ...]
-    """Tenant and name, for every name that the user has had in rows."""
+    """Tenant and pseudonym, one for every key of the run and every form that an import gives the name."""
     turn_ids: tuple[str, ...]
 
-    def traces(self, tables: UserTables, also: Collection[str] = ()) -> UserFootprint:
-        """What they left in the tables, with the turns `also`."""
+    def footprint(self, tables: UserTables, also: Collection[str] = ()) -> UserFootprint:
+        """Their rows in the tables as they are now, and those of the turns `also`."""
         tables.refresh()
         return footprint_of(tables, self.users, self.turn_ids, also)
 
-    def learned_from(self, layout: Layout, traces: UserFootprint) -> frozenset[str]:
-        """Ids that snapshots may have drawn: of what is in the tables, and of what was erased."""
-        before = erased_by(layout.root, {each.erasure_id for each in self.erasures(layout)})
-        return traces.said | traces.interaction_ids | before
+    def interaction_ids(self, layout: Layout, footprint: UserFootprint) -> frozenset[str]:
+        """Ids under which a snapshot may have drawn their data: of rows in the tables, and of rows erased before."""
+        erased = erased_by(layout.root, {each.erasure_id for each in self.tombstones(layout)})
+        return footprint.source_ids | footprint.interaction_ids | erased
 
-    def erasures(self, layout: Layout) -> tuple[Tombstone, ...]:
-        """The erasures that were asked for before."""
+    def tombstones(self, layout: Layout) -> tuple[Tombstone, ...]:
+        """Their erasures so far, unfinished ones included."""
         return Tombstones(layout).of(self.users, self.turn_ids)
 
 
 def find_data_subject(layout: Layout, *, tenant: str, user: str | None, turn_ids: Collection[str]) -> DataSubject:
-    """Raises ConfigError where nobody is named, or there is no run."""
+    """The data subject with this user name, or of these turns. Raises ConfigError without either, or without a run."""
     if not (user or turn_ids) or "" in turn_ids:
-        raise ConfigError("name somebody: --user, or --turn for what was said without a name")
+        raise ConfigError("name a user: --user, or --turn for a turn that was asked without a name")
     if not layout.root.is_dir():
         raise ConfigError(f"there is no run under {layout.root}: name another with --run or --set root=DIR")
-    return DataSubject(users=_names(layout, tenant, user) if user else (), turn_ids=tuple(turn_ids))
+    return DataSubject(users=_pseudonyms(layout, tenant, user) if user else (), turn_ids=tuple(turn_ids))
 
 
-def _names(layout: Layout, tenant: str, user: str) -> tuple[tuple[str, str], ...]:
-    """Pseudonyms under every key; and for logs from elsewhere the digest that an import makes, as it is or keyed."""
+def _pseudonyms(layout: Layout, tenant: str, user: str) -> tuple[tuple[str, str], ...]:
+    """Under every key; for imported logs also the digest that an import makes, bare and under every key."""
     pseudonyms = Pseudonyms.load(layout.pseudonym_keys)
     imported = hashlib.sha256(user.encode(errors="surrogatepass")).hexdigest()[:32]
     names = (*pseudonyms.all_of(user), *pseudonyms.all_of(imported), imported)

@@ -1,4 +1,4 @@
-"""The event log of a run, emptied of what an erased user left in it."""
+"""Removal of an erased user's events from the run's event log."""
 
 import time
 from collections.abc import Callable
@@ -17,12 +17,15 @@ _GRACE_S = 60.0
 
 
 class JournalPurger:
-    """The log of one run, and the tables that it is read into. `say` hears what it waits for."""
+    """Moves events from the log of one run to its tables, without erased ones, until the log holds none of those.
 
-    def __init__(self, run: Run, layout: Layout, tables: UserTables, say: Callable[[str], None]) -> None:
+    `on_step` is called with what it waits for.
+    """
+
+    def __init__(self, run: Run, layout: Layout, tables: UserTables, on_step: Callable[[str], None]) -> None:
         self._run = run
         self._tables = tables
-        self._say = say
+        self._on_step = on_step
         self._log = open_log(layout, run.capture, name="erase")
         self._erasures = Tombstones(layout)
 
@@ -30,7 +33,7 @@ class JournalPurger:
         self._log.close()
 
     def ingest(self) -> None:
-        """Read the log into the tables, without what was erased; the training loop may do the same meanwhile."""
+        """Append new events to the tables, without erased ones. Safe while the training loop does the same."""
         curate = self._run.curate
         ingest(
             self._log,
@@ -41,10 +44,10 @@ class JournalPurger:
             erased=self._erasures.covers,
         )
 
-    def empty(self) -> int | None:
-        """Read it until nothing of what was erased is left on disk; what `count` says then.
+    def purge(self) -> int | None:
+        """Ingest until the log holds no erased event on disk; returns the last `count`, 0 or None.
 
-        Raises NotReady where a replica holds on to it.
+        Raises NotReady when a segment that a replica writes to still holds some after its seal time and a minute.
         """
         seal_s = self._run.capture.journal.segment_s
         deadline_s = time.monotonic() + seal_s + _GRACE_S
@@ -58,19 +61,19 @@ class JournalPurger:
                     f"the event log still holds {left} of their events {seal_s + _GRACE_S:.0f} s after they were read: "
                     "is there a replica that neither writes nor ends? Nothing else was removed; run this again"
                 )
-            self._say(f"{left} events lie in a file that a replica writes; it is sealed when it is {seal_s:g} s old")
+            self._on_step(f"{left} events are in a segment that a replica writes to; it is sealed after {seal_s:g} s")
             time.sleep(_POLL_S)
 
     def count(self, is_theirs: Callable[[Event], bool]) -> int | None:
-        """How many such events the log holds, read or not; None where it is Kafka, and not empty."""
+        """Events in the log for which `is_theirs`, ingested or not; None for a Kafka topic that is not empty."""
         if self._run.capture.kafka.brokers:
             return None if self._log.backlog_bytes({}) else 0
         curate = self._run.curate
         after: dict[str, int] = {}
-        found = 0
+        total = 0
         while True:
             batch = self._log.poll(after, max_events=curate.max_batch_turns, max_bytes=curate.max_batch_mib << 20)
             if not batch.positions:
-                return found
+                return total
             after |= batch.positions
-            found += sum(is_theirs(event) for event in batch.events)
+            total += sum(is_theirs(event) for event in batch.events)

@@ -1,4 +1,4 @@
-"""The three questions of lineage: what became of a user's or a turn's words, and what a policy comes from."""
+"""Lineage in both directions: snapshots and policies that come from a user or a turn, and the ancestors of a policy."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sdpo_ray.tables.arrow_schemas import read_erased
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotUse:
-    """A snapshot that held some of what is asked about."""
+    """A snapshot that held some of the interactions in question. Printed by `jobs.lineage`."""
 
     cycle: int
     snapshot_id: str
@@ -26,13 +26,13 @@ class SnapshotUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lineage:
-    """What became of what somebody said. Printed by `jobs.lineage`."""
+    """What came of the turns of a user, or of one turn. Printed by `jobs.lineage`."""
 
     num_turns: int
     num_feedback: int
     num_interactions: int
-    """All three: in the tables now."""
-    drew: list[SnapshotUse]
+    """All three: rows of the tables now."""
+    snapshots: list[SnapshotUse]
     learned: list[LearnedVersion]
     personal: list[store.PersonalSnapshotUse]
     """Personal policies, and attempts at one."""
@@ -48,36 +48,36 @@ class UserShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ancestor:
-    """A policy on the way back to the base. Printed by `jobs.lineage`."""
+    """A policy, its parent and so on, down to the base. Printed by `jobs.lineage`."""
 
     policy_version: int
     cycle: int
     snapshot_id: str
     """Empty for the base."""
     num_interactions: int
-    """Drawn then."""
+    """Drawn by its snapshot."""
     num_erased: int
-    """Of them, since."""
+    """How many of them were erased since."""
     users: list[UserShare]
-    """Of the rows that are there, most first."""
+    """Of the rows that are left, most first."""
     verdict: Verdict | None
     released: bool
     served: bool
 
 
 def trace_lineage(
-    books: RunHistory,
-    traces: UserFootprint,
+    history: RunHistory,
+    footprint: UserFootprint,
     interaction_ids: Collection[str],
-    drew: Sequence[store.PersonalSnapshotUse] = (),
+    personal: Sequence[store.PersonalSnapshotUse] = (),
 ) -> Lineage:
-    """What became of `traces`, whose interactions have, or had, these ids; `drew` is of personal policies."""
+    """What came of `footprint`, whose interactions have, or had before an erasure, these ids."""
     wanted = set(interaction_ids)
     return Lineage(
-        num_turns=len(traces.turn_ids),
-        num_feedback=len(traces.feedback_ids),
-        num_interactions=len(traces.interaction_ids),
-        drew=[
+        num_turns=len(footprint.turn_ids),
+        num_feedback=len(footprint.feedback_ids),
+        num_interactions=len(footprint.interaction_ids),
+        snapshots=[
             SnapshotUse(
                 cycle=update.cycle,
                 snapshot_id=update.snapshot.snapshot_id,
@@ -85,29 +85,29 @@ def trace_lineage(
                 policy_version=update.policy_version,
                 trained=update.trained,
             )
-            for update in books.drew(wanted)
+            for update in history.updates_from(wanted)
         ],
-        learned=books.learned(wanted),
-        personal=list(drew),
+        learned=history.learned(wanted),
+        personal=list(personal),
     )
 
 
 def ancestors(
-    books: RunHistory, policy_version: int, users_of: Callable[[Path], Mapping[tuple[str, str], int]]
+    history: RunHistory, policy_version: int, users_of: Callable[[Path], Mapping[tuple[str, str], int]]
 ) -> list[Ancestor]:
-    """A version, its parent, and so on back to the base; `users_of` counts the rows of a snapshot.
+    """A version, its parent, and so on down to the base; `users_of` counts the rows of a snapshot by user.
 
     Raises ConfigError for a version that no cycle made.
     """
-    line = books.line(policy_version)
+    line = history.ancestry(policy_version)
     if not line and policy_version != BASE_VERSION:
-        known = ", ".join(f"v{update.policy_version}" for update in books.updates) or "none yet"
+        known = ", ".join(f"v{update.policy_version}" for update in history.updates) or "none yet"
         raise ConfigError(f"no cycle of this run made v{policy_version}; there are: {known}")
-    return [*(_ancestor(books, update, users_of) for update in line), _base(books)]
+    return [*(_ancestor(history, update, users_of) for update in line), _base(history)]
 
 
 def _ancestor(
-    books: RunHistory, update: UpdateRecord, users_of: Callable[[Path], Mapping[tuple[str, str], int]]
+    history: RunHistory, update: UpdateRecord, users_of: Callable[[Path], Mapping[tuple[str, str], int]]
 ) -> Ancestor:
     snapshot = update.snapshot
     path = Path(snapshot.path)
@@ -121,12 +121,12 @@ def _ancestor(
         num_erased=len({row.interaction_id for row in read_erased(path)}),
         users=[UserShare(tenant=tenant, user=user, num_interactions=n) for (tenant, user), n in by_size],
         verdict=update.verdict,
-        released=update.policy_version in books.released,
-        served=update.policy_version == books.served,
+        released=update.policy_version in history.released,
+        served=update.policy_version == history.served,
     )
 
 
-def _base(books: RunHistory) -> Ancestor:
+def _base(history: RunHistory) -> Ancestor:
     return Ancestor(
         policy_version=BASE_VERSION,
         cycle=0,
@@ -135,6 +135,6 @@ def _base(books: RunHistory) -> Ancestor:
         num_erased=0,
         users=[],
         verdict=None,
-        released=BASE_VERSION in books.released,
-        served=books.served == BASE_VERSION,
+        released=BASE_VERSION in history.released,
+        served=history.served == BASE_VERSION,
     )

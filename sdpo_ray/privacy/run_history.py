@@ -1,6 +1,6 @@
-"""What the books of a run say about where its policies come from; pure but for `read_run_history`.
+"""Which policies of a run learned from which interactions; pure except for `read_run_history`.
 
-An update is said to have learned from an interaction when its snapshot held it; the learner may have refused it.
+An update counts as having learned from an interaction if its snapshot held it; the learner may have left it out.
 """
 
 from collections.abc import Collection
@@ -14,49 +14,49 @@ from sdpo_ray.records import CycleOutcome, CycleStart, Snapshot, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRecord:
-    """One cycle that drew."""
+    """One cycle that has drawn a snapshot."""
 
     cycle: int
     policy_version: int
     parent_version: int
     snapshot: Snapshot
     trained: bool
-    """Whether a candidate came of it."""
+    """Whether it made a candidate."""
     verdict: Verdict | None
     """None while the cycle is under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedVersion:
-    """A policy that learned from some interactions, or from one that did. Printed by jobs."""
+    """A policy that learned from given interactions, or descends from one that did. Printed by jobs."""
 
     policy_version: int
     snapshot_id: str
     num_interactions: int
-    """Of those asked about, that its own snapshot held; 0 where it only inherits."""
+    """How many of them its own snapshot held; 0 if only an ancestor learned from them."""
     parent_version: int
     verdict: Verdict | None
     released: bool
-    """Was served at some time: a rollback can bring it back."""
+    """Was served at some time, so a rollback can serve it again."""
     served: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHistory:
-    """What one run's files say."""
+    """The cycles and releases of one run. Made by `read_run_history`."""
 
     updates: tuple[UpdateRecord, ...]
     """Oldest first."""
     released: frozenset[int]
     served: int | None
 
-    def drew(self, interaction_ids: Collection[str]) -> list[UpdateRecord]:
-        """The updates whose snapshots held one of these."""
+    def updates_from(self, interaction_ids: Collection[str]) -> list[UpdateRecord]:
+        """The updates whose snapshots held one of these interactions."""
         wanted = set(interaction_ids)
         return [update for update in self.updates if not wanted.isdisjoint(update.snapshot.interaction_ids)]
 
     def learned(self, interaction_ids: Collection[str]) -> list[LearnedVersion]:
-        """Every policy that learned from one of these, and all that descend from it; oldest first."""
+        """Every policy that learned from one of these interactions, with its descendants; oldest first."""
         wanted, found = set(interaction_ids), dict[int, LearnedVersion]()
         for update in self.updates:
             held = len(wanted.intersection(update.snapshot.interaction_ids))
@@ -72,22 +72,22 @@ class RunHistory:
                 )
         return list(found.values())
 
-    def line(self, policy_version: int) -> list[UpdateRecord]:
-        """The update that made a version, that of its parent, and so on back to the base."""
+    def ancestry(self, policy_version: int) -> list[UpdateRecord]:
+        """The update that made a version, the one that made its parent, and so on down to the base."""
         by_version = {update.policy_version: update for update in self.updates}
-        line = []
+        found = []
         while (update := by_version.get(policy_version)) is not None:
-            line.append(update)
+            found.append(update)
             policy_version = update.parent_version
-        return line
+        return found
 
     def newest_release_without(self, learned: Collection[LearnedVersion]) -> int | None:
-        """The newest release that is none of these."""
+        """The newest release that is not among these; None if all are."""
         return max(self.released - {each.policy_version for each in learned}, default=None)
 
 
 def read_run_history(layout: Layout) -> RunHistory:
-    """The books as they are now. Raises DataError for a file that is not what its name says."""
+    """Read the run's cycles and releases. Raises DataError for a file that does not hold its record."""
     updates = []
     for path in sorted((layout.root / "cycles").glob("*/draw.json")):
         outcome = path.with_name("release.json")

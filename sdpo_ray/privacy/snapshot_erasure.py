@@ -1,7 +1,7 @@
-"""Snapshots against erasure: one that holds an erased user's rows is written again without them.
+"""Removal of interactions from snapshots.
 
-The record beside it keeps the ids and the digest of what was drawn then: they say what a past update learned from,
-which cannot be undone. `erased.json` says what is missing; `tables.read_interactions` passes over it.
+`snapshot.json` keeps the ids and the digest of the rows as they were drawn: they record what a past update learned
+from, which cannot be undone. `erased.json` lists the rows that were removed; `read_interactions` skips them.
 """
 
 import hashlib
@@ -24,37 +24,37 @@ _ASIDE = f".{SNAPSHOT_FILE}.aside"
 
 
 def snapshots_under(root: Path) -> Iterator[Path]:
-    """Every directory with the rows of a snapshot, the held-out ones of an import included; oldest name first.
+    """Every directory with rows of a snapshot, held-out rows included, in the order of their names.
 
-    Also one that was never sealed, but not the draft of somebody who is at work.
+    Includes unsealed directories, but not the hidden ones that a draw is writing.
     """
     for path in sorted(root.rglob(SNAPSHOT_FILE)):
         if not any(part.startswith(".") for part in path.relative_to(root).parts):
             yield path.parent
 
 
-def rows_of(directory: Path, users: Collection[tuple[str, str]], said: Collection[str]) -> list[str]:
-    """Ids of the interactions there whose user is one of these, or that come from a turn or feedback in `said`."""
-    rows = _light(directory, "interaction_id", "follow_up_turn_id")
-    return list(rows["interaction_id"].filter(_theirs(rows, users, said)).to_pylist())
+def rows_of(directory: Path, users: Collection[tuple[str, str]], source_ids: Collection[str]) -> list[str]:
+    """Ids of the interactions there of these users, or whose turn, follow-up or comment is in `source_ids`."""
+    rows = _read_columns(directory, "interaction_id", "follow_up_turn_id")
+    return list(rows["interaction_id"].filter(_theirs(rows, users, source_ids)).to_pylist())
 
 
 def users_of(directory: Path) -> Counter[tuple[str, str]]:
-    """How many interactions of a snapshot each user has, by tenant and pseudonym; anonymous ones are one."""
-    rows = _light(directory)
+    """Interactions of a snapshot by tenant and pseudonym; all anonymous users of a tenant are counted together."""
+    rows = _read_columns(directory)
     return Counter(zip(rows["tenant"].to_pylist(), rows["user"].to_pylist(), strict=True))
 
 
 def erased_by(root: Path, erasure_ids: Collection[str]) -> frozenset[str]:
-    """Ids of the interactions that these erasures took out of snapshots under `root`."""
+    """Ids of the interactions that these erasures removed from snapshots under `root`."""
     rows = (row for directory in snapshots_under(root) for row in read_erased(directory))
     return frozenset(row.interaction_id for row in rows if row.erasure_id in erasure_ids)
 
 
 def rewrite(directory: Path, ids: Collection[str], *, erasure_id: str) -> None:
-    """Remove these interactions.
+    """Remove these interactions from the snapshot in `directory`.
 
-    Whoever is killed in here leaves rows that no update learns from, and is to come again.
+    Interrupted after `erased.json` was written, it leaves rows that no update reads; a repetition removes them.
     """
     path = directory / SNAPSHOT_FILE
     rows = pq.read_table(path)
@@ -76,15 +76,15 @@ def rewrite(directory: Path, ids: Collection[str], *, erasure_id: str) -> None:
     fsync_directory(directory)
 
 
-def _light(directory: Path, *names: str) -> pa.Table:
-    """These columns, and the id, tenant and user of the turn: snapshots of earlier versions have no others of it."""
+def _read_columns(directory: Path, *names: str) -> pa.Table:
+    """These columns, and the turn's id, tenant and user."""
     of_turn = {name: ds.field("turn", name) for name in ("turn_id", "tenant", "user")}
     rows = ds.dataset(directory / SNAPSHOT_FILE, format="parquet")
     return rows.to_table(columns={name: ds.field(name) for name in names} | of_turn, use_threads=False)
 
 
-def _theirs(rows: pa.Table, users: Collection[tuple[str, str]], said: Collection[str]) -> pa.Array:
-    ids = pa.array(said, pa.string())
+def _theirs(rows: pa.Table, users: Collection[tuple[str, str]], source_ids: Collection[str]) -> pa.Array:
+    ids = pa.array(source_ids, pa.string())
     found = pc.is_in(rows["turn_id"], value_set=ids)
     for name in ("interaction_id", "follow_up_turn_id"):
         found = pc.or_(found, pc.is_in(rows[name], value_set=ids))

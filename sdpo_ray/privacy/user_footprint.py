@@ -1,7 +1,7 @@
-"""What one user left in the tables, by ids: what an erasure removes, and where lineage begins.
+"""The ids of one user's rows in the tables: what an erasure removes, and what lineage starts from.
 
-A user is known by pseudonyms. Who is anonymous can point at turns: then the conversation is followed from there by the
-keys of pairing, as far as it is certain; what others may have said in the same words is theirs.
+Rows of a named user carry a pseudonym. An anonymous user names turns; the rest of their conversation is found by the
+keys of pairing, except for turns that may be another user's with the same text (`privacy.conversation_trace`).
 """
 
 from collections.abc import Collection, Iterable
@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.privacy.conversation_trace import conversation_of
+from sdpo_ray.privacy.conversation_trace import trace_conversation
 from sdpo_ray.tables.delta_table import Table
 
 
 @dataclass(frozen=True, slots=True)
 class UserTables:
-    """The tables of one run that hold what users said."""
+    """The tables of one run that hold users' text."""
 
     turns: Table
     feedback: Table
@@ -38,50 +38,50 @@ class UserTables:
             table.refresh()
 
     def purge(self) -> None:
-        """Remove from disk what was deleted."""
+        """Remove the files of deleted rows from disk."""
         for table in (self.turns, self.feedback, self.interactions, self.pending):
             table.purge()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserFootprint:
-    """Made by `footprint_of`; read by `jobs`."""
+    """Made by `footprint_of`; read by `privacy.erasure`, `privacy.lineage` and `jobs.lineage`."""
 
     turn_ids: frozenset[str]
-    """Also those that were asked for and are in no table."""
+    """Includes the turns that were named and are in no table."""
     feedback_ids: frozenset[str]
     interaction_ids: frozenset[str]
     conversations: frozenset[str]
-    """Digests of conversations that had an id, of which a turn was pointed at."""
-    alike: int
-    """Turns that may belong to a conversation which was pointed at, or to somebody who used the same words."""
+    """Digests of the conversation ids of the turns that were named."""
+    ambiguous_turns: int
+    """Turns of a conversation that was named, or of another one with the same text."""
 
     @property
-    def said(self) -> frozenset[str]:
-        """Ids of everything that an interaction can come from."""
+    def source_ids(self) -> frozenset[str]:
+        """Ids of the turns and feedback that an interaction can be made from."""
         return self.turn_ids | self.feedback_ids
 
 
 def footprint_of(
     tables: UserTables, users: Collection[tuple[str, str]], turn_ids: Collection[str] = (), also: Collection[str] = ()
 ) -> UserFootprint:
-    """Of users, each a tenant and a pseudonym, of the conversations that `turn_ids` are of, and of the turns `also`."""
+    """Rows of `users` (tenant and pseudonym), of the conversations of `turn_ids`, and of the turns `also`."""
     turns = {*turn_ids, *also, *_ids(tables.turns, "turn_id", _is_one_of(users))}
-    conversations, alike = set[str](), 0
+    conversations, ambiguous = set[str](), 0
     for turn_id in turn_ids:
-        conversation = conversation_of(tables.turns, turn_id)
+        conversation = trace_conversation(tables.turns, turn_id)
         turns |= conversation.turn_ids
-        conversations |= conversation.keys
-        alike += conversation.alike
+        conversations |= conversation.conversations
+        ambiguous += conversation.ambiguous_turns
     feedback = {
         *_ids(tables.feedback, "feedback_id", _is_one_of(users)),
         *_matching(tables.feedback, "feedback_id", ds.field("turn_id"), turns),
     }
-    said = turns | feedback
+    sources = turns | feedback
     interactions = {
         *_ids(tables.interactions, "interaction_id", _is_one_of(users)),
-        *_matching(tables.interactions, "interaction_id", ds.field("interaction_id"), said),
-        *_matching(tables.interactions, "interaction_id", ds.field("follow_up_turn_id"), said),
+        *_matching(tables.interactions, "interaction_id", ds.field("interaction_id"), sources),
+        *_matching(tables.interactions, "interaction_id", ds.field("follow_up_turn_id"), sources),
         *_matching(tables.interactions, "interaction_id", ds.field("turn", "turn_id"), turns),
     }
     return UserFootprint(
@@ -89,35 +89,35 @@ def footprint_of(
         feedback_ids=frozenset(feedback),
         interaction_ids=frozenset(interactions),
         conversations=frozenset(conversations),
-        alike=alike,
+        ambiguous_turns=ambiguous,
     )
 
 
-def count(tables: UserTables, traces: UserFootprint) -> dict[str, int]:
-    """Rows that `remove` would remove, by table."""
+def count(tables: UserTables, footprint: UserFootprint) -> dict[str, int]:
+    """The number of rows that `remove` would remove, by table."""
     return {
         table.name: len(_matching(table, name, ds.field(name), ids))
         for table, name, ids in (
-            (tables.interactions, "interaction_id", traces.interaction_ids),
-            (tables.feedback, "feedback_id", traces.feedback_ids),
-            (tables.pending, "turn_id", traces.turn_ids),
-            (tables.turns, "turn_id", traces.turn_ids),
+            (tables.interactions, "interaction_id", footprint.interaction_ids),
+            (tables.feedback, "feedback_id", footprint.feedback_ids),
+            (tables.pending, "turn_id", footprint.turn_ids),
+            (tables.turns, "turn_id", footprint.turn_ids),
         )
     }
 
 
-def remove(tables: UserTables, traces: UserFootprint) -> dict[str, int]:
-    """Rows removed by table. Turns go last: whoever is killed before that finds everything again by them."""
+def remove(tables: UserTables, footprint: UserFootprint) -> dict[str, int]:
+    """Delete the rows; returns their number by table. Turns go last: an interrupted erasure finds the rest by them."""
     return {
-        tables.interactions.name: tables.interactions.delete(traces.interaction_ids),
-        tables.feedback.name: tables.feedback.delete(traces.feedback_ids),
-        tables.pending.name: tables.pending.delete(traces.turn_ids),
-        tables.turns.name: tables.turns.delete(traces.turn_ids),
+        tables.interactions.name: tables.interactions.delete(footprint.interaction_ids),
+        tables.feedback.name: tables.feedback.delete(footprint.feedback_ids),
+        tables.pending.name: tables.pending.delete(footprint.turn_ids),
+        tables.turns.name: tables.turns.delete(footprint.turn_ids),
     }
 
 
 def _is_one_of(users: Iterable[tuple[str, str]]) -> ds.Expression | None:
-    """None where there are none."""
+    """A filter; None if there is no named user."""
     by_tenant: dict[str, list[str]] = {}
     for tenant, user in users:
         if user:

@@ -32,7 +32,7 @@ from tests.support.conversations import dialogue, turn
 from tests.support.cycle_records import entry
 from tests.support.paths import REPOSITORY
 from tests.support.serving import Served
-from tests.support.user_data import books, hits, pseudonym, signal
+from tests.support.user_data import hits, pseudonym, signal, write_cycle
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 LAPTOP = REPOSITORY / "jobs" / "recipes" / "laptop.toml"
@@ -79,7 +79,7 @@ def finish_cycle(served: Served, run: Run, curator: Curator) -> None:
     candidate = replace(made.candidate, parent_version=0, snapshot_id=drawn.snapshot_id, signals=signals)
     with sealed_directory(layout.candidate(CYCLE)) as aside:
         write_json(aside / "candidate.json", candidate)
-    books(layout, CYCLE, drawn, parent=0, verdict=Verdict.HOLD)
+    write_cycle(layout, CYCLE, drawn, parent=0, verdict=Verdict.HOLD)
     write_json(layout.cycle(CYCLE) / "distill.json", candidate)
     registry = Registry(layout, model_name=run.promote.model_name)
     for cycle in (CYCLE, CYCLE + 1):
@@ -201,7 +201,7 @@ def test_of_forty_thousand_rows_the_victims_go_and_the_training_loop_goes_on(tmp
     with Erasure(
         run, find_data_subject(layout, tenant="default", user=VICTIM, turn_ids=()), lambda said: None
     ) as erasure:
-        erased = erasure.go()
+        erased = erasure.execute()
     assert (erased.rows["turns"], erased.rows["interactions"]) == (2 * CONVERSATIONS, CONVERSATIONS)
     assert hits(layout.root, words) == {}
     assert rows(tables.turns, "turn_id").equals(kept[0])
@@ -232,7 +232,7 @@ def test_on_kafka_what_an_erased_user_left_never_enters_the_tables(tmp_path):
     with Erasure(
         run, find_data_subject(layout, tenant="default", user=VICTIM, turn_ids=()), lambda said: None
     ) as erasure:
-        erased = erasure.go()
+        erased = erasure.execute()
     # The mock knows no DeleteRecords, so the topic still holds it.
     assert erased.events_in_log is None
     assert Table.turns(layout).read(["turn_id"])["turn_id"].to_pylist() == ["other"]

@@ -199,7 +199,7 @@ def test_the_books_have_numbers_and_nothing_that_anybody_said_and_erasure_remove
 
     asked_for = find_data_subject(town.layout, tenant="default", user="cheerful", turn_ids=())
     with Erasure(town.run, asked_for, lambda words: None) as erasure:
-        erased = erasure.go()
+        erased = erasure.execute()
     assert erased.personal == [attempt.owner]
     assert erased.rows["interactions"] == SAID
     assert mlflow.search_runs([experiment.experiment_id], f"tags.owner = '{attempt.owner}'") == []

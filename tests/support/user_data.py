@@ -1,4 +1,4 @@
-"""What people leave in a run, made by hand; and every byte that is left of somebody."""
+"""Users' data in a run, made by hand; and a search for every byte of a user."""
 
 import gzip
 import sqlite3
@@ -36,7 +36,7 @@ def pseudonym(layout: Layout, user: str) -> str:
 
 
 def interactions_of(turns: Sequence[Turn]) -> list[Interaction]:
-    """One conversation's turns as interactions; the last one waits for its follow-up."""
+    """One conversation's turns as interactions; the last turn has no follow-up and is left out."""
     return [
         Interaction(
             interaction_id=answer.turn_id,
@@ -51,16 +51,16 @@ def interactions_of(turns: Sequence[Turn]) -> list[Interaction]:
 
 
 def people(layout: Layout, users: Iterable[str], *, follow_ups: int = 2) -> dict[str, list[Turn]]:
-    """A conversation of each; their names are in what they say, and not in the turns' ids, which outlive it."""
-    said = {}
+    """One conversation of each user. Names are in the text and not in the turns' ids, which stay after an erasure."""
+    found = {}
     for user in users:
         turns = dialogue(user, follow_ups=follow_ups, user=pseudonym(layout, user))
-        said[user] = [changed(each, turn_id=f"{user[0]}-{number}") for number, each in enumerate(turns)]
-    return said
+        found[user] = [changed(each, turn_id=f"{user[0]}-{number}") for number, each in enumerate(turns)]
+    return found
 
 
 def store(layout: Layout, turns: Sequence[Turn], interactions: Sequence[Interaction], feedback: Sequence = ()) -> None:
-    """Into the tables, as if they had been shipped from the partition `p0` and curated."""
+    """Write to the tables, as if ingested from the partition `p0` and curated."""
     tables = UserTables.of(layout)
     tables.turns.append(turns_to_arrow(turns), {"p0": len(turns)})
     if feedback:
@@ -91,7 +91,7 @@ def finished_cycle(
     verdict: Verdict = Verdict.PROMOTE,
     served: bool = True,
 ) -> Candidate:
-    """A cycle that drew these interactions, and shows what the first four taught."""
+    """A cycle that drew these interactions; its candidate shows the attribution of the first four."""
     version = version_of_cycle(cycle)
     path = layout.snapshot(cycle)
     made = builders.snapshot(path, drawn, name=f"c{cycle:04d}")
@@ -105,7 +105,7 @@ def finished_cycle(
     )
     with sealed_directory(layout.candidate(version)) as aside:
         write_json(aside / "candidate.json", recorded)
-    books(layout, cycle, made, parent=parent, verdict=verdict)
+    write_cycle(layout, cycle, made, parent=parent, verdict=verdict)
     write_json(layout.cycle(cycle) / "distill.json", recorded)
     if verdict is Verdict.PROMOTE:
         release = builders.release(layout.candidate(version), policy_version=version)
@@ -115,7 +115,7 @@ def finished_cycle(
     return recorded
 
 
-def books(layout: Layout, cycle: int, drawn: Snapshot, *, parent: int, verdict: Verdict) -> None:
+def write_cycle(layout: Layout, cycle: int, drawn: Snapshot, *, parent: int, verdict: Verdict) -> None:
     directory = layout.cycle(cycle)
     version = version_of_cycle(cycle)
     write_json(
@@ -127,19 +127,21 @@ def books(layout: Layout, cycle: int, drawn: Snapshot, *, parent: int, verdict: 
 
 
 def hits(root: Path, words: Collection[str]) -> dict[str, list[str]]:
-    """The files under `root` that hold one of the words, in their bytes or in what these bytes say."""
+    """The files under `root` that hold one of the words, in their raw bytes or in their decoded content."""
     found = {}
     for path in sorted(root.rglob("*")):
-        if path.is_file() and (held := [word for word in words if any(word.encode() in said for said in _said(path))]):
+        if path.is_file() and (
+            held := [word for word in words if any(word.encode() in content for content in _contents(path))]
+        ):
             found[str(path.relative_to(root))] = held
     return found
 
 
-def _said(path: Path) -> Iterator[bytes]:
+def _contents(path: Path) -> Iterator[bytes]:
     raw = path.read_bytes()
     yield raw
     if raw[:4] == b"PAR1":
-        # Values are compressed on disk, and so may be the statistics of a checkpoint.
+        # Values are compressed on disk; statistics may hold them too.
         yield repr(pq.read_table(path).to_pydict()).encode()
         yield repr(pq.ParquetFile(path).metadata.to_dict()).encode()
     elif raw[:2] == b"\x1f\x8b":

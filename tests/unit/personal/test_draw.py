@@ -1,4 +1,4 @@
-"""Who has said enough, and what one user's or tenant's update draws, from a real table."""
+"""Counts of eligible interactions, and the draw of one user's or tenant's snapshot, from a real table."""
 
 from collections import Counter
 from dataclasses import replace
@@ -21,10 +21,10 @@ from tests.support.user_data import interactions_of
 
 NOW_S = 10_000.0
 CHAMPION = 3
-"""The version that answered in `conversations`."""
+"""The policy version of the responses in `conversations`."""
 
 
-def said(user: str, number: int, *, tenant: str = "default", at_s: float = 100.0) -> list[Interaction]:
+def chats(user: str, number: int, *, tenant: str = "default", at_s: float = 100.0) -> list[Interaction]:
     """Conversations of one interaction each, ten seconds apart."""
     return [
         each
@@ -58,7 +58,7 @@ def drawn(
     )
 
 
-def crowd_of(table: Table, *, champion_version: int = CHAMPION) -> EligibleInteractions:
+def eligible_of(table: Table, *, champion_version: int = CHAMPION) -> EligibleInteractions:
     return EligibleInteractions(
         table,
         champion_version=champion_version,
@@ -68,9 +68,9 @@ def crowd_of(table: Table, *, champion_version: int = CHAMPION) -> EligibleInter
     )
 
 
-def test_nothing_of_anybody_else_is_drawn_and_what_is_held_out_lies_beside_it(tmp_path: Path):
+def test_only_the_users_rows_are_drawn_and_held_out_rows_are_written_beside_them(tmp_path: Path):
     layout = Layout(tmp_path)
-    table = table_of(layout, said("ann", 30), said("bob", 30), said("ann", 30, tenant="shop"))
+    table = table_of(layout, chats("ann", 30), chats("bob", 30), chats("ann", 30, tenant="shop"))
     snapshot = drawn(table, layout.personal_version("o", 1) / "snapshot", "ann")
     train, held_out = (read_interactions(Path(snapshot.path) / name) for name in ("", HELD_OUT))
     assert {(each.turn.tenant, each.turn.user) for each in (*train, *held_out)} == {("default", "ann")}
@@ -79,34 +79,34 @@ def test_nothing_of_anybody_else_is_drawn_and_what_is_held_out_lies_beside_it(tm
     assert [each.interaction_id for each in held_out] == list(snapshot.held_out_ids)
     assert {is_held_out(each.conversation, 0.25) for each in train} == {False}
     assert {is_held_out(each.conversation, 0.25) for each in held_out} == {True}
-    # What erasure looks through.
+    # The directories that an erasure searches.
     assert set(snapshots_under(layout.root)) == {Path(snapshot.path), Path(snapshot.path) / HELD_OUT}
 
 
-def test_all_names_of_a_user_are_one_user(tmp_path: Path):
+def test_all_pseudonyms_of_a_user_are_one_user(tmp_path: Path):
     layout = Layout(tmp_path)
-    table = table_of(layout, said("k1.ann", 10), said("k2.ann", 10, at_s=5000.0))
+    table = table_of(layout, chats("k1.ann", 10), chats("k2.ann", 10, at_s=5000.0))
     snapshot = drawn(table, tmp_path / "snapshot", "k2.ann", "k1.ann")
     assert len(snapshot.interaction_ids) + len(snapshot.held_out_ids) == 20
 
 
-def test_the_newest_are_drawn_whatever_the_seed_and_no_tenant_has_a_share(tmp_path: Path):
-    table = table_of(Layout(tmp_path), said("ann", 60), said("bob", 60))
+def test_the_newest_rows_are_drawn_with_any_seed_and_without_shares_of_tenants(tmp_path: Path):
+    table = table_of(Layout(tmp_path), chats("ann", 60), chats("bob", 60))
     curate = CurateConfig(tenant_mix={"shop": 0.9}, replay_share=0.5, max_user_share=0.1, snapshot_size=8)
     snapshot = drawn(table, tmp_path / "snapshot", "ann", curate=curate, snapshot_size=20)
-    times = {each.interaction_id: each.follow_up_at_s for each in said("ann", 60)}
-    trainable = [each for each in said("ann", 60) if not is_held_out(each.conversation, 0.25)]
+    times = {each.interaction_id: each.follow_up_at_s for each in chats("ann", 60)}
+    trainable = [each for each in chats("ann", 60) if not is_held_out(each.conversation, 0.25)]
     newest = sorted(trainable, key=lambda each: -each.follow_up_at_s)[:20]
     assert set(snapshot.interaction_ids) == {each.interaction_id for each in newest}
     assert [times[name] for name in snapshot.interaction_ids] != sorted(times[n] for n in snapshot.interaction_ids)
     assert snapshot.rule.startswith(f"the newest 20 of {len(trainable)} trainable interactions")
 
 
-def test_of_a_whole_tenant_no_user_has_more_than_the_runs_share(tmp_path: Path):
+def test_no_user_of_a_tenant_has_more_than_the_share_of_the_run(tmp_path: Path):
     table = table_of(
         Layout(tmp_path),
-        said("loud", 80, tenant="shop", at_s=3000.0),
-        *(said(f"u{n}", 4, tenant="shop") for n in range(9)),
+        chats("loud", 80, tenant="shop", at_s=3000.0),
+        *(chats(f"u{n}", 4, tenant="shop") for n in range(9)),
     )
     snapshot = drawn(
         table, tmp_path / "snapshot", tenant="shop", curate=CurateConfig(max_user_share=0.25), snapshot_size=20
@@ -116,30 +116,34 @@ def test_of_a_whole_tenant_no_user_has_more_than_the_runs_share(tmp_path: Path):
     assert sum(users.values()) == 20
 
 
-def test_answers_too_many_versions_old_are_left_out_by_the_users_own_limit(tmp_path: Path):
-    table = table_of(Layout(tmp_path), said("ann", 20))
-    assert crowd_of(table, champion_version=CHAMPION + 8).users() == {("default", "ann"): 20}
-    assert crowd_of(table, champion_version=CHAMPION + 9).users() == {}
+def test_the_limit_of_age_in_versions_is_that_of_personal_policies(tmp_path: Path):
+    table = table_of(Layout(tmp_path), chats("ann", 20))
+    assert eligible_of(table, champion_version=CHAMPION + 8).users() == {("default", "ann"): 20}
+    assert eligible_of(table, champion_version=CHAMPION + 9).users() == {}
     with pytest.raises(DataError, match="nothing to draw: the newest 0 of 0"):
         drawn(table, tmp_path / "snapshot", "nobody")
 
 
-def test_whose_conversations_are_all_held_out_is_told_what_it_takes(tmp_path: Path):
-    table = table_of(Layout(tmp_path), [each for each in said("ann", 30) if is_held_out(each.conversation, 0.25)])
+def test_a_draw_whose_rows_are_all_held_out_is_refused_with_what_it_needs(tmp_path: Path):
+    table = table_of(Layout(tmp_path), [each for each in chats("ann", 30) if is_held_out(each.conversation, 0.25)])
     with pytest.raises(
         DataError, match="all interactions are held out, more conversations are needed; the newest 0 of 0"
     ):
         drawn(table, tmp_path / "snapshot", "ann")
 
 
-def test_a_crowd_counts_each_named_user_and_what_is_new(tmp_path: Path):
-    anonymous = [replace(each, turn=replace(each.turn, user="")) for each in said("x", 7)]
-    table = table_of(Layout(tmp_path), [*said("ann", 5), *anonymous], [*said("ann", 3, at_s=3000.0), *said("bob", 2)])
-    crowd = crowd_of(table)
-    assert crowd.users() == {("default", "ann"): 8, ("default", "bob"): 2}
-    assert crowd.tenants() == {"default": 17}
-    assert crowd.count("default", ("ann",)) == 8
-    assert crowd.count("default", ("ann",), after=1) == 3
-    assert crowd.count("default", ("ann", "bob"), after=1) == 5
-    assert crowd.count("default", (), after=1) == 5
-    assert crowd.count("shop", ()) == 0
+def test_eligible_interactions_are_counted_by_user_and_since_a_batch(tmp_path: Path):
+    anonymous = [replace(each, turn=replace(each.turn, user="")) for each in chats("x", 7)]
+    table = table_of(
+        Layout(tmp_path),
+        [*chats("ann", 5), *anonymous],
+        [*chats("ann", 3, at_s=3000.0), *chats("bob", 2)],
+    )
+    eligible = eligible_of(table)
+    assert eligible.users() == {("default", "ann"): 8, ("default", "bob"): 2}
+    assert eligible.tenants() == {"default": 17}
+    assert eligible.count("default", ("ann",)) == 8
+    assert eligible.count("default", ("ann",), after=1) == 3
+    assert eligible.count("default", ("ann", "bob"), after=1) == 5
+    assert eligible.count("default", (), after=1) == 5
+    assert eligible.count("shop", ()) == 0

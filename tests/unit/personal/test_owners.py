@@ -1,4 +1,4 @@
-"""Whose a personal policy is: what serving looks for is what the job writes, whatever key was the newest then."""
+"""Owners of personal policies: serving and the job derive the same digest, under any key."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from sdpo_ray.personal.owners import Owner, owner_named, owners_due
 from sdpo_ray.personal.store import Attempt
 from sdpo_ray.records import Fingerprint, PersonalPolicy, Snapshot, Verdict
 from sdpo_ray.tables.delta_table import Table
-from tests.unit.personal.test_draw import CHAMPION, crowd_of, said, table_of
+from tests.unit.personal.test_draw import CHAMPION, chats, eligible_of, table_of
 
 KEY = b"k" * 32
 
@@ -25,8 +25,8 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path)
 
 
-def asked(layout: Layout, user: str, tenant: str = "default") -> tuple[str, ...]:
-    """What serving looks for."""
+def served_digests(layout: Layout, user: str, tenant: str = "default") -> tuple[str, ...]:
+    """The digest that serving looks up."""
     return owners(Pseudonyms.load(layout.pseudonym_keys), tenant=tenant, user=user)
 
 
@@ -37,33 +37,33 @@ def test_no_two_owners_share_a_digest():
     assert owner_digest(b"other", tenant="a", pseudonym="b") not in digests
 
 
-def test_serving_looks_for_what_the_job_writes_for_a_user_and_for_a_tenant(layout: Layout):
+def test_serving_and_the_job_use_the_same_digest_for_a_user_and_for_a_tenant(layout: Layout):
     ann = owner_named(layout, tenant="default", user="ann", whole_tenant=False)
     everybody = owner_named(layout, tenant="default", user=None, whole_tenant=True)
-    assert asked(layout, "ann") == (ann.digest, everybody.digest)
-    assert asked(layout, "") == (everybody.digest,)
+    assert served_digests(layout, "ann") == (ann.digest, everybody.digest)
+    assert served_digests(layout, "") == (everybody.digest,)
     assert everybody.users == ()
     assert ann.users == (Pseudonyms.load(layout.pseudonym_keys).of("ann"),)
 
 
-def test_after_a_new_key_the_old_policy_is_found_until_there_is_one_under_the_new_key(layout: Layout):
+def test_after_a_key_rotation_the_old_policy_is_served_until_there_is_a_new_one(layout: Layout):
     before = owner_named(layout, tenant="default", user="ann", whole_tenant=False)
     Pseudonyms.load(layout.pseudonym_keys).rotate()
     after = owner_named(layout, tenant="default", user="ann", whole_tenant=False)
-    assert asked(layout, "ann")[:2] == (after.digest, before.digest)
+    assert served_digests(layout, "ann")[:2] == (after.digest, before.digest)
     assert after.former == (before.digest,)
     assert after.users[1:] == before.users
 
 
-def test_nobody_and_two_at_once_are_refused(layout: Layout):
+def test_no_owner_and_two_owners_are_refused(layout: Layout):
     for user, whole in ((None, False), ("", False), ("ann", True)):
         with pytest.raises(ConfigError, match="name somebody"):
             owner_named(layout, tenant="default", user=user, whole_tenant=whole)
 
 
-def who_is_due(layout: Layout, table: Table, champion: int = CHAMPION, least: int = 5) -> list[Owner]:
-    crowd = crowd_of(table, champion_version=champion)
-    return list(owners_due(layout, crowd, PersonalConfig(min_interactions=least), champion))
+def due(layout: Layout, table: Table, champion: int = CHAMPION, least: int = 5) -> list[Owner]:
+    eligible = eligible_of(table, champion_version=champion)
+    return list(owners_due(layout, eligible, PersonalConfig(min_interactions=least), champion))
 
 
 def attempted(layout: Layout, owner: Owner, *, base: int, last_batch: int, served: bool, version: int = 1) -> None:
@@ -84,38 +84,38 @@ def attempted(layout: Layout, owner: Owner, *, base: int, last_batch: int, serve
         write_json(layout.personal_pointer(owner.digest), policy)
 
 
-def test_whoever_has_said_enough_is_due_and_who_said_most_comes_first(layout: Layout):
-    table = table_of(layout, said("ann", 6), said("bob", 9), said("cid", 4))
-    found = who_is_due(layout, table)
+def test_users_with_enough_interactions_are_due_largest_first(layout: Layout):
+    table = table_of(layout, chats("ann", 6), chats("bob", 9), chats("cid", 4))
+    found = due(layout, table)
     assert [each.users for each in found] == [("bob",), ("ann",)]
     pairing = Pseudonyms.load(layout.pseudonym_keys).pairing_key
     assert found[1].digest == owner_digest(pairing, tenant="default", pseudonym="ann")
 
 
-def test_who_was_learned_from_is_due_again_with_enough_that_is_new(layout: Layout):
-    table = table_of(layout, said("ann", 6), said("ann", 4, at_s=3000.0))
-    (ann,) = who_is_due(layout, table)
+def test_an_owner_is_due_again_with_enough_new_interactions(layout: Layout):
+    table = table_of(layout, chats("ann", 6), chats("ann", 4, at_s=3000.0))
+    (ann,) = due(layout, table)
     attempted(layout, ann, base=CHAMPION, last_batch=1, served=False)
-    assert who_is_due(layout, table) == []
-    table_of(layout, said("ann", 1, at_s=5000.0))
-    assert who_is_due(layout, table) == [ann]
+    assert due(layout, table) == []
+    table_of(layout, chats("ann", 1, at_s=5000.0))
+    assert due(layout, table) == [ann]
 
 
-def test_a_stale_policy_is_learned_again_once_and_one_that_was_refused_is_not(layout: Layout):
-    table = table_of(layout, said("ann", 6), said("bob", 6))
-    ann, bob = sorted(who_is_due(layout, table), key=lambda owner: owner.users)
+def test_a_stale_policy_is_due_once_and_a_rejected_attempt_is_not_due(layout: Layout):
+    table = table_of(layout, chats("ann", 6), chats("bob", 6))
+    ann, bob = sorted(due(layout, table), key=lambda owner: owner.users)
     attempted(layout, ann, base=CHAMPION, last_batch=2, served=True)
     attempted(layout, bob, base=CHAMPION, last_batch=2, served=False)
-    assert who_is_due(layout, table) == []
-    assert who_is_due(layout, table, champion=CHAMPION + 1) == [ann]
+    assert due(layout, table) == []
+    assert due(layout, table, champion=CHAMPION + 1) == [ann]
     attempted(layout, ann, base=CHAMPION + 1, last_batch=2, served=False, version=2)
-    assert who_is_due(layout, table, champion=CHAMPION + 1) == []
-    assert who_is_due(layout, table, champion=CHAMPION + 2) == [ann]
+    assert due(layout, table, champion=CHAMPION + 1) == []
+    assert due(layout, table, champion=CHAMPION + 2) == [ann]
 
 
 def test_a_tenant_is_due_once_it_has_a_policy(layout: Layout):
-    table = table_of(layout, *(said(f"u{n}", 2, tenant="shop") for n in range(4)))
-    assert who_is_due(layout, table) == []
+    table = table_of(layout, *(chats(f"u{n}", 2, tenant="shop") for n in range(4)))
+    assert due(layout, table) == []
     shop = owner_named(layout, tenant="shop", user=None, whole_tenant=True)
     attempted(layout, shop, base=CHAMPION, last_batch=4, served=True)
-    assert who_is_due(layout, table, champion=CHAMPION + 1) == [replace(shop)]
+    assert due(layout, table, champion=CHAMPION + 1) == [replace(shop)]

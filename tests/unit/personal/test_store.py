@@ -1,4 +1,4 @@
-"""Attempts and adapters at rest: names that are never used twice, what stays, and what goes."""
+"""Attempts and adapters on disk: names are never used twice, old attempts are removed."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def candidate(layout: Layout, version: int, *, weights: bytes = b"weights", owne
 def attempt(
     layout: Layout, version: int, *, passes: bool = True, weights: bytes = b"weights", owner: str = OWNER
 ) -> PersonalPolicy | None:
-    """A whole attempt, as the job leaves it."""
+    """A finished attempt, as the job leaves it."""
     snapshot = drawn(layout, version, "a", "b", owner=owner)
     made = candidate(layout, version, weights=weights, owner=owner)
     policy = store.seal_adapter(layout, owner, made) if passes else None
@@ -74,7 +74,7 @@ def test_a_policy_is_served_by_its_adapter_alone(layout: Layout):
     assert not (layout.personal_version(OWNER, 1) / store.CANDIDATE).exists(), "merged weights are large"
 
 
-def test_what_was_refused_leaves_its_reasons_and_whoever_was_served_is_served(layout: Layout):
+def test_a_rejected_attempt_keeps_its_reasons_and_the_served_policy_stays(layout: Layout):
     policy = attempt(layout, 1)
     attempt(layout, 2, passes=False)
     assert store.served_policy(layout, OWNER) == policy
@@ -112,7 +112,7 @@ def test_what_is_served_stays_however_many_attempts_fail(layout: Layout):
     assert store.served_policy(layout, OWNER) == policy
 
 
-def test_a_broken_off_attempt_goes_and_its_number_comes_again(layout: Layout):
+def test_an_interrupted_attempt_is_removed_and_its_number_is_used_again(layout: Layout):
     attempt(layout, 1)
     drawn(layout, 2, "c")
     candidate(layout, 2)
@@ -122,7 +122,7 @@ def test_a_broken_off_attempt_goes_and_its_number_comes_again(layout: Layout):
     assert store.next_version(layout, OWNER) == 2
 
 
-def test_removing_leaves_nothing_and_removing_nobody_says_so(layout: Layout):
+def test_removing_an_owner_leaves_nothing_and_returns_whether_there_was_anything(layout: Layout):
     attempt(layout, 1)
     drawn(layout, 2, "under way")
     assert store.known_owners(layout) == [OWNER]
@@ -132,7 +132,7 @@ def test_removing_leaves_nothing_and_removing_nobody_says_so(layout: Layout):
     assert store.known_owners(layout) == []
 
 
-def test_a_removal_that_was_broken_off_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_removal_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch):
     attempt(layout, 1)
 
     def killed(path: Path, ignore_errors: bool = False) -> None:
@@ -152,7 +152,7 @@ def test_a_removal_that_was_broken_off_is_found(layout: Layout, monkeypatch: pyt
     assert partial in store.left_behind(layout)
 
 
-def test_who_learned_from_what_is_said_by_the_snapshots_under_way_or_not(layout: Layout):
+def test_snapshot_uses_include_attempts_under_way(layout: Layout):
     attempt(layout, 1)
     attempt(layout, 2)
     drawn(layout, 1, "b", "x", owner="f" * 32)
@@ -162,11 +162,11 @@ def test_who_learned_from_what_is_said_by_the_snapshots_under_way_or_not(layout:
         (OWNER, 2, 1, True),
         ("f" * 32, 1, 2, False),
     ]
-    # What was held out was not learned from.
+    # Held-out interactions are not learned from.
     assert store.snapshot_uses(layout, {"h"}) == []
 
 
-def test_the_evaluation_never_takes_an_attempt_for_anything_else():
+def test_an_attempts_evaluation_version_is_unique():
     numbers = {store.evaluated_as(owner, version) for owner in ("a", "b") for version in range(1, 50)}
     assert len(numbers) == 98
     assert min(numbers) >= 1 << 48

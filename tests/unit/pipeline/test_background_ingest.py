@@ -1,4 +1,4 @@
-"""Turns go on into the tables while a cycle is under way."""
+"""Ingest while a cycle is under way."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def wait_for(found: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_what_is_said_while_a_cycle_goes_on_leaves_the_journal_for_the_table(run: Run):
+def test_turns_reach_the_table_while_a_cycle_is_under_way(run: Run):
     layout = run.layout
     replica, table = open_log(layout, run.capture), Table.turns(layout)
 
@@ -43,7 +43,7 @@ def test_what_is_said_while_a_cycle_goes_on_leaves_the_journal_for_the_table(run
     replica.close()
 
 
-def test_what_goes_wrong_is_said_once_and_does_not_end_the_cycle(run: Run, capsys: pytest.CaptureFixture[str]):
+def test_a_failure_is_printed_once_and_does_not_end_the_cycle(run: Run, capsys: pytest.CaptureFixture[str]):
     layout = run.layout
     replica = open_log(layout, run.capture)
     for number in (1, 2):
@@ -53,15 +53,15 @@ def test_what_goes_wrong_is_said_once_and_does_not_end_the_cycle(run: Run, capsy
     content = bytearray(segment.read_bytes())
     content[100] ^= 1
     segment.write_bytes(content)
-    said = ""
+    printed = ""
 
-    def is_said() -> bool:
-        nonlocal said
-        said += capsys.readouterr().err
-        return "is not stored" in said
+    def is_printed() -> bool:
+        nonlocal printed
+        printed += capsys.readouterr().err
+        return "is not stored" in printed
 
     with ingest_in_background(run, layout, every_s=0.01):
-        wait_for(is_said)
+        wait_for(is_printed)
         time.sleep(0.2)
-    said += capsys.readouterr().err
-    assert said.count("the event log is not stored while the cycle goes on") == 1
+    printed += capsys.readouterr().err
+    assert printed.count("the event log is not stored while the cycle goes on") == 1

@@ -27,13 +27,13 @@ WHY = ("win rate 0.61",)
 
 
 class Health(http.server.BaseHTTPRequestHandler):
-    """`/canary/health` as the test sets it."""
+    """`/canary/health` with the headers that the test sets."""
 
-    says: ClassVar[dict[str, str]] = {}
+    headers_sent: ClassVar[dict[str, str]] = {}
 
     def do_GET(self) -> None:
         self.send_response(200 if self.path == "/canary/health" else 404)
-        for name, value in self.says.items():
+        for name, value in self.headers_sent.items():
             self.send_header(name, value)
         self.end_headers()
 
@@ -43,7 +43,7 @@ class Health(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    Health.says = {POLICY_VERSION: "7"}
+    Health.headers_sent = {POLICY_VERSION: "7"}
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         serving.start()
@@ -52,8 +52,8 @@ def port() -> Iterator[int]:
         serving.join()
 
 
-class Books:
-    """In MLflow's place: remembers tags."""
+class Tags:
+    """Stands for the registry: keeps tags."""
 
     def __init__(self) -> None:
         self.tags: dict[str, str] = {}
@@ -63,7 +63,7 @@ class Books:
 
 
 class Bench:
-    """A run on trial. What `happens` is called once a round, where curation would bring what is new."""
+    """A run with a canary. `happens` is called once a round, in the place of curation."""
 
     def __init__(self, folder: Path, port: int, **rules: Any) -> None:
         canary = {"mode": "canary", "share": 0.5, "min_answers": 20, **rules}
@@ -72,7 +72,7 @@ class Bench:
         self.layout = Layout(folder)
         self.turns, self.feedback = Table.turns(self.layout), Table.feedback(self.layout)
         self.interactions = Table.interactions(self.layout)
-        self.books = Books()
+        self.registry = Tags()
         self.happens: Callable[[int], None] = lambda number: None
         self.rounds = 0
         point_at(self.layout, candidate(3))
@@ -81,7 +81,7 @@ class Bench:
     def new_runner(self) -> CanaryRunner:
         events = EventFile(self.layout.events)
         released: Any = self._champion
-        return CanaryRunner(self.run, self, self.books, events, released)  # type: ignore[arg-type]
+        return CanaryRunner(self.run, self, self.registry, events, released)  # type: ignore[arg-type]
 
     def _champion(self) -> Any:
         from sdpo_ray.promote.release import served_release
@@ -90,14 +90,14 @@ class Bench:
 
     def advance(self) -> None:
         self.rounds += 1
-        assert self.rounds < 500, "the trial never ends"
+        assert self.rounds < 500, "the canary never ends"
         self.happens(self.rounds)
 
     def maintain(self) -> list[str]:
         return []
 
-    def hear(self, version: int, name: str, follow_up: str) -> None:
-        """Somebody's reaction to a new answer of `version`."""
+    def react(self, version: int, name: str, follow_up: str) -> None:
+        """Add a user's reaction to a new answer of `version`."""
         spans = (VersionSpan(policy_version=version, start=0, end=2),)
         answer = turn(name, f"Question of {name}?", at_s=time.time(), version_spans=spans)
         reaction = Interaction(
@@ -133,7 +133,7 @@ def test_without_a_canary_a_candidate_is_promoted_at_once(tmp_path: Path, port: 
     bench = Bench(tmp_path, port, mode="off")
     assert bench.judge() == (Verdict.PROMOTE, WHY)
     assert current(bench.layout) is None
-    assert bench.books.tags == {}
+    assert bench.registry.tags == {}
 
 
 def test_a_good_candidate_passes_and_its_canary_lasts_until_it_is_ended(tmp_path: Path, port: int):
@@ -143,14 +143,14 @@ def test_a_good_candidate_passes_and_its_canary_lasts_until_it_is_ended(tmp_path
         assert (canary := current(bench.layout)) is not None
         assert canary.candidate.policy_version == 7
         for version in (3, 7):
-            bench.hear(version, f"{version}-{number}", "Thanks!")
+            bench.react(version, f"{version}-{number}", "Thanks!")
 
     bench.happens = happens
     verdict, reasons = bench.judge()
     assert verdict is Verdict.PROMOTE
     assert reasons[0] == WHY[0]
     assert "canary of v7: nothing against it; 0 complaints in 20 conversations, 0 in 20 of v3" in reasons[1]
-    assert bench.books.tags == {"v7.canary": "canary"}
+    assert bench.registry.tags == {"v7.canary": "canary"}
     assert current(bench.layout) is not None
     last = progress(bench)[-1]
     assert (last.mode, last.judged, last.needed) == ("canary", 20, 20)
@@ -159,12 +159,12 @@ def test_a_good_candidate_passes_and_its_canary_lasts_until_it_is_ended(tmp_path
     assert current(bench.layout) is None
 
 
-def test_a_bad_candidate_is_rejected_with_what_was_found(tmp_path: Path, port: int):
+def test_a_bad_candidate_is_rejected_with_the_numbers(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port, min_answers=400)
 
     def happens(number: int) -> None:
-        bench.hear(3, f"3-{number}", "Thanks!")
-        bench.hear(7, f"7-{number}", "That is wrong.")
+        bench.react(3, f"3-{number}", "Thanks!")
+        bench.react(7, f"7-{number}", "That is wrong.")
 
     bench.happens = happens
     verdict, (reason,) = bench.judge()
@@ -187,12 +187,12 @@ def test_a_champion_that_moves_or_a_canary_that_is_ended_holds_the_candidate(tmp
     assert current(before.layout) is None
 
 
-def test_a_canary_that_is_not_there_holds_and_one_that_refuses_rejects(tmp_path: Path, port: int):
-    Health.says = {POLICY_VERSION: "3"}
+def test_a_missing_canary_application_holds_and_one_that_refuses_rejects(tmp_path: Path, port: int):
+    Health.headers_sent = {POLICY_VERSION: "3"}
     verdict, (reason,) = Bench(tmp_path / "away", port).judge()
     assert verdict is Verdict.HOLD
     assert reason.startswith("no canary without the application canary: v7 was released, but")
-    Health.says = {POLICY_VERSION: "3", SWAP_ERROR: "v7: not the served architecture"}
+    Health.headers_sent = {POLICY_VERSION: "3", SWAP_ERROR: "v7: not the served architecture"}
     verdict, (reason,) = Bench(tmp_path / "refused", port).judge()
     assert verdict is Verdict.REJECT
     assert "refused v7: not the served architecture" in reason
@@ -205,11 +205,11 @@ def test_too_few_answers_in_time_hold_the_candidate(tmp_path: Path, port: int):
     assert "0 answers of 20 after 0.0 h" in reason
 
 
-def test_a_killed_job_goes_on_with_its_canary_and_counts_what_came_before(tmp_path: Path, port: int):
+def test_a_killed_job_resumes_its_canary_and_counts_earlier_reactions(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port)
 
     def dies(number: int) -> None:
-        bench.hear(7, f"7-{number}", "Thanks!")
+        bench.react(7, f"7-{number}", "Thanks!")
         if number == 15:
             raise KeyboardInterrupt
 
@@ -221,7 +221,7 @@ def test_a_killed_job_goes_on_with_its_canary_and_counts_what_came_before(tmp_pa
     bench.runner.end_stale(7)
     assert current(bench.layout) == began
     bench.runner = bench.new_runner()
-    bench.happens = lambda number: bench.hear(7, f"7-{number}", "Thanks!")
+    bench.happens = lambda number: bench.react(7, f"7-{number}", "Thanks!")
     verdict, _ = bench.judge()
     assert verdict is Verdict.PROMOTE
     assert bench.rounds == 20
@@ -234,7 +234,7 @@ def test_a_candidate_that_was_promoted_before_the_job_died_needs_no_second_canar
     assert bench.judge() == (Verdict.PROMOTE, WHY)
 
 
-def test_trials_that_nobody_goes_on_with_are_ended(tmp_path: Path, port: int):
+def test_canaries_that_no_cycle_resumes_are_ended(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port)
     rules = bench.run.promote.canary
     champion = bench._champion()
@@ -250,7 +250,7 @@ def test_trials_that_nobody_goes_on_with_are_ended(tmp_path: Path, port: int):
     assert current(bench.layout) is None
 
 
-def test_copies_in_shadow_are_counted_as_they_come_from_every_replica(tmp_path: Path, port: int):
+def test_shadow_responses_of_every_replica_are_counted(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port, mode="shadow")
     folder = bench.layout.canary_answers(7)
     files = [EventFile(folder / name) for name in ("one.jsonl", "other.jsonl")]
@@ -266,14 +266,14 @@ def test_copies_in_shadow_are_counted_as_they_come_from_every_replica(tmp_path: 
     bench.happens = happens
     verdict, reasons = bench.judge()
     assert verdict is Verdict.PROMOTE
-    # What was there before the trial began is of no concern.
+    # A response from before the start of the canary does not count.
     assert bench.rounds == 20
     assert reasons[1].startswith("shadow of v7: nothing against it")
     last = progress(bench)[-1]
     assert (last.answers, last.copies_failed) == (20, 4)
 
 
-def test_a_torn_line_is_read_once_it_is_whole(tmp_path: Path, port: int):
+def test_a_torn_line_is_read_when_it_is_whole(tmp_path: Path, port: int):
     bench = Bench(tmp_path, port, mode="shadow", min_answers=1)
     path = bench.layout.canary_answers(7) / "one.jsonl"
     path.parent.mkdir(parents=True)

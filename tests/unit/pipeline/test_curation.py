@@ -1,4 +1,4 @@
-"""The training loop says when the event log piles up, and when it is worked off; each once."""
+"""The alarm for a growing event log."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def run() -> Run:
     return parse_run({"capture": {"journal": {"alarm_mib": 2}}})
 
 
-def test_a_backlog_above_the_limit_is_said_once_and_its_end_once(
+def test_a_backlog_above_the_limit_is_reported_once_and_its_end_once(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     alarm = BacklogAlarm(run, EventFile(tmp_path / "events.jsonl"))

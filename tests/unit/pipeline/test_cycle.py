@@ -1,4 +1,4 @@
-"""The training loop's order and its memory, with stages that only count."""
+"""The order of the stages and their resumption, with stages that only count."""
 
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -26,7 +26,7 @@ RESULTS = dict(zip(STAGES, (SNAPSHOT, CANDIDATE, REPORT, DECISION, OUTCOME), str
 
 
 class Killed(BaseException):
-    """kill -9, as far as one process can play it."""
+    """Stands for kill -9 within one process."""
 
 
 def counting(calls: list[str], *, die_in: str | None = None) -> Stages:
@@ -101,7 +101,7 @@ def test_the_next_cycle_is_the_first_without_an_outcome(tmp_path):
 
 
 @pytest.mark.parametrize("stage", [None, "distill"])
-def test_what_carries_users_text_is_done_undisturbed_and_the_release_is_not(tmp_path, stage):
+def test_the_data_lock_is_held_from_draw_to_decide_and_not_during_release(tmp_path, stage):
     calls: list[str] = []
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Forgetting somebody in a run made by hand; nothing here needs Ray or MLflow."""
+"""Erasure of a user from a run made by hand, without Ray and MLflow."""
 
 import json
 import subprocess
@@ -18,9 +18,10 @@ from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.io.files import READY, read_json
 from sdpo_ray.io.locks import data_lock
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.privacy import erasure, snapshot_erasure
+from sdpo_ray.privacy import derived_data, snapshot_erasure
 from sdpo_ray.privacy.data_subject import find_data_subject
-from sdpo_ray.privacy.erasure import Erasure, ErasureReport
+from sdpo_ray.privacy.erasure import Erasure
+from sdpo_ray.privacy.erasure_report import ErasureReport
 from sdpo_ray.privacy.user_footprint import UserTables
 from sdpo_ray.records import Candidate, Consent, Feedback, Interaction, Snapshot, Turn
 from sdpo_ray.tables.arrow_schemas import read_erased, read_interactions
@@ -43,8 +44,8 @@ def erase(
 ) -> ErasureReport:
     run = parse_run({"root": str(layout.root), "capture": {"journal": {"segment_s": 0.3}}})
     named = find_data_subject(layout, tenant="default", user=user, turn_ids=turns)
-    with Erasure(run, named, lambda words: None) as erasure:
-        return erasure.preview() if dry else erasure.go()
+    with Erasure(run, named, lambda step: None) as erasure:
+        return erasure.preview() if dry else erasure.execute()
 
 
 def a_run(layout: Layout) -> dict[str, list[Turn]]:
@@ -59,7 +60,7 @@ def a_run(layout: Layout) -> dict[str, list[Turn]]:
 
 
 def state(layout: Layout) -> dict[str, bytes]:
-    """Every file but those that say who waits for whom."""
+    """The bytes of every file except locks."""
     return {str(p): p.read_bytes() for p in sorted(layout.root.rglob("*")) if p.is_file() and p.suffix != ".lock"}
 
 
@@ -68,7 +69,7 @@ def ids(table: Table, name: str = "turn_id") -> set[str]:
     return set(table.read([name])[name].to_pylist())
 
 
-def test_no_byte_of_a_user_is_left_and_everybody_else_is_there(layout):
+def test_no_byte_of_a_user_is_left_and_other_users_stay(layout):
     said = a_run(layout)
     words = (VICTIM, pseudonym(layout, VICTIM))
     assert len(hits(layout.root, words)) == 5
@@ -92,7 +93,7 @@ def test_positions_and_counts_of_the_tables_survive(layout):
     assert tables.turns.num_rows == 6
 
 
-def test_a_snapshot_keeps_its_ids_and_is_learned_from_without_the_rows(layout):
+def test_a_snapshot_keeps_its_ids_and_is_read_without_the_erased_rows(layout):
     a_run(layout)
     before = read_json(layout.snapshot(2) / "snapshot.json", Snapshot)
     rows = read_interactions(layout.snapshot(2))
@@ -106,7 +107,7 @@ def test_a_snapshot_keeps_its_ids_and_is_learned_from_without_the_rows(layout):
     assert len({row.digest for row in gone}) == 2
 
 
-def test_a_snapshot_that_lost_a_row_to_something_else_is_still_refused(layout):
+def test_a_snapshot_that_lacks_a_row_for_another_reason_is_refused(layout):
     a_run(layout)
     erase(layout)
     drawn = read_json(layout.snapshot(2) / "snapshot.json", Snapshot)
@@ -114,7 +115,7 @@ def test_a_snapshot_that_lost_a_row_to_something_else_is_still_refused(layout):
         learned_from(replace(drawn, interaction_ids=(*drawn.interaction_ids, "lost")))
 
 
-def test_candidates_keep_their_weights_and_show_others_only(layout):
+def test_candidates_keep_their_weights_and_show_only_other_users(layout):
     a_run(layout)
     weights = layout.candidate(3) / "model.safetensors"
     weights.write_bytes(b"weights")
@@ -126,7 +127,7 @@ def test_candidates_keep_their_weights_and_show_others_only(layout):
     assert weights.read_bytes() == b"weights"
 
 
-def test_policies_that_learned_from_a_user_are_listed_with_those_that_inherit(layout):
+def test_policies_that_learned_from_a_user_are_listed_with_their_descendants(layout):
     a_run(layout)
     erased = erase(layout)
     assert [(each.policy_version, each.num_interactions, each.parent_version) for each in erased.learned] == [
@@ -138,7 +139,7 @@ def test_policies_that_learned_from_a_user_are_listed_with_those_that_inherit(la
     assert erased.newest_release_without == 2
 
 
-def test_a_dry_run_says_the_same_and_changes_nothing(layout):
+def test_a_dry_run_reports_the_same_and_changes_nothing(layout):
     a_run(layout)
     Tombstones(layout)
     before = state(layout)
@@ -148,7 +149,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(layout):
     assert (found.rows, found.snapshots, found.learned) == (erased.rows, erased.snapshots, erased.learned)
 
 
-def test_somebody_unknown_is_no_error_and_costs_the_others_nothing(layout):
+def test_an_unknown_user_is_no_error_and_no_table_is_rewritten(layout):
     a_run(layout)
     versions = [table.version for table in vars_of(UserTables.of(layout))]
     erased = erase(layout, user="nobody")
@@ -160,7 +161,7 @@ def vars_of(tables: UserTables) -> list[Table]:
     return [tables.turns, tables.feedback, tables.interactions, tables.pending]
 
 
-def test_the_same_name_of_another_tenant_is_somebody_else(layout):
+def test_the_same_name_under_another_tenant_is_another_user(layout):
     said = people(layout, (VICTIM,))[VICTIM]
     elsewhere = [changed(each, tenant="shop", turn_id=f"shop-{each.turn_id}") for each in said]
     store(layout, [*said, *elsewhere], [*interactions_of(said), *interactions_of(elsewhere)])
@@ -199,7 +200,7 @@ def commented(feedback: Feedback, turn: Turn) -> Interaction:
     )
 
 
-def test_feedback_by_the_user_and_on_the_users_answers_goes_with_what_came_of_it(layout):
+def test_feedback_by_the_user_and_on_the_users_turns_is_erased_with_its_interactions(layout):
     said = people(layout, ("ann", VICTIM))
     anonymous = dialogue("anonymous")
     on_theirs = given("f1", said[VICTIM][0].turn_id)
@@ -223,25 +224,25 @@ def test_feedback_by_the_user_and_on_the_users_answers_goes_with_what_came_of_it
     assert (erased.rows["feedback"], erased.rows["interactions"]) == (2, 2)
 
 
-def test_who_gave_no_name_points_at_a_turn_and_its_conversation_goes(layout):
-    theirs, other = dialogue("somebody", follow_ups=3), dialogue("other")
+def test_an_anonymous_user_names_a_turn_and_its_conversation_is_erased(layout):
+    theirs, other = dialogue("anon", follow_ups=3), dialogue("other")
     store(layout, [*theirs, *other], [*interactions_of(theirs), *interactions_of(other)])
-    erased = erase(layout, user=None, turns=("somebody-1",))
+    erased = erase(layout, user=None, turns=("anon-1",))
     assert ids(UserTables.of(layout).turns) == {"other-0", "other-1"}
-    assert (erased.rows["turns"], erased.rows["interactions"], erased.alike) == (4, 3, 0)
-    assert hits(layout.root, ["somebody says"]) == {}
+    assert (erased.rows["turns"], erased.rows["interactions"], erased.ambiguous_turns) == (4, 3, 0)
+    assert hits(layout.root, ["anon says"]) == {}
 
 
-def test_what_a_stranger_said_in_the_same_words_stays_and_is_counted(layout):
+def test_turns_of_another_user_with_the_same_text_stay_and_are_counted(layout):
     theirs = dialogue("hello", follow_ups=2)
     twin = changed(theirs[0], turn_id="twin", started_at_s=500.0, finished_at_s=501.0)
     store(layout, [*theirs, twin], [])
     erased = erase(layout, user=None, turns=("hello-1",))
     assert ids(UserTables.of(layout).turns) == {"hello-0", "twin"}
-    assert erased.alike == 2
+    assert erased.ambiguous_turns == 2
 
 
-def test_a_conversation_with_an_id_goes_whole(layout):
+def test_a_conversation_with_an_id_is_erased_whole(layout):
     theirs = dialogue("c", conversation_id="k1.c")
     edited = changed(theirs[1], turn_id="edit", messages=theirs[0].messages)
     other = dialogue("d", conversation_id="k1.d")
@@ -250,7 +251,7 @@ def test_a_conversation_with_an_id_goes_whole(layout):
     assert ids(UserTables.of(layout).turns) == {"d-0", "d-1"}
 
 
-def test_what_is_still_in_the_log_never_enters_and_a_writer_that_lives_is_waited_for(layout):
+def test_events_in_the_log_never_reach_a_table_and_an_open_segment_is_waited_for(layout):
     victim, ann = people(layout, (VICTIM,))[VICTIM], people(layout, ("ann",))["ann"]
     journal = JournalLog(layout.journal, segment_bytes=1 << 20, segment_s=0.5)
     for durable in [journal.append(each) for each in (*victim, *ann)]:
@@ -263,18 +264,18 @@ def test_what_is_still_in_the_log_never_enters_and_a_writer_that_lives_is_waited
     assert erased.events_in_log == 0
     journal.append(replace(victim[0], started_at_s=time.time() - 60)).result(timeout=10)
     journal.close()
-    assert erase(layout, user="somebody else").rows["turns"] == 0
+    assert erase(layout, user="another user").rows["turns"] == 0
     assert ids(UserTables.of(layout).turns) == {each.turn_id for each in ann}
 
 
 class Killed(BaseException):
-    """kill -9, as far as one process can play it."""
+    """Stands for kill -9 within one process."""
 
 
 STEPS = {
     "a snapshot's record": (snapshot_erasure, "write_json"),
     "a snapshot's rows": (snapshot_erasure.pq, "write_table"),
-    "a candidate": (erasure, "erase_in_file"),
+    "a candidate": (derived_data, "erase_in_file"),
     "a table": (Table, "delete"),
     "files": (Table, "purge"),
     "the end": (Tombstones, "finish"),
@@ -282,7 +283,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_an_erasure_killed_before_any_step_is_finished_by_the_next(layout, monkeypatch, step):
+def test_an_erasure_killed_before_any_step_is_finished_by_the_next_one(layout, monkeypatch, step):
     a_run(layout)
 
     def killed(*arguments: object, **named: object) -> None:
@@ -300,24 +301,24 @@ def test_an_erasure_killed_before_any_step_is_finished_by_the_next(layout, monke
     assert Tombstones(layout).unfinished == ()
 
 
-def test_of_a_conversation_that_was_deleted_in_part_the_rest_is_found_again(layout, monkeypatch):
-    theirs = dialogue("somebody", follow_ups=3)
+def test_the_rest_of_a_partly_deleted_conversation_is_found_again(layout, monkeypatch):
+    theirs = dialogue("anon", follow_ups=3)
     store(layout, theirs, interactions_of(theirs))
     delete = Table.delete
 
-    def pointed_at_goes_first(table: Table, ids: set[str]) -> int:
+    def delete_named_turn_only(table: Table, ids: set[str]) -> int:
         if table.name != "turns":
             return delete(table, ids)
-        delete(table, {"somebody-1"})
+        delete(table, {"anon-1"})
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Table, "delete", pointed_at_goes_first)
+        patch.setattr(Table, "delete", delete_named_turn_only)
         with pytest.raises(Killed):
-            erase(layout, user=None, turns=("somebody-1",))
-    erase(layout, user=None, turns=("somebody-1",))
+            erase(layout, user=None, turns=("anon-1",))
+    erase(layout, user=None, turns=("anon-1",))
     assert ids(UserTables.of(layout).turns) == set()
-    assert hits(layout.root, ["somebody says"]) == {}
+    assert hits(layout.root, ["anon says"]) == {}
 
 
 def test_an_erasure_waits_for_the_cycle_under_way(layout):
@@ -340,7 +341,7 @@ def test_an_erasure_waits_for_the_cycle_under_way(layout):
     assert hits(layout.root, (VICTIM, pseudonym(layout, VICTIM))) == {}
 
 
-def test_work_that_was_broken_off_leaves_nothing(layout):
+def test_files_of_interrupted_work_are_removed(layout):
     a_run(layout)
     for path in (
         layout.root / "snapshots" / ".c0009.partial" / "interactions.parquet",
@@ -360,7 +361,7 @@ def job(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
-def test_the_job_asks_before_it_removes_and_its_result_names_nobody(layout):
+def test_the_job_asks_before_it_removes_and_its_result_holds_no_name(layout):
     a_run(layout)
     asked = job(layout, "--user", VICTIM)
     assert (asked.returncode, "--yes" in asked.stderr) == (2, True)
@@ -372,9 +373,9 @@ def test_the_job_asks_before_it_removes_and_its_result_names_nobody(layout):
     assert "rollback.py --to 2" in " ".join(done.stderr.split())
 
 
-def test_nobody_and_a_run_that_is_none_are_refused_in_words(layout):
+def test_a_request_without_a_user_or_without_a_run_is_refused(layout):
     for user, turns in ((None, ()), ("", ()), ("ann", ("",))):
-        with pytest.raises(ConfigError, match="name somebody"):
+        with pytest.raises(ConfigError, match="name a user"):
             erase(layout, user=user, turns=turns)
     with pytest.raises(ConfigError, match="no run under"):
         erase(layout)

@@ -1,4 +1,4 @@
-"""Forgetting somebody, where there are personal policies; nothing here needs Ray or MLflow."""
+"""Erasure of a user from a run with personal policies, without Ray and MLflow."""
 
 import threading
 from pathlib import Path
@@ -78,20 +78,20 @@ def a_run(layout: Layout) -> None:
         learned(layout, owner_of(layout, user))
 
 
-def test_their_policy_goes_with_everything_and_so_does_a_tenants_that_learned_from_them(layout: Layout):
+def test_the_users_policy_is_erased_and_so_is_a_tenants_that_learned_from_the_user(layout: Layout):
     a_run(layout)
-    ann, theirs, everybody = (owner_of(layout, user) for user in ("ann", VICTIM, None))
+    ann, theirs, tenant = (owner_of(layout, user) for user in ("ann", VICTIM, None))
     words = (VICTIM, pseudonym(layout, VICTIM), theirs.digest)
     assert {name.split("/")[0] for name in hits(layout.root, words)} >= {"personal", "tables"}
     erased = erase(layout)
     assert hits(layout.root, words) == {}
-    assert erased.personal == sorted([theirs.digest, everybody.digest])
+    assert erased.personal == sorted([theirs.digest, tenant.digest])
     assert personal_store.known_owners(layout) == [ann.digest]
     assert personal_store.served_policy(layout, ann.digest) is not None
-    assert personal_store.served_policy(layout, everybody.digest) is None
-    # Nothing was rewritten that went as a whole.
+    assert personal_store.served_policy(layout, tenant.digest) is None
+    # Snapshots that were removed with their policy are not rewritten first.
     assert erased.snapshots == {}
-    learned(layout, everybody)
+    learned(layout, tenant)
     assert hits(layout.root, words) == {}
 
 
@@ -102,23 +102,23 @@ def test_a_dry_run_names_the_same_owners_and_removes_none(layout: Layout):
     assert found.personal == erase(layout).personal
 
 
-def test_what_only_tested_a_tenants_policy_is_taken_out_and_the_policy_stays(layout: Layout):
+def test_held_out_rows_are_erased_and_the_tenants_policy_stays(layout: Layout):
     said = people(layout, PEOPLE, follow_ups=6)
     interactions = [each for turns in said.values() for each in interactions_of(turns)]
     store(layout, [each for turns in said.values() for each in turns], interactions)
-    everybody = owner_of(layout, None)
+    tenant = owner_of(layout, None)
     splits = {user: interactions_of(turns)[0].conversation for user, turns in said.items()}
     # All of the victim's conversation, and nothing of the one after it, is held out.
     order = sorted(splits, key=lambda user: split_of(splits[user]))
     tester = order[0]
     share = (split_of(splits[order[0]]) + split_of(splits[order[1]])) / 2 / 2**32
-    learned(layout, everybody, held_out=share)
-    held_out = layout.personal_version(everybody.digest, 1) / personal_store.SNAPSHOT / HELD_OUT
+    learned(layout, tenant, held_out=share)
+    held_out = layout.personal_version(tenant.digest, 1) / personal_store.SNAPSHOT / HELD_OUT
     erased = erase(layout, user=tester)
     assert erased.personal == []
     assert erased.snapshots == {str(held_out): 6}
     assert hits(layout.root, (tester,)) == {}
-    assert personal_store.served_policy(layout, everybody.digest) is not None
+    assert personal_store.served_policy(layout, tenant.digest) is not None
 
 
 def test_their_policies_are_found_under_every_key(layout: Layout):
@@ -130,24 +130,24 @@ def test_their_policies_are_found_under_every_key(layout: Layout):
     assert before not in personal_store.known_owners(layout)
 
 
-def test_an_update_under_way_loses_its_snapshot_and_so_never_ends(layout: Layout):
+def test_an_update_under_way_loses_its_snapshot(layout: Layout):
     a_run(layout)
-    everybody = owner_of(layout, None)
-    learned(layout, everybody, version=2, ended=False)
-    assert everybody.digest in erase(layout).personal
-    assert not layout.personal_version(everybody.digest, 2).exists()
+    tenant = owner_of(layout, None)
+    learned(layout, tenant, version=2, ended=False)
+    assert tenant.digest in erase(layout).personal
+    assert not layout.personal_version(tenant.digest, 2).exists()
 
 
 def test_an_erasure_waits_for_a_draw_and_a_draw_for_an_erasure(layout: Layout):
     a_run(layout)
     erased = threading.Event()
 
-    def forget() -> None:
+    def erase_in_thread() -> None:
         erase(layout)
         erased.set()
 
     with file_lock(layout.personal):
-        thread = threading.Thread(target=forget)
+        thread = threading.Thread(target=erase_in_thread)
         thread.start()
         assert not erased.wait(1.0)
         learned(layout, owner_of(layout, None), version=2)
@@ -155,7 +155,7 @@ def test_an_erasure_waits_for_a_draw_and_a_draw_for_an_erasure(layout: Layout):
     assert hits(layout.root, (VICTIM, pseudonym(layout, VICTIM))) == {}
 
 
-def test_an_erasure_killed_at_a_policy_is_finished_by_the_next(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+def test_an_erasure_killed_at_a_policy_is_finished_by_the_next_one(layout: Layout, monkeypatch: pytest.MonkeyPatch):
     a_run(layout)
     theirs = owner_of(layout, VICTIM).digest
 
@@ -172,20 +172,21 @@ def test_an_erasure_killed_at_a_policy_is_finished_by_the_next(layout: Layout, m
     assert personal_store.known_owners(layout) == [owner_of(layout, "ann").digest]
 
 
-def test_lineage_names_the_personal_policies_that_learned_from_somebody(layout: Layout):
+def test_lineage_lists_the_personal_policies_that_learned_from_a_user(layout: Layout):
     a_run(layout)
-    theirs, everybody = owner_of(layout, VICTIM), owner_of(layout, None)
-    asked = find_data_subject(layout, tenant="default", user=VICTIM, turn_ids=())
-    traces = asked.traces(UserTables.of(layout))
-    ids = asked.learned_from(layout, traces)
-    found = trace_lineage(read_run_history(layout), traces, ids, personal_store.snapshot_uses(layout, ids)).personal
+    theirs, tenant = owner_of(layout, VICTIM), owner_of(layout, None)
+    subject = find_data_subject(layout, tenant="default", user=VICTIM, turn_ids=())
+    footprint = subject.footprint(UserTables.of(layout))
+    ids = subject.interaction_ids(layout, footprint)
+    uses = personal_store.snapshot_uses(layout, ids)
+    found = trace_lineage(read_run_history(layout), footprint, ids, uses).personal
     assert {(each.owner, each.num_interactions, each.served) for each in found} == {
         (theirs.digest, 2, True),
-        (everybody.digest, 2, True),
+        (tenant.digest, 2, True),
     }
 
 
-def test_the_job_counts_them_and_names_nobody(layout: Layout):
+def test_the_job_counts_personal_policies_and_prints_no_name(layout: Layout):
     a_run(layout)
     done = job(layout, "--user", VICTIM, "--yes")
     assert done.returncode == 0, done.stderr

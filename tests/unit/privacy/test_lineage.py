@@ -1,4 +1,4 @@
-"""What the books say of where policies come from, on cycles made by hand."""
+"""Lineage of policies and users, on cycles made by hand."""
 
 import json
 import subprocess
@@ -22,7 +22,11 @@ from tests.support.paths import REPOSITORY
 from tests.support.user_data import finished_cycle, interactions_of, people, pseudonym, store
 
 NOTHING = UserFootprint(
-    turn_ids=frozenset(), feedback_ids=frozenset(), interaction_ids=frozenset(), conversations=frozenset(), alike=0
+    turn_ids=frozenset(),
+    feedback_ids=frozenset(),
+    interaction_ids=frozenset(),
+    conversations=frozenset(),
+    ambiguous_turns=0,
 )
 
 
@@ -51,7 +55,7 @@ FORKED = RunHistory(
 )
 
 
-def test_a_policy_learned_from_what_it_drew_or_inherited():
+def test_a_policy_learned_from_its_snapshot_and_from_those_of_its_ancestors():
     found = FORKED.learned({"a"})
     assert [(each.policy_version, each.num_interactions) for each in found] == [(2, 1), (3, 0), (6, 1)]
     assert [(each.released, each.served) for each in found] == [(True, False), (True, True), (False, False)]
@@ -60,17 +64,17 @@ def test_a_policy_learned_from_what_it_drew_or_inherited():
     assert FORKED.learned({"b", "d"})[2].num_interactions == 2
 
 
-def test_a_cycle_that_drew_and_made_no_policy_is_told_apart():
-    assert [(each.cycle, each.trained) for each in FORKED.drew({"a"})] == [(1, True), (4, False), (5, True)]
+def test_a_cycle_that_drew_and_made_no_candidate_is_marked():
+    assert [(each.cycle, each.trained) for each in FORKED.updates_from({"a"})] == [(1, True), (4, False), (5, True)]
 
 
-def test_the_newest_release_that_never_met_somebody_is_the_way_back():
+def test_the_newest_release_without_a_user_is_found():
     assert FORKED.newest_release_without(FORKED.learned({"a"})) == 7
     assert FORKED.newest_release_without(FORKED.learned({"e", "a"})) == 1
     assert replace(FORKED, released=frozenset({2})).newest_release_without(FORKED.learned({"a"})) is None
 
 
-def test_a_release_is_followed_to_the_base_with_what_each_of_its_parents_drew():
+def test_a_release_is_followed_to_the_base_with_the_size_of_each_snapshot():
     line = ancestors(FORKED, 6, lambda path: Counter())
     assert [each.policy_version for each in line] == [6, 3, 2, 1]
     assert [each.num_interactions for each in line] == [1, 1, 2, 0]
@@ -80,9 +84,9 @@ def test_a_release_is_followed_to_the_base_with_what_each_of_its_parents_drew():
         ancestors(FORKED, 9, lambda path: Counter())
 
 
-def test_what_became_of_somebody_counts_each_snapshots_share():
+def test_lineage_of_a_user_counts_their_interactions_in_each_snapshot():
     found = trace_lineage(FORKED, NOTHING, {"a", "b"})
-    assert [(each.cycle, each.num_interactions, each.trained) for each in found.drew] == [
+    assert [(each.cycle, each.num_interactions, each.trained) for each in found.snapshots] == [
         (1, 2, True),
         (3, 1, True),
         (4, 1, False),
@@ -91,7 +95,7 @@ def test_what_became_of_somebody_counts_each_snapshots_share():
     assert [each.policy_version for each in found.learned] == [2, 3, 4, 6]
 
 
-def test_the_books_of_a_run_that_has_none_are_empty(tmp_path):
+def test_the_history_of_a_new_run_is_empty(tmp_path):
     assert read_run_history(Layout(tmp_path)) == RunHistory(updates=(), released=frozenset(), served=None)
 
 
@@ -122,7 +126,7 @@ def answer(layout: Layout, *arguments: str) -> dict | list:
 def test_the_job_answers_by_user_by_turn_and_by_release(layout):
     by_user = answer(layout, "--user", "bob")
     assert (by_user["num_turns"], by_user["num_interactions"]) == (3, 2)
-    assert [(each["cycle"], each["num_interactions"]) for each in by_user["drew"]] == [(2, 1)]
+    assert [(each["cycle"], each["num_interactions"]) for each in by_user["snapshots"]] == [(2, 1)]
     assert [(each["policy_version"], each["released"]) for each in by_user["learned"]] == [(3, False)]
     by_turn = answer(layout, "--turn", "a-1")
     # Its answer with the reaction to it, and the answer that it reacts to.
@@ -135,7 +139,7 @@ def test_the_job_answers_by_user_by_turn_and_by_release(layout):
     assert [each["served"] for each in line] == [False, True, False]
 
 
-def test_the_job_draws_trees_for_people(layout):
+def test_the_job_prints_trees(layout):
     shown = job(layout, "--user", "ann").stdout
     assert "3 turns, 0 feedback, 2 interactions in the tables" in shown
     assert "v2 of v1: PROMOTE, served" in shown
@@ -144,7 +148,7 @@ def test_the_job_draws_trees_for_people(layout):
     assert "v1: what everything starts from" in shown
 
 
-def test_the_job_wants_one_question(layout):
+def test_the_job_refuses_none_and_several_of_its_questions(layout):
     for arguments in ((), ("--user", "ann", "--turn", "a-1"), ("--release", "newest")):
         refused = job(layout, *arguments)
         assert refused.returncode == 2
