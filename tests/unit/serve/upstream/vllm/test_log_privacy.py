@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from serve.upstream.vllm import log_privacy
 from serve.upstream.vllm.log_privacy import UserTextFilter, keep_handlers_open
-from tests.support.paths import REPOSITORY
 
 CANARY = "the moon is made of 4711"
-CONFIG = REPOSITORY / "serve" / "lifecycle" / "logging.json"
+CONFIG = Path(log_privacy.__file__).with_name("logging.json")
 
 
 def record(name: str, level: int, text: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
