@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 BEFORE = "05aecd0"
 PRODUCT = ("sdpo_ray/", "serve/", "jobs/")
 
-USES = re.compile(r"^(?:sdpo_ray|serve)/upstream/(\w+)\.py$")
+USES = re.compile(r"^(?:sdpo_ray|serve)/upstream/(\w+)[./]")
 MAX_FUNCTION_LINES = 60
 
 
@@ -58,8 +58,11 @@ def measure(commit: str) -> TreeFigures:
         )
         if (match := USES.match(path)) and match[1] != "__init__":
             private_uses[match[1]] += sum(
-                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "PrivateUse"
-                for node in ast.walk(tree)
+                len(node.value.elts)
+                for node in tree.body
+                if isinstance(node, ast.Assign)
+                and isinstance(node.value, ast.Tuple)
+                and ast.unparse(node.targets[0]) == "PRIVATE_USES"
             )
     readme = git("show", f"{commit}:README.md")
     jobs = [path for path in modules if path.startswith("jobs/")]
