@@ -319,21 +319,21 @@ def test_replicas_share_one_count_and_let_everybody_in_while_it_is_away(ray_clus
         one, other = SharedRateLimiter("unit", 60), SharedRateLimiter("unit", 60)
         limits = LimitsConfig(concurrent=2)
         deadline = time.monotonic() + 60
-        while not (first := await one.enter("k", limits)).ticket:
+        while not (first := await one.acquire("k", limits)).ticket:
             assert time.monotonic() < deadline
         one.counters.values.clear()
-        said = [first.refused, (await other.enter("k", limits)).refused, (await one.enter("k", limits)).refused]
-        await other.leave("k", limits, first.ticket, 0)
-        said.append((await one.enter("k", limits)).refused)
+        said = [first.refused, (await other.acquire("k", limits)).refused, (await one.acquire("k", limits)).refused]
+        await other.release("k", limits, first.ticket, 0)
+        said.append((await one.acquire("k", limits)).refused)
         counter = ray.get_actor("limits of unit", namespace="sdpo-ray")
         ray.kill(counter, no_restart=True)
         # Ray kills in its own time, and until then the counter says what it said before.
         with pytest.raises(RayActorError):
             while time.monotonic() < deadline:
                 await counter.holds.remote("k", first.ticket)
-        assert not (await one.enter("k", limits)).refused
-        assert one.counters.values["away"] == 1
-        while not (verdict := await one.enter("k", limits)).ticket:
+        assert not (await one.acquire("k", limits)).refused
+        assert one.counters.values["unavailable"] == 1
+        while not (verdict := await one.acquire("k", limits)).ticket:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
         assert not verdict.refused

@@ -93,7 +93,7 @@ def test_a_replica_comes_up_on_the_release_before_one_that_is_gone_or_wrong(layo
 
 def test_a_replica_that_can_serve_nothing_says_so(layout: Layout):
     known = ReleasePointer(layout, "users").to_start_on()
-    with pytest.raises(SwapError, match="no release that is known of checks out: not this one"):
+    with pytest.raises(SwapError, match="no known release checks out: not this one"):
         asyncio.run(start(FakeSwapper(known[0], refuse={0, 1, 2}), known, loaded=known[0]))
 
 
@@ -119,7 +119,7 @@ def test_a_canary_serves_the_candidate_on_canary_and_else_what_users_are(layout:
 
 
 def test_a_follower_tries_a_release_once_and_says_why_it_is_not_served(layout: Layout, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(release_watcher, "FOLLOW_S", 0.001)
+    monkeypatch.setattr(release_watcher, "POLL_S", 0.001)
 
     async def until(follower: ReleaseWatcher, refused: str | None) -> None:
         async with asyncio.timeout(5):
