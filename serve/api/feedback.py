@@ -1,4 +1,4 @@
-"""`POST /v1/feedback`: a user's feedback on a response, given outside the chat; acknowledged once it is on disk."""
+"""`POST /v1/feedback`: a user's feedback on a response, outside the chat; acknowledged once it is on disk."""
 
 import time
 from collections.abc import Mapping

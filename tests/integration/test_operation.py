@@ -21,7 +21,7 @@ from sdpo_ray.config import LimitsConfig
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import FinishReason
-from tests.support.otlp_collector import Telescope, attributes
+from tests.support.otlp_collector import OtlpCollector, attributes
 from tests.support.paths import CHECKPOINT
 from tests.support.serving import Served
 from tests.support.streaming import assert_begun_streams_end_whole
@@ -42,7 +42,7 @@ class Guarded:
 
     served: Served
     keys: dict[str, str]
-    telescope: Telescope
+    collector: OtlpCollector
 
     def ask(self, who: str, *, headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
         body = {"model": "policy", "messages": QUESTION, "max_tokens": 8, **more}
@@ -69,19 +69,19 @@ def guarded(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "single": {"concurrent": 1},
     }
     keys = {name: ApiKeys.load(layout.api_keys).add(name, **own)[0] for name, own in limits.items()}
-    with Telescope() as telescope:
+    with OtlpCollector() as collector:
         overrides = [
             f"root={root}",
             f"policy.base={CHECKPOINT}",
             f"serve.request_timeout_s={TIMEOUT_S}",
-            f"serve.otlp_endpoint={telescope.endpoint}",
+            f"serve.otlp_endpoint={collector.endpoint}",
             "serve.drain_s=30",
             # Few at once, so that what is to take long does.
             "serve.max_num_seqs=2",
         ]
         serve.run(build(Arguments(run_file=str(LAPTOP), overrides=overrides)), name="guarded", route_prefix="/guarded")
         url = f"{served.url}/guarded"
-        yield Guarded(Served(url=url, layout=layout, base=CHECKPOINT, overrides=tuple(overrides)), keys, telescope)
+        yield Guarded(Served(url=url, layout=layout, base=CHECKPOINT, overrides=tuple(overrides)), keys, collector)
         serve.delete("guarded")
 
 
@@ -284,7 +284,7 @@ def test_a_trace_goes_through_us_into_the_engine(guarded: Guarded):
     guarded.ask("free", headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}, user="Zanzibarquoll")
     wanted, deadline = {"gate", "engine", "journal", "llm_request"}, time.monotonic() + 30
     while True:
-        spans = [span for span in guarded.telescope.spans if span.trace_id.hex() == trace]
+        spans = [span for span in guarded.collector.spans if span.trace_id.hex() == trace]
         if wanted <= {span.name for span in spans} and any(span.name.startswith("POST") for span in spans):
             break
         assert time.monotonic() < deadline, [span.name for span in spans]
@@ -293,7 +293,7 @@ def test_a_trace_goes_through_us_into_the_engine(guarded: Guarded):
     assert own.parent_span_id.hex() == "00f067aa0ba902b7"
     assert {span.parent_span_id for span in spans if span.name in wanted} == {own.span_id}
     assert attributes(own)["sdpo.tenant"] == "free"
-    assert not any(b"France" in each or b"Zanzibarquoll" in each for each in guarded.telescope.received)
+    assert not any(b"France" in each or b"Zanzibarquoll" in each for each in guarded.collector.received)
 
 
 def test_nothing_starts_where_others_reach_it_without_a_key(served: Served, tmp_path: Path):
