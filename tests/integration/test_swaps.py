@@ -25,7 +25,7 @@ from sdpo_ray.personal.store import Attempt, conclude, remove, seal_adapter
 from sdpo_ray.records import Candidate, Snapshot, Turn, Verdict
 from tests.support.adapters import ADAPTER, CONFIG, WEIGHTS, adapted, adapter_release, personal, rewrite
 from tests.support.paths import CHECKPOINT
-from tests.support.serving import Served, Witness, perturbed, point, release_of
+from tests.support.serving import Served, ReferencePolicy, perturbed, point, release_of
 
 pytestmark = pytest.mark.integration
 QUESTION = "What is the capital of France?"
@@ -94,7 +94,7 @@ def turn_of(served: Served, **more: Any) -> Turn:
 
 
 def assert_said_by(path: str | Path, turn: Turn) -> None:
-    assert Witness(Path(path)).of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
+    assert ReferencePolicy(Path(path)).of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
 
 
 def to_base(served: Served) -> None:
@@ -173,7 +173,7 @@ def test_log_probs_of_a_prompt_are_the_adapters_and_leave_the_engine_alive(
     from sdpo_ray.chat import ChatFormat
 
     ids = ChatFormat(CHECKPOINT).text_ids("The capital of France")
-    expected = Witness(Path(candidates[1].path)).logprobs(ids)
+    expected = ReferencePolicy(Path(candidates[1].path)).logprobs(ids)
     assert choice["token_logprobs"][1 : len(ids)] == pytest.approx(expected, abs=2e-3)
     assert ask(by_adapter).status == 200
 
@@ -355,10 +355,10 @@ def test_everyone_in_one_batch_is_answered_by_their_own_policy(people: Served, c
         ids = [each.result().headers["x-sdpo-turn-id"] for each in asked]
     turns = people.turns()
     expected = {"ann": candidates[1].path, "ben": candidates[2].path, "cas": str(CHECKPOINT)}
-    witnesses = {user: Witness(Path(path)) for user, path in expected.items()}
+    references = {user: ReferencePolicy(Path(path)) for user, path in expected.items()}
     for user, turn_id in zip(users, ids, strict=True):
         turn = turns[turn_id]
-        assert witnesses[user].of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
+        assert references[user].of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
         assert bool(turn.adapter) == (user != "cas")
         assert [span.policy_version for span in turn.version_spans] == [0]
 

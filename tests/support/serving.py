@@ -1,4 +1,4 @@
-"""What tests of serving share: weights to release, and an independent witness of what a policy would say."""
+"""Shared by tests of serving: weights to release, and a reference implementation of a policy's log-probs."""
 
 import shutil
 import time
@@ -24,21 +24,21 @@ class Served:
     layout: Layout
     base: Path
     overrides: tuple[str, ...]
-    """Of the run file: what a job needs to be about the same run."""
+    """Overrides of the run file, which a job of the same run needs."""
 
     def health(self) -> httpx.Headers:
         return httpx.get(f"{self.url}/health", timeout=30).headers
 
     def turns(self) -> dict[str, Turn]:
-        """Every turn in the journal, by id."""
+        """Return every turn in the journal, by id."""
         return {event.turn_id: event for event in self.events() if isinstance(event, Turn)}
 
     def feedback(self) -> dict[str, Feedback]:
-        """All feedback in the journal, by id."""
+        """Return all feedback in the journal, by id."""
         return {event.feedback_id: event for event in self.events() if isinstance(event, Feedback)}
 
     def events(self) -> tuple[Event, ...]:
-        """Everything in the journal, as often as it is there."""
+        """Return all events in the journal, repeated ones included."""
         from sdpo_ray.eventlog.factory import open_log
 
         return open_log(self.layout, CaptureConfig()).poll({}, max_events=1_000_000, max_bytes=1 << 30).events
@@ -58,7 +58,7 @@ class Served:
 
 
 def perturbed(base: Path, path: Path, *, seed: int, scale: float = 0.02) -> Path:
-    """A copy of the policy at `base` with Gaussian noise on every weight."""
+    """Write a copy of the policy at `base` with Gaussian noise on every weight."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -70,8 +70,8 @@ def perturbed(base: Path, path: Path, *, seed: int, scale: float = 0.02) -> Path
     return path
 
 
-class Witness:
-    """A policy in transformers: log-probs that owe nothing to vLLM."""
+class ReferencePolicy:
+    """A policy in transformers: log-probs that are independent of vLLM."""
 
     def __init__(self, path: Path) -> None:
         from transformers import AutoModelForCausalLM
@@ -79,7 +79,7 @@ class Witness:
         self._model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype="float32").eval()
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """log p(token_ids[i + 1] | token_ids[:i + 1])."""
+        """Return log p(token_ids[i + 1] | token_ids[:i + 1])."""
         import torch
 
         ids = torch.tensor([list(token_ids)])
@@ -92,9 +92,9 @@ class Witness:
 
 
 def release_of(path: Path, version: int, *, previous: int | None = 0) -> Release:
-    """A release with the fingerprint that transformers computes."""
+    """Return a release with the fingerprint that transformers computes."""
     token_ids = ChatFormat(path).text_ids(FINGERPRINT_TEXT)
-    fingerprint = Fingerprint(token_ids=token_ids, logprobs=tuple(Witness(path).logprobs(token_ids)))
+    fingerprint = Fingerprint(token_ids=token_ids, logprobs=tuple(ReferencePolicy(path).logprobs(token_ids)))
     return Release(policy_version=version, path=str(path), previous_version=previous, fingerprint=fingerprint)
 
 

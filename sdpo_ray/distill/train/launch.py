@@ -15,6 +15,7 @@ from sdpo_ray.distill.train.worker import train
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.io.files import is_ready, read_json
 from sdpo_ray.records import Candidate, Release, Snapshot
+from sdpo_ray.upstream.ray import TRAIN_POLLING
 
 _POLL_S = 0.1
 
@@ -85,7 +86,8 @@ def _run(job: UpdateSpec, on_step: Callable[[int, int], None] | None) -> str | N
     from ray.train.torch import TorchConfig, TorchTrainer
 
     # How often Ray Train looks whether its workers are done: with its 2 s a run ends 4 s later.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    for name, value in TRAIN_POLLING.items():
+        os.environ.setdefault(name, value)
     workers = job.config.workers
     trainer = TorchTrainer(
         partial(train, job),

@@ -26,7 +26,7 @@ from sdpo_ray.records import Canary, Fingerprint, Release
 from sdpo_ray.records.run_events import ShadowResponse
 from sdpo_ray.telemetry import read_events
 from serve.canary.router import CanaryRouter
-from serve.canary.shadow import AT_ONCE
+from serve.canary.shadow import MAX_COPIES
 from serve.gateway.auth import CanaryAuthenticator, private_key
 from tests.support.recorded_engine import MemoryLog, client_of, recorder_of, text_of
 
@@ -447,10 +447,10 @@ def test_a_shadow_delays_nobody_and_is_dropped_when_there_are_too_many(house: Ho
                 reply = await client.post("/v1/chat/completions", json=body(f"user-{number}", f"Question {number}?"))
                 said.append(text_of(reply))
             assert splitter.counters.values["shadow.dropped"] > 0
-            assert len(canary.asked) == AT_ONCE
+            assert len(canary.asked) == MAX_COPIES
             assert canary.waits is not None
             canary.waits.set()
-            while house.counted.get("shadow.answered", 0) < AT_ONCE:
+            while house.counted.get("shadow.answered", 0) < MAX_COPIES:
                 await asyncio.sleep(0.01)
             return said
 
