@@ -14,7 +14,7 @@ def main(
     print_config: PrintConfig = False,
     user: Annotated[str | None, typer.Option(help="Name of the user, as the client sent it in `user`.")] = None,
     tenant: Annotated[str, typer.Option(help="Tenant of the user.")] = "default",
-    release: Annotated[str | None, typer.Option(help="Policy version, such as v7: its ancestors back to the base.")] = None,
+    release: Annotated[str | None, typer.Option(help="Policy version, such as v7: its ancestors.")] = None,
     turn: Annotated[str | None, typer.Option(help="Id of an answered turn: the header x-sdpo-turn-id.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a tree.")] = False,
 ) -> None:

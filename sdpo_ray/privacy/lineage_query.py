@@ -17,7 +17,8 @@ def lineage_of(layout: Layout, tenant: str, user: str | None, turn: str | None) 
     """
     subject = find_data_subject(layout, tenant=tenant, user=user, turn_ids=() if turn is None else (turn,))
     footprint = footprint_of(UserTables.of(layout), subject.users, also=subject.turn_ids)
-    ids = subject.interaction_ids(layout, footprint) if turn is None else footprint.source_ids | footprint.interaction_ids
+    own = footprint.source_ids | footprint.interaction_ids
+    ids = subject.interaction_ids(layout, footprint) if turn is None else own
     return trace_lineage(read_run_history(layout), footprint, ids, snapshot_uses(layout, ids))
 
 
