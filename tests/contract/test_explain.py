@@ -53,7 +53,7 @@ def test_a_case_of_ones_own_becomes_a_page_pictures_and_a_table(tmp_path: Path):
     sizes = [float(size) for size in re.findall(r"A = ([+-][\d.]+) nats", first)]
     assert min(sizes) < -2
     assert "the run&#39;s base" not in page
-    assert "(the run's base, for nothing was released yet)" in done.stdout
+    assert "(the run's base, since nothing is released yet)" in done.stdout
     assert "stated" in done.stdout
     assert str(out / "index.html") in done.stdout
 

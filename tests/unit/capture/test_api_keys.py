@@ -119,7 +119,7 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_adds_lists_and_revokes(tmp_path: Path) -> None:
-    assert run(tmp_path, "list").stdout == "no keys: everybody may call, as tenant default\n"
+    assert run(tmp_path, "list").stdout == "no keys: requests need none, and belong to the tenant default\n"
     added = run(tmp_path, "add", "--tenant", "acme")
     keys = ApiKeys.load(tmp_path / "api_keys.json")
     assert tenant_of(keys, added.stdout.strip()) == "acme"
