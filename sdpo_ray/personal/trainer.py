@@ -150,7 +150,7 @@ class PersonalTrainer:
             max_model_len=self._run.policy.max_model_len,
             seed=seed,
             base=Path(champion.path),
-            apart=Path(snapshot.path) / HELD_OUT,
+            held_out=Path(snapshot.path) / HELD_OUT,
             on_step=self._heard.steps,
         )
 

@@ -227,7 +227,7 @@ def test_a_personal_adapter_lies_over_the_champions_whole_weights_whatever_made_
         policy_version=1,
         out=tmp_path / "own",
         base=Path(champion.path),
-        apart=Path(apart.path),
+        held_out=Path(apart.path),
         **common,
     )
     shared, whole = (load_policy(Path(each.path)) for each in (champion, own))

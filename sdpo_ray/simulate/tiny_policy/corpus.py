@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdpo_ray.chat import HINDSIGHT
+from sdpo_ray.chat import HINDSIGHT_BLOCKS
 from sdpo_ray.simulate.phrases import PRAISES, WORDINGS, Wish
 from sdpo_ray.simulate.style import STYLES, VARIANTS, Style, answer
 from sdpo_ray.simulate.world import Question, sample_prompt
@@ -30,7 +30,7 @@ class CorpusConversation:
 
 def with_hindsight(prompt: str, follow_up: str) -> str:
     """Return `prompt` as the teacher reads it once the user has said `follow_up`."""
-    return prompt + HINDSIGHT["online"] + follow_up.strip()
+    return prompt + HINDSIGHT_BLOCKS["online"] + follow_up.strip()
 
 
 def sample_conversation(rng: random.Random) -> CorpusConversation:

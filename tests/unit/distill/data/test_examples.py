@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_ray.chat import ChatFormat
-from sdpo_ray.config import PRESETS, DistillConfig
-from sdpo_ray.distill.data.examples import Example, examples
+from sdpo_ray.chat import HINDSIGHT_BLOCKS, ChatFormat
+from sdpo_ray.config import DistillConfig
+from sdpo_ray.distill.data.example import HINDSIGHT, Example
+from sdpo_ray.distill.data.examples import examples
 from sdpo_ray.records import FOREIGN, FinishReason, Interaction, Message, Redaction, Role, Sampling, VersionSpan
 from sdpo_ray.telemetry import Counters
 from tests.support.builders import TOOL_CHATML, as_text, dialogue, interaction, tiny_policy, tool_use, with_turn
@@ -27,14 +28,7 @@ OFFLINE = (
     "Improve your response to the user prompt.\nFuture User Message: "
 )
 PAPER = "\nThe following is a future user message. Use this to guide your answer to the user prompt: "
-BLOCKS = {
-    "continual": ONLINE,
-    "paper_online": PAPER,
-    "paper_offline": PAPER,
-    "official_offline_code": OFFLINE,
-    "official_online_code": ONLINE,
-    "live_branch": ONLINE,
-}
+BLOCKS = {"online": ONLINE, "offline_code": OFFLINE, "paper": PAPER}
 TOOLS = json.dumps([{"type": "function", "function": {"name": "weather", "description": None, "parameters": {}}}])
 
 
@@ -81,19 +75,18 @@ def why_not(chat: ChatFormat, served: Interaction, **how: Any) -> str:
     return reason
 
 
-def test_golden_15_every_preset_is_tried_here() -> None:
-    assert BLOCKS.keys() == PRESETS.keys()
+def test_golden_15_every_template_is_tested_here() -> None:
+    assert BLOCKS.keys() == HINDSIGHT_BLOCKS.keys()
 
 
-@pytest.mark.parametrize("preset", BLOCKS)
-def test_golden_15_the_block_of_each_preset_is_at_the_end_of_the_last_user_message_only(
-    chat: ChatFormat, preset: str
+@pytest.mark.parametrize("template", BLOCKS)
+def test_golden_15_the_block_of_each_template_is_at_the_end_of_the_last_user_message_only(
+    chat: ChatFormat, template: str
 ) -> None:
     served = interaction(
         chat, prompt="2 + 2?", follow_up="  Shorter please.\n", history=dialogue("Hi", "Hello", system="Be kind.")
     )
-    values = {"optimizer": "adamw", "workers": {"precision": "float32"}}
-    found = one(chat, served, config=DistillConfig.model_validate({"preset": preset} | values))
+    found = one(chat, served, template=template)
     before = (
         "<|im_start|>system\nBe kind.<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n"
@@ -102,7 +95,7 @@ def test_golden_15_the_block_of_each_preset_is_at_the_end_of_the_last_user_messa
     )
     after = "<|im_end|>\n<|im_start|>assistant\n"
     assert found.prompt_ids == served.turn.prompt_ids == chat.text_ids(before + after)
-    assert found.hindsight_ids == chat.text_ids(f"{before}{BLOCKS[preset]}Shorter please.{after}")
+    assert found.hindsight_ids == chat.text_ids(f"{before}{BLOCKS[template]}Shorter please.{after}")
 
 
 ASKED = [1, 283, 269, 201, 20, 223, 13, 223, 20, 33]
@@ -152,23 +145,10 @@ def test_golden_15_template_arguments_are_those_of_the_request_in_both_contexts(
         assert tool_chat.text(ids).endswith("<think></think>")
 
 
-def test_golden_15_no_system_message_is_added_and_a_stated_one_stays() -> None:
-    """Except where the preset says so: see the next test."""
-    assert not DistillConfig().context.empty_system
-    assert all(
-        preset.get("context", {}).get("empty_system", False) is (name == "official_online_code")
-        for name, preset in PRESETS.items()
-    )
-
-
-def test_golden_15_an_empty_system_message_is_added_on_request_where_there_is_none(chat: ChatFormat) -> None:
-    bare = one(chat, interaction(chat, prompt="Hi"), empty_system=True)
-    empty, asked = "<|im_start|>system\n<|im_end|>\n", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert chat.text(bare.prompt_ids) == empty + asked
-    assert chat.text(bare.hindsight_ids).startswith(empty)
-    assert bare.sampler_logprobs == (), "y was sampled after another x"
-    named = interaction(chat, history=dialogue(system="Be kind."))
-    assert one(chat, named, empty_system=True) == one(chat, named)
+def test_golden_15_no_system_message_is_added_and_a_stated_one_stays(chat: ChatFormat) -> None:
+    bare, named = interaction(chat, prompt="Hi"), interaction(chat, history=dialogue(system="Be kind."))
+    assert chat.text(one(chat, bare).prompt_ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert chat.text(one(chat, named).hindsight_ids).startswith("<|im_start|>system\nBe kind.<|im_end|>\n")
 
 
 @pytest.mark.parametrize("follow_up", ["", " ", "\n\t "])
@@ -307,15 +287,6 @@ def test_golden_17_the_end_token_is_learned_only_where_it_was_emitted(chat: Chat
     assert one(chat, _cut(interaction(chat)), truncated="train").response_ids == text
 
 
-def test_golden_17_the_end_token_is_added_where_the_preset_wants_it_always(chat: ChatFormat) -> None:
-    text, end = chat.text_ids("Paris"), (chat.eos_id,)
-    whole = one(chat, interaction(chat), end_token="always")
-    cut = one(chat, _cut(interaction(chat)), end_token="always", truncated="train")
-    assert whole.response_ids == cut.response_ids == text + end
-    assert whole.sampler_logprobs == interaction(chat).turn.response_logprobs
-    assert cut.sampler_logprobs == (), "nobody sampled the end token"
-
-
 @pytest.mark.parametrize("how", [FinishReason.LENGTH, FinishReason.ABORT])
 def test_golden_17_a_truncated_answer_is_masked_trained_or_dropped_by_name(chat: ChatFormat, how: FinishReason) -> None:
     cut = _cut(interaction(chat), how)
@@ -350,7 +321,7 @@ def test_golden_17_an_answer_without_scored_tokens_gives_no_nan(tmp_path: Path, 
     config = DistillConfig.model_validate(values)
     short, long = interaction(chat, name="a"), interaction(chat, name="b", response="Nothing")
     found, _ = read(chat, short, long, config=config)
-    assert rows(tuple(found), hindsight=True).target_N.tolist() == list(found[1].response_ids[k:])
+    assert rows(tuple(found), HINDSIGHT).target_N.tolist() == list(found[1].response_ids[k:])
     policy = StepPolicy(
         run=PackedLM(model),
         device=torch.device("cpu"),
@@ -438,16 +409,17 @@ def test_a_prompt_that_renders_differently_today_is_refused_also_where_it_would_
     served = interaction(chat, history=dialogue("a", "b"))
     other = with_turn(served, prompt_ids=served.turn.prompt_ids[1:])
     assert why_not(chat, other) == "prompt_mismatch"
-    assert why_not(chat, other, max_messages=1, empty_system=True) == "prompt_mismatch"
+    assert why_not(chat, other, max_messages=1) == "prompt_mismatch"
 
 
-def test_messages_that_the_template_refuses_are_refused(tmp_path: Path) -> None:
+def test_messages_that_the_template_refuses_are_refused(chat: ChatFormat, tmp_path: Path) -> None:
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TOOL_CHATML
-    chat = ChatFormat(tiny_policy(tmp_path, template=strict))
-    assert one(chat, interaction(chat)).first_scored == 0
-    assert why_not(chat, interaction(chat), empty_system=True) == "template_error"
-    odd = with_turn(interaction(chat), tools="[" * 100_000)
-    assert why_not(chat, odd) == "template_error"
+    strict_chat = ChatFormat(tiny_policy(tmp_path, template=strict))
+    assert one(strict_chat, interaction(strict_chat)).first_scored == 0
+    with_system = interaction(chat, history=dialogue(system="Be kind."))
+    assert why_not(strict_chat, with_system) == "template_error"
+    odd = with_turn(interaction(strict_chat), tools="[" * 100_000)
+    assert why_not(strict_chat, odd) == "template_error"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -459,7 +431,7 @@ def test_a_log_prob_that_is_no_number_is_refused(chat: ChatFormat, bad: float) -
 
 def test_a_zero_length_answer_is_refused(chat: ChatFormat) -> None:
     silent = with_turn(interaction(chat), response_ids=(), response_logprobs=())
-    assert why_not(chat, silent, end_token="always") == "empty_response"
+    assert why_not(chat, silent) == "empty_response"
     assert why_not(chat, as_text(interaction(chat), response=""), text_only="train") == "empty_response"
 
 

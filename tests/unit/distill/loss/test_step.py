@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import DistillConfig
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import PROMPT, Example
 from sdpo_ray.distill.data.packing import MicroBatch, PackedRows, micro_batches, rows, shard
 from sdpo_ray.distill.loss.drift import load_base, view_of
 from sdpo_ray.distill.model.attention import PACKED, register
@@ -470,7 +470,7 @@ def test_models_whose_logits_are_more_than_a_product_are_refused(tmp_path: Path)
 
 def _packed_scores(model: Any, part: MicroBatch) -> tuple[Tensor, ...]:
     """log p of the scored tokens, by sequence."""
-    context = rows(part, hindsight=False, device=CPU)
+    context = rows(part, PROMPT, device=CPU)
     with torch.no_grad():
         found = PackedLM(model)(
             context,
