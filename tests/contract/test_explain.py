@@ -77,7 +77,7 @@ def test_a_turn_of_a_run_is_explained_by_the_policy_that_answered_it(tmp_path: P
     assert "0b8c-1" in listed.stdout, listed.stderr
     done = explain(tmp_path / "run", "--turn", "0b8c-1", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
-    assert "(v0, which made the answer)" in done.stdout
+    assert "(v1, which made the answer)" in done.stdout
     assert "Turn 0b8c-1" in (tmp_path / "out" / "index.html").read_text()
 
 
