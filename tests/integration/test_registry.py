@@ -133,7 +133,7 @@ def test_a_candidate_is_a_model_version_where_it_lies(registry: Registry, client
     assert version.source == Path(recorded.candidate.path).as_uri()
     assert version.run_id == runs_of(client, cycle)[0].info.run_id
     assert version.tags == {
-        "policy_version": version.version,
+        "policy_version": str(cycle + 1),
         "parent": str(cycle),
         "decision": "HOLD",
         "reasons": "no signal: 0.500 [0.400, 0.600]",
