@@ -228,7 +228,7 @@ def follow(layout: Layout, aliases: Aliases, *passed: int) -> AliasAction:
     )
     assert followed.release == served_release(layout)
     assert aliases.version == served(layout)
-    return followed.move
+    return followed.action
 
 
 def test_an_alias_that_stays_moves_nothing(layout: Layout):
