@@ -81,8 +81,8 @@ def ratio_of_means(ours: Sequence[float], theirs: Sequence[float], confidence: f
 def mean_over_clusters(totals: Sequence[float], sizes: Sequence[int], confidence: float) -> Estimate:
     """sum(totals) / sum(sizes) over clusters of dependent members, such as the tokens of a conversation.
 
-    The interval is from the residuals of the ratio by cluster (Cochran, Sampling Techniques (1977), 6.4) and Student's t
-    with one degree of freedom less than there are clusters. `n` is the number of clusters. Raises DataError for fewer
+    The interval is from the residuals of the ratio by cluster (Cochran, Sampling Techniques (1977), 6.4) and Student's
+    t with one degree of freedom less than there are clusters. `n` is the number of clusters. Raises DataError for fewer
     than two clusters, and for empty ones.
     """
     n = len(totals)
@@ -105,5 +105,5 @@ def _around(value: float, centre: float, half: float, *, n: int, least: float, m
 
 
 def _within(value: float, low: float, high: float, *, n: int, least: float, most: float) -> Estimate:
-    """The interval, cut to the possible values and widened to hold the estimate, which rounding may have left outside."""
+    """Interval within the possible values, widened to hold the estimate where rounding left it outside."""
     return Estimate(n=n, value=value, low=float(max(least, min(value, low))), high=float(min(most, max(value, high))))

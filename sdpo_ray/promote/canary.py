@@ -5,10 +5,10 @@
     it did not answer enough in time                                           HOLD
 
 Both questions go to `promote.sequential_test`, each with half of `alpha`, so they may be looked at after every answer.
-For complaints there is one outcome for each conversation. An answer of the champion is slow if it takes longer per token
-than the median of the champion's latest answers; an answer of the candidate, if it takes more than `max_slower` times
-that median. So the answers of a candidate within `max_slower` are slow no more often than the champion's. Answers are
-compared with answers of similar length, since the time of a short one is mostly network and queue.
+For complaints there is one outcome for each conversation. An answer of the champion is slow if it takes longer per
+token than the median of the champion's latest answers; an answer of the candidate, if it takes more than `max_slower`
+times that median. So the answers of a candidate within `max_slower` are slow no more often than the champion's. Answers
+are compared with answers of similar length, since the time of a short one is mostly network and queue.
 """
 
 import time

@@ -1,8 +1,8 @@
 """Releases: moves the release pointer, waits until replicas serve what it names, and rolls back.
 
-The pointer is one small file that every replica follows; MLflow's alias `champion` names the same version for operators.
-Move the alias first and the pointer second, in both directions: a process that is killed between the two leaves an alias
-that `promote.alias_sync` brings the pointer to.
+The pointer is one small file that every replica follows; MLflow's alias `champion` names the same version for
+operators. Move the alias first and the pointer second, in both directions: a process that is killed between the two
+leaves an alias that `promote.alias_sync` brings the pointer to.
 """
 
 import http.client

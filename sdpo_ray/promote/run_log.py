@@ -96,7 +96,7 @@ def points(entry: CycleRecord) -> Iterator[MetricPoint]:
 def write_files(entry: CycleRecord, directory: Path) -> None:
     """Write `run.json`, the four records, `training.png` and `scores.png` into `directory`.
 
-    A candidate with attributions adds `signal.html` and `signal.png`; one whose relevance was measured, `relevance.json`.
+    A candidate with attributions adds `signal.html` and `signal.png`, one with measured relevance `relevance.json`.
     """
     (directory / "run.json").write_text(to_json(entry.run))
     write_json(directory / "snapshot.json", entry.snapshot)

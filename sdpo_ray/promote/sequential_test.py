@@ -9,8 +9,8 @@ multiplies the evidence by
 Where the candidate's true rate is no higher than the champion's, E[S] <= 1 for every p < q (Turner, Ly and Grunwald
 2024, "Generic E-variables for exact sequential k-sample tests that allow for optional stopping", J. Stat. Plan.
 Inference 230; at equal rates by their theorem 1, below by monotonicity). p and q may depend on earlier blocks, and the
-mean of several such products is again one. So by Ville's inequality (1939) the probability that the evidence ever reaches
-1 / alpha is at most alpha, however often and whenever it is looked at.
+mean of several such products is again one. So by Ville's inequality (1939) the probability that the evidence ever
+reaches 1 / alpha is at most alpha, however often and whenever it is looked at.
 
 The outcomes of a block are of about the same time, so a drift of both rates does no harm. Outcomes must be independent
 of each other: add one for each conversation, not one for each turn.
