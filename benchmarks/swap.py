@@ -40,7 +40,7 @@ from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.headers import POLICY_VERSION, STALL_S, SWAP_ERROR, TURN_ID
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.records import Fingerprint, Release, Turn
+from sdpo_ray.records import BASE_VERSION, Fingerprint, Release, Turn
 
 CLIENTS = 16
 MAX_TOKENS = 64
@@ -118,7 +118,7 @@ class Clients:
 
 
 def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
-    """Releases to promote, version 0 not among them."""
+    """Releases to promote, the base not among them."""
     import torch
     from safetensors.torch import load_file
 
@@ -132,7 +132,7 @@ def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
     token_ids = ChatFormat(run.base).text_ids(FINGERPRINT_TEXT)
     config = LoraConfig(rank=8 if adapters else 0, alpha=16)
     made = []
-    for version in range(1, NUM_POLICIES + 1):
+    for version in range(BASE_VERSION + 1, BASE_VERSION + NUM_POLICIES + 1):
         generator = torch.Generator().manual_seed(version)
         if adapters:
             model = load_policy(run.base)
@@ -143,7 +143,7 @@ def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
         trained = {name: each + 0.01 * torch.randn(each.shape, generator=generator) for name, each in found.items()}
         candidate = Candidate(
             policy_version=version,
-            parent_version=0,
+            parent_version=BASE_VERSION,
             path=str(folder / f"v{version}"),
             snapshot_id="",
             fingerprint=Fingerprint(token_ids=token_ids, logprobs=()),
@@ -153,7 +153,7 @@ def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
             Release(
                 policy_version=version,
                 path=candidate.path,
-                previous_version=0,
+                previous_version=BASE_VERSION,
                 fingerprint=candidate.fingerprint,
                 adapter=f"{candidate.path}/{ADAPTER}" if adapters else "",
                 digests=candidate.digests,

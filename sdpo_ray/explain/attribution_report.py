@@ -17,7 +17,7 @@ from sdpo_ray.errors import ConfigError
 from sdpo_ray.explain.cases import Case
 from sdpo_ray.records import BASE_VERSION, Consent, FinishReason, Interaction, Sampling, TokenSignal, Turn
 from sdpo_ray.report.token_html import strongest, write_html
-from sdpo_ray.report.token_png import write_cells, write_words
+from sdpo_ray.report.token_png import write_cells
 from sdpo_ray.telemetry import Counters
 
 _NOTABLE_NATS = 0.1
@@ -56,7 +56,7 @@ class AttributionReport:
             self._unrelated += self._attributions([_interaction(case, turn, case.unrelated)])
 
     def write(self, out: Path, title: str) -> None:
-        """Write the page, the figure of cells and one picture per answer into `out`; print the table and the paths.
+        """Write the page and the figure of cells into `out`; print the table and the paths.
 
         Raises ConfigError if every interaction was refused.
         """
@@ -66,14 +66,11 @@ class AttributionReport:
         out.mkdir(parents=True, exist_ok=True)
         write_html(self._signals, out / "index.html", title=title, unrelated=self._unrelated)
         write_cells(self._signals, out / "cells.png", unrelated=self._unrelated)
-        for number, signal in enumerate(self._signals, start=1):
-            controls = [each for each in self._unrelated if each.interaction_id == signal.interaction_id]
-            write_words([signal, *controls], out / f"words-{number:02d}.png")
         console = Console()
         console.print(self._table())
         if refused:
             console.print(f"refused or altered: {refused}")
-        for file in ("index.html", "cells.png", "words-01.png"):
+        for file in ("index.html", "cells.png"):
             console.print(str(out / file), soft_wrap=True)
 
     def _attributions(self, interactions: Sequence[Interaction]) -> list[TokenSignal]:

@@ -98,9 +98,9 @@ class Pipeline:
                 set_champion=self._registry.set_champion,
                 passed=self._passed,
             )
-        if followed.move is AliasAction.STAY:
+        if followed.action is AliasAction.STAY:
             return
-        event = AliasFollowed if followed.move is AliasAction.FOLLOW else AliasRestored
+        event = AliasFollowed if followed.action is AliasAction.FOLLOW else AliasRestored
         self._events.write(
             event(alias_version=followed.alias_version, champion_version=followed.release.policy_version)
         )

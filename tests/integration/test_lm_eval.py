@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tests.support.serving import Served, ReferencePolicy
+from tests.support.serving import ReferencePolicy, Served
 
 pytestmark = pytest.mark.integration
 DOCS = [

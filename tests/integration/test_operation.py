@@ -173,12 +173,12 @@ def test_a_client_that_hangs_up_is_a_line_of_its_own(served: Served):
 
 
 def test_health_and_readiness_tell_what_is_served(served: Served):
-    assert httpx.head(f"{served.url}/health").headers["x-sdpo-policy-version"] == "0"
+    assert httpx.head(f"{served.url}/health").headers["x-sdpo-policy-version"] == "1"
     assert httpx.get(f"{served.url}/health").json() == {"status": "alive"}
     ready = httpx.get(f"{served.url}/ready")
     assert ready.status_code == 200
     said = ready.json()
-    assert (said["ready"], said["policy_version"], said["swap_error"], said["draining"]) == (True, 0, None, False)
+    assert (said["ready"], said["policy_version"], said["swap_error"], said["draining"]) == (True, 1, None, False)
     assert said["journal"]["healthy"] is True
     assert said["queue"]["in_engine"] >= 0
 
@@ -205,7 +205,7 @@ def test_vllm_s_numbers_are_right_behind_our_layers_and_ours_are_beside_them(gua
     assert [number(name) - was for name, was in zip(names, before, strict=True)] == [2, 16, 2, 2, 1, 2, 2]
     page = guarded.metrics()
     for line in (
-        "sdpo_policy_version 0.0",
+        "sdpo_policy_version 1.0",
         "sdpo_log_healthy 1.0",
         "sdpo_log_oldest_seconds ",
         "sdpo_swap_refused 0.0",

@@ -16,7 +16,7 @@ from sdpo_ray.chat import ChatFormat
 from sdpo_ray.distill.train.zero_gather import TEACHER
 from sdpo_ray.io.adapter_config import ADAPTER
 from sdpo_ray.records import Consent, FinishReason, Message, Role, ToolCall
-from tests.support.serving import Served, ReferencePolicy, perturbed, point, release_of
+from tests.support.serving import ReferencePolicy, Served, perturbed, point, release_of
 
 pytestmark = pytest.mark.integration
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -48,7 +48,7 @@ def test_a_turn_is_what_the_engine_put_out_and_is_on_disk_before_its_receipt(
     assert turn.response == text
     assert turn.messages == (Message(role=Role.USER, content="What is the capital of France?"),)
     assert turn.prompt_ids == chat.prompt_ids(turn.messages)
-    assert turn.policy_version == int(headers["x-sdpo-policy-version"]) == 0
+    assert turn.policy_version == int(headers["x-sdpo-policy-version"]) == 1
     assert (turn.sampling.temperature, turn.sampling.max_tokens) == (0.7, 32)
     assert turn.user
     assert "alice" not in turn.user
@@ -214,7 +214,7 @@ def test_metrics_count_what_became_of_every_turn(served: Served, client: OpenAI)
     after = turns_counted(served)
     assert after["recorded"] - before["recorded"] == 1
     assert after["not_recorded.no_consent"] - before.get("not_recorded.no_consent", 0) == 1
-    assert "sdpo_policy_version 0.0" in httpx.get(f"{served.url}/metrics").text
+    assert "sdpo_policy_version 1.0" in httpx.get(f"{served.url}/metrics").text
 
 
 def num_feedback(served: Served) -> float:
@@ -271,11 +271,11 @@ def test_a_client_that_hangs_up_leaves_no_work_behind(served: Served, stream: bo
 
 @pytest.mark.usefixtures("back_to_base")
 def test_swaps_under_load_fail_no_request_and_mix_no_versions(served: Served, client: OpenAI, tmp_path: Path):
-    paths = {version: perturbed(served.base, tmp_path / f"v{version}", seed=version) for version in (1, 2, 3)}
+    paths = {version: perturbed(served.base, tmp_path / f"v{version}", seed=version) for version in (2, 3, 4)}
     # What an update leaves beside its weights, which an engine that loads every file it finds must not find.
     for beside in (TEACHER, f"{ADAPTER}/adapter_model.safetensors"):
-        (paths[2] / beside).parent.mkdir()
-        shutil.copy(paths[3] / "model.safetensors", paths[2] / beside)
+        (paths[3] / beside).parent.mkdir()
+        shutil.copy(paths[4] / "model.safetensors", paths[3] / beside)
     releases = {version: release_of(path, version) for version, path in paths.items()}
     stop = False
 
@@ -289,7 +289,7 @@ def test_swaps_under_load_fail_no_request_and_mix_no_versions(served: Served, cl
         seats = [pool.submit(talk, seat) for seat in range(6)]
         try:
             time.sleep(0.5)
-            for version in (1, 2, 3, 1, 2):
+            for version in (2, 3, 4, 2, 3):
                 point(served.layout, releases[version])
                 served.wait_for("x-sdpo-policy-version", str(version))
                 time.sleep(0.3)
@@ -300,8 +300,8 @@ def test_swaps_under_load_fail_no_request_and_mix_no_versions(served: Served, cl
     made = [turns[headers["x-sdpo-turn-id"]] for headers in replies]
     assert all(len(turn.version_spans) == 1 for turn in made)
     assert [turn.policy_version for turn in made] == [int(headers["x-sdpo-policy-version"]) for headers in replies]
-    assert {turn.policy_version for turn in made} == {0, 1, 2, 3}
-    references = {version: ReferencePolicy(path) for version, path in (paths | {0: served.base}).items()}
+    assert {turn.policy_version for turn in made} == {1, 2, 3, 4}
+    references = {version: ReferencePolicy(path) for version, path in (paths | {1: served.base}).items()}
     for turn in made:
         assert references[turn.policy_version].of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
 
@@ -334,7 +334,7 @@ def test_a_broken_checkpoint_is_refused_and_the_old_weights_go_on(
     harm(path)
     point(served.layout, release)
     headers = served.wait_for("x-sdpo-swap-error", "v9")
-    assert headers["x-sdpo-policy-version"] == "0"
+    assert headers["x-sdpo-policy-version"] == "1"
     _, headers, _ = ask(client)
     turn = served.turns()[headers["x-sdpo-turn-id"]]
     assert ReferencePolicy(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
@@ -346,13 +346,13 @@ def test_weights_that_do_not_reproduce_their_fingerprint_are_undone(served: Serv
     other = perturbed(served.base, tmp_path / "other", seed=2)
     point(
         served.layout,
-        type(promised)(policy_version=8, path=str(other), previous_version=0, fingerprint=promised.fingerprint),
+        type(promised)(policy_version=8, path=str(other), previous_version=1, fingerprint=promised.fingerprint),
     )
     headers = served.wait_for("x-sdpo-swap-error", "v8")
-    assert headers["x-sdpo-policy-version"] == "0"
+    assert headers["x-sdpo-policy-version"] == "1"
     _, headers, _ = ask(client)
     turn = served.turns()[headers["x-sdpo-turn-id"]]
-    assert turn.policy_version == 0
+    assert turn.policy_version == 1
     assert ReferencePolicy(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
 
 
@@ -361,7 +361,7 @@ def test_a_pointer_that_is_no_release_is_reported_and_changes_nothing(served: Se
     served.layout.release_pointer.write_text("{")
     headers = served.wait_for("x-sdpo-swap-error", served.layout.release_pointer.name)
     assert str(served.layout.root) not in headers["x-sdpo-swap-error"]
-    assert headers["x-sdpo-policy-version"] == "0"
+    assert headers["x-sdpo-policy-version"] == "1"
     assert ask(client)[0]
 
 

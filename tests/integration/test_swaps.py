@@ -22,10 +22,10 @@ from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal.owners import owner_named
 from sdpo_ray.personal.store import Attempt, conclude, remove, seal_adapter
-from sdpo_ray.records import Candidate, Snapshot, Turn, Verdict
+from sdpo_ray.records import BASE_VERSION, Candidate, Snapshot, Turn, Verdict
 from tests.support.adapters import ADAPTER, CONFIG, WEIGHTS, adapted, adapter_release, personal, rewrite
 from tests.support.paths import CHECKPOINT
-from tests.support.serving import Served, ReferencePolicy, perturbed, point, release_of
+from tests.support.serving import ReferencePolicy, Served, perturbed, point, release_of
 
 pytestmark = pytest.mark.integration
 QUESTION = "What is the capital of France?"
@@ -69,7 +69,7 @@ def with_people(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> It
 def candidates(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Candidate]:
     """Adapters over the base, which differ by more than noise."""
     folder = tmp_path_factory.mktemp("candidates")
-    return {version: adapted(CHECKPOINT, folder / f"v{version}", version=version, seed=version) for version in (1, 2)}
+    return {version: adapted(CHECKPOINT, folder / f"v{version}", version=version, seed=version) for version in (2, 3)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ def assert_said_by(path: str | Path, turn: Turn) -> None:
 
 
 def to_base(served: Served) -> None:
-    served.layout.release_pointer.write_bytes(served.layout.release(0).read_bytes())
-    served.wait_for("x-sdpo-policy-version", "0")
+    served.layout.release_pointer.write_bytes(served.layout.release(BASE_VERSION).read_bytes())
+    served.wait_for("x-sdpo-policy-version", "1")
 
 
 def stream(served: Served, began: threading.Event) -> str:
@@ -123,30 +123,30 @@ def test_new_requests_move_to_the_new_adapter_while_older_ones_finish_on_theirs(
     by_adapter: Served, candidates: dict[int, Candidate]
 ):
     to_base(by_adapter)
-    point(by_adapter.layout, adapter_release(candidates[1]))
-    by_adapter.wait_for("x-sdpo-policy-version", "1")
+    point(by_adapter.layout, adapter_release(candidates[2]))
+    by_adapter.wait_for("x-sdpo-policy-version", "2")
     began = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         older = pool.submit(stream, by_adapter, began)
         assert began.wait(30)
-        point(by_adapter.layout, adapter_release(candidates[2]))
-        headers = by_adapter.wait_for("x-sdpo-policy-version", "2")
+        point(by_adapter.layout, adapter_release(candidates[3]))
+        headers = by_adapter.wait_for("x-sdpo-policy-version", "3")
         newer = turn_of(by_adapter)
         overtaken = not older.done()
         turn_id = older.result()
     old = by_adapter.turns()[turn_id]
     assert overtaken, "the older answer ended before the newer one"
     assert headers["x-sdpo-stall-s"] == "0.000"
-    assert [span.policy_version for span in old.version_spans] == [1]
-    assert [span.policy_version for span in newer.version_spans] == [2]
-    assert_said_by(candidates[1].path, old)
-    assert_said_by(candidates[2].path, newer)
+    assert [span.policy_version for span in old.version_spans] == [2]
+    assert [span.policy_version for span in newer.version_spans] == [3]
+    assert_said_by(candidates[2].path, old)
+    assert_said_by(candidates[3].path, newer)
 
 
 def test_a_long_prompt_that_two_adapters_share_is_not_shared_in_the_cache(
     by_adapter: Served, candidates: dict[int, Candidate]
 ):
-    for version in (1, 2):
+    for version in (2, 3):
         point(by_adapter.layout, adapter_release(candidates[version]))
         by_adapter.wait_for("x-sdpo-policy-version", str(version))
         assert_said_by(candidates[version].path, turn_of(by_adapter, content=LONG))
@@ -155,9 +155,9 @@ def test_a_long_prompt_that_two_adapters_share_is_not_shared_in_the_cache(
 
 
 def test_names_of_adapters_are_nobodys_model(by_adapter: Served, candidates: dict[int, Candidate]):
-    point(by_adapter.layout, adapter_release(candidates[1]))
-    by_adapter.wait_for("x-sdpo-policy-version", "1")
-    assert ask(by_adapter, model="policy@v1").status == 404
+    point(by_adapter.layout, adapter_release(candidates[2]))
+    by_adapter.wait_for("x-sdpo-policy-version", "2")
+    assert ask(by_adapter, model="policy@v2").status == 404
     listed = httpx.get(f"{by_adapter.url}/v1/models").json()
     assert [each["id"] for each in listed["data"]] == ["policy"]
 
@@ -165,15 +165,15 @@ def test_names_of_adapters_are_nobodys_model(by_adapter: Served, candidates: dic
 def test_log_probs_of_a_prompt_are_the_adapters_and_leave_the_engine_alive(
     by_adapter: Served, candidates: dict[int, Candidate]
 ):
-    point(by_adapter.layout, adapter_release(candidates[1]))
-    by_adapter.wait_for("x-sdpo-policy-version", "1")
+    point(by_adapter.layout, adapter_release(candidates[2]))
+    by_adapter.wait_for("x-sdpo-policy-version", "2")
     said = ask(by_adapter, path="completions", prompt="The capital of France", max_tokens=1, echo=True, logprobs=1)
     assert said.status == 200, said.text
     choice = json.loads(said.text)["choices"][0]["logprobs"]
     from sdpo_ray.chat import ChatFormat
 
     ids = ChatFormat(CHECKPOINT).text_ids("The capital of France")
-    expected = ReferencePolicy(Path(candidates[1].path)).logprobs(ids)
+    expected = ReferencePolicy(Path(candidates[2].path)).logprobs(ids)
     assert choice["token_logprobs"][1 : len(ids)] == pytest.approx(expected, abs=2e-3)
     assert ask(by_adapter).status == 200
 
@@ -253,25 +253,25 @@ HARMS = {
 def test_a_broken_adapter_is_refused_by_name_and_the_old_one_goes_on(
     by_adapter: Served, candidates: dict[int, Candidate], tmp_path: Path, harm: Any, digests: bool, why: str
 ):
-    point(by_adapter.layout, adapter_release(candidates[1]))
-    by_adapter.wait_for("x-sdpo-policy-version", "1")
-    shutil.copytree(candidates[2].path, tmp_path / "v9")
+    point(by_adapter.layout, adapter_release(candidates[2]))
+    by_adapter.wait_for("x-sdpo-policy-version", "2")
+    shutil.copytree(candidates[3].path, tmp_path / "v9")
     harm(tmp_path / "v9" / ADAPTER)
     broken = replace(
-        adapter_release(candidates[2]), policy_version=next(UNUSED), adapter=str(tmp_path / "v9" / ADAPTER)
+        adapter_release(candidates[3]), policy_version=next(UNUSED), adapter=str(tmp_path / "v9" / ADAPTER)
     )
     if not digests:
         broken = replace(broken, digests=())
     if not why:
         # A single bit of one small weight is nothing a policy's words would show; the fingerprint is what they are.
-        broken = replace(broken, fingerprint=candidates[1].fingerprint)
+        broken = replace(broken, fingerprint=candidates[2].fingerprint)
         why = "log-probs differ"
     with always_answering(by_adapter):
         point(by_adapter.layout, broken)
         headers = by_adapter.wait_for("x-sdpo-swap-error", f"v{broken.policy_version}:")
     assert re.search(why, headers["x-sdpo-swap-error"])
-    assert headers["x-sdpo-policy-version"] == "1"
-    assert_said_by(candidates[1].path, turn_of(by_adapter))
+    assert headers["x-sdpo-policy-version"] == "2"
+    assert_said_by(candidates[2].path, turn_of(by_adapter))
 
 
 def missing(path: Path) -> None:
@@ -313,16 +313,16 @@ def test_broken_whole_weights_are_refused_by_name_and_the_old_ones_go_on(
     with_people: Served, candidates: dict[int, Candidate], tmp_path: Path, harm: Any, why: str
 ):
     to_base(with_people)
-    shutil.copytree(candidates[1].path, tmp_path / "v9")
+    shutil.copytree(candidates[2].path, tmp_path / "v9")
     harm(tmp_path / "v9")
-    release = replace(adapter_release(candidates[1]), policy_version=next(UNUSED), path=str(tmp_path / "v9"))
+    release = replace(adapter_release(candidates[2]), policy_version=next(UNUSED), path=str(tmp_path / "v9"))
     if "sha256" not in why:
         release = replace(release, digests=())
     with always_answering(with_people):
         point(with_people.layout, release)
         headers = with_people.wait_for("x-sdpo-swap-error", f"v{release.policy_version}:")
     assert re.search(why, headers["x-sdpo-swap-error"])
-    assert headers["x-sdpo-policy-version"] == "0"
+    assert headers["x-sdpo-policy-version"] == "1"
     assert_said_by(CHECKPOINT, turn_of(with_people))
 
 
@@ -338,9 +338,9 @@ def counted(served: Served, why: str) -> float:
 
 @pytest.fixture
 def people(with_people: Served, candidates: dict[int, Candidate]) -> Iterator[Served]:
-    """Ann has the first adapter, Ben the second; both over version 0, which is served."""
+    """Ann has the first adapter, Ben the second; both over the base, which is served."""
     to_base(with_people)
-    for user, version in (("ann", 1), ("ben", 2)):
+    for user, version in (("ann", 2), ("ben", 3)):
         owner = owner_of(with_people, user)
         write_json(with_people.layout.personal_pointer(owner), personal(candidates[version], owner))
     time.sleep(1.1)
@@ -354,13 +354,13 @@ def test_everyone_in_one_batch_is_answered_by_their_own_policy(people: Served, c
         asked = [pool.submit(ask, people, LONG, user=user, max_tokens=48) for user in users]
         ids = [each.result().headers["x-sdpo-turn-id"] for each in asked]
     turns = people.turns()
-    expected = {"ann": candidates[1].path, "ben": candidates[2].path, "cas": str(CHECKPOINT)}
+    expected = {"ann": candidates[2].path, "ben": candidates[3].path, "cas": str(CHECKPOINT)}
     references = {user: ReferencePolicy(Path(path)) for user, path in expected.items()}
     for user, turn_id in zip(users, ids, strict=True):
         turn = turns[turn_id]
         assert references[user].of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
         assert bool(turn.adapter) == (user != "cas")
-        assert [span.policy_version for span in turn.version_spans] == [0]
+        assert [span.policy_version for span in turn.version_spans] == [1]
 
 
 def test_a_personal_policy_is_stale_from_the_moment_that_another_policy_is_served_beneath_it(
@@ -385,11 +385,11 @@ def test_what_is_wrong_with_a_personal_policy_costs_nobody_an_answer(
 ):
     owner = owner_of(people, "dan")
     pointer = people.layout.personal_pointer(owner)
-    shutil.copytree(f"{candidates[1].path}/{ADAPTER}", tmp_path / ADAPTER)
+    shutil.copytree(f"{candidates[2].path}/{ADAPTER}", tmp_path / ADAPTER)
     torn(tmp_path / ADAPTER)
     for number, (why, write) in enumerate(
         {
-            "refused": lambda: write_json(pointer, personal(candidates[1], owner, adapter=str(tmp_path / ADAPTER))),
+            "refused": lambda: write_json(pointer, personal(candidates[2], owner, adapter=str(tmp_path / ADAPTER))),
             "unreadable": lambda: pointer.write_text("{"),
             "absent": pointer.unlink,
         }.items()
@@ -407,10 +407,10 @@ def test_an_adapter_whose_files_are_gone_goes_on_answering_from_memory(
     people: Served, candidates: dict[int, Candidate], tmp_path: Path
 ):
     owner = owner_of(people, "eve")
-    shutil.copytree(f"{candidates[2].path}/{ADAPTER}", tmp_path / ADAPTER)
+    shutil.copytree(f"{candidates[3].path}/{ADAPTER}", tmp_path / ADAPTER)
     write_json(
         people.layout.personal_pointer(owner),
-        personal(candidates[2], owner, adapter=str(tmp_path / ADAPTER), name="eve@p1"),
+        personal(candidates[3], owner, adapter=str(tmp_path / ADAPTER), name="eve@p1"),
     )
     assert turn_of(people, user="eve").adapter == "eve@p1"
     shutil.rmtree(tmp_path / ADAPTER)
@@ -419,7 +419,7 @@ def test_an_adapter_whose_files_are_gone_goes_on_answering_from_memory(
         assert turn_of(people, user=user).adapter
     turn = turn_of(people, user="eve")
     assert turn.adapter == "eve@p1"
-    assert_said_by(candidates[2].path, turn)
+    assert_said_by(candidates[3].path, turn)
 
 
 def test_log_probs_of_a_prompt_and_a_swap_of_whole_weights_work_beside_adapters(people: Served, tmp_path: Path):
@@ -437,7 +437,7 @@ def test_log_probs_of_a_prompt_and_a_swap_of_whole_weights_work_beside_adapters(
 def test_what_the_job_publishes_answers_its_owner_until_it_is_removed(people: Served, candidates: dict[int, Candidate]):
     layout = people.layout
     owner = owner_named(layout, tenant="default", user="dora", whole_tenant=False).digest
-    policy = seal_adapter(layout, owner, candidates[1])
+    policy = seal_adapter(layout, owner, candidates[2])
     attempt = Attempt(
         owner=owner,
         version=1,
@@ -452,7 +452,7 @@ def test_what_the_job_publishes_answers_its_owner_until_it_is_removed(people: Se
     time.sleep(1.1)
     turn = turn_of(people, user="dora", content=LONG)
     assert turn.adapter == policy.name
-    assert_said_by(candidates[1].path, turn)
+    assert_said_by(candidates[2].path, turn)
     assert remove(layout, owner)
     time.sleep(1.1)
     turn = turn_of(people, user="dora", content=LONG)

@@ -13,7 +13,7 @@ from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
 from sdpo_ray.config import CaptureConfig
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.records import Event, Feedback, Fingerprint, Release, Turn
+from sdpo_ray.records import BASE_VERSION, Event, Feedback, Fingerprint, Release, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class ReferencePolicy:
         return self.logprobs(turn.prompt_ids + turn.response_ids)[len(turn.prompt_ids) - 1 :]
 
 
-def release_of(path: Path, version: int, *, previous: int | None = 0) -> Release:
+def release_of(path: Path, version: int, *, previous: int | None = BASE_VERSION) -> Release:
     """Return a release with the fingerprint that transformers computes."""
     token_ids = ChatFormat(path).text_ids(FINGERPRINT_TEXT)
     fingerprint = Fingerprint(token_ids=token_ids, logprobs=tuple(ReferencePolicy(path).logprobs(token_ids)))

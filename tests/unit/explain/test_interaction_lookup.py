@@ -10,7 +10,7 @@ from sdpo_ray.errors import ConfigError
 from sdpo_ray.explain.interaction_lookup import champion, find_interaction, newest_interactions, policy_that_answered
 from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.records import Fingerprint, Interaction, Release
+from sdpo_ray.records import BASE_VERSION, Fingerprint, Interaction, Release
 from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, turns_to_arrow
 from sdpo_ray.tables.delta_table import Table
 from tests.support.conversations import turn
@@ -94,7 +94,7 @@ def test_the_policy_that_answered_is_asked_while_it_is_on_disk(run: Run, tmp_pat
     with sealed_directory(candidate):
         pass
     assert policy_that_answered(run, 3) == (candidate, "v3, which made the answer")
-    assert policy_that_answered(run, 0) == (run.base, "v0, which made the answer")
+    assert policy_that_answered(run, BASE_VERSION) == (run.base, "v1, which made the answer")
 
 
 def test_the_champion_is_asked_where_it_is_gone_and_the_words_say_which(run: Run, tmp_path: Path):
