@@ -10,12 +10,14 @@ from sdpo_ray.config import Run
 from sdpo_ray.explain.pages import page_of
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import store
+from sdpo_ray.personal.mlflow_runs import PersonalRuns
 from sdpo_ray.privacy.data_subject import DataSubject
 from sdpo_ray.privacy.erasure_report import ErasureReport
 from sdpo_ray.privacy.run_history import read_run_history
 from sdpo_ray.privacy.snapshot_erasure import rewrite, rows_of, snapshots_under
 from sdpo_ray.privacy.user_footprint import UserFootprint
 from sdpo_ray.promote.artifact_erasure import erase_in_file
+from sdpo_ray.promote.registry import Registry
 
 _MLFLOW_DATABASE, _MLFLOW_ARTIFACTS = "mlflow.db", "mlartifacts"
 
@@ -64,16 +66,9 @@ class DerivedData:
         report.records = [str(path) for path in _records(self._layout.root) if erase_in_file(path, erased)]
         if self._run.promote.tracking_uri or (self._layout.root / _MLFLOW_DATABASE).exists():
             self._on_step("erasing in MLflow")
-            report.mlflow_runs = self._erase_in_mlflow(erased, owners={*report.personal, *self._own_digests()})
+            owners = {*report.personal, *self._own_digests()}
+            report.mlflow_runs = Registry.of(self._run).erase(erased) + PersonalRuns.of(self._run).erase(owners)
         return erased
-
-    def _erase_in_mlflow(self, erased: Collection[str], *, owners: Collection[str]) -> int:
-        from sdpo_ray.personal.mlflow_runs import PersonalRuns
-        from sdpo_ray.promote.registry import Registry
-
-        registry = Registry.of(self._run)
-        personal = PersonalRuns(registry.tracking, model_name=self._run.promote.model_name)
-        return registry.erase(erased) + personal.forget(owners)
 
     def _own_digests(self) -> set[str]:
         """Owner digests of their own personal policies, whether or not there is one."""
