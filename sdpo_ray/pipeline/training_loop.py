@@ -91,5 +91,5 @@ def run_next_cycle(run: Run, pipeline: "Pipeline", curator: "Curator", events: E
 
 def exit_on_sigterm(signum: int, frame: FrameType | None) -> None:
     """Exit with status 0 at once: the next start resumes in the stage that was interrupted."""
-    typer.echo("stopped; the next start goes on where this one was")
+    typer.echo("stopped; the next start resumes in the same stage")
     raise SystemExit(0)
