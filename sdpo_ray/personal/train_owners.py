@@ -15,9 +15,11 @@ from sdpo_ray.config import Run
 from sdpo_ray.errors import DataError, NotReady
 from sdpo_ray.io.locks import file_lock
 from sdpo_ray.personal.config import require_adapters
+from sdpo_ray.personal.mlflow_runs import PersonalRuns
 from sdpo_ray.personal.owners import owner_named
+from sdpo_ray.personal.publish import remove_owners
 from sdpo_ray.personal.store import Attempt
-from sdpo_ray.personal.trainer import PersonalTrainer, ProgressCallbacks, forget_owners, runs_of
+from sdpo_ray.personal.trainer import PersonalTrainer, ProgressCallbacks
 
 
 def train_owner(run: Run, tenant: str, user: str | None, whole_tenant: bool) -> None:
@@ -47,7 +49,7 @@ def train_due_owners(run: Run, every_s: float) -> None:
                     typer.echo(f"{owner.digest[:12]}: {error}", err=True)
             if not every_s:
                 return
-            callbacks.says(f"next round in {every_s:g} s")
+            callbacks.on_step(f"next round in {every_s:g} s")
             time.sleep(every_s)
 
 
@@ -55,9 +57,9 @@ def remove_policy(run: Run, tenant: str, user: str | None, whole_tenant: bool) -
     """Remove an owner's policy under every pseudonym, from disk and MLflow, and print whether there was one."""
     layout = run.layout
     owner = owner_named(layout, tenant=tenant, user=user, whole_tenant=whole_tenant)
-    runs = runs_of(run, layout)
+    runs = PersonalRuns.of(run)
     with file_lock(layout.personal):
-        removed = forget_owners(layout, runs, (owner.digest, *owner.former))
+        removed = remove_owners(layout, runs, (owner.digest, *owner.former))
     typer.echo("removed: the shared policy answers from now on" if removed else "there was nothing to remove")
 
 
@@ -68,8 +70,8 @@ def _progress() -> Iterator[ProgressCallbacks]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("starting", total=None)
         yield ProgressCallbacks(
-            says=lambda stage: progress.reset(task, description=stage, total=None),
-            steps=lambda done, total: progress.update(task, completed=done, total=total),
+            on_step=lambda step: progress.reset(task, description=step, total=None),
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
 
 

@@ -39,7 +39,7 @@ from tests.support.user_data import hits, pseudonym
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 TASTE, CROWD = PERSONAS["cheerful"], PERSONAS["concise"]
 SAID = 80
-QUIET = ProgressCallbacks(says=lambda words: None, steps=lambda done, total: None)
+QUIET = ProgressCallbacks(on_step=lambda step: None, on_progress=lambda done, total: None)
 
 
 @dataclass(frozen=True)

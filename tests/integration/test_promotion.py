@@ -127,7 +127,7 @@ def test_a_rejected_candidate_is_never_served_not_even_by_moving_the_alias(offic
     outcome = decide_in_background(office, 202, review="rejected")
     assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, BASE_VERSION)
     office.person_moves_champion(202)
-    office.pipeline.sync_alias()
+    office.pipeline.promotion.sync_alias()
     assert office.registry.champion_version() == BASE_VERSION
     assert office.served.health()["x-sdpo-policy-version"] == "1"
 
@@ -135,11 +135,11 @@ def test_a_rejected_candidate_is_never_served_not_even_by_moving_the_alias(offic
 def test_serving_follows_an_alias_to_a_released_version_and_restores_one_that_never_passed(office: Office):
     decide_in_background(office, 203, review="approved")
     office.person_moves_champion(BASE_VERSION)
-    office.pipeline.sync_alias()
+    office.pipeline.promotion.sync_alias()
     office.served.wait_for("x-sdpo-policy-version", "1")
     office.candidate(204, Verdict.HOLD)
     office.person_moves_champion(204)
-    office.pipeline.sync_alias()
+    office.pipeline.promotion.sync_alias()
     assert office.registry.champion_version() == BASE_VERSION
     assert office.served.health()["x-sdpo-policy-version"] == "1"
 

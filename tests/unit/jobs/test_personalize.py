@@ -18,6 +18,7 @@ from sdpo_ray.errors import DataError
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import train_owners
+from sdpo_ray.personal.mlflow_runs import PersonalRuns
 from sdpo_ray.personal.owners import Owner
 from sdpo_ray.personal.store import Attempt, known_owners
 from sdpo_ray.personal.trainer import ProgressCallbacks
@@ -76,7 +77,7 @@ def test_exactly_one_action_is_accepted(layout: Layout, arguments: tuple[str, ..
 
 
 def test_a_user_and_the_whole_tenant_are_refused_together(layout: Layout):
-    assert "name somebody" in typed(layout, "--user", "ann", "--whole-tenant", "--set", "serve.adapters=1", code=2)
+    assert "name an owner" in typed(layout, "--user", "ann", "--whole-tenant", "--set", "serve.adapters=1", code=2)
 
 
 def test_a_run_that_serves_no_adapters_is_refused_before_anything_starts(layout: Layout):
@@ -92,8 +93,8 @@ class _Trainer:
     learned: ClassVar[list[str]] = []
 
     def __init__(self, run: Run, callbacks: ProgressCallbacks) -> None:
-        callbacks.says("here")
-        callbacks.steps(1, 2)
+        callbacks.on_step("here")
+        callbacks.on_progress(1, 2)
 
     def owners_due(self) -> list[Owner]:
         return [Owner(digest=name * 32, tenant="default", users=(name,)) for name in "ab"]
@@ -153,11 +154,11 @@ def test_remove_deletes_one_policy_under_every_pseudonym_and_keeps_the_interacti
     deleted: list[str] = []
 
     class Runs:
-        def forget(self, owners: Iterable[str]) -> int:
+        def erase(self, owners: Iterable[str]) -> int:
             deleted.extend(owners)
             return 0
 
-    monkeypatch.setattr(train_owners, "runs_of", lambda run, layout: Runs())
+    monkeypatch.setattr(PersonalRuns, "of", lambda run: Runs())
     ann = owner_of(layout, "ann").digest
     Pseudonyms.load(layout.pseudonym_keys).rotate()
     assert "the shared policy answers from now on" in typed(layout, "--remove", "--user", "ann")
