@@ -1,4 +1,4 @@
-"""Which code runs: the commit that every MLflow run names."""
+"""The commit of the running code, recorded with every MLflow run."""
 
 import os
 import subprocess
@@ -6,10 +6,13 @@ from pathlib import Path
 
 
 def code_commit() -> str:
-    """Git commit of this code: `SDPO_COMMIT` where a job runs in a copy of the tree, else what git says."""
+    """Git commit of this code: the environment's `SDPO_COMMIT`, set where the code is a copy, else of the git checkout.
+
+    Empty outside a git checkout.
+    """
     if stated := os.environ.get("SDPO_COMMIT"):
         return stated
-    asked = subprocess.run(
+    head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
-    return asked.stdout.strip()
+    return head.stdout.strip()
