@@ -60,11 +60,7 @@ def _files(layout: Layout) -> Iterator[Path]:
     )
     for file in (*journal, *rest):
         hidden = any(part.startswith(".") for part in file.relative_to(layout.root).parts)
-        if (
-            file.is_file()
-            and not hidden
-            and not file.name.endswith((".lock", *(MLFLOW + end for end in _SQLITE_SUFFIXES)))
-        ):
+        if file.is_file() and not hidden and not file.name.endswith(_NOT_COPIED):
             yield file
 
 

@@ -1,8 +1,8 @@
 """The event log on Kafka, for replicas that share no disk. A partition is `topic/number`; a position is its offset.
 
 The operator creates the topic, with `cleanup.policy=delete`, `min.insync.replicas` of at least 2, and a retention
-longer than the jobs may ever be down. Neither a consumer group nor a committed offset is used: the table keeps the positions.
-The options are librdkafka's: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md.
+longer than the jobs may ever be down. Neither a consumer group nor a committed offset is used: the table keeps the
+positions. The options are librdkafka's: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md.
 """
 
 from collections.abc import Mapping

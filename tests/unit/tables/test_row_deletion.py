@@ -96,7 +96,7 @@ def test_rows_beside_a_deleted_one_stay_as_they_were(tmp_path):
 
 
 def test_deletion_from_many_files_takes_several_commits(tmp_path, monkeypatch):
-    monkeypatch.setattr(row_deletion, "_FILES_A_COMMIT", 2)
+    monkeypatch.setattr(row_deletion, "_FILES_PER_COMMIT", 2)
     table = Table.turns(Layout(tmp_path))
     for batch in range(5):
         table.append(turns_to_arrow([turn(f"a{batch}"), turn(f"b{batch}")]), {})
