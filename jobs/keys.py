@@ -61,7 +61,7 @@ def add(
         )
     typer.echo(key)
     typer.echo(f"key {now.keys[-1].key_id} of {tenant}; it is not shown again", err=True)
-    if not before.asked_for:
+    if not before.required:
         typer.echo("every request needs a key from now on", err=True)
 
 
@@ -72,7 +72,7 @@ def list_keys(run: RunFile = LAPTOP, overrides: Overrides = None) -> None:
 
     with plain_errors():
         known = ApiKeys.load(_layout(run, overrides).api_keys)
-    if not known.asked_for:
+    if not known.required:
         typer.echo("no keys: everybody may call, as tenant default")
     for key in known.keys:
         own = {

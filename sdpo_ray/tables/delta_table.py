@@ -1,8 +1,8 @@
 """The tables `turns`, `feedback`, `pending` and `interactions`, on Delta Lake.
 
 A commit of rows carries the positions up to which their sources were read, as Delta `txn` actions. So the table, not
-the reader, knows what it holds. Readers select rows by the column `batch`, the number of the commit that added a row, which
-compaction, erasure and vacuum keep. Delta does not call fsync; `sync` does. Truncate a source only after `sync`.
+the reader, knows what it holds. Readers select rows by the column `batch`, the number of the commit that added a row,
+which compaction, erasure and vacuum keep. Delta does not call fsync; `sync` does. Truncate a source only after `sync`.
 """
 
 from bisect import bisect_left
@@ -18,7 +18,7 @@ from deltalake.exceptions import DeltaError
 
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.tables import compaction, row_deletion
-from sdpo_ray.tables.commits import APPENDED, MAINTAINED, ATTEMPTS, commit_rows, opened, paths, pause
+from sdpo_ray.tables.commits import APPENDED, ATTEMPTS, MAINTAINED, commit_rows, opened, paths, pause
 from sdpo_ray.tables.create import open_table
 from sdpo_ray.tables.object_store import LOG, TableLocation
 from sdpo_ray.tables.object_store import read_files as read_files

@@ -25,7 +25,7 @@ class TableSpec:
 
     @property
     def schema(self) -> pa.Schema:
-        """Schema of the table. Columns with statistics come first: deltalake 1.6.6 has none for those after a struct."""
+        """Schema of the table. Columns with statistics come first: deltalake 1.6.6 writes none after a struct."""
         first = [pa.field(BATCH, pa.int64()), self.rows.field(self.time_column)]
         return pa.schema([*first, *(field for field in self.rows if field.name != self.time_column)])
 
