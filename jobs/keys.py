@@ -47,7 +47,7 @@ def add(
         key, after = before.add(tenant, **limits, concurrent=concurrent)
     typer.echo(key)
     typer.echo(f"key {after.keys[-1].key_id} of {tenant}; it is not shown again", err=True)
-    if not before.asked_for:
+    if not before.required:
         typer.echo("every request needs a key from now on", err=True)
 
 

@@ -176,7 +176,7 @@ class Curator:
 
         _quieten_ray_data()
         now_s = time.time()
-        # Ray keeps as many idle workers as there are CPUs; more of them would start anew each time, which takes seconds.
+        # Ray keeps as many idle workers as there are CPUs; more would start anew each time, which takes seconds.
         workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
         blocks = list(self._blocks(tasks, workers))
         outcomes = ray.data.from_arrow(blocks).map_batches(

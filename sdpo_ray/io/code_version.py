@@ -1,4 +1,4 @@
-"""Which code runs: the commit that every MLflow run names."""
+"""The commit of the running code, recorded with every MLflow run."""
 
 import os
 import subprocess

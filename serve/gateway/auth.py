@@ -55,7 +55,7 @@ class UserAuthenticator:
         if path in OPEN:
             return Caller()
         keys = self._keys.now()
-        if not keys.asked_for:
+        if not keys.required:
             return Caller(limits=self._limits)
         key = keys.found(_bearer(headers))
         if key is None:

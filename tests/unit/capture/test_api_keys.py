@@ -53,7 +53,7 @@ def test_a_run_without_the_file_asks_for_no_key_and_one_whose_last_key_was_revok
     key, keys = ApiKeys.load(path).add("acme")
     assert tenant(authenticator, CHAT, Headers()) is None
     assert tenant(authenticator, CHAT, bearer(key)) == tenant(authenticator, CHAT, bearer(key, "bearer")) == "acme"
-    assert keys.revoke(keys.keys[0].key_id).asked_for
+    assert keys.revoke(keys.keys[0].key_id).required
     assert tenant(authenticator, CHAT, bearer(key)) is None
 
 
