@@ -28,7 +28,7 @@ check: setup docs  ## lint, types, import contracts, the documentation site
 	@$(BIN)/lint-imports
 
 docs: setup  ## build the documentation site in build/site, without network; warnings are errors
-	@PYTHONPATH=. $(BIN)/mkdocs build --quiet --strict
+	@PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 tree-table: setup  ## print how the code is cut, before and after, for docs/architecture.md (COMMITS="A B")
 	@$(BIN)/python docs/tools/tree_table.py $(COMMITS)

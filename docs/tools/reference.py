@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from sdpo_ray.config import Run
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGES = ("sdpo_ray", "serve")
+PACKAGES = ("sdpo_ray",)
 COPIED = {"README.md": "overview.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Pages of the repository's root, by their names in the site."""
 
@@ -81,7 +81,7 @@ def run_file_page() -> str:
 
 
 def python_pages() -> dict[str, str]:
-    """One page a package of the library and of the serving application, with the docstrings of its modules."""
+    """One page a package of the library, with the docstrings of its modules."""
     modules: dict[str, list[str]] = defaultdict(list)
     for path in sorted(path for name in PACKAGES for path in (REPOSITORY / name).rglob("*.py")):
         dotted = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")

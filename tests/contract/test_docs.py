@@ -140,6 +140,12 @@ def test_every_path_that_a_page_names_exists(page: str):
     assert sorted(name for name in named - templates if not (REPOSITORY / name).exists()) == []
 
 
+def test_every_renamed_module_is_where_the_table_says():
+    rows = re.findall(r"^\|.* `([\w/]+\.py)` \|$", pages()["docs/renamed.md"], flags=re.M)
+    assert len(rows) > 100
+    assert [path for path in rows if not (REPOSITORY / path).exists()] == []
+
+
 @pytest.mark.parametrize("page", [page for page in pages() if page not in OLD_NAMES])
 def test_every_command_exists_and_has_the_options_that_a_page_gives_it(page: str):
     wrong = []
