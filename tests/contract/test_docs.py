@@ -24,7 +24,16 @@ from tests.support.paths import REPOSITORY
 ROOT_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 OLD_NAMES = {"docs/renamed.md"}
 """Pages that state names which are gone."""
-GONE = {"promote.trial", "capture.segment_mib", "evaluate.suite", "--turns"}
+GONE = {
+    *(
+        "promote.trial",
+        "capture.segment_mib",
+        "evaluate.suite",
+        "distill.context.empty_system",
+        "distill.context.end_token",
+    ),
+    *("--turns", "--forget"),
+}
 """Keys and options that the changelog names because they are gone."""
 VERBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("[a-z]*.py") if path.stem != "sdpo")
 OPTIONS_OF_OTHERS = {
