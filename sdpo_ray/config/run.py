@@ -150,8 +150,9 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     try:
         values = tomllib.loads(Path(path).read_text())
     except FileNotFoundError:
-        known = ", ".join(str(recipe) for recipe in sorted(Path("jobs/recipes").glob("*.toml")))
-        raise ConfigError(f"there is no run file {path}; recipes here: {known or 'none'}") from None
+        recipes = (Path(__file__).parents[2] / "jobs" / "recipes").glob("*.toml")
+        known = ", ".join(f"jobs/recipes/{recipe.name}" for recipe in sorted(recipes))
+        raise ConfigError(f"there is no run file {path}; recipes: {known}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     for override in overrides:

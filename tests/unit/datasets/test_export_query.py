@@ -189,7 +189,7 @@ def test_what_is_exported_our_own_importer_reads(root: Path, tmp_path: Path, int
     ("arguments", "words"),
     [
         ((), "give --out FILE"),
-        (("--out", "rows.csv"), "rows.csv tells no format"),
+        (("--out", "rows.csv"), "rows.csv has no known format"),
         (("--out", "rows.jsonl", "--what", "tokens"), "there are interactions, preferences, labels"),
         (("--out", "rows.jsonl", "--since", "yesterday"), "'yesterday' is no ISO 8601 date or time"),
         (("--out", "rows.jsonl", "--tenant", "nobody"), "nothing to export"),

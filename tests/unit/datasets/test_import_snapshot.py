@@ -167,7 +167,7 @@ def test_the_users_messages_of_wildchat_alone_are_limited_unless_asked(tmp_path:
         (("log.jsonl", "--language", "tlh"), "there are ar, de, en"),
         (("log.jsonl", "--format", "openai"), "nothing to learn from"),
         (("log.jsonl", "--language", "de"), "nothing to learn from"),
-        (("odd.jsonl",), "only: title; name it with --format"),
+        (("odd.jsonl",), "only: title; give --format"),
         (("empty.jsonl",), "no record that can be read"),
         (("broken.json",), "record 2 of its array"),
     ],
