@@ -1,4 +1,4 @@
-"""Snapshots drawn from a real table: what is on disk is what was drawn, once."""
+"""Snapshots of a real table: the directory holds what was drawn, and is drawn once."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -101,7 +101,7 @@ def test_the_same_seed_and_rows_give_the_same_snapshot_however_they_were_committ
     assert (first.digest, first.snapshot_id) == (second.digest, second.snapshot_id)
 
 
-def test_what_is_new_to_the_next_draw_is_what_came_behind_the_last_batch(chat: ChatFormat, tmp_path: Path):
+def test_rows_after_the_last_batch_are_new_to_the_next_draw(chat: ChatFormat, tmp_path: Path):
     layout = Layout(tmp_path)
     table = table_of(layout, some(chat, 0, 20))
     snapshot = drawn(table, layout.snapshot(1), held_out=0)
@@ -123,7 +123,7 @@ def test_an_older_share_is_taken_from_the_batches_of_the_draw_before(chat: ChatF
     assert "4 for 4 that an earlier draw could have taken" in snapshot.rule
 
 
-def test_nothing_to_draw_is_said_with_the_rule(chat: ChatFormat, tmp_path: Path):
+def test_nothing_to_draw_is_an_error_with_the_rule(chat: ChatFormat, tmp_path: Path):
     layout = Layout(tmp_path)
     table = table_of(layout, some(chat, 0, 3))
     with pytest.raises(DataError, match="nothing to draw: 0 of 0 trainable"):
@@ -141,7 +141,7 @@ def test_the_rows_are_found_where_compaction_and_erasure_have_put_them(chat: Cha
     assert snapshot.last_batch == 10
 
 
-def test_what_is_erased_while_a_snapshot_is_drawn_is_not_in_it(
+def test_rows_erased_while_a_snapshot_is_drawn_are_not_in_it(
     chat: ChatFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     layout = Layout(tmp_path)
