@@ -10,7 +10,7 @@ from sdpo_ray.personal import store
 from sdpo_ray.privacy.run_history import LearnedVersion, RunHistory, UpdateRecord
 from sdpo_ray.privacy.user_footprint import UserFootprint
 from sdpo_ray.records import BASE_VERSION, Verdict
-from sdpo_ray.tables.arrow_schemas import read_erased
+from sdpo_ray.tables.snapshot_files import read_erased
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

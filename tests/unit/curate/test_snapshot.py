@@ -14,8 +14,9 @@ from sdpo_ray.errors import DataError
 from sdpo_ray.io.files import is_ready, read_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions, rows_digest
+from sdpo_ray.tables.arrow_schemas import interactions_to_arrow
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import read_interactions, rows_digest
 from tests.support.builders import interaction
 from tests.support.paths import CHECKPOINT
 

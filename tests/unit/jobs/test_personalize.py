@@ -131,9 +131,7 @@ def test_all_continues_with_the_next_owner_when_one_cannot_be_trained(layout: La
     assert fake.learned == ["b" * 32]
 
 
-def test_all_repeats_until_sigterm(
-    layout: Layout, fake: type[_Trainer], monkeypatch: pytest.MonkeyPatch
-):
+def test_all_repeats_until_sigterm(layout: Layout, fake: type[_Trainer], monkeypatch: pytest.MonkeyPatch):
     slept: list[float] = []
 
     def sleep(seconds: float) -> None:
