@@ -17,14 +17,10 @@ from sdpo_ray.datasets.export_rows import ExportKind, interaction_rows, label_ro
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback, Turn
-from sdpo_ray.tables.arrow_schemas import (
-    SNAPSHOT_FILE,
-    feedback_from_arrow,
-    interactions_from_arrow,
-    turns_from_arrow,
-)
+from sdpo_ray.tables.arrow_schemas import feedback_from_arrow, interactions_from_arrow, turns_from_arrow
 from sdpo_ray.tables.create import table_exists
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import SNAPSHOT_FILE
 
 UNEDITED = "unedited"
 """Reason: the edited answer equals the answer."""

@@ -18,7 +18,7 @@ from sdpo_ray.datasets.log_reader import LogReader
 from sdpo_ray.errors import ConfigError, DataError
 from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.tables.arrow_schemas import write_interactions
+from sdpo_ray.tables.snapshot_files import write_interactions
 
 
 class SnapshotImport:

@@ -13,7 +13,7 @@ from sdpo_ray.privacy.run_history import LearnedVersion, RunHistory, UpdateRecor
 from sdpo_ray.privacy.snapshot_erasure import users_of as users_of_snapshot
 from sdpo_ray.privacy.user_footprint import UserFootprint, UserTables, footprint_of
 from sdpo_ray.records import BASE_VERSION, Verdict
-from sdpo_ray.tables.arrow_schemas import read_erased
+from sdpo_ray.tables.snapshot_files import read_erased
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,11 @@
-"""What an engine would have said, for recorders without one."""
+"""Engine responses for tests of the recorder without an engine."""
 
 from sdpo_ray.capture.engine_response import EngineResponse
 from sdpo_ray.records import FinishReason, Sampling, VersionSpan
 
 
 def answered(text: str) -> EngineResponse:
-    """With a token a byte, each as likely as the other."""
+    """A response with one token per byte, all with the same log-prob."""
     ids = tuple(text.encode())
     return EngineResponse(
         choice=0,

@@ -18,13 +18,9 @@ from sdpo_ray.datasets.export_rows import SCHEMAS, ExportKind
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback, Interaction, Thumb
-from sdpo_ray.tables.arrow_schemas import (
-    feedback_to_arrow,
-    interactions_to_arrow,
-    read_interactions,
-    turns_to_arrow,
-)
+from sdpo_ray.tables.arrow_schemas import feedback_to_arrow, interactions_to_arrow, turns_to_arrow
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import read_interactions
 from tests.support.builders import interaction, snapshot, with_turn
 from tests.support.paths import CHECKPOINT
 

@@ -18,7 +18,7 @@ from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.files import is_ready, read_json, require_ready
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Feedback, Interaction, Snapshot, Turn
-from sdpo_ray.tables.arrow_schemas import read_interactions, rows_digest
+from sdpo_ray.tables.snapshot_files import read_interactions, rows_digest
 from tests.support.paths import SHARED_DATA
 
 HH = SHARED_DATA / "hh_rlhf" / "derived" / "helpful-base_interactions.jsonl"

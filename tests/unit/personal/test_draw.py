@@ -14,8 +14,9 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal.draw import EligibleInteractions, draw_personal
 from sdpo_ray.privacy.snapshot_erasure import snapshots_under
 from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions
+from sdpo_ray.tables.arrow_schemas import interactions_to_arrow
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import read_interactions
 from tests.support.conversations import dialogue
 from tests.support.user_data import interactions_of
 

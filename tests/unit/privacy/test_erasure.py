@@ -24,8 +24,8 @@ from sdpo_ray.privacy.erasure import Erasure
 from sdpo_ray.privacy.erasure_report import ErasureReport
 from sdpo_ray.privacy.user_footprint import UserTables
 from sdpo_ray.records import Candidate, Consent, Feedback, Interaction, Snapshot, Turn
-from sdpo_ray.tables.arrow_schemas import read_erased, read_interactions
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import read_erased, read_interactions
 from sdpo_ray.tables.tombstones import Tombstones
 from tests.support.conversations import changed, dialogue
 from tests.support.paths import REPOSITORY

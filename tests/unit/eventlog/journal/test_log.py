@@ -70,7 +70,7 @@ def test_turns_and_feedback_are_read_back_in_order(tmp_path):
     assert read_all(tmp_path) == events
 
 
-def test_log_probs_that_are_no_numbers_survive():
+def test_nan_log_probs_survive():
     read = decode(encode(turn("t0", response_logprobs=(math.nan, -math.inf))))
     assert isinstance(read, Turn)
     assert math.isnan(read.response_logprobs[0])
@@ -78,7 +78,7 @@ def test_log_probs_that_are_no_numbers_survive():
 
 
 @pytest.mark.parametrize("payload", [b"", b"X", b"T", b"T\x01", b"F" + encode(turn("t0"))[1:]])
-def test_bytes_that_are_no_event_are_refused(payload):
+def test_bytes_that_are_not_an_event_are_refused(payload):
     with pytest.raises(CorruptLog, match="event"):
         decode(payload)
 
@@ -131,7 +131,7 @@ def test_a_poll_keeps_to_its_limits_but_gives_one_event_at_least(tmp_path):
     assert log.poll({}, max_events=3, max_bytes=MIB).at_end == set()
 
 
-def test_partitions_take_turns_so_that_a_busy_one_starves_nobody(tmp_path):
+def test_partitions_take_turns_so_that_a_busy_one_starves_no_other(tmp_path):
     for name in "abc":
         write(tmp_path, *(turn(f"{name}{n}") for n in range(50 if name == "a" else 2)))
     log = JournalLog(tmp_path, segment_bytes=MIB)
@@ -167,7 +167,7 @@ def test_a_partition_that_another_reader_removed_is_at_its_end(tmp_path):
     assert (batch.events, batch.positions, batch.at_end) == ((), {}, gone.keys())
 
 
-def test_a_directory_that_nobody_wrote_to_is_an_empty_log(tmp_path):
+def test_an_unwritten_directory_is_an_empty_log(tmp_path):
     log = JournalLog(tmp_path / "none", segment_bytes=MIB)
     assert log.partitions() == []
     assert log.poll({}, max_events=1, max_bytes=1).events == ()
@@ -177,7 +177,7 @@ def test_a_directory_that_nobody_wrote_to_is_an_empty_log(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_only_segments_that_were_read_to_the_end_and_nobody_writes_go(tmp_path):
+def test_only_fully_read_segments_without_a_live_writer_are_removed(tmp_path):
     write(tmp_path, turn("t0"), turn("t1"), turn("t2"), segment_bytes=1)
     living = JournalLog(tmp_path, segment_bytes=MIB)
     living.append(turn("t3")).result(timeout=10)
@@ -367,7 +367,7 @@ def test_a_full_log_is_an_error_of_the_system_like_a_full_disk():
     assert str(LogFull("no room")) == "no room"
 
 
-def test_a_disk_that_does_not_answer_holds_up_no_caller_and_no_more_memory_than_allowed(tmp_path, monkeypatch):
+def test_a_disk_that_hangs_delays_no_caller_and_takes_bounded_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(journal_module, "_MAX_WAITING_BYTES", 5000)
     go, sync = threading.Event(), os.fdatasync
 
@@ -481,7 +481,7 @@ def test_no_room_to_allocate_fails_the_append_and_leaves_nothing(tmp_path, monke
 
 
 def test_a_directory_that_is_gone_fails_the_append_until_it_is_back(tmp_path):
-    """A volume that is not mounted: what is written beside it would be found by nobody."""
+    """As for a volume that is not mounted: events written into its mount point would not be found."""
     directory = tmp_path / "journal"
     journal = JournalLog(directory, segment_bytes=1)
     journal.append(turn("t0")).result(timeout=10)
@@ -494,7 +494,7 @@ def test_a_directory_that_is_gone_fails_the_append_until_it_is_back(tmp_path):
     assert ids(read_all(directory)) == ["t0", "t1"]
 
 
-def test_a_client_that_hangs_up_does_not_stop_the_journal(tmp_path):
+def test_a_client_that_disconnects_does_not_stop_the_journal(tmp_path):
     journal = JournalLog(tmp_path, segment_bytes=MIB)
     assert not journal.append(turn("t0")).cancel()
     journal.append(turn("t1")).result(timeout=10)
