@@ -112,7 +112,7 @@ def test_a_candidate_of_the_same_update_is_returned_and_of_another_is_refused(dr
 def test_an_update_says_why_there_is_nothing_to_learn(tmp_path: Path) -> None:
     policy = tiny_policy(tmp_path / "base")
     stale = with_turn(interaction(ChatFormat(policy)), prompt_ids=(1, 2))
-    with pytest.raises(LearnerError, match=r"no interaction of s0 can be learned from: {'prompt_mismatch': 1}"):
+    with pytest.raises(LearnerError, match=r"no interaction of s0 is trainable: {'prompt_mismatch': 1}"):
         TrainLoop(_job(tmp_path, snapshot(tmp_path / "s0", [stale])), rank=0, num_workers=1)
 
 
