@@ -21,7 +21,7 @@ from sdpo_ray.distill.train.update_spec import UpdateSpec, num_steps
 from sdpo_ray.distill.train.worker import train
 from sdpo_ray.errors import DataError, LearnerError, NotReady
 from sdpo_ray.io.files import is_ready, read_json
-from sdpo_ray.records import Candidate, Fingerprint, RefusalCount, Snapshot
+from sdpo_ray.records import BASE_VERSION, Candidate, Fingerprint, RefusalCount, Snapshot
 from tests.support.builders import interaction, release, snapshot, tiny_policy, with_turn
 
 
@@ -100,10 +100,10 @@ def test_a_parent_with_tensors_the_model_lacks_is_refused(tmp_path: Path) -> Non
 def test_a_candidate_of_the_same_update_is_returned_and_of_another_is_refused(drawn: Snapshot, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "v0001"
     candidate = _export(_parameters(load_policy(base)), base, out, drawn)
-    words = {"policy_version": 1, "out": out, "config": DistillConfig(), "max_model_len": 512, "seed": 0, "base": base}
+    words = {"policy_version": 2, "out": out, "config": DistillConfig(), "max_model_len": 512, "seed": 0, "base": base}
     assert distill(snapshot=drawn, parent=release(base), **words) == candidate
     other = snapshot(tmp_path / "s1", [interaction(ChatFormat(base))], name="s1")
-    with pytest.raises(LearnerError, match="already holds an update of version 0 by s0, not of version 0 by s1"):
+    with pytest.raises(LearnerError, match="already holds an update of version 1 by s0, not of version 1 by s1"):
         distill(snapshot=other, parent=release(base), **words)
     with pytest.raises(LearnerError, match="not of version 3 by s0"):
         distill(snapshot=drawn, parent=release(base, policy_version=3), **words)
@@ -169,7 +169,7 @@ def _job(root: Path, drawn: Snapshot) -> UpdateSpec:
     return UpdateSpec(
         snapshot=drawn,
         parent=release(root / "base"),
-        policy_version=1,
+        policy_version=2,
         out=root / "v0001",
         config=DistillConfig(),
         max_model_len=512,
@@ -193,8 +193,8 @@ def _export(
     teacher: dict[str, torch.Tensor] | None = None,
 ) -> Candidate:
     candidate = Candidate(
-        policy_version=1,
-        parent_version=0,
+        policy_version=2,
+        parent_version=BASE_VERSION,
         path=str(out),
         snapshot_id=drawn.snapshot_id,
         fingerprint=Fingerprint(token_ids=(), logprobs=()),

@@ -223,7 +223,7 @@ def test_a_shape_that_is_not_there_or_not_a_dense_decoder_is_refused(tmp_path: P
     with pytest.raises(ConfigError, match="not JSON"):
         read_model_spec(tmp_path)
     file.write_text('{"model_type": "nothing"}')
-    with pytest.raises(ConfigError, match="no causal language model"):
+    with pytest.raises(ConfigError, match="not of a causal language model"):
         read_model_spec(tmp_path)
     file.write_text('{"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 1}')
     with pytest.raises(ConfigError, match="dense decoders with gated feed-forward"):
