@@ -61,6 +61,11 @@ PRIVATE_USES = (
         reason="`from_pretrained` shards what it loads for as long as the `HfDeepSpeedConfig` object is referred to",
         until="`from_pretrained` takes the ZeRO configuration as an argument",
     ),
+    _use(
+        symbol="transformers.masking_utils._preprocess_mask_arguments",
+        reason="creates no mask for an attention without a registered mask function, such as `distill.model.attention`",
+        until="`AttentionInterface.register` says whether the attention needs a mask",
+    ),
     PrivateUse(
         distribution="liger-kernel",
         version="0.8.5",

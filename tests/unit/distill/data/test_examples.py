@@ -1,4 +1,4 @@
-"""Both contexts of an interaction. Numbers in names are those of the golden tests in the algorithm's notes."""
+"""Training examples of interactions. Numbers in names are those of the golden tests in the algorithm's notes."""
 
 import json
 import time
@@ -116,18 +116,18 @@ BLOCK_IDS = {
         *[506, 16],
     ],
 }
-"""Of the tiny policy that the product ships."""
+"""Token ids of the bundled tiny policy."""
 
 
 @pytest.mark.parametrize("template", BLOCK_IDS)
-def test_golden_15_the_token_ids_of_each_wording_are_these(template: str) -> None:
+def test_golden_15_the_token_ids_of_each_template_are_these(template: str) -> None:
     chat = ChatFormat(CHECKPOINT)
     found = one(chat, interaction(chat, prompt="2 + 2?", follow_up="Shorter please."), template=template)
     assert list(found.prompt_ids) == ASKED + ANSWER_NOW
     assert list(found.hindsight_ids) == ASKED + BLOCK_IDS[template] + ANSWER_NOW
 
 
-def test_golden_15_the_block_is_in_the_users_message_where_a_tool_spoke_last(tool_chat: ChatFormat) -> None:
+def test_golden_15_the_block_is_in_the_user_message_where_a_tool_message_is_last(tool_chat: ChatFormat) -> None:
     served = interaction(tool_chat, prompt="Warm in Paris?", follow_up="In Fahrenheit", after=tool_use(), tools=TOOLS)
     found = one(tool_chat, served)
     question = "<|im_start|>user\nWarm in Paris?"
@@ -163,7 +163,7 @@ def test_golden_1_an_empty_follow_up_adds_nothing_to_a_cut_prompt(chat: ChatForm
     assert found.hindsight_ids == found.prompt_ids != served.turn.prompt_ids
 
 
-def test_supervised_learning_reads_no_follow_up(chat: ChatFormat) -> None:
+def test_supervised_learning_builds_no_hindsight_context(chat: ChatFormat) -> None:
     found = one(chat, interaction(chat, follow_up="Shorter. " * 1000), config=DistillConfig(objective="sft"))
     assert found.hindsight_ids == found.prompt_ids
 
@@ -183,7 +183,7 @@ def test_golden_16_the_last_five_messages_are_read_and_a_leading_answer_is_not(c
 
 
 def _insertion(found: Example) -> int:
-    """Where the two contexts part; behind it the rest of x must come back."""
+    """Index at which the two contexts differ; after the block the rest of x must follow."""
     both = zip(found.prompt_ids, found.hindsight_ids, strict=False)
     at = next(place for place, (x, xo) in enumerate(both) if x != xo)
     assert found.hindsight_ids[at - len(found.prompt_ids) :] == found.prompt_ids[at:]
@@ -255,7 +255,7 @@ def test_context_and_response_fit_exactly_or_are_refused(chat: ChatFormat) -> No
     assert why_not(chat, interaction(chat), max_model_len=longest - 1) == "too_long"
 
 
-def test_a_prompt_of_two_hundred_messages_is_cut_in_a_few_renderings(chat: ChatFormat) -> None:
+def test_a_prompt_of_two_hundred_messages_is_cut_with_few_renderings(chat: ChatFormat) -> None:
     history = dialogue(*(f"{i} " * 20 for i in range(200)))
     served = interaction(chat, history=history)
     calls = 0
@@ -276,12 +276,12 @@ def test_a_prompt_of_two_hundred_messages_is_cut_in_a_few_renderings(chat: ChatF
 
 
 def _cut(before: Interaction, how: FinishReason = FinishReason.LENGTH) -> Interaction:
-    """`before` as if the token limit, or the user's patience, had come to its end before its end token."""
+    """`before` cut off before its end token, by the token limit or by the client."""
     ids, logprobs = before.turn.response_ids[:-1], before.turn.response_logprobs[:-1]
     return with_turn(before, response_ids=ids, response_logprobs=logprobs, finish_reason=how)
 
 
-def test_golden_17_the_end_token_is_learned_only_where_it_was_emitted(chat: ChatFormat) -> None:
+def test_golden_17_the_end_token_is_scored_only_where_it_was_emitted(chat: ChatFormat) -> None:
     text, end = chat.text_ids("Paris"), (chat.eos_id,)
     assert one(chat, interaction(chat)).response_ids == text + end
     assert one(chat, _cut(interaction(chat)), truncated="train").response_ids == text
@@ -388,7 +388,7 @@ def test_golden_18_no_tool_result_document_or_shortened_follow_up_yields_one(too
 
 
 @pytest.mark.parametrize("arguments", ['{"q": "\\u003c|im_end|>"}', '{"\\u003c|im_end|>": 1}'])
-def test_golden_18_json_escapes_hide_no_control_string(tool_chat: ChatFormat, arguments: str) -> None:
+def test_golden_18_json_escapes_do_not_hide_a_control_string(tool_chat: ChatFormat, arguments: str) -> None:
     found = one(tool_chat, interaction(tool_chat, after=tool_use(arguments=arguments)))
     assert found.prompt_ids.count(tool_chat.eos_id) == 3
 
@@ -423,7 +423,7 @@ def test_messages_that_the_template_refuses_are_refused(chat: ChatFormat, tmp_pa
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_log_prob_that_is_no_number_is_refused(chat: ChatFormat, bad: float) -> None:
+def test_a_log_prob_that_is_not_finite_is_refused(chat: ChatFormat, bad: float) -> None:
     served = interaction(chat)
     poisoned = (*served.turn.response_logprobs[:-1], bad)
     assert why_not(chat, with_turn(served, response_logprobs=poisoned)) == "non_finite_logprob"
@@ -456,7 +456,7 @@ def test_a_long_answer_is_refused(chat: ChatFormat) -> None:
         ({"seed": 7, "max_tokens": 3}, 1.0, True),
     ],
 )
-def test_golden_27_the_temperature_is_the_one_that_was_honoured(
+def test_golden_27_the_temperature_is_the_one_that_the_engine_applied(
     chat: ChatFormat, sampling: dict[str, float], temperature: float, comparable: bool
 ) -> None:
     plain = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=64, seed=None)
@@ -471,7 +471,7 @@ def _of_version(chat: ChatFormat, version: int) -> Interaction:
     return with_turn(served, version_spans=(VersionSpan(policy_version=version, start=0, end=6),))
 
 
-def test_golden_12_staleness_over_the_limit_is_refused_and_under_it_weighed(chat: ChatFormat) -> None:
+def test_golden_12_a_response_over_the_staleness_limit_is_refused_and_under_it_weighted(chat: ChatFormat) -> None:
     config = DistillConfig.model_validate({"signal": {"max_staleness": 8, "staleness_half_life": 4}})
     weights = {v: one(chat, _of_version(chat, v), config=config, parent_version=12).weight for v in (4, 8, 12, 13)}
     assert weights == {4: 0.25, 8: 0.5, 12: 1.0, 13: 1.0}
@@ -480,7 +480,7 @@ def test_golden_12_staleness_over_the_limit_is_refused_and_under_it_weighed(chat
     assert one(chat, _of_version(chat, 0), config=unweighed, parent_version=10**6).weight == 1.0
 
 
-def test_an_answer_of_elsewhere_has_no_age(chat: ChatFormat) -> None:
+def test_an_imported_response_has_no_age(chat: ChatFormat) -> None:
     config = DistillConfig.model_validate(
         {"context": {"text_only": "train"}, "signal": {"max_staleness": 0, "staleness_half_life": 1}}
     )
@@ -489,7 +489,7 @@ def test_an_answer_of_elsewhere_has_no_age(chat: ChatFormat) -> None:
     assert one(chat, foreign, config=config, parent_version=100).weight == 1.0
 
 
-def test_text_alone_is_refused_or_rendered_here(chat: ChatFormat) -> None:
+def test_an_imported_text_is_refused_or_tokenized(chat: ChatFormat) -> None:
     served = interaction(chat, temperature=0.5)
     assert why_not(chat, as_text(served)) == "text_only"
     expected = replace(one(chat, served), temperature=1.0, sampler_logprobs=())
@@ -503,7 +503,7 @@ def _redacted(served: Interaction, **changes: object) -> Interaction:
     return with_turn(served, **unknown, redactions=(Redaction(kind="email", n=1),), **changes)
 
 
-def test_a_redacted_turn_is_refused_whatever_becomes_of_answers_of_elsewhere(chat: ChatFormat) -> None:
+def test_a_redacted_turn_is_refused_whatever_text_only_says(chat: ChatFormat) -> None:
     redacted = _redacted(interaction(chat, prompt="Write to [email]."))
     assert why_not(chat, redacted) == "redacted"
     assert why_not(chat, redacted, text_only="train") == "redacted"
@@ -534,7 +534,7 @@ def test_refusals_are_counted_by_reason_and_the_rest_keeps_its_order(chat: ChatF
     assert refused == {"empty_response": 1}
 
 
-def test_of_ten_thousand_copies_a_few_are_learned_from_and_soon(chat: ChatFormat) -> None:
+def test_of_ten_thousand_copies_max_copies_are_kept_within_seconds(chat: ChatFormat) -> None:
     served = interaction(chat, history=dialogue("a" * 300, "b" * 300))
     copies = [replace(served, interaction_id=f"copy {i}") for i in range(10_000)]
     other = interaction(chat, name="other", follow_up="Longer please.")
@@ -545,13 +545,13 @@ def test_of_ten_thousand_copies_a_few_are_learned_from_and_soon(chat: ChatFormat
     assert refused == {"duplicate": 9997}
 
 
-def test_copies_that_cannot_be_learned_from_take_no_place(chat: ChatFormat) -> None:
+def test_copies_that_are_not_trainable_do_not_count(chat: ChatFormat) -> None:
     stale, fresh = _of_version(chat, 0), _of_version(chat, 9)
     usable, refused = read(chat, stale, stale, fresh, max_copies=1, parent_version=9)
     assert (len(usable), refused) == (1, {"stale": 2})
 
 
-def test_a_follow_up_of_a_hundred_thousand_characters_is_bounded_soon(chat: ChatFormat) -> None:
+def test_a_follow_up_of_a_hundred_thousand_characters_is_shortened_within_seconds(chat: ChatFormat) -> None:
     rant = "Shorter! " + "blah " * 20_000 + "Really."
     began = time.process_time()
     (found,), counts = read(chat, interaction(chat, follow_up=rant), max_follow_up_tokens=64)

@@ -82,7 +82,7 @@ _OBJECTIVES = {name: learns(**signal) for name, signal in SIGNALS.items()} | {"s
 
 
 @pytest.mark.parametrize("config", _OBJECTIVES.values(), ids=_OBJECTIVES)
-def test_golden_20_a_packed_step_is_that_of_single_sequences_and_whole_logits(
+def test_golden_20_a_packed_step_equals_that_of_single_sequences_and_whole_logits(
     config: DistillConfig, path: Path, model: Any
 ) -> None:
     plain, items = load_policy(path).double(), batch()
@@ -97,7 +97,7 @@ def test_golden_20_a_packed_step_is_that_of_single_sequences_and_whole_logits(
 
 @pytest.mark.parametrize("baselined", [False, True])
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_golden_10_a_step_taught_by_another_policy_is_that_of_its_whole_logits(
+def test_golden_10_a_step_with_another_policy_as_teacher_equals_that_of_its_whole_logits(
     signal: dict[str, Any], baselined: bool, path: Path, other_path: Path, model: Any
 ) -> None:
     plain, other, items, config = (
@@ -116,7 +116,9 @@ def test_golden_10_a_step_taught_by_another_policy_is_that_of_its_whole_logits(
 
 
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_golden_20_neither_packing_nor_order_nor_filling_changes_a_step(signal: dict[str, Any], model: Any) -> None:
+def test_golden_20_packing_order_and_empty_micro_batches_do_not_change_a_step(
+    signal: dict[str, Any], model: Any
+) -> None:
     config, items = learns(**signal), batch()
     sums, expected = step(model, micro_batches(items, 10_000), config)
     alternatives: list[list[MicroBatch]] = [
@@ -134,7 +136,7 @@ def test_golden_20_neither_packing_nor_order_nor_filling_changes_a_step(signal: 
 
 
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_golden_20_a_large_vocabulary_s_logits_in_chunks_change_nothing(signal: dict[str, Any]) -> None:
+def test_golden_20_chunks_of_a_large_vocabulary_s_logits_change_nothing(signal: dict[str, Any]) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     register()
@@ -152,7 +154,7 @@ def test_golden_20_a_large_vocabulary_s_logits_in_chunks_change_nothing(signal: 
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 7])
-def test_golden_23_uneven_and_empty_shards_add_up_to_the_whole_batch(num_workers: int, model: Any) -> None:
+def test_golden_23_gradients_of_uneven_and_empty_shards_sum_to_the_whole_batch_s(num_workers: int, model: Any) -> None:
     config = learns(log_mix=0.9)
     _, whole = step(model, micro_batches(batch(), 64), config)
     total = torch.zeros_like(whole)
@@ -162,7 +164,7 @@ def test_golden_23_uneven_and_empty_shards_add_up_to_the_whole_batch(num_workers
 
         def all_workers(tensor: Tensor, calls: list[Tensor] = calls) -> Tensor:
             calls.append(tensor)
-            # The other workers' sequences and tokens; what else is added up does not enter the gradient.
+            # Sequences and tokens of all workers; the other sums do not enter the gradient.
             return torch.tensor([5.0, 31.0, 0.0], dtype=torch.float64) if len(calls) == 1 else tensor
 
         total += step(model, mine, config, policy(model, total=all_workers))[1]
@@ -180,7 +182,7 @@ def test_golden_1_without_a_follow_up_advantage_and_gradient_are_exactly_zero(
 
 
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_golden_10_another_policy_as_teacher_needs_its_own_score_for_an_empty_follow_up_to_teach_nothing(
+def test_golden_10_with_another_policy_as_teacher_an_empty_follow_up_has_no_effect_only_relative_to_its_own_score(
     signal: dict[str, Any], model: Any, other_path: Path
 ) -> None:
     parts = micro_batches([replace(item, hindsight_ids=item.prompt_ids) for item in batch()], 64)
@@ -240,7 +242,7 @@ def test_golden_9_normalisations_staleness_and_masked_answers_through_a_step(nor
 
 
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_golden_17_a_batch_without_scored_tokens_moves_nothing_and_is_finite(
+def test_golden_17_a_batch_without_scored_tokens_has_a_finite_loss_and_no_gradient(
     signal: dict[str, Any], model: Any
 ) -> None:
     items = [replace(item, first_scored=len(item.response_ids)) for item in batch()]
@@ -264,7 +266,7 @@ def test_golden_12_tis_through_a_step(model: Any) -> None:
     assert torch.equal(step(model, [tuple(rarer)], learns())[1], off)
 
 
-def test_golden_26_the_same_contexts_scored_under_different_packs_differ_by_rounding_alone(model: Any) -> None:
+def test_golden_26_scores_of_the_same_contexts_in_different_packs_differ_by_rounding_only(model: Any) -> None:
     items = [made(f"n{index}", 3 + 7 * index, 0, 5 + 3 * index) for index in range(8)]
     found = {}
     for parts in (micro_batches(items, 1), micro_batches(items, 90), [tuple(items)], [tuple(reversed(items))]):
@@ -276,7 +278,7 @@ def test_golden_26_the_same_contexts_scored_under_different_packs_differ_by_roun
     assert noise < 1e-5
 
 
-def test_golden_27_the_sampler_gap_is_the_mean_distance_over_known_tokens(model: Any) -> None:
+def test_golden_27_the_sampler_gap_is_the_mean_absolute_difference_over_known_tokens(model: Any) -> None:
     known = [
         replace(item, sampler_logprobs=() if index == 3 else _sampler(item, _scores(model, item) - 0.25))
         for index, item in enumerate(batch())
@@ -300,7 +302,7 @@ def test_a_step_reports_entropy_advantage_and_kl_to_the_base_as_means_over_token
 
 @pytest.mark.parametrize("objective", _OBJECTIVES)
 @pytest.mark.parametrize("same_head", [False, True])
-def test_kl_to_the_base_is_that_of_whole_distributions_at_the_watched_answers(
+def test_kl_to_the_base_is_that_of_whole_distributions_at_the_watched_responses(
     objective: str, same_head: bool, path: Path, model: Any, tmp_path: Path
 ) -> None:
     plain, items = load_policy(path), batch()
@@ -322,10 +324,10 @@ def test_kl_to_the_base_is_that_of_whole_distributions_at_the_watched_answers(
     expected = (log_p.exp() * (log_p - log_base)).sum(-1)
     assert sums.num_base_tokens == len(expected)
     assert sums.kl_to_base == pytest.approx(expected.mean().item(), rel=1e-4)
-    assert torch.equal(watched_gradient, unwatched), "watching changes nothing"
+    assert torch.equal(watched_gradient, unwatched), "the monitor does not change the gradient"
 
 
-def test_a_scalar_baseline_is_taken_from_every_token_s_advantage(path: Path, model: Any) -> None:
+def test_a_scalar_baseline_is_subtracted_from_every_token_s_advantage(path: Path, model: Any) -> None:
     plain, items = load_policy(path).double(), batch()
     loss = torch.zeros((), dtype=torch.float64)
     for item in items:
@@ -343,7 +345,9 @@ _PENALISED = {name: learns(kl_penalty=0.2, **signal) for name, signal in SIGNALS
 
 
 @pytest.mark.parametrize("objective", _OBJECTIVES)
-def test_the_penalty_pulls_each_token_that_the_base_scored_towards_it(objective: str, path: Path, model: Any) -> None:
+def test_the_kl_penalty_changes_the_gradient_of_each_token_with_a_base_score(
+    objective: str, path: Path, model: Any
+) -> None:
     plain, items = load_policy(path).double(), batch()
     base = {item.interaction_id: torch.linspace(-9, -1, len(item.response_ids) - item.first_scored) for item in items}
     del base["e"]
@@ -364,7 +368,7 @@ def test_the_penalty_pulls_each_token_that_the_base_scored_towards_it(objective:
 @pytest.mark.parametrize("signal", [{}, {"estimator": "topk_reverse_kl"}, {"baseline": "token_kl"}], ids=str)
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("baselined", [False, True])
-def test_golden_28_a_sequence_that_the_teacher_cannot_score_is_dropped_and_counted(
+def test_golden_28_a_sequence_with_teacher_scores_that_are_not_finite_is_dropped_and_counted(
     poison: float, signal: dict[str, Any], baselined: bool, model: Any
 ) -> None:
     items = batch()
@@ -374,10 +378,10 @@ def test_golden_28_a_sequence_that_the_teacher_cannot_score_is_dropped_and_count
         found = scorer(context, work)
         if torch.is_grad_enabled():
             return found
-        # Two answers have as many scored tokens.
+        # Two responses have ten scored tokens.
         lengths_B = context.row_N.bincount()
         poisoned_N = (lengths_B[context.row_N] == 10) & (torch.arange(len(context.row_N)) % 3 == 0)
-        # Under hindsight, or, where there is a baseline, without it alone.
+        # Poison the hindsight context, or with `baselined` only the prompt's.
         if baselined == (len(context.ids_1S[0]) == sum(len(i.prompt_ids) + len(i.response_ids) for i in items)):
             found[0][poisoned_N] = poison
         return found
@@ -392,7 +396,7 @@ def test_golden_28_a_sequence_that_the_teacher_cannot_score_is_dropped_and_count
     assert math.isfinite(sums.mean_advantage)
 
 
-def test_golden_28_a_batch_in_which_the_teacher_can_score_nothing_is_an_error(model: Any, other_path: Path) -> None:
+def test_golden_28_a_batch_without_any_finite_teacher_scores_is_an_error(model: Any, other_path: Path) -> None:
     teacher = load_packed(other_path)
     with torch.no_grad():
         teacher.model.norm.weight[3] = math.nan
@@ -401,7 +405,7 @@ def test_golden_28_a_batch_in_which_the_teacher_can_score_nothing_is_an_error(mo
 
 
 @pytest.mark.parametrize("config", _OBJECTIVES.values(), ids=_OBJECTIVES)
-def test_golden_28_a_policy_with_weights_that_are_not_numbers_is_an_error(
+def test_golden_28_a_policy_with_weights_that_are_not_finite_is_an_error(
     config: DistillConfig, model: Any, other_path: Path
 ) -> None:
     with torch.no_grad():
@@ -410,7 +414,7 @@ def test_golden_28_a_policy_with_weights_that_are_not_numbers_is_an_error(
         step(model, micro_batches(batch(), 64), config, policy(model, teacher=load_packed(other_path)))
 
 
-def test_each_example_takes_two_forwards_and_one_backward_and_supervision_one_forward(model: Any) -> None:
+def test_each_example_takes_two_forwards_and_one_backward_and_supervised_learning_one_forward(model: Any) -> None:
     scorer, seen = PackedLM(model), []
 
     def run(context: PackedRows, work: Any) -> Any:
@@ -437,7 +441,7 @@ def test_the_last_backward_pass_of_a_step_is_marked(model: Any) -> None:
     assert marks == [False] * (len(parts) - 1) + [True]
 
 
-def test_a_taught_policy_finds_the_answer_likelier_where_hindsight_does(model: Any) -> None:
+def test_a_step_raises_a_response_s_probability_where_hindsight_does(model: Any) -> None:
     item = made("taught", 5, 4, 7)
     before = _scores(model, item)
     advantage = _scores(model, replace(item, prompt_ids=item.hindsight_ids)) - before
@@ -446,8 +450,8 @@ def test_a_taught_policy_finds_the_answer_likelier_where_hindsight_does(model: A
     assert ((_scores(model, item) - before) * advantage).sum() > 0
 
 
-def test_positions_begin_anew_in_each_sequence(model: Any) -> None:
-    # Rotations tell distances alone, but schemes that depend on length tell where a sequence begins.
+def test_positions_start_at_zero_in_each_sequence(model: Any) -> None:
+    # Rotary embeddings encode distances only, but schemes that depend on length encode the start of a sequence.
     seen: list[Tensor] = []
     model.model.rotary_emb.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs.get("position_ids", args[-1])), with_kwargs=True
@@ -457,7 +461,7 @@ def test_positions_begin_anew_in_each_sequence(model: Any) -> None:
     assert [each.tolist() for each in seen] == [[[0, 1, 2, 3, 4, 5, 0, 1, 2, 3]]]
 
 
-def test_models_whose_logits_are_more_than_a_product_are_refused(tmp_path: Path) -> None:
+def test_models_whose_logits_are_not_hidden_states_times_weights_are_refused(tmp_path: Path) -> None:
     model = load_policy(tiny_policy(tmp_path, tied=False))
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(264))
     with pytest.raises(ConfigError, match="output bias"):
@@ -481,7 +485,7 @@ def _packed_scores(model: Any, part: MicroBatch) -> tuple[Tensor, ...]:
 
 
 def _sampler(item: Example, scores: Tensor) -> tuple[float, ...]:
-    """These log-probs of the scored tokens, and others of those before them."""
+    """The given log-probs for the scored tokens, and other values for those before them."""
     return (-7.0,) * item.first_scored + tuple(scores.tolist())
 
 
