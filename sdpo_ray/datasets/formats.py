@@ -86,9 +86,7 @@ def detect_format(record: Mapping[str, Any]) -> Format:
         return Format.WILDCHAT if hashed else Format.WILDFEEDBACK
     # Escaped: a log may contain terminal control sequences.
     keys = ", ".join(sorted(key[:40].encode("unicode_escape").decode() for key in record)[:12])
-    raise ConfigError(
-        f"the first record has none of the keys of a known format, only: {keys}; give --format"
-    )
+    raise ConfigError(f"the first record has none of the keys of a known format, only: {keys}; give --format")
 
 
 def read_record(record: Mapping[str, Any], form: Format, *, number: int) -> LoggedConversation:

@@ -48,6 +48,36 @@ class FakeEngine:
         return (-float(self.loaded.removeprefix("v")), -1.0)
 
 
+class SlowEngine(FakeEngine):
+    """Takes 0.02 s to drain, 0.04 s to load and 0.08 s to give log-probs."""
+
+    async def drained(self) -> None:
+        if not self.steps.count("drained"):
+            await asyncio.sleep(0.02)
+        await super().drained()
+
+    async def load(self, policy_version: int) -> None:
+        await asyncio.sleep(0.04)
+        await super().load(policy_version)
+
+    async def logprobs(self, token_ids: tuple[int, ...]) -> tuple[float, ...]:
+        await asyncio.sleep(0.08)
+        return await super().logprobs(token_ids)
+
+
+def test_the_stall_of_a_swap_is_told_by_phase():
+    async def run() -> Swapper:
+        swapper = Swapper(SlowEngine(), RequestGate(), release(1), dtype="float32")
+        await swapper.to(release(2))
+        return swapper
+
+    stall = asyncio.run(run()).stall
+    assert stall.drain_s >= 0.02
+    assert stall.load_s >= 0.04
+    assert stall.verify_s >= 0.08
+    assert stall.total_s == pytest.approx(stall.drain_s + stall.load_s + stall.verify_s)
+
+
 def test_a_swap_stages_drains_loads_verifies_and_admits():
     async def run() -> None:
         engine, gate = FakeEngine(), RequestGate()
