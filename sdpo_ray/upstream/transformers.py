@@ -47,13 +47,13 @@ _use = partial(PrivateUse, distribution="transformers", version="5.19.0")
 
 PRIVATE_USES = (
     _use(
-        symbol="transformers.models.*.modeling_*.*RotaryEmbedding._buffers['inv_freq']",
-        reason="loading under ZeRO-3 rounds the buffers to the weights' bf16",
+        symbol="transformers.models.qwen3.modeling_qwen3.Qwen3RotaryEmbedding",
+        reason="`inv_freq`, here Qwen3's, is computed again: loading under ZeRO-3 rounds it to the weights' bf16",
         until="transformers loads buffers under ZeRO-3 in their own precision",
     ),
     _use(
-        symbol="transformers.modeling_layers.GradientCheckpointingLayer.training",
-        reason="checkpointing is active only in training mode, where dropout would make teacher and student differ",
+        symbol="transformers.modeling_layers.GradientCheckpointingLayer.__call__",
+        reason="it checkpoints only where `training` is set, but training mode of the model would switch dropout on",
         until="`gradient_checkpointing_enable` works in evaluation mode",
     ),
     _use(
