@@ -1,6 +1,5 @@
 """The README and docs/: links, anchors, paths, commands, options, keys, make targets and Python blocks are right."""
 
-import importlib
 import os
 import re
 import subprocess
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from markdown.extensions.toc import slugify
 
+from sdpo_ray.cli.lazy_group import load
 from sdpo_ray.config import keys, parse_run
 from sdpo_ray.evaluate.judge import load_judge
 from sdpo_ray.evaluate.probe import Probe
@@ -91,19 +90,12 @@ def anchors(text: str) -> set[str]:
     return {slugify(re.sub(r"[`*]", "", heading), "-") for heading in headings}
 
 
-@cache
-def command(verb: str) -> Any:
-    module = importlib.import_module(f"jobs.{verb}")
-    app = getattr(module, "app", None)
-    if app is None:
-        app = typer.Typer(add_completion=False)
-        app.command()(module.main)
-    return typer.main.get_command(app)
+command = cache(load)
 
 
 def options(verb: str) -> set[str]:
     """Options of a command and of its own commands."""
-    found = command(verb)
+    found = command(f"jobs.{verb}")
     every = [found, *getattr(found, "commands", {}).values()]
     return {"--help"} | {name for each in every for p in each.params for name in (*p.opts, *p.secondary_opts)}
 
