@@ -213,6 +213,13 @@ def test_every_command_is_described():
     assert [verb for verb in VERBS if f"`sdpo {verb.replace('_', '-')}`" not in described] == []
 
 
+def test_every_metric_is_in_the_operations_page():
+    sources = "".join(path.read_text() for path in (REPOSITORY / "serve" / "gateway").glob("*.py"))
+    metrics = set(re.findall(r'"(sdpo_[a-z_]+)"', sources))
+    assert len(metrics) > 10
+    assert sorted(name for name in metrics if name not in pages()["docs/operations.md"]) == []
+
+
 def test_the_readme_is_short_and_has_a_line_for_every_folder_and_room():
     readme = (REPOSITORY / "README.md").read_text()
     assert readme.count("\n") < 200
