@@ -4,7 +4,6 @@
 """
 
 import ast
-import importlib
 import json
 import re
 from collections import defaultdict
@@ -14,11 +13,12 @@ from typing import Any
 
 import click
 import griffe
-import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 
+from jobs.sdpo import VERBS
+from sdpo_ray.cli.lazy_group import load
 from sdpo_ray.config import Run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,11 +50,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def commands_page() -> str:
     """One section a command: its help text and a table of its options."""
     lines = ["# Commands", "", "Each command also takes `--help`.", ""]
-    paths = (path for path in (REPOSITORY / "jobs").glob("[a-z]*.py") if path.stem != "sdpo")
-    for path in sorted(paths):
-        module = importlib.import_module(f"jobs.{path.stem}")
-        verb = path.stem.replace("_", "-")
-        lines += _command(f"sdpo {verb}", verb, _click_command(module))
+    for verb in VERBS:
+        lines += _command(f"sdpo {verb.name}", verb.name, load(verb.module))
     return "\n".join(lines)
 
 
@@ -122,14 +119,6 @@ def _sections(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, type
 
 def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _click_command(module: Any) -> click.Command:
-    app = getattr(module, "app", None)
-    if app is None:
-        app = typer.Typer(add_completion=False)
-        app.command()(module.main)
-    return typer.main.get_command(app)
 
 
 def _command(typed: str, name: str, command: click.Command, level: int = 2) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """The README and docs/: links, anchors, paths, commands, options, keys, make targets and Python blocks are right."""
 
-import importlib
 import os
 import re
 import subprocess
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from markdown.extensions.toc import slugify
 
+from sdpo_ray.cli.lazy_group import load
 from sdpo_ray.config import keys, parse_run
 from sdpo_ray.evaluate.judge import load_judge
 from sdpo_ray.evaluate.probe import Probe
@@ -91,19 +90,12 @@ def anchors(text: str) -> set[str]:
     return {slugify(re.sub(r"[`*]", "", heading), "-") for heading in headings}
 
 
-@cache
-def command(verb: str) -> Any:
-    module = importlib.import_module(f"jobs.{verb}")
-    app = getattr(module, "app", None)
-    if app is None:
-        app = typer.Typer(add_completion=False)
-        app.command()(module.main)
-    return typer.main.get_command(app)
+command = cache(load)
 
 
 def options(verb: str) -> set[str]:
     """Options of a command and of its own commands."""
-    found = command(verb)
+    found = command(f"jobs.{verb}")
     every = [found, *getattr(found, "commands", {}).values()]
     return {"--help"} | {name for each in every for p in each.params for name in (*p.opts, *p.secondary_opts)}
 
@@ -219,6 +211,13 @@ def test_every_make_target_that_a_page_names_exists_and_each_is_named():
 def test_every_command_is_described():
     described = pages()["docs/cli.md"]
     assert [verb for verb in VERBS if f"`sdpo {verb.replace('_', '-')}`" not in described] == []
+
+
+def test_every_metric_is_in_the_operations_page():
+    sources = "".join(path.read_text() for path in (REPOSITORY / "serve" / "gateway").glob("*.py"))
+    metrics = set(re.findall(r'"(sdpo_[a-z_]+)"', sources)) - {"sdpo_ray"}
+    assert len(metrics) > 10
+    assert sorted(name for name in metrics if name not in pages()["docs/operations.md"]) == []
 
 
 def test_the_readme_is_short_and_has_a_line_for_every_folder_and_room():
