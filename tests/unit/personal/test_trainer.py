@@ -54,7 +54,7 @@ class Learner:
 
     def __call__(self, **arguments: Any) -> Candidate:
         self.arguments = arguments
-        held_out = read_interactions(arguments["apart"])
+        held_out = read_interactions(arguments["held_out"])
         candidate = Candidate(
             policy_version=arguments["policy_version"],
             parent_version=arguments["parent"].policy_version,

@@ -370,7 +370,7 @@ def test_the_job_asks_before_it_removes_and_its_result_holds_no_name(layout):
     assert json.loads(done.stdout)["rows"]["turns"] == 3
     assert VICTIM not in done.stdout + done.stderr
     assert pseudonym(layout, VICTIM) not in done.stdout + done.stderr
-    assert "rollback.py --to 2" in " ".join(done.stderr.split())
+    assert "rollback --to 2" in " ".join(done.stderr.split())
 
 
 def test_a_request_without_a_user_or_without_a_run_is_refused(layout):
