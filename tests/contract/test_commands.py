@@ -77,11 +77,13 @@ def test_every_recipe_loads():
         load_run(recipe)
 
 
-def test_every_job_and_every_make_target_is_in_the_readme():
-    readme = (REPOSITORY / "README.md").read_text()
-    assert [job for job in COMMANDS if f"jobs/{job}.py" not in readme and f"{job}.py" not in readme] == []
-    targets = re.findall(r"^([a-z]+):.*##", (REPOSITORY / "Makefile").read_text(), flags=re.M)
-    assert [target for target in targets if f"make {target}" not in readme and target != "help"] == []
+def test_every_command_is_in_the_reference_and_every_make_target_in_the_documentation():
+    reference = (REPOSITORY / "docs" / "cli.md").read_text()
+    assert [job for job in COMMANDS if f"| `sdpo {job.replace('_', '-')}` |" not in reference] == []
+    pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")]
+    documentation = "\n".join(page.read_text() for page in pages)
+    targets = re.findall(r"^([a-z-]+):.*##", (REPOSITORY / "Makefile").read_text(), flags=re.M)
+    assert [target for target in targets if f"make {target}" not in documentation and target != "help"] == []
 
 
 def test_the_keys_of_a_run_file_are_these():
