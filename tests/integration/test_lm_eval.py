@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tests.support.serving import Served, Witness
+from tests.support.serving import ReferencePolicy, Served
 
 pytestmark = pytest.mark.integration
 DOCS = [
@@ -82,14 +82,14 @@ def test_the_harness_scores_completions_and_chats(served: Served, tmp_path: Path
     scored, chatted = [evaluating(*run) for run in runs]
     found = samples(tmp_path, "capitals", scored)
     assert len(found) == len(DOCS)
-    words, witness = AutoTokenizer.from_pretrained(str(served.base)), Witness(served.base)
+    words, reference = AutoTokenizer.from_pretrained(str(served.base)), ReferencePolicy(served.base)
     for sample in found:
         choices = sample["doc"]["choices"]
         assert len(sample["filtered_resps"]) == len(choices)
         for choice, (logprob, _) in zip(choices, sample["filtered_resps"], strict=True):
             asked = words.encode(sample["doc"]["question"])
             ids = words.encode(sample["doc"]["question"] + choice)
-            assert float(logprob) == pytest.approx(sum(witness.logprobs(ids)[len(asked) - 1 :]), abs=1e-3)
+            assert float(logprob) == pytest.approx(sum(reference.logprobs(ids)[len(asked) - 1 :]), abs=1e-3)
     answers = [sample["filtered_resps"][0] for sample in samples(tmp_path, "chatter", chatted)]
     turns = [turn for turn_id, turn in served.turns().items() if turn_id not in before]
     assert sorted(turn.response for turn in turns) == sorted(answers)

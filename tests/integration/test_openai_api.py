@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.records import FinishReason, Message, Role, Turn
-from tests.support.serving import Served, Witness
+from tests.support.serving import ReferencePolicy, Served
 
 pytestmark = pytest.mark.integration
 QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
@@ -199,7 +199,7 @@ def test_log_probs_are_those_of_the_turn(served: Served, client: OpenAI):
     # Of an answer that ended by itself, the end token is recorded and shown, too.
     assert [each.logprob for each in content] == pytest.approx(turn.response_logprobs)
     assert all(len(each.top_logprobs) == 3 for each in content)
-    assert Witness(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=1e-4)
+    assert ReferencePolicy(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=1e-4)
     assert not turn.sampling.constrained
 
 
@@ -301,7 +301,7 @@ def test_echo_gives_the_prompts_own_log_probs(served: Served, client: OpenAI, ma
     logprobs = reply.choices[0].logprobs
     ids = ChatFormat(served.base).text_ids(text)
     assert logprobs.token_logprobs[0] is None
-    expected = Witness(served.base).logprobs(ids)
+    expected = ReferencePolicy(served.base).logprobs(ids)
     assert logprobs.token_logprobs[1 : len(ids)] == pytest.approx(expected, abs=1e-4)
     assert len(logprobs.tokens) == len(ids) + max_tokens
     assert reply.choices[0].text.startswith(text)

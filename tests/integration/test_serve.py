@@ -16,7 +16,7 @@ from sdpo_ray.chat import ChatFormat
 from sdpo_ray.distill.train.zero_gather import TEACHER
 from sdpo_ray.io.adapter_config import ADAPTER
 from sdpo_ray.records import Consent, FinishReason, Message, Role, ToolCall
-from tests.support.serving import Served, Witness, perturbed, point, release_of
+from tests.support.serving import ReferencePolicy, Served, perturbed, point, release_of
 
 pytestmark = pytest.mark.integration
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -59,7 +59,7 @@ def test_a_turn_is_what_the_engine_put_out_and_is_on_disk_before_its_receipt(
 def test_recorded_log_probs_are_those_of_the_policy_that_sampled(served: Served, client: OpenAI):
     _, headers, _ = ask(client, temperature=1.0)
     turn = served.turns()[headers["x-sdpo-turn-id"]]
-    assert Witness(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=1e-4)
+    assert ReferencePolicy(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=1e-4)
 
 
 def test_a_stream_arrives_in_pieces_while_it_is_made(client: OpenAI):
@@ -301,7 +301,7 @@ def test_swaps_under_load_fail_no_request_and_mix_no_versions(served: Served, cl
     assert all(len(turn.version_spans) == 1 for turn in made)
     assert [turn.policy_version for turn in made] == [int(headers["x-sdpo-policy-version"]) for headers in replies]
     assert {turn.policy_version for turn in made} == {0, 1, 2, 3}
-    witnesses = {version: Witness(path) for version, path in (paths | {0: served.base}).items()}
+    witnesses = {version: ReferencePolicy(path) for version, path in (paths | {0: served.base}).items()}
     for turn in made:
         assert witnesses[turn.policy_version].of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
 
@@ -337,7 +337,7 @@ def test_a_broken_checkpoint_is_refused_and_the_old_weights_go_on(
     assert headers["x-sdpo-policy-version"] == "0"
     _, headers, _ = ask(client)
     turn = served.turns()[headers["x-sdpo-turn-id"]]
-    assert Witness(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
+    assert ReferencePolicy(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
 
 
 @pytest.mark.usefixtures("back_to_base")
@@ -353,7 +353,7 @@ def test_weights_that_do_not_reproduce_their_fingerprint_are_undone(served: Serv
     _, headers, _ = ask(client)
     turn = served.turns()[headers["x-sdpo-turn-id"]]
     assert turn.policy_version == 0
-    assert Witness(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
+    assert ReferencePolicy(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
 
 
 @pytest.mark.usefixtures("back_to_base")

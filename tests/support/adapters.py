@@ -1,4 +1,4 @@
-"""Candidates with an adapter over a base: merged weights for a witness, and what peft and the engine read."""
+"""Candidates with an adapter over a base: merged weights for a reference, and what peft and the engine read."""
 
 from collections.abc import Mapping
 from pathlib import Path

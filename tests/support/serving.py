@@ -1,4 +1,4 @@
-"""What tests of serving share: weights to release, and an independent witness of what a policy would say."""
+"""What tests of serving share: weights to release, and an independent reference of what a policy would say."""
 
 import shutil
 import time
@@ -70,7 +70,7 @@ def perturbed(base: Path, path: Path, *, seed: int, scale: float = 0.02) -> Path
     return path
 
 
-class Witness:
+class ReferencePolicy:
     """A policy in transformers: log-probs that owe nothing to vLLM."""
 
     def __init__(self, path: Path) -> None:
@@ -94,7 +94,7 @@ class Witness:
 def release_of(path: Path, version: int, *, previous: int | None = 0) -> Release:
     """A release with the fingerprint that transformers computes."""
     token_ids = ChatFormat(path).text_ids(FINGERPRINT_TEXT)
-    fingerprint = Fingerprint(token_ids=token_ids, logprobs=tuple(Witness(path).logprobs(token_ids)))
+    fingerprint = Fingerprint(token_ids=token_ids, logprobs=tuple(ReferencePolicy(path).logprobs(token_ids)))
     return Release(policy_version=version, path=str(path), previous_version=previous, fingerprint=fingerprint)
 
 
