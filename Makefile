@@ -2,15 +2,16 @@
 PYTHON ?= python3
 SEED ?= 0
 PORT ?= 8000
+WORKERS ?= 2
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup demo test check lock
+.PHONY: help setup demo test test-unit check lock
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 setup:  ## make .venv from requirements/cpu.lock
 	@$(PYTHON) cluster/setup.py
@@ -18,8 +19,11 @@ setup:  ## make .venv from requirements/cpu.lock
 demo: setup  ## turn the whole wheel on this machine (KEEP=1 leaves it up; SEED=, PORT=)
 	@$(BIN)/python jobs/demo.py --seed $(SEED) --port $(PORT) $(if $(KEEP),--keep)
 
-test: setup  ## run the whole test suite, the real engines included
-	@$(BIN)/python -m pytest
+test-unit: setup  ## run the tests that need no engine, in WORKERS=2 processes: three minutes
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m unit tests/unit tests/contract
+
+test: test-unit  ## run the whole test suite: test-unit, then those with real engines, one after the other
+	@$(BIN)/python -m pytest -m "not unit"
 
 check: setup  ## lint, types, import contracts
 	@$(BIN)/ruff check .

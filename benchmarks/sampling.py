@@ -18,7 +18,7 @@ from sdpo_ray.curate.sampling import LIGHT_COLUMNS, draw
 
 SIZES = (100_000, 1_000_000, 5_000_000)
 ROUNDS = 7
-_ROWS_A_TURN = 1_000_000
+ROWS_A_MEASUREMENT = 1_000_000
 """Rows that one measurement reads at least: a small table is drawn from several times."""
 _ROWS_A_BATCH = 1_000
 _ROWS_A_CHUNK = 50_000
@@ -33,14 +33,18 @@ class Cost:
 
 
 def measure(
-    sizes: Sequence[int] = SIZES, *, rounds: int = ROUNDS, on_draw: Callable[[Cost], None] = lambda cost: None
+    sizes: Sequence[int] = SIZES,
+    *,
+    rounds: int = ROUNDS,
+    min_rows: int = ROWS_A_MEASUREMENT,
+    on_draw: Callable[[Cost], None] = lambda cost: None,
 ) -> list[Cost]:
     """Median cost of a draw by size; needs about 250 bytes of memory for each of the rows of all sizes."""
     tables = [light(size) for size in sizes]
     taken: list[list[float]] = [[] for _ in sizes]
     for seed in range(rounds + 1):
         for table, seconds in zip(tables, taken, strict=True):
-            found = _seconds_a_row(table, seed)
+            found = _seconds_a_row(table, seed, min_rows)
             # The first round loads code and pages.
             if seed:
                 seconds.append(found)
@@ -76,10 +80,10 @@ def light(num_rows: int, *, seed: int = 0) -> pa.Table:
     return pa.Table.from_batches(whole.to_batches(max_chunksize=_ROWS_A_CHUNK))
 
 
-def _seconds_a_row(table: pa.Table, seed: int) -> float:
-    """Seconds per row of one draw, the mean of as many draws as `_ROWS_A_TURN` asks for."""
+def _seconds_a_row(table: pa.Table, seed: int, min_rows: int) -> float:
+    """Seconds per row of one draw, the mean of as many draws as read `min_rows` rows."""
     config = CurateConfig(tenant_mix={"acme": 0.5, "globex": 0.1}, replay_share=0.25, max_age_versions=8)
-    times = max(1, _ROWS_A_TURN // table.num_rows)
+    times = max(1, min_rows // table.num_rows)
     began = time.perf_counter()
     for each in range(times):
         plan = draw(

@@ -1,6 +1,7 @@
-"""Fixtures shared by all tiers. Clusters and engines are started once a session: each costs tens of seconds.
+"""Fixtures shared by all tiers, and the marker `unit`.
 
-One vLLM engine answers users and one evaluates candidates; tests swap weights into them instead of starting others.
+Clusters and engines are started once a session, since each start takes tens of seconds. One vLLM engine answers users
+and one evaluates candidates; tests swap weights into them instead of starting others.
 """
 
 import os
@@ -20,17 +21,32 @@ os.environ.update(ENVIRONMENT)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("PYTHONPATH", str(Path(__file__).parent.parent))
 
+_UNIT_FOLDERS = ("unit", "contract")
+_OTHER_TIERS = ("slow", "integration", "gpu")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark `unit` every test of tests/unit and tests/contract that no other tier claims.
+
+    `-m unit` and `-m "not unit"` are then the whole suite, whatever the tests are marked.
+    """
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in _UNIT_FOLDERS and not any(map(item.get_closest_marker, _OTHER_TIERS)):
+            item.add_marker(pytest.mark.unit)
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """A Ray cluster of our own, without a dashboard and with HAProxy, as `make demo` has it. Gives its address."""
+    """A Ray cluster for this session, without a dashboard and with HAProxy as in `make demo`. Yields its address."""
     import ray
 
     with tempfile.TemporaryDirectory(prefix="sdpo-ray-") as folder:
         with pytest.MonkeyPatch.context() as environment:
             for name, value in own_haproxy(Path(folder)).items():
                 environment.setenv(name, value)
-            # Its processes keep what the environment says now; another cluster of this session's has its own.
+            # Its processes inherit the environment now; another cluster of this session has a different one.
             context = ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, object_store_memory=512 << 20)
         yield context.address_info["gcs_address"]
         ray.shutdown()
@@ -38,7 +54,7 @@ def ray_cluster() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def serve_http(ray_cluster: str) -> Iterator[str]:
-    """Ray Serve on a free port. Gives its URL."""
+    """Ray Serve on a free port. Yields its URL."""
     from ray import serve
 
     port = free_port()
@@ -70,7 +86,7 @@ def served(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def evaluator(served: Served) -> Iterator[str]:
-    """The engine that evaluates candidates, beside the users' one. Gives its URL."""
+    """The engine that evaluates candidates, beside the users' one. Yields its URL."""
     from ray import serve
 
     from sdpo_ray.cli.options import LAPTOP
@@ -84,7 +100,7 @@ def evaluator(served: Served) -> Iterator[str]:
 
 @pytest.fixture
 def back_to_base(served: Served) -> Iterator[None]:
-    """Serve version 0 before the test and again after it, whatever other tests released."""
+    """Serve version 0 before the test and after it, whatever other tests released."""
 
     def restore() -> None:
         served.layout.release_pointer.write_bytes(served.layout.release(0).read_bytes())

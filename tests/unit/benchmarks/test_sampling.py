@@ -8,7 +8,7 @@ from sdpo_ray.curate.sampling import LIGHT_COLUMNS
 
 def test_every_size_is_drawn_from_with_all_rules_on():
     draws: list[Cost] = []
-    costs = measure((2000, 5000), rounds=2, on_draw=draws.append)
+    costs = measure((2000, 5000), rounds=2, min_rows=10_000, on_draw=draws.append)
     assert [cost.num_rows for cost in costs] == [2000, 5000]
     assert all(cost.ns_a_row > 0 for cost in costs)
     assert [cost.num_rows for cost in draws] == [2000, 5000] * 3
