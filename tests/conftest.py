@@ -15,7 +15,7 @@ from sdpo_ray.cluster.local_cluster import ENVIRONMENT, free_port
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.upstream.haproxy import own_haproxy
 from tests.support.paths import CHECKPOINT
-from tests.support.serving import Served
+from tests.support.serving import Served, deployed
 
 os.environ.update(ENVIRONMENT)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -66,11 +66,6 @@ def serve_http(ray_cluster: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def served(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The users' application, serving the tiny policy."""
-    from ray import serve
-
-    from sdpo_ray.cli.options import LAPTOP
-    from serve.app import Arguments, build
-
     root = tmp_path_factory.mktemp("served")
     overrides = [
         f"root={root}",
@@ -79,23 +74,15 @@ def served(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "capture.journal.segment_mib=1",
         "capture.journal.segment_s=2",
     ]
-    serve.run(build(Arguments(run_file=str(LAPTOP), overrides=overrides)), name="users", route_prefix="/")
-    yield Served(url=serve_http, layout=Layout(Path(root)), base=CHECKPOINT, overrides=tuple(overrides))
-    serve.delete("users")
+    with deployed("users", overrides, route="/"):
+        yield Served(url=serve_http, layout=Layout(Path(root)), base=CHECKPOINT, overrides=tuple(overrides))
 
 
 @pytest.fixture(scope="session")
 def evaluator(served: Served) -> Iterator[str]:
     """The engine that evaluates candidates, beside the users' one. Yields its URL."""
-    from ray import serve
-
-    from sdpo_ray.cli.options import LAPTOP
-    from serve.app import Arguments, build
-
-    arguments = Arguments(run_file=str(LAPTOP), overrides=list(served.overrides), audience="evaluator")
-    serve.run(build(arguments), name="evaluator", route_prefix="/evaluator")
-    yield f"{served.url}/evaluator"
-    serve.delete("evaluator")
+    with deployed("evaluator", served.overrides, audience="evaluator"):
+        yield f"{served.url}/evaluator"
 
 
 @pytest.fixture

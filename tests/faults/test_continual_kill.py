@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 import pytest
 
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import load_run
 from sdpo_ray.io.files import read_json
 from sdpo_ray.pipeline.cycle import STAGES
@@ -90,7 +91,7 @@ def job(served: Served, evaluator: str, ray_cluster: str, tmp_path: Path) -> Ite
 
 @pytest.mark.usefixtures("back_to_base")
 def test_a_job_killed_in_every_stage_promotes_once_and_loses_nothing(served: Served, job: Job):
-    run = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml", [*job.overrides, "simulate.think_s=0.01"])
+    run = load_run(LAPTOP, [*job.overrides, "simulate.think_s=0.01"])
     traffic = asyncio.run(talk_all(run, base_url=f"{served.url}/v1", conversations=40, stats=None))
     assert traffic.failed == 0
     for stage in ("curate", *STAGES):

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import load_run
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.eventlog.factory import open_log
@@ -25,8 +26,7 @@ from sdpo_ray.simulate.world import is_right, sample_prompt
 from sdpo_ray.tables.arrow_schemas import turns_from_arrow
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import EventFile, read_events
-from tests.support.paths import REPOSITORY
-from tests.support.serving import Served, perturbed, release_of
+from tests.support.serving import Served, deployed, perturbed, release_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), pytest.mark.usefixtures("back_to_base")]
 
@@ -34,16 +34,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), pytest.mark.use
 @pytest.fixture(scope="module")
 def canary(served: Served) -> Iterator[str]:
     """The engine for candidates on trial, beside the users' one. Gives its URL."""
-    from ray import serve
-
-    from sdpo_ray.cli.options import LAPTOP
-    from serve.app import Arguments, build
-
-    arguments = Arguments(run_file=str(LAPTOP), overrides=list(served.overrides), audience="canary")
-    serve.run(build(arguments), name="canary", route_prefix="/canary")
-    yield f"{served.url}/canary"
-    end(served.layout)
-    serve.delete("canary")
+    with deployed("canary", served.overrides, audience="canary"):
+        yield f"{served.url}/canary"
+        end(served.layout)
 
 
 class Town:
@@ -107,7 +100,7 @@ class Court:
         self.served = served
         self._folder = folder
         self.run = load_run(
-            REPOSITORY / "jobs" / "recipes" / "laptop.toml",
+            LAPTOP,
             # Two engines and all the tests share two cores: how long an answer takes is no matter of the policy here.
             [
                 *served.overrides,

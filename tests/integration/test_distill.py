@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -23,17 +22,11 @@ from sdpo_ray.io.files import is_ready
 from sdpo_ray.records import Candidate, Interaction, RefusalCount, Snapshot
 from sdpo_ray.telemetry import Counters
 from tests.support.builders import interaction, release, snapshot, tiny_policy, with_turn
+from tests.support.configs import PAPER
 
 pytestmark = pytest.mark.integration
 
-_PAPER: dict[str, Any] = {
-    "batch_size": 5,
-    "learning_rate": 1e-4,
-    "lora": {"rank": 0},
-    "teacher": {"kind": "live"},
-    "signal": {"log_mix": None, "tis_cap": None},
-    "drift": {"max_kl_to_base": None},
-}
+_PAPER = PAPER | {"batch_size": 5, "learning_rate": 1e-4, "drift": {"max_kl_to_base": None}}
 # Eleven interactions in batches of five: with two workers the last batch leaves one without any.
 _CONFIG = DistillConfig(**_PAPER)
 _SHARDED = DistillConfig(
@@ -43,11 +36,6 @@ _SHARDED = DistillConfig(
     workers={"num_workers": 2, "min_workers": 1, "zero_stage": 3},  # type: ignore[arg-type]
 )
 _TEMPERATURES = (1.0, 0.7, 0.0)
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_policy(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")

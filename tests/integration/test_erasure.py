@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pytest
 from confluent_kafka import Producer
 
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import Run, load_run, parse_run
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.curate.snapshot import draw_snapshot
@@ -30,12 +31,12 @@ from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactio
 from sdpo_ray.tables.delta_table import Table
 from tests.support.conversations import dialogue, turn
 from tests.support.cycle_records import entry
+from tests.support.journals import append_all
 from tests.support.paths import REPOSITORY
 from tests.support.serving import Served
 from tests.support.user_data import hits, pseudonym, signal, write_cycle
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
-LAPTOP = REPOSITORY / "jobs" / "recipes" / "laptop.toml"
 VICTIM = "mallory@victims.example.org"
 SECRET = "xylophonic"
 CYCLE = 77
@@ -209,8 +210,7 @@ def test_of_forty_thousand_rows_the_victims_go_and_the_training_loop_goes_on(tmp
     assert (tables.turns.position("p0"), tables.interactions.position("pending.decided")) == (10, 10)
 
     journal = JournalLog(layout.journal, segment_bytes=1 << 20)
-    for durable in [journal.append(each) for each in dialogue("later", at_s=time.time())]:
-        durable.result(timeout=10)
+    append_all(journal, dialogue("later", at_s=time.time()))
     journal.close()
     curator = Curator(layout, open_log(layout, run.capture), curate=run.curate, capture=run.capture)
     curator.advance()
@@ -226,8 +226,7 @@ def test_on_kafka_what_an_erased_user_left_never_enters_the_tables(tmp_path):
     layout = run.layout
     log = open_log(layout, run.capture)
     said = [turn("theirs", user=pseudonym(layout, VICTIM)), turn("other", user=pseudonym(layout, "ann"))]
-    for durable in [log.append(each) for each in said]:
-        durable.result(timeout=30)
+    append_all(log, said)
     log.close()
     with Erasure(
         run, find_data_subject(layout, tenant="default", user=VICTIM, turn_ids=()), lambda said: None

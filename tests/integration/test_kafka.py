@@ -27,6 +27,7 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Event
 from tests.faults.repetitions import SLOW
 from tests.support.conversations import turn
+from tests.support.journals import append_all
 from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.integration
@@ -66,8 +67,7 @@ def log(cluster: Cluster) -> Iterator[KafkaLog]:
 
 
 def write(log: EventLog, *events: Event) -> None:
-    for durable in [log.append(each) for each in events]:
-        durable.result(timeout=30)
+    append_all(log, events)
 
 
 def read(log: EventLog, after: dict[str, int] | None = None) -> tuple[list[str], dict[str, int]]:

@@ -23,7 +23,7 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import FinishReason
 from tests.support.otlp_collector import Telescope, attributes
 from tests.support.paths import CHECKPOINT
-from tests.support.serving import Served
+from tests.support.serving import Served, deployed
 from tests.support.streaming import assert_begun_streams_end_whole
 
 pytestmark = pytest.mark.integration
@@ -55,11 +55,6 @@ class Guarded:
 
 @pytest.fixture(scope="module")
 def guarded(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    from ray import serve
-
-    from sdpo_ray.cli.options import LAPTOP
-    from serve.app import Arguments, build
-
     root = tmp_path_factory.mktemp("guarded")
     layout = Layout(root)
     limits: dict[str, dict[str, int]] = {
@@ -79,10 +74,9 @@ def guarded(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             # Few at once, so that what is to take long does.
             "serve.max_num_seqs=2",
         ]
-        serve.run(build(Arguments(run_file=str(LAPTOP), overrides=overrides)), name="guarded", route_prefix="/guarded")
-        url = f"{served.url}/guarded"
-        yield Guarded(Served(url=url, layout=layout, base=CHECKPOINT, overrides=tuple(overrides)), keys, telescope)
-        serve.delete("guarded")
+        with deployed("guarded", overrides):
+            url = f"{served.url}/guarded"
+            yield Guarded(Served(url=url, layout=layout, base=CHECKPOINT, overrides=tuple(overrides)), keys, telescope)
 
 
 def logs() -> Path:

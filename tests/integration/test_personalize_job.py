@@ -12,6 +12,7 @@ import torch
 from mlflow import MlflowClient
 
 from sdpo_ray.chat import ChatFormat
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import Run, load_run
 from sdpo_ray.curate.sampling import is_held_out
 from sdpo_ray.curate.snapshot import HELD_OUT
@@ -32,7 +33,7 @@ from sdpo_ray.simulate.world import sample_prompt
 from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions
 from sdpo_ray.tables.delta_table import Table
 from tests.support.builders import interaction, release, snapshot, tiny_policy
-from tests.support.paths import CHECKPOINT, REPOSITORY
+from tests.support.paths import CHECKPOINT
 from tests.support.serving import Served
 from tests.support.user_data import hits, pseudonym
 
@@ -96,7 +97,7 @@ def town(served: Served, evaluator: str) -> Town:
         "evaluate.num_prompts=64",
         "curate.max_age_days=100000",
     ]
-    run = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml", overrides)
+    run = load_run(LAPTOP, overrides)
     rng, chat = random.Random("town"), ChatFormat(CHECKPOINT)
     turns = answers(load_policy(CHECKPOINT), chat, [sample_prompt(rng, "train").prompt for _ in range(SAID)])
     people = {user: heard(served.layout, turns, user, run.personal.held_out) for user in ("cheerful", "shuffled")}
@@ -219,7 +220,7 @@ def test_a_personal_adapter_lies_over_the_champions_whole_weights_whatever_made_
     drawn = snapshot(tmp_path / "s", [interaction(chat, name=f"t{n}", response="Paris. " * (n + 1)) for n in range(4)])
     apart = snapshot(tmp_path / "h", [interaction(chat, name=f"h{n}", response="Rome. " * (n + 1)) for n in range(3)])
     settings: dict[str, Any] = {"batch_size": 2, "learning_rate": 1e-2, "lora": {"rank": 4, "alpha": 8}}
-    config = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml").distill.model_validate(settings)
+    config = load_run(LAPTOP).distill.model_validate(settings)
     common: dict[str, Any] = {"snapshot": drawn, "config": config, "max_model_len": 512, "seed": 0}
     champion = distill(parent=release(base), policy_version=1, out=tmp_path / "v1", base=base, **common)
     own = distill(

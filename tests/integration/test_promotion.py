@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 import pytest
 from mlflow import MlflowClient
 
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import CanaryConfig, load_run
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.eventlog.factory import open_log
@@ -47,7 +48,7 @@ class Office:
         self.pipeline = self.pipeline_with()
 
     def pipeline_with(self, *overrides: str) -> Pipeline:
-        run = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml", [*self.overrides, *overrides])
+        run = load_run(LAPTOP, [*self.overrides, *overrides])
         log = open_log(self.served.layout, run.capture)
         curator = Curator(self.served.layout, log, curate=run.curate, capture=run.capture)
         return Pipeline(run, curator, self.registry, EventFile(self.served.layout.events))

@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.headers import CONVERSATION_ID, TURN_ID
 from tests.support.paths import CHECKPOINT
+from tests.support.serving import deployed
 
 # Two engines, one after the other, beside whatever else the machine does.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -26,10 +26,6 @@ CLIENTS, CONVERSATIONS, TURNS = 8, 16, 3
 @pytest.fixture(scope="module")
 def scaled(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One replica, which two requests at once are too many for. Gives its URL."""
-    from ray import serve
-
-    from serve.app import Arguments, build
-
     overrides = [
         f"root={tmp_path_factory.mktemp('scaled')}",
         f"policy.base={CHECKPOINT}",
@@ -37,9 +33,8 @@ def scaled(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "serve.autoscale.target_ongoing_requests=2",
         "serve.autoscale.upscale_delay_s=0",
     ]
-    serve.run(build(Arguments(run_file=str(LAPTOP), overrides=overrides)), name="scaled", route_prefix="/scaled")
-    yield f"{serve_http}/scaled"
-    serve.delete("scaled")
+    with deployed("scaled", overrides):
+        yield f"{serve_http}/scaled"
 
 
 def num_running() -> int:

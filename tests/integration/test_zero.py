@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from sdpo_ray.config import DistillConfig
-from tests.support.builders import tiny_policy
 from tests.support.gloo_workers import Case, Learned, learn
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -42,11 +41,6 @@ def _config(kind: str, zero_stage: int) -> DistillConfig:
 def _mixed(zero_stage: int) -> DistillConfig:
     workers: Any = {"zero_stage": zero_stage, "precision": "mixed_bfloat16"}
     return DistillConfig(batch_size=5, learning_rate=1e-3, lora={"rank": 0}, workers=workers)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_policy(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Turn
 from tests.support.adapters import WEIGHTS
 from tests.support.paths import CHECKPOINT
-from tests.support.serving import ReferencePolicy, Served
+from tests.support.serving import ReferencePolicy, Served, deployed
 
 QUESTION = "What is the capital of France?"
 
@@ -29,15 +29,9 @@ LONG = "Tell me of the seas and the rivers. " * 12
 
 def deploy(url: str, root: Path, name: str, *overrides: str) -> Iterator[Served]:
     """A separate application at `/name`, beside those of other tests, that takes two LoRA adapters."""
-    from ray import serve
-
-    from sdpo_ray.cli.options import LAPTOP
-    from serve.app import Arguments, build
-
     settings = (f"root={root}", f"policy.base={CHECKPOINT}", "serve.adapters=2", "serve.max_lora_rank=8", *overrides)
-    serve.run(build(Arguments(run_file=str(LAPTOP), overrides=list(settings))), name=name, route_prefix=f"/{name}")
-    yield Served(url=f"{url}/{name}", layout=Layout(root), base=CHECKPOINT, overrides=settings)
-    serve.delete(name)
+    with deployed(name, settings):
+        yield Served(url=f"{url}/{name}", layout=Layout(root), base=CHECKPOINT, overrides=settings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from sdpo_ray.distill.loss.advantages import LossTerms
 from sdpo_ray.distill.loss.sdpo_loss import SDPOLoss, TeacherScores
 from sdpo_ray.distill.loss.step import StepPolicy, StepSums, run_step
 from sdpo_ray.distill.model.packed_lm import PackedLM
+from tests.support.configs import PAPER
 
 CPU = torch.device("cpu")
 
@@ -39,13 +40,11 @@ def learns(*, objective: str = "sdpo", kl_penalty: float = 0.0, logits_mib: int 
     """The paper's algorithm, all parameters, a live teacher; `signal` over nothing but that."""
     values: dict[str, Any] = {
         "objective": objective,
-        "signal": {"log_mix": None, "tis_cap": None} | signal,
-        "teacher": {"kind": "live"},
-        "lora": {"rank": 0},
+        "signal": PAPER["signal"] | signal,
         "drift": {"kl_penalty": kl_penalty},
         "workers": {"logits_mib": logits_mib},
     }
-    return DistillConfig(**values)
+    return DistillConfig(**PAPER | values)
 
 
 def made(name: str, num_prompt: int, num_block: int, num_response: int, **changes: Any) -> Example:
