@@ -1,4 +1,4 @@
-"""On a GPU: the fast kernels give the numbers of plain torch. Run with `pytest tests/gpu` where a GPU is lent."""
+"""Kernels on a GPU against plain torch. Run `pytest tests/gpu` on a machine with a GPU."""
 
 from pathlib import Path
 from typing import Any

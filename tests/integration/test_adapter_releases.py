@@ -35,13 +35,13 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def by_adapter(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Releases reach this one as adapters over the base."""
+    """An application that is released to as adapters over the base."""
     root = tmp_path_factory.mktemp("by_adapter")
     yield from deploy(serve_http, root, "by_adapter", 'serve.swap="adapter"', "distill.lora.rank=4")
 
 
 def stream(served: Served, began: threading.Event) -> str:
-    """A long stream; the id of its turn."""
+    """Read a long stream, and set `began` at its first text. Returns the id of its turn."""
     body = {
         "model": "policy",
         "messages": [{"role": "user", "content": QUESTION}],
@@ -165,7 +165,7 @@ BROKEN_ADAPTERS = {
 
 
 @pytest.mark.parametrize(("harm", "digests", "why"), BROKEN_ADAPTERS.values(), ids=BROKEN_ADAPTERS)
-def test_a_broken_adapter_is_refused_by_name_and_the_old_one_goes_on(
+def test_a_broken_adapter_is_refused_with_a_reason_and_the_old_one_stays(
     by_adapter: Served, candidates: dict[int, Candidate], tmp_path: Path, harm: Any, digests: bool, why: str
 ):
     point(by_adapter.layout, adapter_release(candidates[1]))
@@ -178,7 +178,7 @@ def test_a_broken_adapter_is_refused_by_name_and_the_old_one_goes_on(
     if not digests:
         broken = replace(broken, digests=())
     if not why:
-        # A single bit of one small weight is nothing a policy's words would show; the fingerprint is what they are.
+        # One bit of a small weight does not change the fingerprint measurably, so the expected one is another policy's.
         broken = replace(broken, fingerprint=candidates[1].fingerprint)
         why = "log-probs differ"
     with always_answering(by_adapter):

@@ -1,4 +1,4 @@
-"""A candidate among users, with two real engines: found out and rolled back by itself, or promoted; never a failure."""
+"""Canary releases with two real engines: a bad candidate is rolled back, a good one promoted; no request fails."""
 
 import random
 import threading
@@ -33,14 +33,14 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), pytest.mark.use
 
 @pytest.fixture(scope="module")
 def canary(served: Served) -> Iterator[str]:
-    """The engine for candidates on trial, beside the users' one. Gives its URL."""
+    """The engine of the canary, beside the users' one. Yields its URL."""
     with deployed("canary", served.overrides, audience="canary"):
         yield f"{served.url}/canary"
         end(served.layout)
 
 
 class Town:
-    """People who ask, look whether the answer is right, say so, and go; the next one asks another way."""
+    """Simulated users: each asks one question, and reacts to whether the answer is right."""
 
     def __init__(self, url: str, seed: int) -> None:
         self._url = url
@@ -49,7 +49,7 @@ class Town:
         self._name = f"town-{seed}"
         self.failed: list[str] = []
         self.answered: Counter[str] = Counter()
-        """By policy version."""
+        """Number of answers by policy version."""
         self.receipts: set[str] = set()
 
     @contextmanager
@@ -94,14 +94,14 @@ class Town:
 
 
 class Court:
-    """The run's training loop with a trial in it, and its books."""
+    """The training loop of a run with a canary, and its registry."""
 
     def __init__(self, served: Served, folder: Path, *overrides: str) -> None:
         self.served = served
         self._folder = folder
         self.run = load_run(
             LAPTOP,
-            # Two engines and all the tests share two cores: how long an answer takes is no matter of the policy here.
+            # Two engines and the tests share two cores: latencies do not depend on the policy here.
             [
                 *served.overrides,
                 "promote.poll_s=0.2",
@@ -123,7 +123,7 @@ class Court:
         )
 
     def release(self, candidate: Candidate) -> CycleOutcome:
-        """The training loop's release stage, for a candidate that the gate let pass."""
+        """Run the release stage for a candidate that passed the gate."""
         version, layout = candidate.policy_version, self.served.layout
         decision = Decision(policy_version=version, verdict=Verdict.PROMOTE, reasons=("win rate 0.61",))
         write_json(layout.cycle(version) / "distill.json", candidate)
@@ -146,20 +146,20 @@ class Court:
         return dict(found.tags)
 
     def progress(self, version: int) -> CanaryProgress:
-        """The last numbers of its canary."""
+        """The last figures of the version's canary."""
         events = read_events(self.served.layout.events)
         return [event for event in events if isinstance(event, CanaryProgress) and event.cycle == version][-1]
 
 
 def stored(served: Served) -> dict[str, int]:
-    """Policy versions of all turns by id: those in the journal, and those that were shipped from it."""
+    """Policy versions of all turns by id: those in the journal and those in the table."""
     waiting = {turn.turn_id: turn.policy_version for turn in served.turns().values()}
     table = turns_from_arrow(Table.turns(served.layout).read())
     return waiting | {turn.turn_id: turn.policy_version for turn in table}
 
 
 def running(canary: str, served: Served) -> float:
-    """Requests in the canary's engine."""
+    """Number of running requests in the canary's engine."""
     key = served.layout.canary_key.read_text()
     page = httpx.get(f"{canary}/metrics", headers={"authorization": f"Bearer {key}"}).text
     return sum(
@@ -167,7 +167,9 @@ def running(canary: str, served: Served) -> float:
     )
 
 
-def test_a_client_who_hangs_up_on_the_candidate_leaves_no_work_behind(served: Served, canary: str, tmp_path: Path):
+def test_a_client_that_disconnects_from_the_candidate_leaves_no_running_request(
+    served: Served, canary: str, tmp_path: Path
+):
     court = Court(served, tmp_path, "promote.canary.mode=canary")
     begin(
         served.layout,
@@ -195,7 +197,7 @@ def test_a_client_who_hangs_up_on_the_candidate_leaves_no_work_behind(served: Se
         assert met["0"] > 0
         deadline = time.monotonic() + 30
         while running(canary, served):
-            assert time.monotonic() < deadline, "the canary still works for somebody who left"
+            assert time.monotonic() < deadline, "the canary still generates for a client that disconnected"
             time.sleep(0.1)
         asked = {"model": "policy", "messages": [{"role": "user", "content": "Hello?"}]}
         assert httpx.post(f"{canary}/v1/chat/completions", json=asked).status_code == 401
@@ -203,7 +205,7 @@ def test_a_client_who_hangs_up_on_the_candidate_leaves_no_work_behind(served: Se
         end(served.layout)
 
 
-def test_a_candidate_that_talks_gibberish_is_rolled_back_by_itself(served: Served, canary: str, tmp_path: Path):
+def test_a_candidate_of_noise_is_rolled_back_automatically(served: Served, canary: str, tmp_path: Path):
     court, town = Court(served, tmp_path, "promote.canary.mode=canary"), Town(served.url, seed=301)
     with town.awake():
         outcome = court.release(court.candidate(301, noise=0.5))
@@ -214,7 +216,7 @@ def test_a_candidate_that_talks_gibberish_is_rolled_back_by_itself(served: Serve
     assert "canary of v301: users complain more of it: evidence" in outcome.reasons[0]
     assert town.failed == []
     assert set(town.answered) == {"0", "301"}
-    # What was under way when the trial ended; nobody new.
+    # Requests under way when the canary ended, and no new ones.
     assert town.answered["301"] - met <= 8
     progress = court.progress(301)
     assert progress.complaints > progress.complaints_champion
@@ -231,7 +233,7 @@ def test_a_candidate_that_talks_gibberish_is_rolled_back_by_itself(served: Serve
         time.sleep(0.1)
 
 
-def test_a_shadow_answers_copies_that_nobody_sees(served: Served, canary: str, tmp_path: Path):
+def test_a_shadow_candidate_answers_copies_and_shows_none(served: Served, canary: str, tmp_path: Path):
     settings = ("promote.canary.mode=shadow", "promote.canary.min_answers=1000", "promote.canary.max_hours=0.001")
     court, town = Court(served, tmp_path, *settings), Town(served.url, seed=302)
     with town.awake():
@@ -243,7 +245,7 @@ def test_a_shadow_answers_copies_that_nobody_sees(served: Served, canary: str, t
     assert 302 not in stored(served).values()
 
 
-def test_a_good_candidate_is_promoted_after_its_answers(served: Served, canary: str, tmp_path: Path):
+def test_a_good_candidate_is_promoted_after_enough_answers(served: Served, canary: str, tmp_path: Path):
     court = Court(served, tmp_path, "promote.canary.mode=canary", "promote.canary.min_answers=20")
     town = Town(served.url, seed=303)
     with town.awake():

@@ -1,4 +1,4 @@
-"""`jobs/curate.py` as a person runs it, and logs of elsewhere that go the same way."""
+"""`jobs/curate.py` from the command line, with recorded turns and imported logs."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 
 def job(name: str, address: str, *arguments: object) -> str:
-    """What a job of this repository prints on its standard output."""
+    """Standard output of a job; the job must succeed."""
     done = subprocess.run(
         [sys.executable, f"jobs/{name}.py", *map(str, arguments)],
         cwd=REPOSITORY,
@@ -32,7 +32,7 @@ def job(name: str, address: str, *arguments: object) -> str:
     return done.stdout
 
 
-def test_one_call_settles_what_was_said_and_what_was_imported(ray_cluster: str, tmp_path: Path):
+def test_one_run_of_the_job_decides_recorded_and_imported_turns(ray_cluster: str, tmp_path: Path):
     layout = Layout(tmp_path / "run")
     settings = ["--set", f"root={layout.root}", "--set", "curate.max_age_days=1e6"]
     record(layout, *dialogue("ann", follow_ups=2), turn("late", "hello", "nobody said this", "again"))

@@ -56,7 +56,7 @@ def interactions(policy: Path) -> list[Interaction]:
 
 @pytest.fixture(scope="module")
 def drawn(interactions: list[Interaction], tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """The interactions, with two among them that nothing can be learned from."""
+    """A snapshot of the interactions and two that are not trainable."""
     stale = with_turn(replace(interactions[0], interaction_id="stale"), prompt_ids=(1, 2, 3))
     silent = with_turn(replace(interactions[1], interaction_id="silent"), response_ids=(), response_logprobs=())
     drawn = [stale, *interactions[:6], silent, *interactions[6:]]
@@ -65,7 +65,7 @@ def drawn(interactions: list[Interaction], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def alone(ray_cluster: str, policy: Path, drawn: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
-    """The candidate of one worker without ZeRO: what every other arrangement must equal."""
+    """The candidate of one worker without ZeRO."""
     return _distill(policy, drawn, tmp_path_factory.mktemp("alone") / "v0001", _CONFIG)
 
 
@@ -80,7 +80,7 @@ def test_one_update_is_the_adamw_steps_of_the_paper_s_loss(
     assert alone.refusals == (RefusalCount(reason="empty_response", n=1), RefusalCount(reason="prompt_mismatch", n=1))
 
 
-def test_two_workers_under_zero_3_export_an_adapter_that_the_next_update_goes_on_with(
+def test_two_workers_under_zero_3_export_an_adapter_that_the_next_update_resumes(
     ray_cluster: str, policy: Path, drawn: Snapshot, tmp_path: Path
 ) -> None:
     from peft import PeftModel
@@ -120,7 +120,7 @@ def test_drift_ends_a_run_with_its_reason(ray_cluster: str, policy: Path, drawn:
         _distill(policy, drawn, tmp_path / "v0001", config)
 
 
-def test_the_candidate_is_whole_and_what_it_says_it_is(alone: Candidate, policy: Path) -> None:
+def test_the_candidate_is_complete_and_matches_its_record(alone: Candidate, policy: Path) -> None:
     path = Path(alone.path)
     assert is_ready(path)
     assert (alone.policy_version, alone.parent_version, alone.snapshot_id) == (1, 0, "s0")
@@ -130,10 +130,10 @@ def test_the_candidate_is_whole_and_what_it_says_it_is(alone: Candidate, policy:
     assert not list(path.parent.glob(".*")), "nothing of the run is left behind"
 
 
-def test_follow_ups_are_held_against_strangers_before_the_first_step(
+def test_relevance_of_follow_ups_is_measured_before_the_first_step(
     alone: Candidate, policy: Path, interactions: list[Interaction]
 ) -> None:
-    """Against transformers' own log-probs, one sequence at a time."""
+    """The reference is transformers' log-probs, one sequence at a time."""
     model, chat = load_policy(policy), ChatFormat(policy)
     by_id = {each.interaction_id: each for each in interactions}
     texts = {each.follow_up for each in interactions} - {""}
@@ -165,7 +165,7 @@ def test_a_sealed_candidate_is_returned_without_training(alone: Candidate, polic
     assert (Path(alone.path) / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_killed_worker_goes_on_from_the_last_checkpoint_to_the_very_same_candidate(
+def test_a_killed_worker_resumes_from_the_last_checkpoint_to_the_same_candidate(
     ray_cluster: str, policy: Path, drawn: Snapshot, tmp_path: Path
 ) -> None:
     config = DistillConfig(**(_PAPER | {"epochs": 20, "teacher": {"kind": "ema"}, "workers": {"checkpoint_every": 4}}))
@@ -232,7 +232,7 @@ def _is_train_worker(process: psutil.Process) -> bool:
 
 
 def _assert_same_update(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], policy: Path) -> None:
-    """Equal to 1e-5, but for the odd weight whose gradient is rounding noise, which Adam scales up to a whole step."""
+    """Equal to 1e-5, except rare weights whose gradient is rounding noise, which Adam scales to a whole step."""
     base = load_file(policy / "model.safetensors")
     assert ours.keys() == base.keys()
     for name in ours:

@@ -1,4 +1,4 @@
-"""Personal policies beside whole weights in a real engine: which user which policy answers, and what is broken."""
+"""Personal policies over whole weights in a real engine: routing by user, and broken adapters and weights."""
 
 import re
 import shutil
@@ -43,7 +43,7 @@ EMPTY_SNAPSHOT = Snapshot(
 
 @pytest.fixture(scope="module")
 def with_adapters(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Whole weights, and adapters of single users over them."""
+    """An application with whole weights and personal adapters over them."""
     yield from deploy(serve_http, tmp_path_factory.mktemp("with_adapters"), "with_adapters")
 
 
@@ -83,7 +83,7 @@ BROKEN_WEIGHTS = {
 
 
 @pytest.mark.parametrize(("harm", "why"), BROKEN_WEIGHTS.values(), ids=BROKEN_WEIGHTS)
-def test_broken_whole_weights_are_refused_by_name_and_the_old_ones_go_on(
+def test_broken_whole_weights_are_refused_with_a_reason_and_the_old_ones_stay(
     with_adapters: Served, candidates: dict[int, Candidate], tmp_path: Path, harm: Any, why: str
 ):
     serve_base(with_adapters)
@@ -112,7 +112,7 @@ def counted(served: Served, why: str) -> float:
 
 @pytest.fixture
 def personal_served(with_adapters: Served, candidates: dict[int, Candidate]) -> Iterator[Served]:
-    """Ann has the first adapter, Ben the second; both over version 0, which is served."""
+    """The served version 0, with the first adapter for the user ann and the second for ben."""
     serve_base(with_adapters)
     for user, version in (("ann", 1), ("ben", 2)):
         owner = owner_of(with_adapters, user)
@@ -177,7 +177,7 @@ def test_a_broken_personal_policy_is_counted_and_the_shared_one_answers(
         assert counted(personal_served, why) == before + 1
 
 
-def test_an_adapter_whose_files_are_gone_goes_on_answering_from_memory(
+def test_an_adapter_whose_files_are_deleted_keeps_answering_from_memory(
     personal_served: Served, candidates: dict[int, Candidate], tmp_path: Path
 ):
     owner = owner_of(personal_served, "eve")
@@ -188,7 +188,7 @@ def test_an_adapter_whose_files_are_gone_goes_on_answering_from_memory(
     )
     assert recorded_turn(personal_served, user="eve").adapter == "eve@p1"
     shutil.rmtree(tmp_path / ADAPTER)
-    # Others take its place in the batch's two slots, and it comes back into one.
+    # Other adapters take the engine's two slots, and this one is loaded again.
     for user in ("ann", "ben"):
         assert recorded_turn(personal_served, user=user).adapter
     turn = recorded_turn(personal_served, user="eve")

@@ -1,4 +1,4 @@
-"""A personal policy from what one simulated user said to its adapter, with the real learner, evaluator and MLflow."""
+"""Personal policies from simulated interactions to the adapter, with the real learner, evaluator and MLflow."""
 
 import random
 from dataclasses import dataclass, replace
@@ -45,13 +45,13 @@ QUIET = ProgressCallbacks(says=lambda words: None, steps=lambda done, total: Non
 
 @dataclass(frozen=True)
 class Town:
-    """Two people who got the same answers: one says what they think, the other what the crowd thinks of them."""
+    """A run with two users who got the same answers: one reacts by personal taste, the other by the majority's."""
 
     run: Run
     layout: Layout
     base: Path
     said: list[Interaction]
-    """Of the first."""
+    """Interactions of the first user."""
 
     def owner(self, user: str) -> Owner:
         return owner_named(self.layout, tenant="default", user=user, whole_tenant=False)
@@ -69,7 +69,7 @@ def answers(model: Any, chat: ChatFormat, prompts: list[str], *, seed: int = 0) 
 
 
 def heard(layout: Layout, turns: list[Any], user: str, share: float) -> list[Interaction]:
-    """What is said of each answer. `shuffled` hears the crowd wherever it trains, and judges by their own taste."""
+    """Reactions to each answer; those of `shuffled` are the majority's in training data and its own in held-out data."""
     rng, name = random.Random("taste"), pseudonym(layout, user)
     found = []
     for number, turn in enumerate(turns):
@@ -119,7 +119,7 @@ def adapted(town: Town, policy: Any) -> Any:
     return PeftModel.from_pretrained(load_policy(town.base), policy.adapter).eval()
 
 
-def test_whose_taste_is_not_the_crowds_gets_a_policy_of_their_own(town: Town, attempt: store.Attempt):
+def test_a_user_of_unusual_taste_gets_a_personal_policy(town: Town, attempt: store.Attempt):
     assert attempt.verdict is Verdict.PROMOTE, attempt.reasons
     owner = town.owner("cheerful").digest
     policy = store.served_policy(town.layout, owner)
@@ -166,7 +166,7 @@ def test_the_gain_is_what_transformers_computes_of_what_was_held_out(town: Town,
     assert 0 < gain.low < gain.value
 
 
-def test_follow_ups_of_others_teach_a_policy_that_its_user_is_spared(town: Town, attempt: store.Attempt):
+def test_a_policy_trained_on_other_users_follow_ups_is_not_served(town: Town, attempt: store.Attempt):
     refused = PersonalTrainer(town.run, QUIET).learn(town.owner("shuffled"))
     assert refused.verdict is not Verdict.PROMOTE
     assert refused.name == ""
@@ -184,9 +184,7 @@ def test_follow_ups_of_others_teach_a_policy_that_its_user_is_spared(town: Town,
     ]
 
 
-def test_the_books_have_numbers_and_nothing_that_anybody_said_and_erasure_removes_them(
-    town: Town, attempt: store.Attempt
-):
+def test_mlflow_has_numbers_but_no_user_text_and_erasure_removes_them(town: Town, attempt: store.Attempt):
     mlflow = MlflowClient(f"sqlite:///{town.layout.root.resolve()}/mlflow.db")
     experiment = mlflow.get_experiment_by_name("policy-personal")
     (run,) = mlflow.search_runs([experiment.experiment_id], f"tags.owner = '{attempt.owner}'")
@@ -210,8 +208,8 @@ def test_the_books_have_numbers_and_nothing_that_anybody_said_and_erasure_remove
     assert hits(town.layout.root, [pseudonym(town.layout, "cheerful")]) == {}
 
 
-def test_a_personal_adapter_lies_over_the_champions_whole_weights_whatever_made_those(ray_cluster: str, tmp_path: Path):
-    """Even where the champion is itself an adapter of the very same shape over the run's base."""
+def test_a_personal_adapter_is_trained_over_the_champions_merged_weights(ray_cluster: str, tmp_path: Path):
+    """Holds also for a champion that is itself an adapter of the same shape over the run's base."""
     from peft import PeftModel
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""People at the gate: review, rejection, rollback, through MLflow's own client and the real served engine."""
+"""Review, rejection and rollback by an operator, through MLflow's client and a real engine."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(240), pytest.mark.use
 
 
 class Office:
-    """One run's training loop and registry, with candidates to decide about."""
+    """The training loop and the registry of a run, and candidates for them."""
 
     def __init__(self, served: Served, folder: Path, *overrides: str) -> None:
         self.served = served
@@ -72,7 +72,7 @@ class Office:
         return begun, candidate, report, decision
 
     def person_sets(self, version: int, tag: str, value: str) -> None:
-        """What a click in MLflow's page does."""
+        """Set a tag on a model version, as MLflow's page does."""
         number = self._number(version)
         self.mlflow.set_model_version_tag("policy", number, tag, value)
 
@@ -92,7 +92,7 @@ def office(served: Served, tmp_path: Path) -> Iterator[Office]:
 
 
 def decide_in_background(office: Office, version: int, *, review: str) -> CycleOutcome:
-    """Run the release stage; the person answers once it waits for them."""
+    """Run the release stage; the reviewer answers once it waits for the review."""
     work = office.candidate(version, Verdict.PROMOTE)
     seen = len(read_events(office.served.layout.events))
     with ThreadPoolExecutor(1) as pool:
@@ -169,7 +169,7 @@ def test_the_rollback_job_serves_the_release_before_and_ends_a_canary(office: Of
     assert office.registry.champion_version() == 0
 
 
-def test_a_rollback_to_a_version_that_never_was_says_which_there_are(office: Office):
+def test_a_rollback_to_an_unknown_version_lists_the_released_ones(office: Office):
     argv = [sys.executable, "jobs/rollback.py", "--to", "999", *(p for o in office.overrides for p in ("--set", o))]
     done = subprocess.run(argv, cwd=REPOSITORY, env=os.environ.copy(), capture_output=True, text=True)
     assert done.returncode == 2

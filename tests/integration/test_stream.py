@@ -1,4 +1,4 @@
-"""The whole stage on the real journal, Delta tables and Ray Data."""
+"""The curation stage on a journal, Delta tables and Ray Data."""
 
 import random
 from collections import Counter
@@ -32,13 +32,13 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def curator(layout: Layout, **config: object) -> Curator:
-    # The people of these tests lived in 1970.
+    # The turns of these tests are from 1970.
     curate = CurateConfig(**{"max_age_days": 1e6, "max_per_user_hour": 0} | config)  # type: ignore[arg-type]
     return Curator(layout, open_log(layout, CaptureConfig()), curate=curate, capture=CaptureConfig())
 
 
 def settle(stage: Curator) -> tuple[int, Counter[str]]:
-    """Advance until nothing waits: interactions that were admitted, and refusals."""
+    """Advance until nothing is undecided. Returns the number of admitted interactions, and counts of the others."""
     total, refused = 0, Counter[str]()
     while True:
         progress = stage.advance()
@@ -62,7 +62,7 @@ def given_on(turn_id: str, name: str = "f0", **changes: object) -> Feedback:
     return Feedback(feedback_id=name, turn_id=turn_id, **fields | changes)  # type: ignore[arg-type]
 
 
-def test_what_came_is_decided_in_the_next_advance_and_what_comes_to_nothing_is_counted(layout: Layout):
+def test_ingested_turns_are_decided_in_the_next_advance_and_others_are_counted(layout: Layout):
     ann, bob, eve = dialogue("ann", follow_ups=2), dialogue("bob"), dialogue("eve")
     secret = [replace(each, consent=Consent.NONE) for each in eve]
     record(layout, *ann, *bob, *secret, replace(bob[0], response="twice"), given_on("ann-2"))
@@ -121,7 +121,7 @@ def test_an_answer_and_its_follow_up_are_paired_whichever_is_read_first(layout: 
     assert stored(layout).keys() == {"ann-0", "bob-0"}
 
 
-def test_an_answer_from_a_log_that_was_away_is_paired_when_it_comes(layout: Layout):
+def test_an_answer_from_a_log_that_was_unavailable_is_paired_when_it_is_read(layout: Layout):
     first, second = dialogue("ann")
     stage = curator(layout)
     record(layout, second)
@@ -131,7 +131,7 @@ def test_an_answer_from_a_log_that_was_away_is_paired_when_it_comes(layout: Layo
     assert stored(layout)["ann-0"].follow_up_turn_id == "ann-1"
 
 
-def test_a_second_reaction_in_other_words_leaves_the_first_one_standing(layout: Layout):
+def test_a_second_different_reaction_does_not_replace_the_first(layout: Layout):
     first, second = dialogue("ann")
     stage = curator(layout)
     record(layout, first, second)
@@ -142,7 +142,7 @@ def test_a_second_reaction_in_other_words_leaves_the_first_one_standing(layout: 
     assert stored(layout)["ann-0"].follow_up_turn_id == "ann-1"
 
 
-def test_anonymous_strangers_with_the_same_words_are_counted_and_not_learned_from(layout: Layout):
+def test_anonymous_conversations_of_the_same_text_are_counted_and_not_paired(layout: Layout):
     first, second = dialogue("ann")
     stranger = replace(first, turn_id="stranger", started_at_s=105.0, finished_at_s=106.0)
     record(layout, first, stranger, second)
@@ -200,7 +200,7 @@ def test_comments_become_interactions_and_thumbs_and_edits_stay_in_their_table(l
     assert (labels["thumb"], labels["edit"]) == ((Thumb.DOWN, ""), (None, "Paris, France."))
 
 
-def test_a_redacted_conversation_is_paired_by_the_words_before_and_kept_by_those_after(layout: Layout):
+def test_a_redacted_conversation_is_paired_by_raw_text_and_stored_redacted(layout: Layout):
     redactor = Redactor(CaptureConfig().redact)
     first = turn("t0", "I am ann@example.com", response="Hello ann@example.com!")
     second = turn("t1", "I am ann@example.com", "Hello ann@example.com!", "Bye, from ann@example.com", at_s=110.0)
@@ -243,12 +243,12 @@ def test_a_lone_opening_needs_no_ray_and_is_decided(layout: Layout, monkeypatch:
     assert Table.interactions(layout).position("pending.decided") == Table.pending(layout).batch
 
 
-def test_upkeep_between_advances_changes_nothing_and_forgets_answers_that_waited_too_long(layout: Layout):
+def test_maintenance_between_advances_changes_nothing_and_removes_expired_answers(layout: Layout):
     stage = curator(layout, compact_every=2, keep_files_h=0, follow_up_days=1)
     for n in range(3):
         record(layout, *dialogue(f"p{n}"))
         stage.advance()
-        # The turns are old, but those that are not decided yet stay.
+        # Old turns stay while they are undecided.
         stage.maintain()
     settle(stage)
     assert stored(layout).keys() == {"p0-0", "p1-0", "p2-0"}
@@ -261,7 +261,7 @@ def test_upkeep_between_advances_changes_nothing_and_forgets_answers_that_waited
 
 
 class Killed(BaseException):
-    """Like a process that ends."""
+    """Raised in place of the end of the process."""
 
 
 def dying(counter: Callable[[], int], fatal: int, after: bool) -> Callable[..., Callable[..., object]]:
@@ -283,7 +283,7 @@ def dying(counter: Callable[[], int], fatal: int, after: bool) -> Callable[..., 
 
 
 def advance_and_die(layout: Layout, at: int, *, after: bool) -> bool:
-    """One advance of a new process that dies at its `at`-th commit, sync or truncation; False where it had fewer."""
+    """One advance of a new process that dies at its `at`-th commit, sync or truncation; False if it has fewer."""
     calls = iter(range(1000))
     mortal = dying(lambda: next(calls), at, after)
     with pytest.MonkeyPatch.context() as patch:
@@ -301,7 +301,7 @@ def advance_and_die(layout: Layout, at: int, *, after: bool) -> bool:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_stage_killed_at_every_step_goes_on_without_loss_or_repetition(layout: Layout, after: bool):
+def test_a_stage_killed_at_every_step_continues_without_loss_or_repetition(layout: Layout, after: bool):
     turns = dialogue("ann", follow_ups=3)
     record(layout, *turns[:2], given_on("ann-0"))
     record(layout, *turns[2:])
@@ -347,7 +347,7 @@ def test_of_two_curators_that_decide_the_same_turns_one_commits(layout: Layout, 
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(towns(max_turns=10, forgetful=True), st.data())
-def test_whatever_people_do_and_wherever_the_stage_dies_no_pair_is_wrong_and_none_is_lost_or_repeated(
+def test_wherever_the_stage_dies_no_pair_is_wrong_lost_or_repeated(
     tmp_path_factory: pytest.TempPathFactory, town: Town, data: st.DataObject
 ):
     layout = Layout(tmp_path_factory.mktemp("run"))
@@ -356,7 +356,7 @@ def test_whatever_people_do_and_wherever_the_stage_dies_no_pair_is_wrong_and_non
         size = data.draw(st.integers(1, len(rest)), label="recorded")
         cut = data.draw(st.integers(0, size), label="by the first replica")
         record(layout, *rest[:cut])
-        # Both hold the last one: a replica that was not acknowledged in time.
+        # Both record the last turn, as when an acknowledgement comes too late.
         record(layout, *rest[max(cut - 1, 0) : size])
         rest = rest[size:]
         advance_and_die(layout, data.draw(st.integers(0, 9), label="dies at"), after=data.draw(st.booleans()))

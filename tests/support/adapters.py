@@ -1,4 +1,4 @@
-"""Candidates with an adapter over a base: merged weights for a reference, and what peft and the engine read."""
+"""Candidates with an adapter over a base: merged weights for the reference, and the files that peft and vLLM read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ LORA = LoraConfig(rank=4, alpha=8)
 
 
 def adapted(base: Path, path: Path, *, version: int, seed: int, scale: float = 0.05) -> Candidate:
-    """A candidate whose adapter is noise of `seed`, as `distill` hands it over."""
+    """A candidate whose adapter is noise of `seed`, in the format of `distill`."""
     import torch
 
     model: Any = load_policy(base)
@@ -51,7 +51,7 @@ def adapter_release(candidate: Candidate) -> Release:
 
 
 def personal(candidate: Candidate, owner: str, *, base_version: int = 0, **more: Any) -> PersonalPolicy:
-    """The candidate's adapter as one owner's."""
+    """The candidate's adapter as a personal policy of `owner`."""
     return PersonalPolicy(
         **{
             "owner": owner,
@@ -67,7 +67,7 @@ def personal(candidate: Candidate, owner: str, *, base_version: int = 0, **more:
 
 
 def rewrite(folder: Path, change: Any) -> None:
-    """Write the adapter in `folder` with `change` made to its tensors, a dict."""
+    """Apply `change` to the dict of the adapter's tensors in `folder`, and write them."""
     from safetensors.torch import load_file, save_file
 
     tensors: Mapping[str, Any] = load_file(folder / WEIGHTS)

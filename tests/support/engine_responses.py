@@ -1,11 +1,11 @@
-"""What an engine would have said, for recorders without one."""
+"""Responses of an engine, for recorders without one."""
 
 from sdpo_ray.capture.recorder import EngineResponse
 from sdpo_ray.records import FinishReason, Sampling, VersionSpan
 
 
 def answered(text: str) -> EngineResponse:
-    """With a token a byte, each as likely as the other."""
+    """A response with one token a byte and equal log-probs."""
     ids = tuple(text.encode())
     return EngineResponse(
         choice=0,

@@ -1,4 +1,4 @@
-"""Learners in processes of their own, joined by gloo: what a Ray Train worker group does, without Ray."""
+"""Learners in separate processes that are joined by gloo, like a Ray Train worker group without Ray."""
 
 import os
 import random
@@ -25,14 +25,14 @@ class Case:
     config: DistillConfig
     epochs: int = 1
     resume_after: int | None = None
-    """Save a checkpoint after so many steps and go on in a new learner."""
+    """Steps after which a checkpoint is saved and a new learner resumes from it."""
     checkpoints: Path | None = None
-    """Kept here, and gone on from where there is one already."""
+    """Folder of the checkpoint; a run resumes from one that exists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """What an update came to, whole, on the CPU."""
+    """The result of an update, gathered on the CPU."""
 
     weights: dict[str, torch.Tensor]
     teacher: dict[str, torch.Tensor]
@@ -65,7 +65,7 @@ def examples() -> list[Example]:
 
 
 def learn(policy: Path, cases: Mapping[str, Case], *, num_workers: int, out: Path) -> dict[str, Learned]:
-    """Run every case with `num_workers` processes; the same processes for all of them."""
+    """Run every case with `num_workers` processes, the same for all cases."""
     out.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""An event log that forgets everything when the test ends."""
+"""An event log in memory."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -42,7 +42,7 @@ class MemoryLog:
         return list(self._events)
 
     def poll(self, after: Mapping[str, int], *, max_events: int, max_bytes: int) -> Batch:
-        """An event is one byte."""
+        """Number of events; each counts as one byte."""
         events: list[Event] = []
         positions: dict[str, int] = {}
         at_end = set(after.keys() - self._events.keys())

@@ -1,4 +1,4 @@
-"""A receiver of OpenTelemetry's traces: what a collector would be sent."""
+"""An OTLP collector that keeps the spans it receives."""
 
 from concurrent import futures
 from types import TracebackType
@@ -10,12 +10,12 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Telescope(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]
-    """Listens on a free port of loopback while it is entered; `spans` are all that came."""
+    """Listens on a free port of loopback while it is entered; `spans` are all that it received."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self.received: list[bytes] = []
-        """The same, as it came over the wire."""
+        """The raw requests."""
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
         self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -36,5 +36,5 @@ class Telescope(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[mi
 
 
 def attributes(span: Span) -> dict[str, Any]:
-    """By name, as plain values."""
+    """Attributes of a span by name, as plain values."""
     return {each.key: getattr(each.value, str(each.value.WhichOneof("value"))) for each in span.attributes}

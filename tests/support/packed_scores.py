@@ -15,7 +15,7 @@ OBJECTIVES = {name: learns(**signal) for name, signal in SIGNALS.items()} | {"su
 
 
 def packed_scores(model: Any, part: MicroBatch) -> tuple[Tensor, ...]:
-    """log p of the scored tokens, by sequence."""
+    """Log-probs of the scored tokens, one tensor for each sequence."""
     context = rows(part, hindsight=False, device=CPU)
     with torch.no_grad():
         found = PackedLM(model)(
@@ -27,7 +27,7 @@ def packed_scores(model: Any, part: MicroBatch) -> tuple[Tensor, ...]:
 
 
 def as_sampled(item: Example, scores: Tensor) -> tuple[float, ...]:
-    """These log-probs of the scored tokens, and others of those before them."""
+    """`scores` as sampler log-probs, with placeholders for the tokens before the first scored one."""
     return (-7.0,) * item.first_scored + tuple(scores.tolist())
 
 

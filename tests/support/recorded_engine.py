@@ -1,4 +1,4 @@
-"""An engine that gives the answers of a recording, and a log that keeps its events in memory."""
+"""An engine that returns recorded answers, and an event log in memory."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -65,13 +65,13 @@ class MemoryLog:
 
 
 def recorder_of(folder: Path, log: EventLog, *, timeout_s: float = 15) -> Recorder:
-    """A recorder with the product's redaction, and keys in `folder`."""
+    """A recorder with the default redaction and keys in `folder`."""
     pseudonyms = Pseudonyms.load(folder / "pseudonyms.json")
     return Recorder(log, Redactor(KINDS), lambda: pseudonyms, timeout_s=timeout_s)
 
 
 class RecordedEngine:
-    """In vLLM's place: `answer` says what was answered to a request, and it is recorded as the engine's is."""
+    """Replaces vLLM: `answer` maps a request to its answer, which is recorded like the engine's."""
 
     def __init__(self, recorder: Recorder | None, answer: Callable[[Mapping[str, Any]], str]) -> None:
         self._recorder = recorder
@@ -135,7 +135,7 @@ def client_of(
 
 
 def health_of(recorder: Recorder | None) -> Health:
-    """Of a replica that is well."""
+    """The health of a replica that serves."""
 
     async def well() -> None:
         pass
@@ -150,7 +150,7 @@ def health_of(recorder: Recorder | None) -> Health:
 
 
 def text_of(reply: httpx.Response) -> str:
-    """What a plain or streamed reply says."""
+    """The text of a plain or streamed reply."""
     if not reply.headers["content-type"].startswith("text/event-stream"):
         return str(reply.json()["choices"][0]["message"]["content"])
     events = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: {")]

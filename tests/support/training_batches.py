@@ -1,4 +1,4 @@
-"""Batches whose tokens are known, one step over them without workers, and what both come to without packing."""
+"""Batches of known tokens, one step over them without workers, and unpacked references."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +37,7 @@ SIGNALS: dict[str, dict[str, Any]] = {
 
 
 def learns(*, objective: str = "sdpo", kl_penalty: float = 0.0, logits_mib: int = 128, **signal: Any) -> DistillConfig:
-    """The paper's algorithm, all parameters, a live teacher; `signal` over nothing but that."""
+    """The paper's algorithm with `signal` changed."""
     values: dict[str, Any] = {
         "objective": objective,
         "signal": PAPER["signal"] | signal,
@@ -145,7 +145,7 @@ def table(
     sampler_logp_N: Tensor | None = None,
     base_logp_N: Tensor | None = None,
 ) -> SDPOLoss:
-    """A student of sequences whose logits are given: `student.loss(logits_NV, torch.eye(V))` in fp64."""
+    """The loss of sequences whose logits are given: `table(...).loss(logits_NV, torch.eye(V))` in fp64."""
     count = len(target_N)
     unknown_N = torch.full((count,), math.nan, dtype=torch.float64)
 

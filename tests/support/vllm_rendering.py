@@ -1,6 +1,6 @@
-"""vLLM's own reading of chat requests: `python -m tests.support.vllm_rendering POLICY OUT` takes named bodies on stdin.
+"""vLLM's rendering of chat requests: `python -m tests.support.vllm_rendering POLICY OUT` reads named bodies on stdin.
 
-A process of its own, since importing vLLM warns and sets up more than a test should have around it.
+It runs in a separate process, since importing vLLM warns and changes global state.
 """
 
 import asyncio

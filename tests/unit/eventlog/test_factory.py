@@ -9,7 +9,7 @@ from tests.support.conversations import turn
 from tests.support.journals import MIB, files
 
 
-def test_the_run_file_says_which_log_it_is(tmp_path):
+def test_the_run_file_selects_the_event_log(tmp_path):
     layout = Layout(tmp_path)
     log: EventLog = open_log(layout, CaptureConfig())
     assert isinstance(log, JournalLog)

@@ -142,7 +142,7 @@ def test_golden_12_staleness_over_the_limit_is_refused_and_under_it_weighed(chat
     assert read_one(chat, of_version(chat, 0), config=unweighed, parent_version=10**6).weight == 1.0
 
 
-def test_an_answer_of_elsewhere_has_no_age(chat: ChatFormat) -> None:
+def test_an_imported_answer_has_no_age(chat: ChatFormat) -> None:
     config = DistillConfig.model_validate(
         {"context": {"text_only": "train"}, "signal": {"max_staleness": 0, "staleness_half_life": 1}}
     )

@@ -142,7 +142,7 @@ def test_supervised_learning_reads_no_follow_up(chat: ChatFormat) -> None:
     assert found.hindsight_ids == found.prompt_ids
 
 
-def test_a_follow_up_of_a_hundred_thousand_characters_is_bounded_soon(chat: ChatFormat) -> None:
+def test_a_follow_up_of_a_hundred_thousand_characters_is_shortened_quickly(chat: ChatFormat) -> None:
     rant = "Shorter! " + "blah " * 20_000 + "Really."
     began = time.process_time()
     (found,), counts = read_examples(chat, interaction(chat, follow_up=rant), max_follow_up_tokens=64)

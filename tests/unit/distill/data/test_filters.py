@@ -56,7 +56,7 @@ def _redacted(served: Interaction, **changes: object) -> Interaction:
     return with_turn(served, **unknown, redactions=(Redaction(kind="email", n=1),), **changes)
 
 
-def test_a_redacted_turn_is_refused_whatever_becomes_of_answers_of_elsewhere(chat: ChatFormat) -> None:
+def test_redacted_and_imported_turns_are_refused_independently(chat: ChatFormat) -> None:
     redacted = _redacted(interaction(chat, prompt="Write to [email]."))
     assert refusal_of(chat, redacted) == "redacted"
     assert refusal_of(chat, redacted, text_only="train") == "redacted"
@@ -87,7 +87,7 @@ def test_refusals_are_counted_by_reason_and_the_rest_keeps_its_order(chat: ChatF
     assert refused == {"empty_response": 1}
 
 
-def test_of_ten_thousand_copies_a_few_are_learned_from_and_soon(chat: ChatFormat) -> None:
+def test_ten_thousand_copies_are_reduced_to_a_few_quickly(chat: ChatFormat) -> None:
     served = interaction(chat, history=dialogue("a" * 300, "b" * 300))
     copies = [replace(served, interaction_id=f"copy {i}") for i in range(10_000)]
     other = interaction(chat, name="other", follow_up="Longer please.")
@@ -98,7 +98,7 @@ def test_of_ten_thousand_copies_a_few_are_learned_from_and_soon(chat: ChatFormat
     assert refused == {"duplicate": 9997}
 
 
-def test_copies_that_cannot_be_learned_from_take_no_place(chat: ChatFormat) -> None:
+def test_copies_that_are_not_trainable_do_not_count_as_copies(chat: ChatFormat) -> None:
     stale, fresh = of_version(chat, 0), of_version(chat, 9)
     usable, refused = read_examples(chat, stale, stale, fresh, max_copies=1, parent_version=9)
     assert (len(usable), refused) == (1, {"stale": 2})

@@ -60,7 +60,7 @@ def test_turns_that_wait_together_share_one_sync(tmp_path, monkeypatch):
     assert len(read_all(tmp_path)) == 100
 
 
-def test_the_journal_is_bounded_and_goes_on_by_itself_when_there_is_room(tmp_path):
+def test_the_journal_is_bounded_and_accepts_events_again_when_there_is_room(tmp_path):
     log = JournalLog(tmp_path, segment_bytes=MIB)
     journal = JournalLog(tmp_path, segment_bytes=MIB, segment_s=0.02, max_bytes=MIB + 1000)
     for n in range(2):
@@ -91,12 +91,12 @@ def test_a_segment_that_was_begun_is_filled_though_the_bound_is_reached(tmp_path
     journal.close()
 
 
-def test_a_full_log_is_an_error_of_the_system_like_a_full_disk():
+def test_a_full_log_is_an_os_error_like_a_full_disk():
     assert issubclass(LogFull, OSError)
     assert str(LogFull("no room")) == "no room"
 
 
-def test_a_disk_that_does_not_answer_holds_up_no_caller_and_no_more_memory_than_allowed(tmp_path, monkeypatch):
+def test_a_disk_that_hangs_blocks_no_caller_and_bounds_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(journal_module, "_MAX_WAITING_BYTES", 5000)
     go, sync = threading.Event(), os.fdatasync
 
@@ -130,7 +130,7 @@ def test_a_directory_that_is_gone_fails_the_append_until_it_is_back(tmp_path):
     assert ids(read_all(directory)) == ["t0", "t1"]
 
 
-def test_a_client_that_hangs_up_does_not_stop_the_journal(tmp_path):
+def test_a_cancelled_append_does_not_stop_the_journal(tmp_path):
     journal = JournalLog(tmp_path, segment_bytes=MIB)
     assert not journal.append(turn("t0")).cancel()
     journal.append(turn("t1")).result(timeout=10)

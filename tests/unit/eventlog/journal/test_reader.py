@@ -27,7 +27,7 @@ def test_turns_and_feedback_are_read_back_in_order(tmp_path):
     st.integers(1, 5),
 )
 @settings(deadline=None, max_examples=40)
-def test_any_text_and_any_float_is_read_back_exactly_however_little_at_a_time(
+def test_any_text_and_any_float_is_read_back_exactly_in_polls_of_any_size(
     tmp_path_factory, rows, segment_bytes, max_events
 ):
     turns = [turn(f"t{n}", text, response_logprobs=tuple(floats)) for n, (text, floats) in enumerate(rows)]
@@ -67,7 +67,7 @@ def test_a_poll_keeps_to_its_limits_but_gives_one_event_at_least(tmp_path):
     assert log.poll({}, max_events=3, max_bytes=MIB).at_end == set()
 
 
-def test_partitions_take_turns_so_that_a_busy_one_starves_nobody(tmp_path):
+def test_partitions_are_read_in_turn_so_that_a_busy_one_starves_no_other(tmp_path):
     for name in "abc":
         write(tmp_path, *(turn(f"{name}{n}") for n in range(50 if name == "a" else 2)))
     log = JournalLog(tmp_path, segment_bytes=MIB)
@@ -103,7 +103,7 @@ def test_a_partition_that_another_reader_removed_is_at_its_end(tmp_path):
     assert (batch.events, batch.positions, batch.at_end) == ((), {}, gone.keys())
 
 
-def test_a_directory_that_nobody_wrote_to_is_an_empty_log(tmp_path):
+def test_a_directory_that_does_not_exist_is_an_empty_log(tmp_path):
     log = JournalLog(tmp_path / "none", segment_bytes=MIB)
     assert log.partitions() == []
     assert log.poll({}, max_events=1, max_bytes=1).events == ()
@@ -113,7 +113,7 @@ def test_a_directory_that_nobody_wrote_to_is_an_empty_log(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_only_segments_that_were_read_to_the_end_and_nobody_writes_go(tmp_path):
+def test_only_sealed_segments_that_were_read_to_the_end_are_removed(tmp_path):
     write(tmp_path, turn("t0"), turn("t1"), turn("t2"), segment_bytes=1)
     living = JournalLog(tmp_path, segment_bytes=MIB)
     living.append(turn("t3")).result(timeout=10)
@@ -164,7 +164,7 @@ def test_two_readers_at_once_both_see_all_of_it(tmp_path):
     assert set(ids(list(late.events))) >= {f"t{n}" for n in range(12, 30)}
 
 
-def test_an_acknowledged_frame_that_broke_stops_the_reader_loudly(tmp_path):
+def test_a_corrupt_acknowledged_frame_stops_the_reader_with_an_error(tmp_path):
     write(tmp_path, *(turn(f"t{n}") for n in range(3)))
     (path,) = files(tmp_path)
     data = bytearray(path.read_bytes())
