@@ -54,7 +54,7 @@ def read_notes(path: Path) -> list[Note]:
 
 @dataclass(slots=True)
 class Person:
-    """One conversation of a user. Of three users, one sends a name and one a conversation id; one of nine is anonymous."""
+    """One conversation of a user. Of three, one sends a name and one a conversation id; one of nine is anonymous."""
 
     replica: str
     number: int

@@ -113,7 +113,7 @@ def test_an_advance_ends_though_other_committers_never_stop(tmp_path: Path, monk
 def test_a_clock_that_steps_back_loses_nothing_and_what_it_parts_is_counted(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Ada's turns come before the clock steps, Bob's across it, Eve's after it, Fay's from a replica started after it."""
+    """Ada's turns come before the clock's step, Bob's across it, Eve's after it, Fay's from a replica started then."""
     assert ray_cluster
     layout, now, now_ns = Layout(tmp_path), time.time, time.time_ns
     log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES, segment_s=60)

@@ -69,7 +69,7 @@ def answers(model: Any, chat: ChatFormat, prompts: list[str], *, seed: int = 0) 
 
 
 def heard(layout: Layout, turns: list[Any], user: str, share: float) -> list[Interaction]:
-    """Reactions to each answer; those of `shuffled` are the majority's in training data and its own in held-out data."""
+    """Reactions to each answer. `shuffled` reacts like the majority in training data, by its own taste in held-out."""
     rng, name = random.Random("taste"), pseudonym(layout, user)
     found = []
     for number, turn in enumerate(turns):
