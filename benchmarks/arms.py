@@ -18,7 +18,7 @@ from sdpo_ray.distill.model.attention import PACKED
 from sdpo_ray.distill.model.hf_sampling import turn_of
 from sdpo_ray.distill.model.load import load_packed
 from sdpo_ray.distill.model.packed_lm import PackedLM
-from sdpo_ray.records import Interaction, Message, Role
+from sdpo_ray.records import BASE_VERSION, Interaction, Message, Role
 from sdpo_ray.simulate.users import PERSONAS, judge, react
 from sdpo_ray.simulate.world import Question, is_right, sample_prompt
 from sdpo_ray.telemetry import Counters
@@ -143,7 +143,7 @@ def _interaction(chat: ChatFormat, index: int, prompt: str, answer: tuple[int, .
         (0.0,) * len(answer),
         end_ids=(chat.eos_id,),
         turn_id=f"t{index}",
-        policy_version=0,
+        policy_version=BASE_VERSION,
         seed=None,
         max_tokens=MAX_TOKENS,
     )

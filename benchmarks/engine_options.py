@@ -34,7 +34,6 @@ from servers import RECIPE, TINY, make_policy
 from sdpo_ray.config import load_run
 from serve.ray_options import CPU_ENV, ENGINE_ENV
 
-TOKENS = 32
 SAY_EVERY_S = 15
 BASELINE = "vLLM's own"
 HEAD = ("case", "setting", "engine", "to vLLM's own", "server", "to vLLM's own")
@@ -58,8 +57,25 @@ SETTINGS = {
     "all": Setting(norms=True, sampler=True, lists=True),
     "no log-probs": Setting(logprobs=False),
 }
-CASES = (("tiny", 8), ("tiny", 64), ("50m", 8))
-"""Model and requests at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One engine and what it is given."""
+
+    model: str
+    requests: int
+    """At once."""
+    tokens: int
+    """Of each response; the more, the longer a burst."""
+    share: float
+    """Of all the time."""
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.requests} at once"
+
+
+CASES = (Case("tiny", 8, 32, 0.15), Case("tiny", 64, 32, 0.3), Case("50m", 8, 12, 0.55))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +83,15 @@ class Burst:
     """CPU seconds of one burst."""
 
     engine_s: float
-    """Scheduling, the model, sampling and encoding; a step."""
+    """Scheduling, the model, sampling and encoding; of a decoding step."""
     server_s: float
-    """Decoding, detokenizing and collecting; a token."""
+    """Decoding, detokenizing and collecting; of a token."""
 
 
 class Engine:
     """vLLM's engine core and output processor in this process, with the replacements switched by hand."""
 
-    def __init__(self, model: Path, requests: int) -> None:
+    def __init__(self, model: Path, case: Case) -> None:
         from vllm.v1.engine import EngineCoreOutputs
         from vllm.v1.engine.llm_engine import LLMEngine
         from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
@@ -85,7 +101,8 @@ class Engine:
         from serve.upstream.vllm.cpu_norms import KernelRMSNorm
         from serve.upstream.vllm.sampler import LeanSampler
 
-        run = load_run(RECIPE, [f"serve.max_num_seqs={requests}", "serve.max_queued=1000", "serve.kv_cache_mib=256"])
+        limits = [f"serve.max_num_seqs={case.requests}", "serve.max_queued=1000", "serve.kv_cache_mib=256"]
+        run = load_run(RECIPE, limits)
         self._engine = LLMEngine.from_engine_args(engine_arguments(run, str(model)), enable_multiprocessing=False)
         self._core: Any = self._engine.engine_core
         (self._runner,) = self._engine.collective_rpc(lambda worker: worker.model_runner)
@@ -95,7 +112,7 @@ class Engine:
         self._recorded_alone = logprobs.RECORDED_ALONE
         logprobs.install()
         self._encoder, self._decoder = MsgpackEncoder(), MsgpackDecoder(EngineCoreOutputs)
-        self._requests, self._number = requests, 0
+        self._case, self._number = case, 0
 
     def burst(self, setting: Setting) -> Burst:
         """Run a burst of requests to their end."""
@@ -103,7 +120,7 @@ class Engine:
         for norm in self._norms:
             norm._forward_method = norm.forward_cpu if setting.norms else norm.forward_native
         self._add(setting)
-        steps, engine_s, server_s = 0, 0.0, 0.0
+        steps, engine_s, server_s, first_done = 0, 0.0, 0.0, False
         while self._engine.has_unfinished_requests():
             began = time.process_time()
             outputs = self._core.get_output()
@@ -112,28 +129,29 @@ class Engine:
             received = self._decoder.decode(message)
             self._engine.output_processor.process_outputs(received.outputs, received.timestamp)
             ended = time.process_time()
-            if received.outputs:
+            if first_done and len(received.outputs) == self._case.requests:
                 steps, engine_s, server_s = steps + 1, engine_s + encoded - began, server_s + ended - encoded
-        return Burst(engine_s / steps, server_s / (TOKENS * self._requests))
+            # Steps until every request has a token also read prompts.
+            first_done = first_done or len(received.outputs) == self._case.requests
+        return Burst(engine_s / steps, server_s / (steps * self._case.requests))
 
     def _add(self, setting: Setting) -> None:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
         token = self._recorded_alone.set(setting.lists and setting.logprobs)
-        for _ in range(self._requests):
+        for _ in range(self._case.requests):
             self._number += 1
-            params = SamplingParams(
-                max_tokens=TOKENS, ignore_eos=True, logprobs=0 if setting.logprobs else None, seed=self._number
-            )
+            params = SamplingParams(max_tokens=self._case.tokens, ignore_eos=True, seed=self._number)
+            params.logprobs = 0 if setting.logprobs else None
             prompt = TokensPrompt(prompt_token_ids=[5 + self._number % 50] * 24)
             self._engine.add_request(str(self._number), prompt, params)
         self._recorded_alone.reset(token)
 
 
-def measure(model: Path, requests: int, seconds: float, send: Any) -> None:
+def measure(model: Path, case: Case, seconds: float, send: Any) -> None:
     """Send each round's bursts by setting, as a dict, through a pipe; the first round warms up and is not sent."""
-    engine, names, number = Engine(model, requests), list(SETTINGS), 0
+    engine, names, number = Engine(model, case), list(SETTINGS), 0
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         first = number % len(names)
@@ -144,20 +162,22 @@ def measure(model: Path, requests: int, seconds: float, send: Any) -> None:
     send.close()
 
 
-def rounds_of(model: Path, requests: int, seconds: float) -> Iterator[dict[str, Burst]]:
+def rounds_of(model: Path, case: Case, seconds: float) -> Iterator[dict[str, Burst]]:
     """The rounds of one engine in a fresh process, as they end."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(model, requests, seconds, send))
+    process = context.Process(target=measure, args=(model, case, seconds, send))
     process.start()
     send.close()
     with contextlib.suppress(EOFError):
         while True:
             yield receive.recv()
     process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the engine's process ended with {process.exitcode}")
 
 
-def rows(case: str, found: list[dict[str, Burst]]) -> list[tuple[str, ...]]:
+def rows(case: Case, found: list[dict[str, Burst]]) -> list[tuple[str, ...]]:
     """One row a setting: medians, and the median ratio to vLLM's own of the same round with its quartiles."""
     of: dict[str, Callable[[Burst], float]] = {
         "engine": lambda burst: burst.engine_s,
@@ -165,7 +185,7 @@ def rows(case: str, found: list[dict[str, Burst]]) -> list[tuple[str, ...]]:
     }
     made = []
     for name in SETTINGS:
-        row = [case, name]
+        row = [str(case), name]
         for part, value in of.items():
             ratios = sorted(value(each[name]) / value(each[BASELINE]) for each in found)
             middle = statistics.median(value(each[name]) for each in found)
@@ -178,7 +198,7 @@ def rows(case: str, found: list[dict[str, Burst]]) -> list[tuple[str, ...]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=120, help="about how long each case is measured")
+    parser.add_argument("--seconds", type=float, default=330, help="of measuring, over all cases")
     parser.add_argument("--json", type=Path, help="also write the table here")
     arguments = parser.parse_args()
     os.environ.update(ENGINE_ENV | CPU_ENV)
@@ -186,16 +206,16 @@ def main() -> None:
     table: list[tuple[str, ...]] = []
     with tempfile.TemporaryDirectory() as folder:
         models = {"tiny": TINY, "50m": make_policy(Path(folder) / "50m")}
-        for model, requests in CASES:
-            case = f"{model}, {requests} at once"
+        for case in CASES:
+            seconds = case.share * arguments.seconds
             print(f"{case}: starting an engine", flush=True)
             found: list[dict[str, Burst]] = []
             said_s = time.monotonic()
-            for each in rounds_of(models[model], requests, arguments.seconds):
+            for each in rounds_of(models[case.model], case, seconds):
                 found.append(each)
                 if time.monotonic() - said_s > SAY_EVERY_S:
                     said_s = time.monotonic()
-                    print(f"{case}: {len(found)} rounds in {arguments.seconds:g} s at most", flush=True)
+                    print(f"{case}: {len(found)} rounds, of {seconds:.0f} s in all", flush=True)
             table += rows(case, found)
             show([HEAD, *rows(case, found)])
     if arguments.json:

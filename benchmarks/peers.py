@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from workload import Workload
 
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import Example
 
 Step = Callable[[Sequence[Example]], float]
 

@@ -20,7 +20,7 @@ from sdpo_ray.curate.pairing_index import index
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.records import Consent, FinishReason, Message, Role, Sampling, Turn, VersionSpan
+from sdpo_ray.records import BASE_VERSION, Consent, FinishReason, Message, Role, Sampling, Turn, VersionSpan
 
 CHARS, TOKENS = 420, 64
 """Characters of each message, and tokens of each prompt and answer: about 3 kB a turn in the log."""
@@ -130,7 +130,7 @@ def _turn(name: str, messages: tuple[Message, ...], response: str, rng: random.R
         prompt_ids=tuple(rng.choices(range(150_000), k=TOKENS)),
         response_ids=tuple(rng.choices(range(150_000), k=TOKENS)),
         response_logprobs=tuple(-rng.random() for _ in range(TOKENS)),
-        version_spans=(VersionSpan(policy_version=0, start=0, end=TOKENS),),
+        version_spans=(VersionSpan(policy_version=BASE_VERSION, start=0, end=TOKENS),),
         finish_reason=FinishReason.STOP,
         sampling=Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=TOKENS, seed=None),
         started_at_s=at_s,

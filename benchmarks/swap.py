@@ -44,7 +44,7 @@ from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.headers import POLICY_VERSION, STALL_S, SWAP_ERROR, TURN_ID
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.records import Fingerprint, Release, Turn
+from sdpo_ray.records import BASE_VERSION, Fingerprint, Release, Turn
 
 CLIENTS = 16
 MAX_TOKENS = 64
@@ -122,7 +122,7 @@ class Clients:
 
 
 def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
-    """`NUM_POLICIES` releases to promote, from version 1 on."""
+    """`NUM_POLICIES` releases to promote, from the version after the base on."""
     import torch
     from safetensors.torch import load_file
 
@@ -136,7 +136,7 @@ def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
     token_ids = ChatFormat(run.base).text_ids(FINGERPRINT_TEXT)
     config = LoraConfig(rank=8 if adapters else 0, alpha=16)
     made = []
-    for version in range(1, NUM_POLICIES + 1):
+    for version in range(BASE_VERSION + 1, BASE_VERSION + NUM_POLICIES + 1):
         generator = torch.Generator().manual_seed(version)
         if adapters:
             model = load_policy(run.base)
@@ -147,7 +147,7 @@ def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
         trained = {name: each + 0.01 * torch.randn(each.shape, generator=generator) for name, each in found.items()}
         candidate = Candidate(
             policy_version=version,
-            parent_version=0,
+            parent_version=BASE_VERSION,
             path=str(folder / f"v{version}"),
             snapshot_id="",
             fingerprint=Fingerprint(token_ids=token_ids, logprobs=()),
@@ -157,7 +157,7 @@ def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
             Release(
                 policy_version=version,
                 path=candidate.path,
-                previous_version=0,
+                previous_version=BASE_VERSION,
                 fingerprint=candidate.fingerprint,
                 adapter=f"{candidate.path}/{ADAPTER}" if adapters else "",
                 digests=candidate.digests,

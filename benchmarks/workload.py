@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import Example
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

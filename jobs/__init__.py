@@ -1,1 +1,1 @@
-"""Verbs for `ray job submit`: each parses its command line, imports, and calls."""
+"""Commands: each parses its command line and calls the library. `sdpo NAME` and `python jobs/NAME.py` are the same."""

@@ -1,10 +1,4 @@
-"""Copy a run to another place while it serves and learns; the copy is one that a run can go on from.
-
-    python jobs/backup.py --to /backups/2026-11-21 --keys-to /vault/2026-11-21
-
-Curation, cycles and erasures wait meanwhile; replicas go on writing their journals. A copy is put back by copying it
-to the same root. What is not under the root, a table on S3 or an event log on Kafka, has backups of its own.
-"""
+"""Copy a run to another directory while it serves and learns."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,14 +17,22 @@ def main(
     to: Annotated[Path | None, typer.Option(help="Directory of the backup: a new one, or an empty one.")] = None,
     keys_to: Annotated[
         Path | None,
-        typer.Option(help="Directory for the secrets, best on another disk; without it they are left out."),
+        typer.Option(help="Directory for the secrets, best on another disk. Default: they are left out."),
     ] = None,
 ) -> None:
-    """Back up everything under the run's root: journal, tables, snapshots, candidates, releases, MLflow's books."""
+    """Copy a run to another directory while it serves and learns.
+
+    \b
+    sdpo backup --run my.toml --to /backups/2026-11-21 --keys-to /vault/2026-11-21
+
+    The copy holds what is under the run's root: journal, tables, snapshots, candidates, releases, MLflow's database.
+    A run resumes from it once it is copied back to the same root. Curation, cycles and erasures wait for the copy;
+    replicas go on writing their journals. Tables on S3 and an event log on Kafka need backups of their own.
+    """
     resolved = read_run(run, overrides, print_config)
     with plain_errors():
         if to is None:
-            raise ConfigError("where to? --to DIRECTORY")
+            raise ConfigError("give --to DIRECTORY")
         from rich.console import Console
         from rich.progress import Progress
 
@@ -40,13 +42,13 @@ def main(
         if not layout.root.exists():
             raise ConfigError(f"there is nothing at {layout.root} to back up")
         console = Console(stderr=True)
-        waits = "waiting for the cycle under way to come to its decision"
-        with data_lock(layout, lambda: console.print(waits)), Progress(console=console) as progress:
+        waiting = "waiting for the decision of the cycle that is running"
+        with data_lock(layout, lambda: console.print(waiting)), Progress(console=console) as progress:
             bar = progress.add_task("copying")
             n = back_up(layout, to, keys_to, lambda done, all_: progress.update(bar, completed=done, total=all_))
     typer.echo(f"{n} files of {layout.root} are in {to}" + ("" if keys_to is None else f", secrets in {keys_to}"))
     if resolved.tables or resolved.capture.kafka.brokers:
-        typer.echo("not in it, since they are elsewhere: tables on S3, the event log on Kafka", err=True)
+        typer.echo("not in the backup: tables on S3, the event log on Kafka", err=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,4 @@
-"""The main job: run the training loop, forever or for a number of cycles.
-
-    ray job submit --working-dir . -- python jobs/continual.py --run jobs/recipes/laptop.toml
-
-Curate interactions from live traffic, draw a snapshot, make an update, evaluate it, decide, release. Killed at
-any moment it goes on where it was when it is started again; SIGTERM stops it cleanly. Serving must be up.
-"""
+"""The main job, `ray job submit --working-dir . -- python jobs/continual.py --run my.toml`: run the training loop."""
 
 from typing import Annotated
 
@@ -18,9 +12,18 @@ def main(
     run: RunFile = LAPTOP,
     overrides: Overrides = None,
     print_config: PrintConfig = False,
-    cycles: Annotated[int, typer.Option(help="Stop after so many cycles; 0 runs without end.", min=0)] = 0,
+    cycles: Annotated[int, typer.Option(help="Stop after so many cycles; 0 runs until stopped.", min=0)] = 0,
 ) -> None:
-    """Run the training loop: curate, draw, distill, evaluate, decide, release."""
+    """Run the training loop: collect interactions, train, evaluate, decide, release.
+
+    \b
+    sdpo deploy --run my.toml
+    sdpo continual --run my.toml
+
+    Each cycle waits for enough new interactions, draws a snapshot, trains a candidate, evaluates it on the second
+    engine, and promotes, holds or rejects it. Serving must be up. SIGTERM ends the job after the present step; killed
+    at any moment, it resumes where it was when it is started again. `sdpo review` lists the candidates and verdicts.
+    """
     resolved = read_run(run, overrides, print_config)
     with plain_errors():
         run_training_loop(resolved, cycles)

@@ -1,4 +1,4 @@
-"""Bring the tables up to date once: event log -> turns -> interactions. The training loop does this by itself."""
+"""Bring the tables of a run up to date once. The training loop does this by itself."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
 
 def main(run: RunFile = LAPTOP, overrides: Overrides = None, print_config: PrintConfig = False) -> None:
-    """Ship, pair and admit whatever is new in the event log, and print what became of it as JSON."""
+    """Bring the tables up to date once: event log to turns to interactions.
+
+    \b
+    sdpo curate --run my.toml
+
+    Ingests the new events of the log, pairs answers with follow-ups, and admits or refuses each pair. Prints counts
+    as JSON, with the reasons of what was refused. Needs the Ray cluster that is up.
+    """
     resolved = read_run(run, overrides, print_config)
     import msgspec
     import ray
@@ -26,30 +33,29 @@ def main(run: RunFile = LAPTOP, overrides: Overrides = None, print_config: Print
         ray.init(address="auto", ignore_reinit_error=True, log_to_driver=False)
         log = open_log(layout, resolved.capture, name="curate")
         with data_lock(layout):
-            curated = settle(Curator(layout, log, curate=resolved.curate, capture=resolved.capture))
+            curated = advance_twice(Curator(layout, log, curate=resolved.curate, capture=resolved.capture))
     typer.echo(msgspec.json.encode(curated).decode())
 
 
-def settle(curator: "Curator") -> "CurationProgress":
-    """Advance twice, since a follow-up is decided in the advance after the one that shipped it; compact what is due."""
+def advance_twice(curator: "Curator") -> "CurationProgress":
+    """Counts of two advances, since a follow-up is decided in the advance after its ingest; compact what is due."""
     from rich.console import Console
-    from rich.progress import Progress as Bars
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("reading the event log", total=None)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading the event log", total=None)
         stored = 0
 
         def show(num_turns: int) -> None:
             nonlocal stored
             stored += num_turns
-            bars.update(task, description=f"{stored} turns stored")
+            progress.update(task, description=f"{stored} turns stored")
 
         first = curator.advance(show)
-        bars.update(task, description=f"{first.turns_ingested} turns stored, pairing them")
+        progress.update(task, description=f"{first.turns_ingested} turns stored, pairing them")
         second = curator.advance(show)
-        bars.update(task, description="compacting")
+        progress.update(task, description="compacting")
         curator.maintain()
     return replace(
         second,

@@ -1,9 +1,4 @@
-"""`make demo`: the whole loop on this machine, with every real part, watched on one screen.
-
-Starts Ray, the Serve application and simulated users; submits `jobs/continual.py` as a user would; goes on until
-three updates are promoted and one reckless one is refused; writes summary.json and figure.png; stops everything
-it started. Exits with 1 when what it must show does not hold.
-"""
+"""Run the whole loop on this machine with its real parts, as `make demo` does, and check what it shows."""
 
 import os
 import shutil
@@ -12,22 +7,30 @@ from typing import Annotated
 
 import typer
 
-from sdpo_ray.cli.options import LAPTOP, command, plain_errors
+from sdpo_ray.cli.options import LAPTOP, RunFile, command, plain_errors
 from sdpo_ray.cluster.local_cluster import require_port
-from sdpo_ray.demo.demo import MIN_FREE_BYTES, REPOSITORY, Demo
+from sdpo_ray.demo.demo import MIN_FREE_BYTES, Demo
 from sdpo_ray.errors import ConfigError
 
 
 def main(
-    run: Annotated[Path, typer.Option(help="TOML run file.")] = LAPTOP,
-    root: Annotated[Path, typer.Option(help="Where everything is written; emptied first.")] = REPOSITORY
-    / "runs"
+    run: RunFile = LAPTOP,
+    root: Annotated[Path, typer.Option(help="Directory of everything that is written; emptied first.")] = Path("runs")
     / "demo",
     seed: Annotated[int, typer.Option(help="Seed of users, draws and updates.")] = 0,
     port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
     keep: Annotated[bool, typer.Option(help="Leave everything up afterwards, until Ctrl-C.")] = False,
 ) -> None:
-    """Show the whole loop: three promotions, one refusal, no failed request."""
+    """Run the whole loop on this machine in about eight minutes and check what it shows.
+
+    \b
+    sdpo demo
+    sdpo demo --keep    # then chat with the policy and open MLflow
+
+    Starts Ray, the Serve applications and simulated users, and submits the training loop as a Ray job until three
+    updates are promoted and one reckless update is rejected. Writes summary.json and figure.png into --root, and stops
+    everything that it started. Exits with 1 if a check fails, such as a failed request.
+    """
     overrides = [f"root={root.resolve()}", f"seed={seed}", f"serve.port={port}"]
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with plain_errors():
@@ -37,11 +40,11 @@ def main(
             raise ConfigError(f"{root.parent} has {free >> 20} MiB free; the demo needs {MIN_FREE_BYTES >> 20} MiB")
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
-        broken = Demo(run.resolve(), overrides).go(keep=keep)
+        failed = Demo(run.resolve(), overrides).go(keep=keep)
     typer.echo(f"{root}/summary.json and {root}/figure.png hold the result")
-    for failure in broken:
-        typer.secho(f"does not hold: {failure}", err=True, fg="red")
-    raise typer.Exit(1 if broken else 0)
+    for check in failed:
+        typer.secho(f"does not hold: {check}", err=True, fg="red")
+    raise typer.Exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,4 @@
-"""One update offline: learn from a snapshot on disk, such as `jobs/import_logs.py` writes, and seal a candidate.
-
-    python jobs/distill.py --run jobs/recipes/laptop.toml --snapshot runs/logs --out runs/v0001
-
-It runs on the Ray cluster that is there, else on one that it starts and stops. With --dry-run it says what the update
-would need, and needs neither Ray nor the weights. Broken off, it goes on where it was when it is started again.
-"""
+"""Train one candidate from a snapshot on disk, such as `jobs/import_logs.py` writes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,14 +17,26 @@ def main(
     snapshot: Annotated[
         Path | None, typer.Option(help="Directory with snapshot.json and interactions.parquet.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the candidate, where all workers see it.")] = None,
-    parent: Annotated[Path | None, typer.Option(help="Policy to go on from. Default: the run's base.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what each worker would need, and stop.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Directory of the candidate; all workers must see it.")] = None,
+    parent: Annotated[Path | None, typer.Option(help="Policy to start from. Default: the run's base.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the memory that each worker needs and stop.")
+    ] = False,
     gpu_gib: Annotated[
-        float | None, typer.Option(min=0, help="Memory to judge a dry run by. Default: that of a GPU that is here.")
+        float | None, typer.Option(min=0, help="Memory that a dry run compares with. Default: this machine's GPU.")
     ] = None,
 ) -> None:
-    """Train one update on a snapshot, without serving, evaluation or gate."""
+    """Train one candidate from a snapshot, without serving, evaluation or gate.
+
+    \b
+    sdpo import-logs chats.jsonl --out runs/logs
+    sdpo distill --snapshot runs/logs --out runs/first --dry-run
+    sdpo distill --snapshot runs/logs --out runs/first
+
+    Runs on the Ray cluster that is up, else on one that it starts and stops. Prints loss, advantages and KL of the
+    first and last step; the candidate is a directory that vLLM and transformers load. Interrupted, it resumes when it
+    is started again. --dry-run needs neither Ray nor the weights.
+    """
     resolved = read_run(run, overrides, print_config)
     with plain_errors():
         drawn = read_snapshot(snapshot) if snapshot is not None else None
@@ -48,7 +54,7 @@ def main(
     typer.echo(
         f"\nThe candidate is {candidate.path}; no gate has evaluated it. vLLM and transformers load it as it is:\n"
         f"    vllm serve {candidate.path}\n"
-        f"To learn on from it, --parent {candidate.path} --out ANOTHER; to let users meet it, and learn from them,\n"
+        f"To train on from it: --parent {candidate.path} --out ANOTHER. To serve it to users and learn from them,\n"
         f"serve a run with policy.base={candidate.path}"
     )
 

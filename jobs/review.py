@@ -1,9 +1,4 @@
-"""What the registry holds, and a person's word on it: the tag `review` of a model version, from a shell.
-
-python jobs/review.py                # every policy version: status, verdict, review, reasons
-python jobs/review.py --approve 3    # it is promoted if it passed the gate
-python jobs/review.py --reject 3     # it is not
-"""
+"""Show the registered policy versions, and record a reviewer's decision: the tag `review` of a model version."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,10 +15,17 @@ def main(
     run: RunFile = LAPTOP,
     overrides: Overrides = None,
     print_config: PrintConfig = False,
-    approve: Annotated[int | None, typer.Option(metavar="VERSION", help="Policy version that users may meet.")] = None,
-    reject: Annotated[int | None, typer.Option(metavar="VERSION", help="Policy version that they may not.")] = None,
+    approve: Annotated[int | None, typer.Option(metavar="VERSION", help="Policy version that may be served.")] = None,
+    reject: Annotated[int | None, typer.Option(metavar="VERSION", help="Policy version that may not.")] = None,
 ) -> None:
-    """Show the registry, or approve or reject a policy version, where `promote.require_review` makes the training loop wait."""
+    """Show the registered policy versions; approve or reject one.
+
+    \b
+    sdpo review                # every version: status, verdict, review, reasons
+    sdpo review --approve 3    # v3 is promoted if it passed the gate
+
+    With `promote.require_review` in the run file, the training loop waits for this decision before it promotes.
+    """
     resolved = read_run(run, overrides, print_config)
     from sdpo_ray.promote.registry import Registry
 
@@ -35,10 +37,10 @@ def main(
             registry.tag(approve, "review", "approved")
         if reject is not None:
             registry.tag(reject, "review", "rejected")
-        _show(registry)
+        _print(registry)
 
 
-def _show(registry: "Registry") -> None:
+def _print(registry: "Registry") -> None:
     from rich.console import Console
     from rich.table import Table
 

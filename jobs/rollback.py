@@ -1,7 +1,4 @@
-"""Serve an earlier release again: move the alias `champion`, then the pointer, then wait for the replicas.
-
-A trial that is on is over with it: whoever rolls back wants everybody to meet what they know.
-"""
+"""Serve an earlier release again: move the alias `champion`, then the release pointer, then wait for the replicas."""
 
 from typing import Annotated
 
@@ -14,9 +11,17 @@ def main(
     run: RunFile = LAPTOP,
     overrides: Overrides = None,
     print_config: PrintConfig = False,
-    to: Annotated[int | None, typer.Option(help="Policy version to serve; default: the one before.")] = None,
+    to: Annotated[int | None, typer.Option(help="Policy version to serve. Default: the previous release.")] = None,
 ) -> None:
-    """Roll the served policy back to an earlier release. No request fails, and the training loop goes on from there."""
+    """Serve an earlier release again.
+
+    \b
+    sdpo rollback --run my.toml         # the previous release
+    sdpo rollback --run my.toml --to 3
+
+    Waits until every replica answers with it and prints the seconds that took. No request fails. A running canary
+    ends, and the training loop continues from the restored release.
+    """
     resolved = read_run(run, overrides, print_config)
     from sdpo_ray.promote.canary import end
     from sdpo_ray.promote.registry import Registry
@@ -24,11 +29,11 @@ def main(
 
     layout = resolved.layout
     with plain_errors():
-        wanted = release_to_restore(layout, to).policy_version
+        version = release_to_restore(layout, to).policy_version
         registry = Registry.of(resolved)
-        registry.set_champion(wanted)
+        registry.set_champion(version)
         end(layout)
-        release = rollback(layout, wanted)
+        release = rollback(layout, version)
         seconds = confirm(
             resolved.serve.url,
             release.policy_version,

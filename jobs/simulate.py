@@ -1,8 +1,4 @@
-"""People who talk to the served policy where no real ones do: persona users over plain HTTP.
-
-They use the stock `openai` client and send nothing but the conversation and a name: ask, read, react, go.
-`OPENAI_API_KEY` is their key, where the run asks for one.
-"""
+"""Let simulated users talk to the served policy over HTTP with the stock `openai` client."""
 
 import asyncio
 from pathlib import Path
@@ -18,11 +14,18 @@ def main(
     run: RunFile = LAPTOP,
     overrides: Overrides = None,
     print_config: PrintConfig = False,
-    url: Annotated[str, typer.Option(help="OpenAI-compatible endpoint; default: the run's own.")] = "",
-    conversations: Annotated[int, typer.Option(help="Stop after so many; 0 goes on until Ctrl-C.")] = 0,
-    stats: Annotated[Path | None, typer.Option(help="Keep counts in this JSON file.")] = None,
+    url: Annotated[str, typer.Option(help="OpenAI-compatible endpoint. Default: that of the run.")] = "",
+    conversations: Annotated[int, typer.Option(help="Stop after so many; 0 runs until Ctrl-C.")] = 0,
+    stats: Annotated[Path | None, typer.Option(help="Write counts into this JSON file while running.")] = None,
 ) -> None:
-    """Let simulated people with one taste talk to the served policy."""
+    """Let simulated users with one taste talk to the served policy.
+
+    \b
+    sdpo simulate --run my.toml --conversations 24
+
+    They ask, read the answer, react to it in the next message and leave. Prints conversations, requests and failures.
+    `OPENAI_API_KEY` is their key if the run asks for one; the section `simulate` of the run file says how many talk.
+    """
     resolved = read_run(run, overrides, print_config)
     base_url = url or f"{resolved.serve.url}/v1"
     with plain_errors():

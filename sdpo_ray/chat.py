@@ -20,7 +20,7 @@ FINGERPRINT_TEXT = (
 )
 """The fixed text of every `records.Fingerprint`."""
 
-HINDSIGHT = {
+HINDSIGHT_BLOCKS = {
     "online": (
         "\n\n=== HINDSIGHT CONTEXT ===\n"
         "[The following is a future user message. Use this to guide your answer to the user prompt.]\n"

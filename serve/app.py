@@ -1,4 +1,4 @@
-"""`serve.app:build`: the Ray Serve application of one run file, for `serve deploy` and KubeRay."""
+"""`serve.app:build`: builds the Ray Serve application of one run file, for `serve deploy` and KubeRay."""
 
 from typing import Literal
 
@@ -12,10 +12,10 @@ from serve.lifecycle.bind_check import require_keys
 from serve.ray_options import actor, replicas
 
 MAX_ONGOING_REQUESTS = 1000
-"""Far above what vLLM admits: vLLM's own queue limit answers 503, Ray Serve's would hide it."""
+"""Far above what vLLM admits: beyond its queue limit vLLM answers 503, which a lower limit here would hide."""
 
-END_S = 15.0
-"""For the journal, the traces and the engine to end, after the last request of a replica that is stopped."""
+CLOSE_S = 15.0
+"""For the journal, the traces and the engine to close, after a stopped replica's last request."""
 
 
 class Arguments(BaseModel):
@@ -25,12 +25,12 @@ class Arguments(BaseModel):
 
     run_file: str
     overrides: list[str] = []
-    """`section.key=value`, as for the jobs."""
+    """Each `section.key=value`, as for the jobs."""
     audience: Literal["users", "evaluator", "canary"] = "users"
 
 
 def build(args: Arguments) -> Application:
-    """One deployment of the policy for users, or of the engine that evaluates candidates. Raises ConfigError."""
+    """Return the deployment of the policy for one audience. Raises ConfigError."""
     run = load_run(args.run_file, args.overrides)
     if args.audience == "users":
         require_keys(run.serve.host, run.layout.api_keys)
@@ -40,9 +40,9 @@ def build(args: Arguments) -> Application:
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options=actor(run.serve),
         health_check_period_s=2,
-        graceful_shutdown_timeout_s=run.serve.drain_s + END_S,
+        graceful_shutdown_timeout_s=run.serve.drain_s + CLOSE_S,
         graceful_shutdown_wait_loop_s=0.5,
-        # `serve.gateway.access_log` has lines of its own, which say more.
+        # `serve.gateway.access_log` writes the lines instead, with more in them.
         logging_config={"encoding": "JSON", "enable_access_log": False},
     )
     return deployment.bind(run=run.model_dump(mode="json"), audience=args.audience)

@@ -1,4 +1,4 @@
-"""What pure ASGI leaves to do by hand: read a body, hand it on, refuse, add headers."""
+"""Helpers for pure ASGI middleware: read a body, replay it, refuse a request, add headers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -17,13 +17,13 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 def refuse(
     status: int, text: str, kind: str, headers: Mapping[str, str] | None = None, *, code: str | None = None
 ) -> JSONResponse:
-    """An error in OpenAI's shape; `code` is the status where there is no word for it, as vLLM has it."""
+    """Return an error response in OpenAI's shape; without a `code` it is the status, as in vLLM."""
     error = {"message": text, "type": kind, "param": None, "code": code or status}
     return JSONResponse({"error": error}, status_code=status, headers=headers)
 
 
 async def read_body(receive: Receive) -> bytes | None:
-    """The request's body; None when the client left first. `serve.gateway.body_limits` bounds it."""
+    """Return the request's body; None when the client disconnected first. `serve.gateway.body_limits` bounds it."""
     body = bytearray()
     while True:
         message = await receive()
@@ -35,7 +35,7 @@ async def read_body(receive: Receive) -> bytes | None:
 
 
 def replay_body(body: bytes, receive: Receive) -> Receive:
-    """`receive` for an app behind one that has read the body already: the body, and then what comes after it."""
+    """Return a `receive` that gives the body, which was read before, and then whatever comes after it."""
     bodies = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
@@ -45,22 +45,22 @@ def replay_body(body: bytes, receive: Receive) -> Receive:
 
 
 def with_content_length(scope: Scope, length: int) -> Scope:
-    """The scope, for a body of so many bytes."""
+    """Return a copy of the scope with that content length."""
     headers = MutableHeaders(raw=list(scope["headers"]))
     headers["content-length"] = str(length)
     return {**scope, "headers": headers.raw}
 
 
 async def propagate_disconnect(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run an app that only listens for `http.disconnect`: a cancelled request reaches it as one.
+    """Run an app that only listens for `http.disconnect`, and send it one when this task is cancelled.
 
-    Ray Serve reports a lost client by cancelling us, while vLLM's handlers run in tasks of their own; without this they
-    would generate to the end for nobody.
+    Ray Serve reports a lost client by cancelling the request's task, while vLLM's handlers run in tasks of their own;
+    without this they would generate to the end.
     """
-    gone = asyncio.Event()
+    disconnected = asyncio.Event()
 
     async def receiving() -> Message:
-        either = (asyncio.ensure_future(receive()), asyncio.ensure_future(gone.wait()))
+        either = (asyncio.ensure_future(receive()), asyncio.ensure_future(disconnected.wait()))
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             return either[0].result() if either[0].done() else {"type": "http.disconnect"}
@@ -73,14 +73,14 @@ async def propagate_disconnect(app: ASGIApp, scope: Scope, receive: Receive, sen
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
-        gone.set()
+        disconnected.set()
         await asyncio.wait({task}, timeout=5)
         task.cancel()
         raise
 
 
 def with_headers(send: Send, headers: Callable[[], dict[str, str]]) -> Send:
-    """`send` that adds headers to a response's head."""
+    """Return a `send` that adds headers to the start of a response."""
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":

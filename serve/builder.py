@@ -80,7 +80,7 @@ def weight_swapper(
 async def first_release(
     run: Run, pointer: ReleasePointer, engine: RecordingLLM, chat: ChatFormat, path: str
 ) -> Release:
-    """Write and return version 0: the base policy at `path`, with the fingerprint of the engine that has loaded it."""
+    """Write and return the release of the base policy at `path`, with the fingerprint of the engine that loaded it."""
     token_ids = chat.text_ids(FINGERPRINT_TEXT)
     release = Release(
         policy_version=BASE_VERSION,

@@ -1,7 +1,7 @@
-"""How many replicas there are and what each takes: `[serve]` of a run file in Ray Serve's words.
+"""Translates `[serve]` of a run file into Ray Serve options: the number of replicas, and the resources of each.
 
-An engine that is split over GPUs has them all in one actor, and vLLM's own workers beside it: Ray gives an actor GPUs
-of one node only, so the parts of an engine always share a node, and no placement group is needed to say so.
+An engine that is split over GPUs has them all in one actor, with vLLM's own workers as its children: Ray gives an actor
+GPUs of one node only, so the parts of an engine always share a node without a placement group.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ ENGINE_ENV = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # A call that must be made is a JSON schema to the engine like any other: structural tags are xgrammar's own.
+    # A forced tool call is then a JSON schema like any other; structural tags work with xgrammar alone.
     "VLLM_ENFORCE_STRICT_TOOL_CALLING": "0",
 }
 CPU_ENV = {
@@ -25,12 +25,12 @@ CPU_ENV = {
 
 
 def replicas(serve: ServeConfig, *, users: bool) -> dict[str, Any]:
-    """Options of the deployment for its number of replicas. Only users' replicas are ever more than one."""
+    """Return the deployment's options for its number of replicas: one, except for users."""
     return serve.replicas if users else {"num_replicas": 1}
 
 
 def actor(serve: ServeConfig) -> dict[str, Any]:
-    """`ray_actor_options` of one replica: what it takes, and the environment that its engine needs."""
+    """Return `ray_actor_options` of one replica: its resources, and its engine's environment."""
     environment = ENGINE_ENV if serve.num_gpus else ENGINE_ENV | CPU_ENV
     return {
         "num_cpus": serve.num_cpus,
@@ -41,5 +41,5 @@ def actor(serve: ServeConfig) -> dict[str, Any]:
 
 
 def executor(serve: ServeConfig) -> str:
-    """vLLM's executor: the worker within the engine's process, or a process for each GPU of a split engine."""
+    """Return vLLM's executor: one worker inside the engine's process, or a process a GPU for a split engine."""
     return "mp" if serve.tensor_parallel > 1 else "uni"

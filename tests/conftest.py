@@ -13,6 +13,7 @@ import pytest
 
 from sdpo_ray.cluster.local_cluster import ENVIRONMENT, free_port
 from sdpo_ray.io.paths import Layout
+from sdpo_ray.records import BASE_VERSION
 from sdpo_ray.upstream.haproxy import own_haproxy
 from tests.support.paths import CHECKPOINT
 from tests.support.serving import Served, deployed
@@ -87,11 +88,11 @@ def evaluator(served: Served) -> Iterator[str]:
 
 @pytest.fixture
 def back_to_base(served: Served) -> Iterator[None]:
-    """Serve version 0 before the test and after it, whatever other tests released."""
+    """Serve the base before the test and after it, whatever other tests released."""
 
     def restore() -> None:
-        served.layout.release_pointer.write_bytes(served.layout.release(0).read_bytes())
-        served.wait_for("x-sdpo-policy-version", "0")
+        served.layout.release_pointer.write_bytes(served.layout.release(BASE_VERSION).read_bytes())
+        served.wait_for("x-sdpo-policy-version", str(BASE_VERSION))
 
     restore()
     yield

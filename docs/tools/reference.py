@@ -3,12 +3,13 @@
 `mkdocs.yml` names this file under `hooks`. The pages exist in the site only; nothing is written into the repository.
 """
 
+import ast
 import importlib
+import json
 import re
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,9 +22,9 @@ from pydantic import BaseModel
 from sdpo_ray.config import Run
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGES = ("sdpo_ray", "serve")
-COPIED = ("CONTRIBUTING.md", "CHANGELOG.md")
-"""Pages of the repository's root that the site has, too."""
+PACKAGES = ("sdpo_ray",)
+COPIED = {"README.md": "overview.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+"""Pages of the repository's root, by their names in the site."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -32,17 +33,25 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/commands.md": commands_page(),
         "reference/run-file.md": run_file_page(),
         **python_pages(),
-        **{name: _from_docs((REPOSITORY / name).read_text()) for name in COPIED},
+        **{page: _from_docs((REPOSITORY / name).read_text()) for name, page in COPIED.items()},
     }
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links from `docs/` to the repository's root lead to the copies of its pages."""
+    return re.sub(
+        r"\]\(\.\./(CONTRIBUTING|CHANGELOG|README)\.md", lambda link: f"]({COPIED[f'{link[1]}.md']}", markdown
+    )
+
+
 def commands_page() -> str:
     """One section a command: its help text and a table of its options."""
     lines = ["# Commands", "", "Each command also takes `--help`.", ""]
-    for path in sorted((REPOSITORY / "jobs").glob("[a-z]*.py")):
+    paths = (path for path in (REPOSITORY / "jobs").glob("[a-z]*.py") if path.stem != "sdpo")
+    for path in sorted(paths):
         module = importlib.import_module(f"jobs.{path.stem}")
         lines += _command(f"python jobs/{path.name}", path.stem, _click_command(module))
     return "\n".join(lines)
@@ -65,29 +74,29 @@ def run_file_page() -> str:
         for name, field in section.model_fields.items():
             if not _is_section(field.annotation):
                 text = documented.members[name].docstring
-                default = "" if field.default is None else _cell(str(field.default))
-                lines.append(f"| `{prefix}{name}` | {default or 'none'} | {_cell(text.value) if text else ''} |")
+                default = _cell(json.dumps(field.get_default(call_default_factory=True), default=str))
+                lines.append(f"| `{prefix}{name}` | `{default}` | {_cell(text.value) if text else ''} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def python_pages() -> dict[str, str]:
-    """One page a package of the library and of the serving application, with the docstrings of its modules."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *(f"{name}/*.py" for name in PACKAGES)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    """One page a package of the library, with the docstrings of its modules."""
     modules: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(listed.stdout.split()):
-        path = PurePosixPath(name)
-        if path.stem != "__main__" and (REPOSITORY / path).exists():
-            dotted = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-            package = dotted if path.stem == "__init__" else dotted.rpartition(".")[0]
-            modules[package].append(dotted)
-    return {f"reference/python/{package}.md": _package(package, names) for package, names in modules.items()}
+    for path in sorted(path for name in PACKAGES for path in (REPOSITORY / name).rglob("*.py")):
+        dotted = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+        package = dotted if path.stem == "__init__" else dotted.rpartition(".")[0]
+        modules[package].append(dotted)
+    pages = {f"reference/python/{package}.md": _package(package, names) for package, names in modules.items()}
+    index = ["# Python", "", "| package | what is in it |", "|---|---|"]
+    index += [f"| [{package}]({package}.md) | {_first_line(package)} |" for package in modules]
+    return pages | {"reference/python/index.md": "\n".join(index)}
+
+
+def _first_line(package: str) -> str:
+    file = REPOSITORY / package.replace(".", "/") / "__init__.py"
+    text = ast.get_docstring(ast.parse(file.read_text())) if file.exists() else None
+    return _cell((text or "").partition("\n")[0])
 
 
 def _package(package: str, modules: list[str]) -> str:
@@ -148,5 +157,8 @@ def _cell(text: str) -> str:
 
 
 def _from_docs(text: str) -> str:
-    """A page of the repository's root as it stands in `docs/`: links there lose their folder."""
-    return text.replace("](docs/", "](")
+    """A page of the repository's root, with links as they are in the site."""
+    text = text.replace("](docs/", "](")
+    for name, page in COPIED.items():
+        text = text.replace(f"]({name}", f"]({page}")
+    return text

@@ -1,1 +1,1 @@
-"""A chat turn becomes a `Turn` on disk."""
+"""Capture: record answered chat requests and feedback as redacted events of the log."""

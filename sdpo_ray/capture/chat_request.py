@@ -1,7 +1,7 @@
-"""What a chat request says of itself: its prompt, and which user and conversation it belongs to.
+"""Read a chat request: its prompt, and the user, conversation and consent that the client states.
 
-Only what the client stated is recorded. Which earlier answer a request follows is found later, by keyed digests of
-the words, in `curate.pairing`; nothing is guessed here, so strangers cannot be merged.
+Nothing is inferred here, so different users cannot be merged. The earlier answer that a request follows is found later,
+in `curate.pairing`, by keyed digests of the text.
 """
 
 from collections.abc import Mapping
@@ -16,30 +16,34 @@ from sdpo_ray.records import Consent, Message
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ChatRequest:
-    """One request as the client sent it. Made by `serve.api.routes`; read by `capture.recorder`.
+    """One chat request as the client sent it. Made by `read_request`; read by `capture.recorder` and `serve`.
 
-    Nothing of it is redacted yet, so it does not print.
+    It is not redacted yet, so its repr is disabled.
     """
 
     turn_id: str
     tenant: str
     user: str
-    """As the client named them; empty where it named nobody."""
+    """The request's field `user`; empty for an anonymous user."""
     conversation_id: str
-    """As the client sent it; empty where it sent none."""
+    """As the client sent it; empty if it sent none."""
     consent: Consent
     messages: tuple[Message, ...]
-    """Empty when the request is not a plain text chat: it is answered and not recorded."""
+    """Empty when the request is not a plain text chat; such a request is answered but not recorded."""
     tools: str = ""
     template_kwargs: str = ""
-    """Both are JSON as on `records.Turn`."""
+    """Both are JSON as in `records.Turn`; empty for none."""
     started_at_s: float
+    """Unix time."""
 
 
 def read_request(
     body: Mapping[str, Any], headers: Mapping[str, str], *, turn_id: str, tenant: str, default: Consent, now_s: float
 ) -> ChatRequest:
-    """Read a chat-completion request. Raises DataError when it states its consent in unknown words."""
+    """Read the body and headers of a chat-completion request; `now_s` is Unix time.
+
+    `default` is the tenant's consent, used when the request states none. Raises DataError for an unknown consent.
+    """
     metadata = body.get("metadata")
     stated_id = metadata.get("conversation_id") if isinstance(metadata, Mapping) else None
     user = body.get("user")

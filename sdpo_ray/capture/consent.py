@@ -1,4 +1,4 @@
-"""May this be kept? A request says so itself, or its tenant's default holds, or its deployment's."""
+"""Consent of a request: stated by the request, else the tenant's default, else the deployment's."""
 
 from collections.abc import Mapping
 
@@ -9,23 +9,22 @@ from sdpo_ray.records import Consent
 
 
 def consent_of(headers: Mapping[str, str], metadata: object, default: Consent) -> Consent:
-    """Consent of one request: the header, else `metadata.consent`, else `default`.
+    """Consent that a request states in its header or in `metadata.consent`, else `default`.
 
-    Where header and metadata disagree, the one that allows less counts. Raises DataError for a word that
-    is neither `train` nor `none`: guessing what a user allows is not for us.
+    If header and metadata disagree, the consent is NONE. Raises DataError for a value other than `train` and `none`.
     """
     stated = [headers[CONSENT]] if CONSENT in headers else []
     if isinstance(metadata, Mapping) and "consent" in metadata:
         stated.append(str(metadata["consent"]))
-    words = {word.strip().lower() for word in stated}
-    if unknown := words - set(Consent):
+    values = {value.strip().lower() for value in stated}
+    if unknown := values - set(Consent):
         raise DataError(f"consent must be one of {', '.join(Consent)}, not {', '.join(sorted(unknown))}")
-    if not words:
+    if not values:
         return default
-    return Consent.NONE if Consent.NONE in words else Consent.TRAIN
+    return Consent.NONE if Consent.NONE in values else Consent.TRAIN
 
 
 def default_consent(config: CaptureConfig, tenant: str) -> Consent:
-    """Consent of a tenant's requests that state none."""
+    """Consent of those requests of a tenant that state none."""
     named = config.tenants.get(tenant)
     return config.consent if named is None else named.consent

@@ -1,6 +1,6 @@
-"""What a request to `/v1/feedback` says: a comment, a thumb or an edited answer, about one turn.
+"""Read a request to `/v1/feedback`: a comment, a thumb or an edited answer, about one turn.
 
-Whether that turn exists, and is this user's, is decided in `curate`: the answer may still be on its way there.
+Whether the turn exists and belongs to this user is decided in `curate`: it may not be ingested yet.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from sdpo_ray.records import Consent, Feedback, Thumb
 
 MAX_COMMENT_CHARS = 10_000
 MAX_EDITED_CHARS = 32_000
-"""Both together are fewer than the digits that redaction looks at, so none of what is taken is refused for them."""
+"""The sum of both is below `redaction.turns.MAX_DIGITS`, so no accepted feedback is refused for its digits."""
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
@@ -30,9 +30,9 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FeedbackRequest:
-    """Feedback as the client sent it. Made by `serve.api.feedback`; read by `capture.recorder`.
+    """Feedback as the client sent it. Made by `read_feedback`; read by `capture.recorder`.
 
-    Nothing of it is redacted yet, so it does not print.
+    It is not redacted yet, so its repr is disabled.
     """
 
     turn_id: str
@@ -43,12 +43,13 @@ class FeedbackRequest:
     thumb: Thumb | None
     edited: str
     given_at_s: float
+    """Unix time."""
 
     def feedback(self, *, pseudonym: str, key: bytes) -> Feedback:
-        """The record, not redacted yet. What is sent again, in the same words, gets the same id."""
-        said = (self.tenant, self.user, self.turn_id, self.comment, self.thumb or "", self.edited)
+        """The record, not redacted yet. The same feedback sent again gets the same id; `key` is the pairing key."""
+        content = (self.tenant, self.user, self.turn_id, self.comment, self.thumb or "", self.edited)
         return Feedback(
-            feedback_id=f"feedback-{keyed_digest(key, 'feedback', *said)}",
+            feedback_id=f"feedback-{keyed_digest(key, 'feedback', *content)}",
             turn_id=self.turn_id,
             tenant=self.tenant,
             user=pseudonym,
@@ -63,7 +64,10 @@ class FeedbackRequest:
 def read_feedback(
     content: bytes, headers: Mapping[str, str], *, tenant: str, default: Consent, now_s: float
 ) -> FeedbackRequest:
-    """Read the body of a request. Raises DataError for anything but feedback, in words for the client."""
+    """Read the body and headers of a request; `now_s` is Unix time, `default` the tenant's consent.
+
+    Raises DataError for anything but feedback; its message is for the client.
+    """
     try:
         body = msgspec.json.decode(content, type=_Body)
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
-"""To wait on an event loop for what other threads finish, with one wake-up for all that is finished meanwhile.
+"""Await futures of other threads on an event loop, with one wake-up for all futures that finished meanwhile.
 
-`asyncio.wrap_future` wakes the loop once for each who waits: where 64 turns share a sync, those wake-ups cost more than
-everything else that is done to make them durable.
+`asyncio.wrap_future` wakes the loop once for each waiting task: when 64 turns share a sync, those wake-ups cost more
+than everything else that makes the turns durable.
 """
 
 import asyncio
@@ -15,50 +15,50 @@ _Result = TypeVar("_Result")
 
 
 async def settled(future: "Future[_Result]") -> _Result:
-    """The result of `future`, or its exception. Who stops waiting does not cancel it, and many may wait for one."""
+    """The result of `future`, or its exception. Cancelling the caller does not cancel it; many tasks may await it."""
     loop = asyncio.get_running_loop()
-    waiting = _waiting.get(loop)
-    if waiting is None:
-        waiting = _waiting[loop] = _Waiting()
-    mine = loop.create_future()
-    waiting.add(future, mine)
-    await mine
+    waiters = _waiters.get(loop)
+    if waiters is None:
+        waiters = _waiters[loop] = _Waiters()
+    waiter = loop.create_future()
+    waiters.add(future, waiter)
+    await waiter
     return future.result()
 
 
-class _Waiting:
-    """Those on one event loop who wait."""
+class _Waiters:
+    """The waiting tasks of one event loop."""
 
     def __init__(self) -> None:
         self._waiters: dict[Future[Any], list[asyncio.Future[None]]] = {}
         self._done: deque[Future[Any]] = deque()
-        self._called = False
+        self._scheduled = False
 
     def add(self, future: "Future[Any]", waiter: "asyncio.Future[None]") -> None:
-        """On the loop's own thread, as everything but `_tell`."""
+        """Wake `waiter` when `future` is done. Called on the loop's thread, as all methods but `_on_done`."""
         waiters = self._waiters.get(future)
         if waiters is not None:
             waiters.append(waiter)
             return
         self._waiters[future] = [waiter]
-        future.add_done_callback(self._tell)
+        future.add_done_callback(self._on_done)
 
-    def _tell(self, done: "Future[Any]") -> None:
-        """From any thread."""
-        # Asked of one who waits: kept here, a loop would never be let go.
+    def _on_done(self, done: "Future[Any]") -> None:
+        """Called on any thread."""
+        # The loop is taken from a waiter: a reference kept here would keep it alive in the weak dictionary.
         loop = self._waiters[done][0].get_loop()
         self._done.append(done)
-        if not self._called and not loop.is_closed():
-            self._called = True
-            loop.call_soon_threadsafe(self._tell_all)
+        if not self._scheduled and not loop.is_closed():
+            self._scheduled = True
+            loop.call_soon_threadsafe(self._wake_all)
 
-    def _tell_all(self) -> None:
-        # In this order: what is appended while the queue is emptied calls again.
-        self._called = False
+    def _wake_all(self) -> None:
+        # Reset first: a future that is done while the queue is emptied has to schedule another call.
+        self._scheduled = False
         while self._done:
             for waiter in self._waiters.pop(self._done.popleft()):
                 if not waiter.done():
                     waiter.set_result(None)
 
 
-_waiting: MutableMapping[asyncio.AbstractEventLoop, _Waiting] = WeakKeyDictionary()
+_waiters: MutableMapping[asyncio.AbstractEventLoop, _Waiters] = WeakKeyDictionary()

@@ -1,6 +1,6 @@
-"""The prompt that a chat request states: messages, tools, and arguments of the template, as vLLM reads them.
+"""Read the prompt of a chat request, as vLLM reads it: messages, tools, and arguments of the chat template.
 
-Whatever is recorded here renders to the very ids that were served, or is refused by the learner.
+The recorded prompt has to render to the token ids that were served; otherwise the learner refuses the turn.
 """
 
 import json
@@ -12,21 +12,21 @@ from sdpo_ray.records import Message, Role, ToolCall
 
 
 def text_messages(messages: object) -> tuple[Message, ...]:
-    """The messages of a text chat that ends with a user's or a tool's; anything else gives an empty tuple."""
+    """The messages of a text chat that ends with a user's or a tool's message; empty for anything else."""
     if not isinstance(messages, list) or not messages:
         return ()
     try:
         read = tuple(_message(message) for message in messages)
     except (DataError, ValueError):
         return ()
-    asked = read[-1].role in (Role.USER, Role.TOOL) and any(message.role is Role.USER for message in read)
-    return read if asked else ()
+    is_chat = read[-1].role in (Role.USER, Role.TOOL) and any(message.role is Role.USER for message in read)
+    return read if is_chat else ()
 
 
 def offered_tools(tools: object) -> str:
-    """The tools as JSON, each as vLLM hands it to the template; empty where none were offered.
+    """The offered tools as JSON, each as vLLM passes it to the template; empty if there are none.
 
-    OpenAI's fields in OpenAI's order and no others; `description` and `parameters` are null where they are missing.
+    Only OpenAI's fields, in OpenAI's order; missing `description` and `parameters` are null.
     """
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         return ""
@@ -34,19 +34,19 @@ def offered_tools(tools: object) -> str:
 
 
 def template_arguments(body: Mapping[str, Any]) -> str:
-    """What a request gives the chat template beside messages and tools, as vLLM reads it; JSON, empty for nothing.
+    """Arguments of the chat template other than messages and tools, as JSON; empty if there are none.
 
-    By name; what the values hold keeps its order, since a template may print it.
+    Sorted by name; the values keep their inner order, since a template may print them.
     """
     stated = body.get("chat_template_kwargs")
-    given = dict(stated) if isinstance(stated, dict) else {}
+    arguments = dict(stated) if isinstance(stated, dict) else {}
     effort = body.get("reasoning_effort")
-    if effort is not None and "enable_thinking" not in given:
-        given["enable_thinking"] = effort != "none"
+    if effort is not None and "enable_thinking" not in arguments:
+        arguments["enable_thinking"] = effort != "none"
     for name in ("documents", "reasoning_effort"):
         if body.get(name) is not None:
-            given[name] = body[name]
-    return json.dumps(dict(sorted(given.items())), ensure_ascii=False) if given else ""
+            arguments[name] = body[name]
+    return json.dumps(dict(sorted(arguments.items())), ensure_ascii=False) if arguments else ""
 
 
 def _message(message: object) -> Message:

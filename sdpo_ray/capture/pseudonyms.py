@@ -1,8 +1,8 @@
-"""Who spoke, under a name that only the holder of the keys can make again.
+"""Pseudonyms of users: keyed digests that only a holder of the keys can compute.
 
-A pseudonym is HMAC-SHA256 (RFC 2104) of the caller's `user` field. Keys can be rotated: rows that exist keep their
-pseudonym, and whoever looks for a user looks under every key. The key of pairing never changes, so that a
-conversation goes on over a rotation.
+A pseudonym is HMAC-SHA256 (RFC 2104) of the request's `user` field. Keys can be rotated: existing rows keep their
+pseudonym, and a search for a user covers all keys. The pairing key never changes, so that conversations continue
+over a rotation.
 """
 
 import hashlib
@@ -20,16 +20,19 @@ from sdpo_ray.io.watched_file import write_private
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PseudonymKey:
+    """One key of pseudonyms. Made and read by `Pseudonyms`."""
+
     key_id: str
-    """Stands before its pseudonyms, so that those of two keys are told apart."""
+    """Prefix of the key's pseudonyms."""
     key: str
     """Hexadecimal."""
     made_at_s: float
+    """Unix time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Keys:
-    """The file."""
+    """Content of the file."""
 
     pairing_key: str
     keys: tuple[PseudonymKey, ...]
@@ -37,13 +40,13 @@ class _Keys:
 
 
 class Pseudonyms:
-    """The keys of one run, as they were when they were read. Made by `load` and `rotate`."""
+    """The keys of one run as of the last read; immutable. Made by `load` and `rotate`."""
 
     def __init__(self, path: Path, content: _Keys) -> None:
         self._path = path
         self._content = content
         self.pairing_key = bytes.fromhex(content.pairing_key)
-        """Of the digests in `records.PairingKeys`, and of the ids of feedback."""
+        """Key of the digests in `records.PairingKeys` and of the ids of feedback."""
 
     def __repr__(self) -> str:
         return f"Pseudonyms({[key.key_id for key in self._content.keys]})"
@@ -55,7 +58,7 @@ class Pseudonyms:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read the keys, or make them where there are none yet. Raises DataError for a file that is none of ours."""
+        """Read the keys; create them if the file is missing. Raises DataError for a malformed file."""
         try:
             return cls(path, read_json(path, _Keys))
         except FileNotFoundError:
@@ -67,7 +70,7 @@ class Pseudonyms:
         return cls(path, read_json(path, _Keys))
 
     def of(self, user: str) -> str:
-        """`<key id>.<32 hex digits>` under the newest key; empty for nobody."""
+        """Pseudonym of `user` under the newest key, `<key id>.<32 hex digits>`; empty for an empty name."""
         return _pseudonym(self._content.keys[0], user) if user else ""
 
     def all_of(self, user: str) -> tuple[str, ...]:
@@ -75,10 +78,10 @@ class Pseudonyms:
         return tuple(_pseudonym(key, user) for key in self._content.keys) if user else ()
 
     def rotate(self) -> Self:
-        """Put a new key before those in the file, and return what is in it now."""
+        """Add a new key before those in the file. Returns the keys that are now in the file."""
         with file_lock(self._path):
-            there = read_json(self._path, _Keys)
-            write_private(self._path, _Keys(pairing_key=there.pairing_key, keys=(_new_key(), *there.keys)))
+            stored = read_json(self._path, _Keys)
+            write_private(self._path, _Keys(pairing_key=stored.pairing_key, keys=(_new_key(), *stored.keys)))
         return type(self).load(self._path)
 
 

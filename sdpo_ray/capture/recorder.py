@@ -1,8 +1,8 @@
-"""Finished request -> Turn -> redacted -> event log -> receipt; and feedback the same way.
+"""Record turns and feedback: make the record, redact it, append it to the event log, wait until it is durable.
 
-Serving must not fail because recording did: this is one of the two places where a broad `except` is
-allowed. What it swallows is counted, and the reply goes out without a receipt. What could not be redacted is not
-recorded, and no log line repeats what people said.
+A failure to record must not fail serving: this is one of the two places where a broad `except` is allowed. Failures are
+counted, and the reply is sent without a receipt. A record that cannot be redacted is not stored, and no log line
+repeats text of users.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sdpo_ray.capture.chat_request import ChatRequest
+from sdpo_ray.capture.engine_response import EngineResponse, make_turn, num_chars
 from sdpo_ray.capture.feedback import FeedbackRequest
 from sdpo_ray.capture.future_bridge import settled
-from sdpo_ray.capture.pairing_keys import pairing_keys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.errors import DataError, TooManyDigits
 from sdpo_ray.eventlog.protocol import EventLog
-from sdpo_ray.records import Consent, Event, Feedback, FinishReason, Sampling, ToolCall, Turn, VersionSpan
+from sdpo_ray.records import Consent, Event, Feedback, FinishReason, Turn
 from sdpo_ray.redaction import Redactor, redact_feedback, redact_turn
 from sdpo_ray.telemetry import Counters
 
@@ -28,37 +28,17 @@ logger = logging.getLogger(__name__)
 _Record = TypeVar("_Record", Turn, Feedback)
 
 THREAD_CHARS = 2_000
-"""Longer records are redacted in a thread, since the event loop would hold up everybody's streams: measured on one
-core, so many characters of prose take 0.25 ms and so many of nothing but numbers 60 ms; a thread costs 0.15 ms."""
+"""Longer records are redacted in a thread, since the event loop would delay all streams. Measured on one core: so many
+characters of prose take 0.25 ms, so many digits 60 ms; a thread costs 0.15 ms."""
 
 
 class _NotRedacted(DataError):
-    """Redaction itself failed. Holds the kind of error alone: its text may repeat the record's."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineResponse:
-    """One response as the engine made it. Made by `serve.engine.recording_engine`; read by `Recorder`."""
-
-    choice: int
-    """Index of the response among the `n` that were asked for."""
-    response: str
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-    response_logprobs: tuple[float, ...]
-    version_spans: tuple[VersionSpan, ...]
-    finish_reason: FinishReason
-    sampling: Sampling
-    response_calls: tuple[ToolCall, ...] = ()
-    adapter: str = ""
-    """These are as on `records.Turn`."""
-    finished_at_s: float | None = None
-    """None for an answer that is finished now."""
+    """Redaction failed. Holds only the type of the error, since its message may repeat text of the record."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Appended:
-    """An event that the log was given, and where to count what becomes of it."""
+    """An event that was appended to the log, and the counters for its outcome."""
 
     event: Event
     durable: "Future[None]"
@@ -66,58 +46,79 @@ class _Appended:
 
 
 class Recorder:
-    """Records answered requests and feedback of one replica. `pseudonyms` gives the keys as of now."""
+    """Records answered requests and feedback of one replica. `pseudonyms` returns the current keys."""
 
     def __init__(
         self, log: EventLog, redactor: Redactor, pseudonyms: Callable[[], Pseudonyms], *, timeout_s: float
     ) -> None:
-        """`timeout_s` is the longest that an answer waits for its turn to be durable."""
+        """`timeout_s` bounds the time that an answer waits for its turn to be durable."""
         self._log = log
         self._timeout_s = timeout_s
         self._redactor = redactor
         self._pseudonyms = pseudonyms
         self.counters = Counters.empty()
-        """What became of each turn; `aborted` of those that are recorded were broken off."""
+        """Outcomes of turns: `recorded`, of these `aborted`, and `not_recorded.<reason>`."""
         self.feedback = Counters.empty()
-        """What became of each feedback, by the same names."""
+        """Outcomes of feedback, by the same names."""
         self.redactions = Counters.empty()
-        """Pieces that were taken out of what is recorded, by kind."""
+        """Redacted entities of recorded turns and feedback, by kind."""
         self.healthy = True
-        """Whether the log took what it was given last: a stream promises a receipt only while this holds."""
-        self._begun: set[asyncio.Task[bool]] = set()
+        """Whether the last event became durable: streams promise a receipt only while this holds."""
+        self._tasks: set[asyncio.Task[bool]] = set()
 
     @property
     def backlog_bytes(self) -> int:
-        """About how much the event log holds. Raises OSError."""
+        """Approximate size of the event log. Raises OSError."""
         return self._log.backlog_bytes({})
 
     def close(self) -> None:
-        """Write what is queued, and let go of the log."""
+        """Write the queued events, and close the log."""
         self._log.close()
 
-    def wants(self, asked: ChatRequest) -> bool:
-        """Whether a turn of this request will be recorded; counts why not."""
-        if asked.consent is Consent.NONE:
+    def wants(self, request: ChatRequest) -> bool:
+        """Whether to record a turn of this request; counts the reason when not."""
+        if request.consent is Consent.NONE:
             self.counters.add("not_recorded.no_consent")
             return False
-        if not asked.messages:
+        if not request.messages:
             self.counters.add("not_recorded.not_a_text_chat")
             return False
         return True
 
-    def record(self, asked: ChatRequest, *answers: EngineResponse) -> Coroutine[Any, Any, bool]:
-        """Store a turn for each answer. Await what it returns: True once all are durable, False if one could not be.
+    def record(self, request: ChatRequest, *responses: EngineResponse) -> Coroutine[Any, Any, bool]:
+        """Store a turn for each response. The result is True once all are durable, False if one could not be stored.
 
-        The log has short turns when this returns, so that what a caller does before it waits costs no time. What is
-        begun is done to the end: somebody who hangs up while they wait leaves whole records.
+        Short turns are appended before this returns, so the caller can do other work before it awaits the result.
+        Cancelling the await does not stop the recording: a client that disconnects leaves complete records.
         """
-        if any(_num_chars(asked, answered) > THREAD_CHARS for answered in answers):
-            return self._shielded(asked, answers)
-        # In the caller's own task: each further turn of a busy event loop makes the answer wait longer than the sync.
-        return self._settled([self._append(self._maker(asked, answered), self.counters) for answered in answers])
+        if any(num_chars(request, response) > THREAD_CHARS for response in responses):
+            return self._shielded(request, responses)
+        # In the caller's own task: on a busy event loop, each further task switch delays the answer more than the sync.
+        return self._settled([self._append(self._maker(request, each), self.counters) for each in responses])
 
-    async def _shielded(self, asked: ChatRequest, answers: Sequence[EngineResponse]) -> bool:
-        return await asyncio.shield(self.record_later(asked, *answers))
+    def record_later(self, request: ChatRequest, *responses: EngineResponse) -> "asyncio.Task[bool]":
+        """Store the turns in a background task."""
+        return self.finish(self._record(request, responses))
+
+    def finish(self, recording: Coroutine[Any, Any, bool]) -> "asyncio.Task[bool]":
+        """Await the result of `record` in a background task, for a caller that cannot wait any more."""
+        task = asyncio.create_task(recording)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def record_feedback(self, request: FeedbackRequest) -> str | None:
+        """Store feedback. Returns its id once it is durable; None without consent, or when it could not be stored."""
+        if request.consent is Consent.NONE:
+            self.feedback.add("not_recorded.no_consent")
+            return None
+        chars = len(request.comment) + len(request.edited)
+        # Shielded: a client that disconnects now leaves a record that is complete and counted.
+        stored = await asyncio.shield(self._store(lambda: self._feedback(request), chars, self.feedback))
+        return stored.feedback_id if isinstance(stored, Feedback) else None
+
+    async def _shielded(self, request: ChatRequest, responses: Sequence[EngineResponse]) -> bool:
+        return await asyncio.shield(self.record_later(request, *responses))
 
     async def _settled(self, appended: "list[_Appended | None]") -> bool:
         try:
@@ -126,36 +127,15 @@ class Recorder:
             self.finish(self._settle_all(appended))
             raise
 
-    def record_later(self, asked: ChatRequest, *answers: EngineResponse) -> "asyncio.Task[bool]":
-        """Begin to store them."""
-        return self.finish(self._record(asked, answers))
+    async def _record(self, request: ChatRequest, responses: Sequence[EngineResponse]) -> bool:
+        stores = (self._store(self._maker(request, r), num_chars(request, r), self.counters) for r in responses)
+        return None not in await asyncio.gather(*stores)
 
-    def finish(self, storing: Coroutine[Any, Any, bool]) -> "asyncio.Task[bool]":
-        """Await in the background what `record` returned, for whoever cannot wait any more."""
-        task = asyncio.create_task(storing)
-        self._begun.add(task)
-        task.add_done_callback(self._begun.discard)
-        return task
+    def _maker(self, request: ChatRequest, response: EngineResponse) -> Callable[[], Turn]:
+        finished_at_s = time.time() if response.finished_at_s is None else response.finished_at_s
+        return lambda: self._turn(request, response, finished_at_s)
 
-    async def _record(self, asked: ChatRequest, answers: Sequence[EngineResponse]) -> bool:
-        tries = (self._try(self._maker(asked, a), _num_chars(asked, a), self.counters) for a in answers)
-        return None not in await asyncio.gather(*tries)
-
-    def _maker(self, asked: ChatRequest, answered: EngineResponse) -> Callable[[], Turn]:
-        finished_at_s = time.time() if answered.finished_at_s is None else answered.finished_at_s
-        return lambda: self._turn(asked, answered, finished_at_s)
-
-    async def record_feedback(self, given: FeedbackRequest) -> str | None:
-        """Store feedback; its id once it is durable, None when it could not be stored or may not be."""
-        if given.consent is Consent.NONE:
-            self.feedback.add("not_recorded.no_consent")
-            return None
-        chars = len(given.comment) + len(given.edited)
-        # Shielded, so that somebody who hangs up now leaves a record that is whole, and counted.
-        stored = await asyncio.shield(self._try(lambda: self._feedback(given), chars, self.feedback))
-        return stored.feedback_id if isinstance(stored, Feedback) else None
-
-    async def _try(self, make: Callable[[], Event], chars: int, counters: Counters) -> Event | None:
+    async def _store(self, make: Callable[[], Event], chars: int, counters: Counters) -> Event | None:
         if chars > THREAD_CHARS:
             making = asyncio.create_task(asyncio.to_thread(make))
             await asyncio.wait({making})
@@ -172,7 +152,7 @@ class Recorder:
             return None
 
     async def _settle_all(self, appended: "list[_Appended | None]") -> bool:
-        """Whoever is cancelled may call it again with the same list, from which those that are settled are gone."""
+        """Whether all events became durable. Settled ones leave the list, so a cancelled call can be repeated."""
         stored = True
         while appended:
             first = appended[0]
@@ -181,13 +161,13 @@ class Recorder:
         return stored
 
     async def _settle(self, appended: "_Appended") -> bool:
-        """Whether it became durable; counts what became of it."""
+        """Wait until the event is durable, and count the outcome; False when it failed."""
         event, counters = appended.event, appended.counters
         try:
             async with asyncio.timeout(self._timeout_s):
                 await settled(appended.durable)
         except Exception as error:
-            # Once: a full disk that fails every turn is no better for a line of each.
+            # Logged once: a full disk fails every turn, and a line for each would not help.
             self._failed(error, counters, quietly=not self.healthy)
             self.healthy = False
             return False
@@ -204,46 +184,16 @@ class Recorder:
         counters.add(f"not_recorded.{reason}")
         if quietly:
             return
-        # The system's errors are about files; any other text may repeat what somebody said.
+        # Messages of OSError are about files; those of other errors may repeat text of users.
         logger.warning("not recorded: %s", error if isinstance(error, (OSError, _NotRedacted)) else reason)
 
-    def _turn(self, asked: ChatRequest, answered: EngineResponse, finished_at_s: float) -> Turn:
-        pseudonyms = self._pseudonyms()
-        keys = pairing_keys(
-            key=pseudonyms.pairing_key,
-            tenant=asked.tenant,
-            user=asked.user,
-            conversation_id=asked.conversation_id,
-            messages=asked.messages,
-            response=answered.response,
-        )
-        turn = Turn(
-            turn_id=asked.turn_id if answered.choice == 0 else f"{asked.turn_id}-{answered.choice}",
-            tenant=asked.tenant,
-            user=pseudonyms.of(asked.user),
-            conversation_id=keys.conversation if asked.conversation_id else "",
-            consent=asked.consent,
-            messages=asked.messages,
-            tools=asked.tools,
-            template_kwargs=asked.template_kwargs,
-            response=answered.response,
-            response_calls=answered.response_calls,
-            prompt_ids=answered.prompt_ids,
-            response_ids=answered.response_ids,
-            response_logprobs=answered.response_logprobs,
-            version_spans=answered.version_spans,
-            finish_reason=answered.finish_reason,
-            sampling=answered.sampling,
-            adapter=answered.adapter,
-            started_at_s=asked.started_at_s,
-            finished_at_s=finished_at_s,
-            keys=keys,
-        )
+    def _turn(self, request: ChatRequest, response: EngineResponse, finished_at_s: float) -> Turn:
+        turn = make_turn(request, response, pseudonyms=self._pseudonyms(), finished_at_s=finished_at_s)
         return self._redacted(redact_turn, turn)
 
-    def _feedback(self, given: FeedbackRequest) -> Feedback:
+    def _feedback(self, request: FeedbackRequest) -> Feedback:
         pseudonyms = self._pseudonyms()
-        feedback = given.feedback(pseudonym=pseudonyms.of(given.user), key=pseudonyms.pairing_key)
+        feedback = request.feedback(pseudonym=pseudonyms.of(request.user), key=pseudonyms.pairing_key)
         return self._redacted(redact_feedback, feedback)
 
     def _redacted(self, redact: Callable[[_Record, Redactor], _Record], record: _Record) -> _Record:
@@ -253,10 +203,3 @@ class Recorder:
             raise
         except Exception as error:
             raise _NotRedacted(f"redaction failed with {type(error).__name__}") from None
-
-
-def _num_chars(asked: ChatRequest, answered: EngineResponse) -> int:
-    """Characters that redaction will read."""
-    said = sum(len(m.content) + sum(len(call.arguments) for call in m.tool_calls) for m in asked.messages)
-    called = sum(len(call.arguments) for call in answered.response_calls)
-    return said + len(asked.tools) + len(asked.template_kwargs) + len(answered.response) + called

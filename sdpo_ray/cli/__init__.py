@@ -1,1 +1,1 @@
-"""What all commands share: options, errors, and the lazy `sdpo` group."""
+"""The command line: shared options, error output, and the group `sdpo` that imports a command when it is called."""

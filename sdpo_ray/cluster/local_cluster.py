@@ -19,6 +19,7 @@ import psutil
 
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.upstream.haproxy import own_haproxy
+from sdpo_ray.upstream.ray import TRAIN_POLLING
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -26,7 +27,7 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    **TRAIN_POLLING,
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Disable the collector within the block. Records hold no cycles; searching for cycles takes a third of the time."""
+    """Disable the collector within the block: records hold no cycles, and the search takes a third of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -33,7 +33,7 @@ _CHARS = 1000
 
 
 def is_stated(stated: str, language: str) -> bool:
-    """Whether `stated` (lower case) names the code `language`: by its English name, or the code, also with a country."""
+    """Whether `stated` (lower case) names the code `language`: by English name, or by code, also with a country."""
     return stated == LANGUAGES[language] or stated.replace("_", "-").split("-")[0] == language
 
 

@@ -32,6 +32,7 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.tables.arrow_schemas import INTERACTION, feedback_from_arrow
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.tables.tombstones import Tombstones
+from sdpo_ray.upstream.ray import DATA_PROGRESS_LOGGER
 
 _DECIDED, _SEEN, _FEEDBACK = "pending.decided", "pending.seen", "feedback.decided"
 """Positions in `interactions`: those of `PairingCursor`, and the batch of `feedback` whose comments are decided."""
@@ -175,7 +176,7 @@ class Curator:
 
         _quieten_ray_data()
         now_s = time.time()
-        # Ray keeps as many idle workers as there are CPUs; more of them would start anew each time, which takes seconds.
+        # Ray keeps as many idle workers as there are CPUs; more would start anew each time, which takes seconds.
         workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
         blocks = list(self._blocks(tasks, workers))
         outcomes = ray.data.from_arrow(blocks).map_batches(
@@ -252,4 +253,4 @@ def _quieten_ray_data() -> None:
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # This logger warns that the progress bars are off.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger(DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)

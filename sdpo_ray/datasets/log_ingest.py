@@ -1,7 +1,7 @@
-"""Interactions of logs from elsewhere, written into a run's event log: an answer as a turn, what was said as a comment.
+"""Write interactions of imported logs into a run's event log: an answer as a turn, its reaction as a comment.
 
-From there on they are treated as live ones are: redacted before they are written, admitted or refused by reason,
-drawn, erasable. A second import of the same log adds nothing.
+They are treated like live ones: redacted before they are written, admitted or refused by reason, drawn, erasable. A
+second import of the same log adds nothing.
 """
 
 import time
@@ -20,20 +20,20 @@ from sdpo_ray.redaction import Redactor, redact_feedback, redact_turn
 
 _IN_FLIGHT = 512
 _FIRST_KNOWN_S = 1e8
-"""Earlier times are the numbers that stand for unknown ones (`datasets.log_fields.times_of`)."""
+"""Earlier times are record numbers in place of unknown times (`datasets.log_fields.times_of`)."""
 
 
-def record(interactions: Iterable[Interaction], run: Run) -> tuple[int, int]:
-    """Write them and wait until they are durable; how many they were, and how many are tables of numbers.
+def ingest_logs(interactions: Iterable[Interaction], run: Run) -> tuple[int, int]:
+    """Number of interactions written, all durable, and number refused because they hold too many digits.
 
-    What was said at an unknown time counts as said now. Raises OSError where the log takes no more.
+    A reaction at an unknown time gets the present time. Raises OSError if the log accepts no more events.
     """
     layout = run.layout
     pseudonyms = Pseudonyms.load(layout.pseudonym_keys)
     redactor = Redactor(run.capture.redact, phone_regions=run.capture.phone_regions, presidio=run.capture.presidio)
     log = open_log(layout, run.capture, name="import")
     in_flight: deque[Future[None]] = deque()
-    num_recorded = num_refused = 0
+    num_ingested = num_refused = 0
     try:
         for interaction in interactions:
             turn, feedback = _events(interaction, pseudonyms, time.time())
@@ -43,14 +43,14 @@ def record(interactions: Iterable[Interaction], run: Run) -> tuple[int, int]:
                 num_refused += 1
                 continue
             in_flight += [log.append(turn), log.append(feedback)]
-            num_recorded += 1
+            num_ingested += 1
             while len(in_flight) > _IN_FLIGHT:
                 in_flight.popleft().result()
         for durable in in_flight:
             durable.result()
     finally:
         log.close()
-    return num_recorded, num_refused
+    return num_ingested, num_refused
 
 
 def _events(interaction: Interaction, pseudonyms: Pseudonyms, now_s: float) -> tuple[Turn, Feedback]:
@@ -59,7 +59,7 @@ def _events(interaction: Interaction, pseudonyms: Pseudonyms, now_s: float) -> t
     turn = replace(
         stated,
         user=user,
-        # Nobody pairs it by its words: what was said of it is known.
+        # No follow-up key: the reaction is known, so pairing need not search for it by text.
         keys=PairingKeys(conversation=keyed_digest(key, "import", stated.tenant, interaction.conversation)),
         started_at_s=_known(stated.started_at_s, now_s),
         finished_at_s=_known(stated.finished_at_s, now_s),

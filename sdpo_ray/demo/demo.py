@@ -1,4 +1,8 @@
-"""The demonstration: cluster, serving, simulated users and training loop on this machine."""
+"""The demonstration: cluster, serving, simulated users and training loop on this machine.
+
+It runs from a checkout and from an installed wheel: commands are started as modules, and Ray's workers import the same
+installation, so that the job needs no working directory.
+"""
 
 import contextlib
 import json
@@ -12,19 +16,18 @@ from typing import TypeVar
 import typer
 from rich.console import Console
 
+from sdpo_ray.cli.run_files import INSTALLED
 from sdpo_ray.cluster.local_cluster import LocalCluster, free_port, stop_tree
 from sdpo_ray.cluster.serve_deploy import deploy
 from sdpo_ray.config import Run, load_run
 from sdpo_ray.demo.display import Display, display_on
 from sdpo_ray.errors import SdpoError
-from sdpo_ray.io.code_version import code_commit
 from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.records import Verdict
 from sdpo_ray.records.run_events import CycleFinished
 from sdpo_ray.simulate.http_clients import TrafficStats
 from sdpo_ray.telemetry import EventReader
 
-REPOSITORY = Path(__file__).parents[2]
 RECKLESS = ["distill.learning_rate=0.02", "distill.drift.max_kl_to_base=none"]
 """Fifty times the recipe's learning rate without the learner's drift stop: an update that the gate must refuse."""
 PROMOTIONS = 3
@@ -69,7 +72,7 @@ class Demo:
                     self._run_training_loop(cluster, display)
                     self._wait_for_champion_response(display)
                 display.show_step("curating the last turns")
-                self.follow([sys.executable, "jobs/curate.py", *self._arguments()], cluster, display)
+                self.follow(self._command("curate"), cluster, display)
                 self.seconds["total"] = time.monotonic() - began
                 summary = summarize(self.run, read_json(self.stats, TrafficStats), self.seconds)
                 write_json(self.layout.root / "summary.json", summary)
@@ -88,11 +91,9 @@ class Demo:
 
     @contextlib.contextmanager
     def _simulated_users(self, cluster: LocalCluster, display: Display) -> Iterator[None]:
-        arguments = ["jobs/simulate.py", *self._arguments(), "--stats", str(self.stats)]
+        argv = [*self._command("simulate"), "--stats", str(self.stats)]
         with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, *arguments], env=cluster.environment, cwd=REPOSITORY, stdout=log, stderr=log
-            )
+            process = subprocess.Popen(argv, env=cluster.environment, cwd=INSTALLED, stdout=log, stderr=log)
         try:
             yield
             display.show_step("stopping the simulated users")
@@ -111,16 +112,14 @@ class Demo:
         self, cluster: LocalCluster, display: Display, *, cycles: int, overrides: list[str] | None = None
     ) -> None:
         """`ray job submit`, as a user would; returns when the job has ended."""
-        arguments = ["jobs/continual.py", *self._arguments(overrides), "--cycles", str(cycles)]
-        commit = json.dumps({"env_vars": {"SDPO_COMMIT": code_commit()}})
-        submit = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", cluster.dashboard]
-        submit += ["--working-dir", str(REPOSITORY), "--runtime-env-json", commit, "--", sys.executable, *arguments]
+        submit = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", cluster.dashboard, "--"]
+        submit += [*self._command("continual", overrides), "--cycles", str(cycles)]
         self.follow(submit, cluster, display)
 
     def follow(self, argv: list[str], cluster: LocalCluster, display: Display) -> None:
         """Run a process, and show the run's events until it ends. Raises SdpoError with the end of its log."""
         with self.log.open("ab") as log:
-            process = subprocess.Popen(argv, env=cluster.environment, cwd=REPOSITORY, stdout=log, stderr=log)
+            process = subprocess.Popen(argv, env=cluster.environment, cwd=INSTALLED, stdout=log, stderr=log)
         try:
             while process.poll() is None:
                 self._refresh(display)
@@ -151,9 +150,10 @@ class Demo:
     def _num_promoted(self) -> int:
         return sum(outcome.verdict is Verdict.PROMOTE for outcome in self.outcomes)
 
-    def _arguments(self, more: list[str] | None = None) -> list[str]:
-        overrides = [*self._overrides, *(more or [])]
-        return ["--run", str(self._run_file), *(part for override in overrides for part in ("--set", override))]
+    def _command(self, name: str, overrides: list[str] | None = None) -> list[str]:
+        """The command `jobs.<name>` on this run, with more overrides."""
+        set_ = (part for override in [*self._overrides, *(overrides or [])] for part in ("--set", override))
+        return [sys.executable, "-m", f"jobs.{name}", "--run", str(self._run_file), *set_]
 
     def _stay(self, cluster: LocalCluster) -> None:
         """Serve MLflow's page, print the addresses, and wait for Ctrl-C."""

@@ -63,7 +63,7 @@ class Summary:
     requests: Requests
     conversations: int
     interactions: int
-    not_admitted: dict[str, int]
+    refused: dict[str, int]
     """Turns, pairs and comments that became no interaction while the training loop curated, by reason."""
     max_versions_per_response: int
     turns_receipted: int
@@ -100,7 +100,7 @@ def summarize(run: Run, traffic: TrafficStats, seconds: dict[str, float]) -> Sum
         requests=Requests(total=traffic.requests, failed=traffic.failed, errors=traffic.errors),
         conversations=traffic.conversations,
         interactions=Table.interactions(layout).num_rows,
-        not_admitted=_not_admitted(layout),
+        refused=_refused(layout),
         max_versions_per_response=max((len(spans) for spans in turns["version_spans"].to_pylist()), default=0),
         turns_receipted=traffic.receipts,
         turns_stored=turns.num_rows,
@@ -170,9 +170,9 @@ def _curated(layout: Layout) -> list[Curated]:
     return [event for event in read_events(layout.events) if isinstance(event, Curated)]
 
 
-def _not_admitted(layout: Layout) -> dict[str, int]:
+def _refused(layout: Layout) -> dict[str, int]:
     """The last counts of each cycle, added up."""
-    last = {event.cycle: event.not_admitted for event in _curated(layout)}
+    last = {event.cycle: event.refused for event in _curated(layout)}
     return dict(sum((Counter(counts) for counts in last.values()), Counter[str]()))
 
 

@@ -1,1 +1,1 @@
-"""A candidate's answers become a report: scores with intervals, never a verdict."""
+"""Evaluation: answers of a candidate, and a report of scores with intervals. `promote.gate` decides on it."""

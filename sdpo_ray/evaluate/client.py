@@ -1,6 +1,6 @@
-"""Answers of one policy version, from any OpenAI-compatible endpoint, over the stock client.
+"""Answers of one policy version from an OpenAI-compatible endpoint, by the `openai` client.
 
-The candidate answers through the engine that would serve it: there is no second way to generate here.
+The candidate answers through the engine that would serve it; there is no second way to generate.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
 
 MAX_RETRIES = 4
-"""Of the client, with its exponential back-off: connection errors, 408, 409, 429 and 5xx."""
+"""Retries of the client, with its exponential back-off, after connection errors, 408, 409, 429 and 5xx."""
 TIMEOUT_S = 120.0
 _SEEDS = 2**31
 
@@ -52,19 +52,19 @@ async def generate(
     concurrency: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Answers:
-    """Answer every prompt once, `concurrency` at a time; answers come in the order of `prompts`.
+    """One answer to every prompt, in the order of `prompts`; `concurrency` requests run at a time.
 
-    `base_url` ends in `/v1`. `on_progress` is told how many answers are there. Raises DataError for an
-    answer by another version than `policy_version`, an aborted one or one without its token count, and
-    openai.OpenAIError when a request still fails after the retries: there is no partial evaluation.
+    `base_url` ends in `/v1`. `on_progress` receives the number of answers so far. Raises DataError for an answer by
+    another version than `policy_version`, an aborted one or one without its token count, and openai.OpenAIError where a
+    request still fails after the retries: there is no partial evaluation.
     """
     from openai import AsyncOpenAI
 
     answers: dict[int, Answer] = {}
-    work = iter(list(enumerate(prompts)))
+    queue = iter(list(enumerate(prompts)))
 
-    async def ask(client: "AsyncOpenAI", todo: Iterator[tuple[int, str]]) -> None:
-        for index, prompt in todo:
+    async def worker(client: "AsyncOpenAI", queue: Iterator[tuple[int, str]]) -> None:
+        for index, prompt in queue:
             reply = await client.chat.completions.with_raw_response.create(
                 model=model,
                 messages=[{"role": "user", "content": prompt}],
@@ -79,7 +79,7 @@ async def generate(
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(concurrency, len(prompts))):
-                    group.create_task(ask(client, work))
+                    group.create_task(worker(client, queue))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
     return tuple(answers[index] for index in range(len(prompts)))
@@ -92,11 +92,12 @@ def seed_of(seed: int, index: int) -> int:
 
 
 def save_answers(path: Path, answers: Answers) -> None:
+    """Write the answers as JSON."""
     write_json(path, answers)
 
 
 def load_answers(path: Path) -> Answers:
-    """Raises FileNotFoundError, or DataError when the file holds something else."""
+    """Answers that `save_answers` wrote. Raises FileNotFoundError, and DataError for a file that holds none."""
     return read_json(path, tuple[Answer, ...])
 
 
@@ -105,9 +106,9 @@ def _answer(prompt: str, completion: "ChatCompletion", version: str | None, expe
         raise DataError(f"v{expected} is evaluated, but {version or 'no version'} answered {prompt!r}")
     choice = completion.choices[0]
     if choice.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
-        raise DataError(f"v{expected} broke off with {choice.finish_reason!r} at {prompt!r}")
+        raise DataError(f"v{expected} ended with {choice.finish_reason!r} at {prompt!r}")
     if completion.usage is None:
-        raise DataError(f"v{expected} did not count the tokens of its answer to {prompt!r}")
+        raise DataError(f"v{expected} sent no token count with its answer to {prompt!r}")
     return Answer(
         prompt=prompt,
         text=choice.message.content or "",

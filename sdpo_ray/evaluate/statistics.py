@@ -1,7 +1,7 @@
-"""Intervals in closed form: the same answers give the same report, to the last digit.
+"""Estimates with two-sided intervals, without random numbers: the same answers give the same report.
 
-No normal interval around p itself and no bootstrap: both shrink to a point where every answer is right, or
-every pair a tie, and that is where a gate needs them most.
+Neither the normal interval around a share nor the bootstrap is used: both have width 0 where every answer is right or
+every pair ties, which is where the gate most needs an interval.
 """
 
 import math
@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
+from scipy.stats import binomtest, t
+
 from sdpo_ray.errors import DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A value and its two-sided interval. Made here; read by the probes."""
+    """A value and its two-sided interval. Made here; read by the probes. `n` is the number of items."""
 
     n: int
     value: float
@@ -25,24 +27,22 @@ class Estimate:
 def proportion(successes: int, n: int, confidence: float) -> Estimate:
     """k / n with Wilson's score interval (1927).
 
-    Without a single trial it is Wilson's limit for n -> 0: 0.5, anywhere in [0, 1].
+    For n = 0 it is the limit of Wilson's interval: 0.5 in [0, 1]. Raises DataError for more successes than trials.
     """
     if not 0 <= successes <= n:
         raise DataError(f"{successes} successes in {n} trials")
     if n == 0:
         return Estimate(n=0, value=0.5, low=0.0, high=1.0)
-    z2 = _quantile(confidence) ** 2
-    share = successes / n
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return _around(share, centre, half, n=n, least=0.0, most=1.0)
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return _within(successes / n, interval.low, interval.high, n=n, least=0.0, most=1.0)
 
 
 def paired_difference(gained: int, lost: int, n: int, confidence: float) -> Estimate:
     """(gained - lost) / n over n pairs: difference of two proportions on the same items.
 
-    Bonett and Price's adjusted Wald interval (J. Educ. Behav. Stat. 37, 2012): one imagined pair more on
-    each side. It holds its level for small n and, unlike McNemar's, keeps a width where nothing differs.
+    Bonett and Price's adjusted Wald interval (J. Educ. Behav. Stat. 37, 2012): one pair is added on each side. It holds
+    its level for small n and, unlike McNemar's, has a width where no pair differs. Raises DataError for impossible
+    counts.
     """
     if gained < 0 or lost < 0 or gained + lost > n:
         raise DataError(f"{gained} gained and {lost} lost in {n} pairs")
@@ -54,8 +54,8 @@ def paired_difference(gained: int, lost: int, n: int, confidence: float) -> Esti
 def ties_half(wins: int, losses: int, n: int, confidence: float) -> Estimate:
     """Win rate over n prompts in which a tie counts half.
 
-    It is (1 + d) / 2 of the paired difference d of wins and losses, and so is its interval: ties, which
-    are most of what two close policies produce, narrow it as they should.
+    It is (1 + d) / 2 of the paired difference d of wins and losses, and so is its interval. Ties, the most frequent
+    result between two close policies, narrow it.
     """
     difference = paired_difference(wins, losses, n, confidence)
     value, low, high = ((1 + d) / 2 for d in (difference.value, difference.low, difference.high))
@@ -79,11 +79,11 @@ def ratio_of_means(ours: Sequence[float], theirs: Sequence[float], confidence: f
 
 
 def mean_over_clusters(totals: Sequence[float], sizes: Sequence[int], confidence: float) -> Estimate:
-    """sum(totals) / sum(sizes) of a few clusters whose members are alike, such as the tokens of a conversation.
+    """sum(totals) / sum(sizes) over clusters of dependent members, such as the tokens of a conversation.
 
-    Clusters vary, not their members: residuals of the ratio by cluster (Cochran, Sampling Techniques (1977), 6.4) and
-    Student's t with one degree of freedom less than there are clusters. `n` is their number. Raises DataError for fewer
-    than two, and for empty ones.
+    The interval is from the residuals of the ratio by cluster (Cochran, Sampling Techniques (1977), 6.4) and Student's
+    t with one degree of freedom less than there are clusters. `n` is the number of clusters. Raises DataError for fewer
+    than two clusters, and for empty ones.
     """
     n = len(totals)
     if n < 2 or min(sizes) < 1:
@@ -91,29 +91,8 @@ def mean_over_clusters(totals: Sequence[float], sizes: Sequence[int], confidence
     mean = math.fsum(totals) / sum(sizes)
     residuals = [total - mean * size for total, size in zip(totals, sizes, strict=True)]
     deviation = math.sqrt(math.fsum(r * r for r in residuals) / (n - 1))
-    half = _student(confidence, n - 1) * deviation / (math.sqrt(n) * fmean(sizes))
+    half = t.ppf((1 + confidence) / 2, n - 1) * deviation / (math.sqrt(n) * fmean(sizes))
     return _around(mean, mean, half, n=n, least=-math.inf, most=math.inf)
-
-
-def _student(confidence: float, degrees: int) -> float:
-    """The two-sided quantile of Student's t, by bisection of its distribution function."""
-    low, high = 0.0, 1e6
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
-    return (low + high) / 2
-
-
-def _within(t: float, degrees: int) -> float:
-    """P(|T| < t) for Student's t, a finite sum (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(degrees))
-    cosine, sine = math.cos(angle), math.sin(angle)
-    term = cosine if degrees % 2 else 1.0
-    total = 0.0
-    for each in range(1 if degrees % 2 else 0, degrees - 1, 2):
-        total += term
-        term *= cosine * cosine * (each + 1) / (each + 2)
-    return 2 / math.pi * (angle + sine * total) if degrees % 2 else sine * total
 
 
 def _quantile(confidence: float) -> float:
@@ -122,6 +101,9 @@ def _quantile(confidence: float) -> float:
 
 
 def _around(value: float, centre: float, half: float, *, n: int, least: float, most: float) -> Estimate:
-    """The interval within the possible values; rounding may not push the estimate out of its own interval."""
-    low, high = max(least, min(value, centre - half)), min(most, max(value, centre + half))
-    return Estimate(n=n, value=value, low=low, high=high)
+    return _within(value, centre - half, centre + half, n=n, least=least, most=most)
+
+
+def _within(value: float, low: float, high: float, *, n: int, least: float, most: float) -> Estimate:
+    """Interval within the possible values, widened to hold the estimate where rounding left it outside."""
+    return Estimate(n=n, value=value, low=float(max(least, min(value, low))), high=float(min(most, max(value, high))))

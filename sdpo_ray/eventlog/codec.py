@@ -1,6 +1,6 @@
-"""An event as bytes of the log: a byte for its kind, then MessagePack, since JSON turns a log-prob of NaN into null.
+"""Encoding of events: one byte for the type, then MessagePack, because JSON turns a NaN log-prob into null.
 
-Records grow by fields with defaults, so what an older release wrote is read by a newer one, and the other way round.
+Records grow by fields with defaults, so releases read each other's events.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 def encode(event: Event) -> bytes:
-    """Raises DataError for a value that has no such form: a lone surrogate, an integer beyond 64 bits."""
+    """The event as bytes. Raises DataError for values that have none: a lone surrogate, an integer beyond 64 bits."""
     buffer = bytearray(_KINDS[type(event)])
     try:
         _ENCODER.encode_into(event, buffer, 1)
@@ -26,7 +26,7 @@ def encode(event: Event) -> bytes:
 
 
 def decode(payload: bytes) -> Event:
-    """Raises CorruptLog for bytes that `encode` did not make."""
+    """The event that `encode` made `payload` from. Raises CorruptLog for any other bytes."""
     decoder = _DECODERS.get(payload[0]) if payload else None
     if decoder is None:
         raise CorruptLog(f"{payload[:1]!r} is no kind of event")
@@ -38,4 +38,5 @@ def decode(payload: bytes) -> Event:
 
 
 def event_id(event: Event) -> str:
+    """The id of the turn or feedback."""
     return event.turn_id if isinstance(event, Turn) else event.feedback_id

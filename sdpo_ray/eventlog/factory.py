@@ -1,4 +1,4 @@
-"""Which event log a run file asks for."""
+"""Open the event log that a run file configures."""
 
 from sdpo_ray.config.data import CaptureConfig
 from sdpo_ray.eventlog.journal.log import JournalLog
@@ -7,7 +7,10 @@ from sdpo_ray.io.paths import Layout
 
 
 def open_log(layout: Layout, config: CaptureConfig, *, name: str = "replica") -> EventLog:
-    """Kafka where brokers are named, else the journal under the root. `name` tells people who wrote what."""
+    """The Kafka log if `config.kafka.brokers` is set, else the journal under the root.
+
+    `name` becomes part of partition names or Kafka's client id, to show which process wrote what.
+    """
     if config.kafka.brokers:
         from sdpo_ray.eventlog.kafka.log import KafkaLog
 

@@ -1,8 +1,8 @@
-"""The log between serving and curation: what is in it is durable, and is read in order, by position.
+"""The interface of the event log between serving and curation: durable events, read in order, by position.
 
-Two implementations: `capture.journal`, segments on a disk that replicas and jobs share, and `capture.kafka`.
-A partition is written by one process at a time and read in order; its positions only grow. The reader, not the log,
-knows how far it read: the table keeps the positions in the commit that holds the rows.
+Two implementations: `eventlog.journal`, segments on a disk that replicas and jobs share, and `eventlog.kafka`.
+A partition is written by one process at a time and read in order; its positions only grow. The log does not store how
+far it was read: the table keeps the positions in the commit that holds the rows.
 """
 
 from collections.abc import Mapping
@@ -15,40 +15,40 @@ from sdpo_ray.records import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What one `poll` found. Made by an `EventLog`; read by `curate.ingest`."""
+    """Events that one `poll` returned. Made by an `EventLog`; read by `curate.ingest`."""
 
     events: tuple[Event, ...]
-    """In the order of their partition."""
+    """Those of one partition are in its order."""
     positions: dict[str, int]
-    """Where to go on, of the partitions that moved."""
+    """Positions to continue from, for the partitions that had events."""
     at_end: frozenset[str]
-    """Partitions that held nothing more while this poll looked."""
+    """Partitions that were read to their end."""
 
 
 class EventLog(Protocol):
-    """Where turns and feedback are durable before they are acknowledged."""
+    """A durable log of turns and feedback, which are acknowledged once they are in it."""
 
     def append(self, event: Event) -> "Future[None]":
-        """Queue an event; the future is done once it is durable, or holds the reason why it is not.
+        """Queue an event. The future is done once the event is durable, or holds the exception when it is not.
 
-        Raises DataError for what cannot be encoded, ValueError once the log is closed.
+        Raises DataError for an event that cannot be encoded, ValueError once the log is closed.
         """
 
     def partitions(self) -> list[str]:
         """Names of all partitions, oldest first."""
 
     def poll(self, after: Mapping[str, int], *, max_events: int, max_bytes: int) -> Batch:
-        """Events behind the positions `after`, 0 where a partition is not named.
+        """Read events after the positions `after`; 0 for partitions it does not name.
 
-        At least one event where there is any, then no more than the limits. Raises CorruptLog for bytes that do not
-        check out, and LostEvents where the log no longer holds what lies behind a position.
+        At least one event if there is any, then up to the limits. Raises CorruptLog for events that fail their
+        checksum or cannot be decoded, LostEvents when events after a position are no longer in the log.
         """
 
     def truncate(self, upto: Mapping[str, int]) -> None:
-        """Forget what lies before these positions, as far as the log can: the caller has it on disk elsewhere."""
+        """Delete events before these positions, as far as the log supports it: the caller has stored them."""
 
     def backlog_bytes(self, after: Mapping[str, int]) -> int:
-        """About how many bytes lie behind these positions: what the alarms look at."""
+        """Approximate number of bytes after these positions, for alerts."""
 
     def close(self) -> None:
-        """Write and acknowledge what is queued."""
+        """Write and acknowledge the queued events, then close."""

@@ -1,1 +1,1 @@
-"""What interactions teach, for people to read."""
+"""Show what an interaction teaches: per-token advantages as a page, pictures and a table."""

@@ -1,4 +1,4 @@
-"""A policy in memory that reads interactions again, and the files and the table that come of it."""
+"""Score interactions with a policy in memory, and write the advantages as a page, pictures and a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +17,20 @@ from sdpo_ray.errors import ConfigError
 from sdpo_ray.explain.cases import Case
 from sdpo_ray.records import BASE_VERSION, Consent, FinishReason, Interaction, Sampling, TokenSignal, Turn
 from sdpo_ray.report.token_html import strongest, write_html
-from sdpo_ray.report.token_png import write_cells, write_words
+from sdpo_ray.report.token_png import write_cells
 from sdpo_ray.telemetry import Counters
 
-_NOTABLE = 0.1
-"""Nats; a token whose probability changes by a tenth."""
-_NAMED = 3
-_NAME = 20
-"""Characters of a name in the table."""
+_NOTABLE_NATS = 0.1
+"""Advantage that changes a token's probability by about a tenth."""
+_NUM_STRONGEST = 3
+_NAME_CHARS = 20
 
 
-class Reading:
-    """What `policy` says of interactions, in memory in fp32. Raises ConfigError where there is no policy."""
+class AttributionReport:
+    """Token advantages of interactions under `policy`, which is held in memory in fp32.
+
+    Raises ConfigError if the directory holds no policy.
+    """
 
     def __init__(self, run: Run, policy: Path) -> None:
         if not (policy / "config.json").exists():
@@ -42,38 +44,36 @@ class Reading:
         self._signals: list[TokenSignal] = []
         self._unrelated: list[TokenSignal] = []
 
-    def read(self, interactions: Sequence[Interaction]) -> None:
-        self._signals += self._of(interactions)
+    def add(self, interactions: Sequence[Interaction]) -> None:
+        """Score interactions; `write` reports them."""
+        self._signals += self._attributions(interactions)
 
-    def read_case(self, case: Case, *, seed: int, max_tokens: int) -> None:
-        """The case and its control; an answer that is not known is the policy's own."""
+    def add_case(self, case: Case, *, seed: int, max_tokens: int) -> None:
+        """Score a case and its control. The policy samples the answer if the case has none."""
         turn = self._sampled(case, seed, max_tokens) if case.completion is None else _stated(case, case.completion)
-        self._signals += self._of([_interaction(case, turn, case.follow_up)])
+        self._signals += self._attributions([_interaction(case, turn, case.follow_up)])
         if case.unrelated is not None:
-            self._unrelated += self._of([_interaction(case, turn, case.unrelated)])
+            self._unrelated += self._attributions([_interaction(case, turn, case.unrelated)])
 
     def write(self, out: Path, title: str) -> None:
-        """Write the page, the cells and each answer's words into `out`; print where, and what is strongest.
+        """Write the page and the figure of cells into `out`; print the table and the paths.
 
-        Raises ConfigError where nothing could be read.
+        Raises ConfigError if every interaction was refused.
         """
         refused = ", ".join(f"{reason}: {n}" for reason, n in sorted(self._counts.values.items()))
         if not self._signals:
-            raise ConfigError(f"nothing to draw ({refused}); sdpo_ray/distill/data/examples.py says what these mean")
+            raise ConfigError(f"nothing to draw ({refused}); sdpo_ray/distill/data/examples.py explains these reasons")
         out.mkdir(parents=True, exist_ok=True)
         write_html(self._signals, out / "index.html", title=title, unrelated=self._unrelated)
         write_cells(self._signals, out / "cells.png", unrelated=self._unrelated)
-        for number, signal in enumerate(self._signals, start=1):
-            controls = [each for each in self._unrelated if each.interaction_id == signal.interaction_id]
-            write_words([signal, *controls], out / f"words-{number:02d}.png")
         console = Console()
         console.print(self._table())
         if refused:
             console.print(f"refused or altered: {refused}")
-        for file in ("index.html", "cells.png", "words-01.png"):
+        for file in ("index.html", "cells.png"):
             console.print(str(out / file), soft_wrap=True)
 
-    def _of(self, interactions: Sequence[Interaction]) -> list[TokenSignal]:
+    def _attributions(self, interactions: Sequence[Interaction]) -> list[TokenSignal]:
         return token_signals(
             self._model,
             self._chat,
@@ -86,7 +86,7 @@ class Reading:
     def _sampled(self, case: Case, seed: int, max_tokens: int) -> Turn:
         room = self._run.policy.max_model_len - len(self._chat.prompt_ids(case.messages))
         if room < 1:
-            raise ConfigError(f"{case.name}: the prompt alone is longer than policy.max_model_len")
+            raise ConfigError(f"{case.name}: the prompt alone exceeds policy.max_model_len")
         return sample(
             self._model,
             self._chat,
@@ -99,11 +99,11 @@ class Reading:
 
     def _table(self) -> Table:
         floor = noise_floor(self._model, self._chat)
-        table = Table(Column(no_wrap=True, max_width=_NAME), box=None)
-        for name in ("tokens", "mean |A|", "> noise", f"> {_NOTABLE}"):
+        table = Table(Column(no_wrap=True, max_width=_NAME_CHARS), box=None)
+        for name in ("tokens", "mean |A|", "> noise", f"> {_NOTABLE_NATS}"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("strongest tokens")
-        table.caption = f"A = log p(y|x,o) - log p(y|x) in nats; noise: rounding makes up to {floor:.0e}"
+        table.caption = f"A = log p(y|x,o) - log p(y|x) in nats; noise: up to {floor:.0e} from rounding"
         controls = {signal.interaction_id: signal for signal in self._unrelated}
         for signal in self._signals:
             _add_row(table, signal.interaction_id, signal, floor)
@@ -119,8 +119,8 @@ def _add_row(table: Table, name: str, signal: TokenSignal, floor: float) -> None
         str(len(sizes)),
         f"{sum(sizes) / len(sizes):.3f}",
         f"{sum(size > floor for size in sizes) / len(sizes):.0%}",
-        f"{sum(size > _NOTABLE for size in sizes) / len(sizes):.0%}",
-        Text(" ".join(f"{cell.text.strip()!r} {cell.advantage}" for cell in strongest(signal)[:_NAMED])),
+        f"{sum(size > _NOTABLE_NATS for size in sizes) / len(sizes):.0%}",
+        Text(" ".join(f"{cell.text.strip()!r} {cell.advantage}" for cell in strongest(signal)[:_NUM_STRONGEST])),
     )
 
 

@@ -1,11 +1,11 @@
-"""Interactions from a file to look at: what was asked, what was answered if it is known, and what came next.
+"""Read interactions to explain from a JSON file.
 
-Two forms are read: this project's own, one object or a list of them,
+Two forms are accepted. This project's own is one object or a list of them,
 
     {"prompt": ..., "completion": ..., "user_response": ..., "unrelated": ...}
 
-with `messages` in place of `prompt` where there is a history, `completion` and `unrelated` optional; and the one of
-the authors' `signal_analysis_cases.json`, which has no completions.
+with `messages` instead of `prompt` for a conversation; `completion`, `unrelated` and `id` are optional. The other is
+the SDPO authors' `signal_analysis_cases.json`, which has no completions.
 """
 
 from collections import Counter
@@ -25,13 +25,13 @@ class Case:
     name: str
     messages: tuple[Message, ...]
     completion: str | None
-    """None where the policy has yet to answer."""
+    """None if the policy is to sample it."""
     follow_up: str
     unrelated: str | None
-    """A follow-up of no concern to the answer: a control."""
+    """A follow-up that has nothing to do with the answer: the control."""
 
 
-class _Own(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+class _OwnCase(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     user_response: str
     prompt: str | None = None
     messages: tuple[Message, ...] = ()
@@ -40,19 +40,19 @@ class _Own(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     id: str | None = None
 
 
-class _Theirs(msgspec.Struct, frozen=True, kw_only=True):
+class _AuthorsCase(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     raw_prompt: str
     feedback_followup: str
     unrelated_followup: str
 
 
-class _TheirFile(msgspec.Struct, frozen=True, kw_only=True):
-    cases: tuple[_Theirs, ...]
+class _AuthorsFile(msgspec.Struct, frozen=True, kw_only=True):
+    cases: tuple[_AuthorsCase, ...]
 
 
 def read_cases(path: Path) -> list[Case]:
-    """The cases of a file, in order. Raises ConfigError, saying what is wrong where."""
+    """The cases of a file, in order. Raises ConfigError that names the faulty field or case."""
     try:
         raw = msgspec.json.decode(path.read_bytes())
     except FileNotFoundError:
@@ -61,10 +61,10 @@ def read_cases(path: Path) -> list[Case]:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from None
     try:
         if isinstance(raw, dict) and "cases" in raw:
-            found = [_of_authors(each) for each in msgspec.convert(raw, _TheirFile).cases]
+            found = [_of_authors(each) for each in msgspec.convert(raw, _AuthorsFile).cases]
         else:
             listed = raw if isinstance(raw, list) else [raw]
-            found = [_own(each, number) for number, each in enumerate(msgspec.convert(listed, list[_Own]), start=1)]
+            found = [_own(each, number) for number, each in enumerate(msgspec.convert(listed, list[_OwnCase]), start=1)]
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}; see the forms in sdpo_ray/explain/cases.py") from None
     if not found:
@@ -74,7 +74,7 @@ def read_cases(path: Path) -> list[Case]:
     return found
 
 
-def _own(case: _Own, number: int) -> Case:
+def _own(case: _OwnCase, number: int) -> Case:
     name = case.id or f"case-{number}"
     if (case.prompt is None) == (not case.messages):
         raise ConfigError(f"{name}: give either prompt or messages")
@@ -90,7 +90,7 @@ def _own(case: _Own, number: int) -> Case:
     )
 
 
-def _of_authors(case: _Theirs) -> Case:
+def _of_authors(case: _AuthorsCase) -> Case:
     return Case(
         name=case.id,
         messages=(Message(role=Role.USER, content=case.raw_prompt),),

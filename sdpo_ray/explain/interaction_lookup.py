@@ -1,4 +1,4 @@
-"""One interaction of a run by the id of its turn, and the policy that answered, as far as it is still on disk."""
+"""Find an interaction of a run by turn id, and the directory of the policy that answered it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from sdpo_ray.tables.delta_table import Table
 
 
-def find(layout: Layout, turn_id: str) -> Interaction:
-    """The interaction of this turn's answer, or of this comment. Raises ConfigError, saying why there is none.
+def find_interaction(layout: Layout, turn_id: str) -> Interaction:
+    """The interaction of a turn's answer, or of a comment by its own id.
 
-    A comment on a turn is found by the turn's id, too, where nobody reacted to it in the chat.
+    A turn without a follow-up gives the interaction of its comment, if it has one. Raises ConfigError with the reason
+    if there is no interaction.
     """
     import pyarrow.dataset as ds
 
@@ -31,16 +32,16 @@ def find(layout: Layout, turn_id: str) -> Interaction:
     turns = _existing(layout, "turns")
     if turns and turns.read(["turn_id"], where=ds.field("turn_id") == turn_id).num_rows:
         raise ConfigError(
-            f"turn {turn_id} has no follow-up to learn from: nobody reacted to it yet, or the pair was not admitted"
+            f"turn {turn_id} has no follow-up to learn from: the user has not reacted yet, or the pair was not admitted"
         )
     raise ConfigError(
-        f"no turn {turn_id} in the tables of {layout.root}; without --turn this job lists what is there, and "
-        "jobs/curate.py brings in what was said since"
+        f"no turn {turn_id} in the tables of {layout.root}; without --turn this command lists the newest, "
+        "and `sdpo curate` stores later ones"
     )
 
 
-def newest(layout: Layout, limit: int) -> list[Interaction]:
-    """The last interactions, newest first. Raises ConfigError where there is none."""
+def newest_interactions(layout: Layout, limit: int) -> list[Interaction]:
+    """The last `limit` interactions, newest first. Raises ConfigError if there are none."""
     import pyarrow.dataset as ds
 
     from sdpo_ray.tables.arrow_schemas import interactions_from_arrow
@@ -51,36 +52,36 @@ def newest(layout: Layout, limit: int) -> list[Interaction]:
             found = interactions_from_arrow(table.read(where=ds.field("follow_up_at_s") >= times[0]))
             return sorted(found, key=lambda each: -each.follow_up_at_s)[:limit]
     raise ConfigError(
-        f"no interactions under {layout.root} yet: name another run with --run or --set root=DIR, look at a file with "
-        "--case, or run jobs/curate.py where people have talked already"
+        f"no interactions under {layout.root} yet: name another run with --run or --set root=DIR, give a file with "
+        "--case, or run `sdpo curate` if the event log has turns"
     )
 
 
-def policy_of(run: Run, policy_version: int) -> tuple[Path, str]:
-    """Directory of the policy that made an answer, else of the champion; and which of them it is, in words."""
+def policy_that_answered(run: Run, policy_version: int) -> tuple[Path, str]:
+    """Directory of the policy version that answered, else of the champion; and a description of which it is."""
     layout = run.layout
     record = layout.release(policy_version)
-    places = [Path(read_json(record, Release).path)] if record.exists() else []
-    places.append(layout.candidate(policy_version))
+    directories = [Path(read_json(record, Release).path)] if record.exists() else []
+    directories.append(layout.candidate(policy_version))
     if policy_version == BASE_VERSION:
-        places.append(run.base)
-    for place in places:
-        if is_ready(place) or (policy_version == BASE_VERSION and (place / "config.json").exists()):
-            return place, f"v{policy_version}, which made the answer"
-    path, words = champion(run)
-    return path, f"{words}; v{policy_version}, which made the answer, is no longer on disk"
+        directories.append(run.base)
+    for directory in directories:
+        if is_ready(directory) or (policy_version == BASE_VERSION and (directory / "config.json").exists()):
+            return directory, f"v{policy_version}, which made the answer"
+    path, description = champion(run)
+    return path, f"{description}; v{policy_version}, which made the answer, is no longer on disk"
 
 
 def champion(run: Run) -> tuple[Path, str]:
-    """Directory of what users are served, else of the run's base; and which of them it is, in words."""
+    """Directory of the served release, else of the run's base; and a description of which it is."""
     served = served_release(run.layout)
     if served is None:
-        return run.base, "the run's base, for nothing was released yet"
+        return run.base, "the run's base, since nothing is released yet"
     return Path(served.path), f"v{served.policy_version}, the champion"
 
 
 def _existing(layout: Layout, name: str) -> "Table | None":
-    """A table that somebody made; looking for one makes none."""
+    """The table, or None if it does not exist: opening it here must not create it."""
     from sdpo_ray.tables.create import table_exists
     from sdpo_ray.tables.delta_table import Table
 

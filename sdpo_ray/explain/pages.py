@@ -1,4 +1,4 @@
-"""Where explanations are written when no directory is named."""
+"""Default directories of explanations."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ PAGES = Path("runs") / "explain"
 
 
 def page_of(turn_id: str) -> Path:
-    """Where the page of a turn is, unless `--out` said otherwise."""
-    # An id of ours is safe in a path; the table may hold others.
+    """Directory of a turn's pages, unless `--out` names another."""
+    # Ids of this project are safe in a path; a table may hold others.
     return PAGES / "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in turn_id)

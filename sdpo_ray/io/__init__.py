@@ -1,1 +1,1 @@
-"""Files of a run: paths, atomic writes, locks, files that are followed while they change."""
+"""Files of a run: paths, atomic writes, locks, watched files, backups."""

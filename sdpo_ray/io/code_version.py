@@ -1,15 +1,21 @@
-"""Which code runs: the commit that every MLflow run names."""
+"""The commit of the running code, recorded with every MLflow run."""
 
 import os
 import subprocess
 from pathlib import Path
 
+_INSTALLED = Path(__file__).parents[2]
+
 
 def code_commit() -> str:
-    """Git commit of this code: `SDPO_COMMIT` where a job runs in a copy of the tree, else what git says."""
+    """Git commit of this code, or `SDPO_COMMIT` for a job that runs in a copy of the tree; empty for a wheel.
+
+    A wheel may be installed inside a repository of the user, whose commit says nothing about this code.
+    """
     if stated := os.environ.get("SDPO_COMMIT"):
         return stated
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return asked.stdout.strip()
+    git = ["git", "-C", str(_INSTALLED), "rev-parse"]
+    prefix = subprocess.run([*git, "--show-prefix"], capture_output=True, text=True, check=False)
+    if prefix.returncode or prefix.stdout.strip():
+        return ""
+    return subprocess.run([*git, "HEAD"], capture_output=True, text=True, check=False).stdout.strip()

@@ -1,6 +1,6 @@
-"""Atomic, durable files: write to a temporary name, fsync, rename; a directory gets its READY marker last.
+"""Atomic, durable files: write under a temporary name, fsync, rename. Directories get a READY marker last.
 
-Readers of a directory call `require_ready`: a directory without its READY marker is incomplete, whatever it contains.
+Readers of a directory call `require_ready`: a directory without the READY marker is incomplete.
 """
 
 import os
@@ -30,17 +30,17 @@ def fsync_directory(path: Path) -> None:
 def write_json(path: Path, record: object) -> None:
     """Replace `path` by the JSON of `record`, atomically and durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("wb") as file:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(record), indent=1))
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    partial.replace(path)
     fsync_directory(path.parent)
 
 
 def read_json(path: Path, kind: type[_Record]) -> _Record:
-    """Read a record back. Raises FileNotFoundError, or DataError when the file is not a `kind`."""
+    """Read a record of type `kind`. Raises FileNotFoundError, or DataError when the file holds something else."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.DecodeError as error:
@@ -49,31 +49,32 @@ def read_json(path: Path, kind: type[_Record]) -> _Record:
 
 @contextmanager
 def sealed_directory(final: Path) -> Iterator[Path]:
-    """Yield an empty directory beside `final`; on success move it there, READY written last.
+    """Yield an empty directory beside `final`; on success move it to `final` and write READY last.
 
-    What an earlier, killed attempt left behind is removed.
+    Replaces `final`, and removes what a killed attempt left behind.
     """
-    aside = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    for file in aside.rglob("*"):
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    for file in partial.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
     shutil.rmtree(final, ignore_errors=True)
-    aside.replace(final)
+    partial.replace(final)
     (final / READY).touch()
     fsync_directory(final)
     fsync_directory(final.parent)
 
 
 def is_ready(path: Path) -> bool:
+    """Whether the directory has its READY marker."""
     return (path / READY).exists()
 
 
 def require_ready(path: Path) -> Path:
-    """Return `path` when it was handed over whole. Raises NotReady."""
+    """Return `path`. Raises NotReady when the directory has no READY marker."""
     if not is_ready(path):
         raise NotReady(f"{path} has no {READY} marker: it was never finished")
     return path

@@ -1,6 +1,6 @@
-"""Locks between processes, on files (`filelock`, which is flock(2) here: the kernel releases a dead process's locks).
+"""Locks between processes, on files: `filelock`, which uses flock(2), so the kernel releases locks of dead processes.
 
-A root that is shared by several machines needs a file system with flock.
+A root that several machines share needs a file system with flock.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ _POLL_S = 0.02
 
 
 def lock_file(path: Path) -> FileLock:
-    """A lock at `path`, mode 0600, not acquired. Each call makes an independent lock, so threads exclude each other."""
+    """A lock at `path`, mode 0600, not acquired. Each call returns another lock, so threads exclude each other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path, mode=0o600, poll_interval=_POLL_S, is_singleton=False)
 
@@ -30,25 +30,25 @@ def file_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def data_lock(layout: Layout, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the run's user text in place: an erasure, a round of curation and a cycle up to its decision exclude each other.
+    """Exclude erasures, rounds of curation and cycles (up to their decision) from each other.
 
-    Between reading a row and writing what came of it, an erasure would find the text in neither place. `on_wait` is
-    called when another process holds the lock. Not reentrant. Fair: a process that waits holds the `turnstile` lock, so
-    one that releases the data lock and asks again at once comes after it.
+    Without it, an erasure that runs while another process has read a row and not yet written its result would find the
+    text in neither place. `on_wait` is called when another process holds the lock. Not reentrant. Fair: a waiting
+    process holds the `turnstile` lock, so a process that releases the data lock and acquires it again at once comes
+    after the waiting one.
     """
-    with lock_file(layout.root / ".turnstile.lock") as turnstile:
-        del turnstile
-        turn = lock_file(layout.root / ".turn.lock")
-        _acquire(turn, on_wait)
+    with lock_file(layout.root / ".turnstile.lock"):
+        lock = lock_file(layout.root / ".turn.lock")
+        _acquire(lock, on_wait)
     try:
         yield
     finally:
-        turn.release()
+        lock.release()
 
 
 @contextmanager
 def run_lock(layout: Layout) -> Iterator[None]:
-    """Hold the run for one training loop. Raises ConfigError while another process has it."""
+    """Reserve the run for one training loop. Raises ConfigError while another process holds the lock."""
     lock = lock_file(layout.root / "continual.lock")
     try:
         lock.acquire(blocking=False)

@@ -1,4 +1,4 @@
-"""Every path of one run. Paths are local or on a shared file system."""
+"""Paths of a run, on a local or shared file system."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ class Layout:
 
     root: Path
     tables: str = ""
-    """Directory or URI of the tables; empty for `root`/tables."""
+    """Directory or URI of the tables; empty means `root`/tables."""
 
     def table(self, name: str) -> str:
         """Directory or URI of one Delta table."""
@@ -22,12 +22,12 @@ class Layout:
 
     @property
     def release_pointer(self) -> Path:
-        """The `Release` that users are served."""
+        """The `Release` that serves users."""
         return self.root / "release.json"
 
     @property
     def eval_pointer(self) -> Path:
-        """The `Release` that the evaluation engine loads; users never meet it."""
+        """The `Release` that the evaluation engine loads; it never serves users."""
         return self.root / "eval.json"
 
     @property
@@ -37,44 +37,44 @@ class Layout:
 
     @property
     def canary_pointer(self) -> Path:
-        """The `Trial` of a candidate among users; there is no such file while there is none."""
+        """The `Canary` that runs now; the file is missing while there is none."""
         return self.root / "canary.json"
 
     @property
     def canary_key(self) -> Path:
-        """Bearer key between the users' replicas and the canary's, mode 0600."""
+        """Bearer key of the canary application, sent by the replicas that serve users; mode 0600."""
         return self.root / "canary.key"
 
     def canary_answers(self, policy_version: int) -> Path:
-        """Directory of what copies of chats showed of a candidate in shadow: numbers, a file a replica."""
+        """Directory of measurements of a shadow candidate on copies of chats: one file per replica, numbers only."""
         return self.root / "canaries" / f"v{policy_version:04d}"
 
     @property
     def personal(self) -> Path:
-        """Pointers of personal policies, and the directories of their adapters."""
+        """Directory of personal policies: their pointers and their adapters."""
         return self.root / "personal"
 
     def personal_pointer(self, owner: str) -> Path:
-        """The `PersonalPolicy` of one owner."""
+        """The `PersonalPolicy` of one owner, `capture.pairing_keys.owner_digest`."""
         return self.personal / f"{owner}.json"
 
     def personal_version(self, owner: str, version: int) -> Path:
-        """One attempt at a personal policy: what it learned from, what became of it, and its adapter."""
+        """Directory of one version of a personal policy: its snapshot, outcome and adapter."""
         return self.personal / owner / f"v{version:04d}"
 
     @property
     def pseudonym_keys(self) -> Path:
-        """Keys of the users' pseudonyms and of pairing, mode 0600."""
+        """Keys of users' pseudonyms and of the pairing digests, mode 0600."""
         return self.root / "pseudonyms.json"
 
     @property
     def api_keys(self) -> Path:
-        """Digests of the API's keys with their tenants, mode 0600; a run without this file asks for none."""
+        """Digests of the API keys with their tenants, mode 0600; a run without this file requires no key."""
         return self.root / "api_keys.json"
 
     @property
     def erasures(self) -> Path:
-        """Who was erased, by digest; read whenever the event log is."""
+        """Tombstones of erased users, by digest; checked whenever the event log is read."""
         return self.root / "erasures.json"
 
     @property
@@ -91,7 +91,7 @@ class Layout:
         return self.root / "evaluations" / f"v{policy_version:04d}"
 
     def release(self, policy_version: int) -> Path:
-        """Every release that was ever served keeps its record, so that a rollback needs nothing else."""
+        """Record of one release. Those of all releases that were ever served are kept, for rollbacks."""
         return self.root / "releases" / f"v{policy_version:04d}.json"
 
     def cycle(self, cycle: int) -> Path:

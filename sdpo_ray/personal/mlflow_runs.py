@@ -1,30 +1,38 @@
-"""What MLflow keeps of personal policies: a run an attempt, in an experiment of their own, and nothing anybody said.
+"""MLflow's runs of personal policies: one for each attempt, in an experiment of their own, without user text.
 
-They have no model versions. Nobody reviews or rolls back those of ten thousand users by hand, they go with their
-champion, and the page of the registered model is for what all are served.
+There are no model versions of them: the page of the registered model would hold one for each of ten thousand users,
+no operator reviews those by hand, and they go stale with their champion.
 """
 
 from collections.abc import Collection
+from typing import Self
 
+from sdpo_ray.config import Run
+from sdpo_ray.promote.registry import Registry
 from sdpo_ray.promote.run_log import CycleRecord
 from sdpo_ray.promote.tracking import TrackedRun, Tracking
 
 SUFFIX = "-personal"
-"""Behind the model's name: the experiment."""
-_OF_OWNER = ("owner", "serves")
+"""The experiment's name is the model's name with this suffix."""
+_OWNER_TAGS = ("owner", "serves")
 
 
 class PersonalRuns:
-    """The runs of one registry's personal policies."""
+    """The runs of one run file's personal policies."""
 
     def __init__(self, tracking: Tracking, *, model_name: str) -> None:
         self._tracking = tracking
         self._name = model_name + SUFFIX
 
-    def record(self, owner: str, name: str, entry: CycleRecord) -> None:
-        """Write the run of an attempt: its numbers. Safe to repeat.
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Connects to the tracking store of `run`."""
+        return cls(Registry.of(run).tracking, model_name=run.promote.model_name)
 
-        `entry.cycle` counts the attempts of `owner`; `name` is what is served from now on, empty where nothing is.
+    def record(self, owner: str, name: str, entry: CycleRecord) -> None:
+        """Write an attempt's parameters and metrics. Safe to repeat.
+
+        `entry.cycle` is the number of the attempt of `owner`; `name` is the served policy's, empty if none is served.
         """
         experiment = self._tracking.experiment(self._name)
         found = self._tracking.find(experiment, owner=owner, attempt=str(entry.cycle))
@@ -33,14 +41,14 @@ class PersonalRuns:
             self._tracking.log_numbers(run, entry)
             self._tracking.end(run)
 
-    def forget(self, owners: Collection[str]) -> int:
-        """Delete the runs of these owners, and the tags that say whose they were; their number."""
+    def erase(self, owners: Collection[str]) -> int:
+        """Delete the runs of these owners and the tags that name the owner; returns the number of runs."""
         experiment = self._tracking.existing_experiment(self._name)
         if experiment is None:
             return 0
         found = [run for owner in owners for run in self._tracking.find(experiment, owner=owner)]
         for run in found:
-            self._tracking.delete(run, _OF_OWNER)
+            self._tracking.delete(run, _OWNER_TAGS)
         return len(found)
 
     def _create(self, experiment: str, owner: str, name: str, entry: CycleRecord) -> TrackedRun:
@@ -53,6 +61,6 @@ class PersonalRuns:
             "mlflow.source.git.commit": entry.commit,
             "mlflow.note.content": "\n\n".join(entry.decision.reasons),
         }
-        # Named without its owner: a deleted run keeps its name.
+        # Without the owner: MLflow keeps the name of a deleted run.
         run_name = f"attempt {entry.cycle} over v{entry.candidate.parent_version}"
         return self._tracking.create(experiment, run_name, tags)

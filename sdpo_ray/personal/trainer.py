@@ -1,80 +1,65 @@
-"""One update of a personal policy: draw, learn, evaluate, decide, publish.
+"""One update of a personal policy: draw, distill, evaluate, decide, publish.
 
-It needs no turn of the training loop's. The draw, and the end from the verdict to the pointer, are each done while no erasure
-runs; what was erased in between is found at the end, and then nothing comes of it.
+Runs beside the training loop without the data lock. The draw and the publication each hold the lock of
+`Layout.personal`, which an erasure holds too; `publish` finds what was erased between them.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_ray.config import Run
 from sdpo_ray.curate.snapshot import HELD_OUT
 from sdpo_ray.distill.train.launch import distill
-from sdpo_ray.distill.train.update_spec import read_gains
-from sdpo_ray.errors import DataError, LearnerError, NotReady, ReleaseError, SwapError
-from sdpo_ray.evaluate.discovery import find_probes, scores_of
-from sdpo_ray.evaluate.probe import ProbeInput, Suite
-from sdpo_ray.evaluate.questions import load_questions
-from sdpo_ray.evaluate.runner import EvalRunner
-from sdpo_ray.evaluate.suite import run_suite
-from sdpo_ray.io.code_version import code_commit
-from sdpo_ray.io.files import is_ready, read_json
+from sdpo_ray.errors import DataError, LearnerError, ReleaseError, SwapError
+from sdpo_ray.evaluate.discovery import scores_of
 from sdpo_ray.io.locks import file_lock
-from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import store
 from sdpo_ray.personal.config import distill_config, require_adapters
 from sdpo_ray.personal.draw import EligibleInteractions, draw_personal
+from sdpo_ray.personal.evaluation import PersonalEvaluation
 from sdpo_ray.personal.mlflow_runs import PersonalRuns
 from sdpo_ray.personal.owners import Owner, owners_due
+from sdpo_ray.personal.publish import JudgedUpdate, publish
 from sdpo_ray.personal.store import Attempt
 from sdpo_ray.promote import gate
-from sdpo_ray.promote.registry import Registry
-from sdpo_ray.promote.release import confirm, served_release
-from sdpo_ray.promote.run_log import CycleRecord
-from sdpo_ray.records import BASE_VERSION, Candidate, Decision, Release, Report, Snapshot, Verdict
-from sdpo_ray.records.run_events import PersonalUpdateFinished
-from sdpo_ray.tables.arrow_schemas import read_erased
+from sdpo_ray.promote.release import served_release
+from sdpo_ray.records import Candidate, Decision, Release, Snapshot, Verdict
 from sdpo_ray.tables.delta_table import Table
-from sdpo_ray.telemetry import EventFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressCallbacks:
-    """Who hears how an update gets on."""
+    """How an update reports its progress. Made by `jobs.personalize`; called by `PersonalTrainer`."""
 
-    says: Callable[[str], None]
-    steps: Callable[[int, int], None]
-    """Done, and how many there are."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Judged:
-    """An attempt before it is written down."""
-
-    decision: Decision
-    candidate: Candidate | None = None
-    report: Report | None = None
+    on_step: Callable[[str], None]
+    """The step that starts, in words."""
+    on_progress: Callable[[int, int], None]
+    """Optimizer steps or evaluation prompts: done, and in all."""
 
 
 class PersonalTrainer:
-    """Makes personal policies for one run. One at a time, whoever asks: `learning`."""
+    """Trains personal policies for one run, one at a time over all processes."""
 
-    def __init__(self, run: Run, heard: ProgressCallbacks) -> None:
-        """Raises ConfigError where the run's engines serve no adapters over whole weights."""
+    def __init__(self, run: Run, callbacks: ProgressCallbacks) -> None:
+        """Raises ConfigError if the run's engines could not serve a personal policy."""
         require_adapters(run)
         self._run = run
-        self._heard = heard
+        self._callbacks = callbacks
         self._layout = run.layout
         self._table = Table.interactions(self._layout)
-        self._questions = load_questions(run)
-        self._probes = find_probes(Suite.PERSONAL, run.promote)
-        self._evaluation = EvalRunner(run, self._questions.prompts, confirm=confirm)
-        self._config = distill_config(run)
+        self._evaluation = PersonalEvaluation(run)
 
-    def crowd(self) -> EligibleInteractions:
-        """Everybody who may be learned from now. Raises ReleaseError before anything is served."""
+    def champion(self) -> Release:
+        """The shared policy that is served. Raises ReleaseError before the first release."""
+        release = served_release(self._layout)
+        if release is None:
+            raise ReleaseError(f"nothing is served from {self._layout.root} yet: deploy serve/config.yaml first")
+        return release
+
+    def eligible(self) -> EligibleInteractions:
+        """All interactions that may be learned from now. Raises as `champion`."""
         return EligibleInteractions(
             self._table,
             champion_version=self.champion().policy_version,
@@ -84,37 +69,39 @@ class PersonalTrainer:
         )
 
     def owners_due(self) -> list[Owner]:
-        """Whom there is something to learn for now."""
-        return list(owners_due(self._layout, self.crowd(), self._run.personal, self.champion().policy_version))
-
-    def champion(self) -> Release:
-        release = served_release(self._layout)
-        if release is None:
-            raise ReleaseError(f"nothing is served from {self._layout.root} yet: deploy serve/config.yaml first")
-        return release
+        """Owners with enough new interactions, or with a stale policy. Raises as `champion`."""
+        return list(owners_due(self._layout, self.eligible(), self._run.personal, self.champion().policy_version))
 
     def learn(self, owner: Owner) -> Attempt:
-        """One attempt, whatever comes of it. Raises DataError where the owner has not said enough."""
-        self._heard.says("waiting for another personal update of this run")
-        with file_lock(self._layout.personal / "learning"):
-            return self._learn(owner)
+        """Make one attempt, and serve its policy if the gate promotes it.
 
-    def _learn(self, owner: Owner) -> Attempt:
-        layout, champion, least = self._layout, self.champion(), self._run.personal.min_interactions
-        store.sweep(layout, owner.digest)
-        version = store.next_version(layout, owner.digest)
-        directory = layout.personal_version(owner.digest, version)
-        seed = self._run.seed * 1_000_003 + version
-        self._heard.says("drawing")
-        with file_lock(layout.personal):
-            if (found := self.crowd().count(owner.tenant, owner.users)) < least:
+        Raises DataError if the owner has too few interactions, NotReady if an erasure removed some of them meanwhile.
+        """
+        self._callbacks.on_step("waiting for another personal update of this run")
+        with file_lock(self._layout.personal / "learning"):
+            store.sweep(self._layout, owner.digest)
+            version = store.next_version(self._layout, owner.digest)
+            seed = self._run.seed * 1_000_003 + version
+            champion = self.champion()
+            snapshot = self._draw(owner, version, champion, seed)
+            update = self._judge(owner, version, champion, snapshot, seed)
+            self._callbacks.on_step("recording in MLflow")
+            runs = PersonalRuns.of(self._run)
+            with file_lock(self._layout.personal):
+                return publish(self._run, update, runs, champion=self.champion())
+
+    def _draw(self, owner: Owner, version: int, champion: Release, seed: int) -> Snapshot:
+        self._callbacks.on_step("drawing")
+        least = self._run.personal.min_interactions
+        with file_lock(self._layout.personal):
+            if (n := self.eligible().count(owner.tenant, owner.users)) < least:
                 raise DataError(
-                    f"{found} interactions to learn from: personal.min_interactions is {least}, and what was said "
-                    "counts once the training loop or jobs/curate.py has paired it"
+                    f"{n} interactions to learn from: personal.min_interactions is {least}, and a turn counts once "
+                    "the training loop or jobs/curate.py has paired it"
                 )
-            snapshot = draw_personal(
+            return draw_personal(
                 self._table,
-                directory / store.SNAPSHOT,
+                self._layout.personal_version(owner.digest, version) / store.SNAPSHOT,
                 tenant=owner.tenant,
                 users=owner.users,
                 champion_version=champion.policy_version,
@@ -123,139 +110,42 @@ class PersonalTrainer:
                 curate=self._run.curate,
                 personal=self._run.personal,
             )
-        judged = self._judged(owner, version, champion, snapshot, seed)
-        self._heard.says("asking MLflow")
-        runs = runs_of(self._run, layout)
-        with file_lock(layout.personal):
-            return self._conclude(owner, version, champion, snapshot, judged, runs, seed)
 
-    def _judged(self, owner: Owner, version: int, champion: Release, snapshot: Snapshot, seed: int) -> _Judged:
+    def _judge(self, owner: Owner, version: int, champion: Release, snapshot: Snapshot, seed: int) -> JudgedUpdate:
+        """Distill, evaluate and decide. An update that learner or engine refuses is a rejected one."""
+        candidate, report = None, None
         try:
-            candidate = self._trained(owner, version, champion, snapshot, seed)
-            report = self._evaluated(owner, champion, candidate)
+            candidate = self._distill(owner, version, champion, snapshot, seed)
+            self._callbacks.on_step("evaluating")
+            report = self._evaluation.evaluate(owner.digest, candidate, champion, self._callbacks.on_progress)
         except (LearnerError, SwapError) as error:
-            reasons = (f"no candidate: {error}",)
-            return _Judged(decision=Decision(policy_version=version, verdict=Verdict.REJECT, reasons=reasons))
-        decision = gate.decide_personal(report, self._run.promote, self._run.personal, scores_of(self._probes))
-        return _Judged(decision=decision, candidate=candidate, report=report)
+            candidate = None
+            decision = Decision(policy_version=version, verdict=Verdict.REJECT, reasons=(f"no candidate: {error}",))
+        else:
+            specs = scores_of(self._evaluation.probes)
+            decision = gate.decide_personal(report, self._run.promote, self._run.personal, specs)
+        return JudgedUpdate(
+            owner=owner,
+            version=version,
+            seed=seed,
+            champion=champion,
+            snapshot=snapshot,
+            decision=decision,
+            candidate=candidate,
+            report=report,
+        )
 
-    def _trained(self, owner: Owner, version: int, champion: Release, snapshot: Snapshot, seed: int) -> Candidate:
-        self._heard.says("learning")
+    def _distill(self, owner: Owner, version: int, champion: Release, snapshot: Snapshot, seed: int) -> Candidate:
+        self._callbacks.on_step("learning")
         return distill(
             snapshot=snapshot,
             parent=champion,
             policy_version=version,
             out=self._layout.personal_version(owner.digest, version) / store.CANDIDATE,
-            config=self._config,
+            config=distill_config(self._run),
             max_model_len=self._run.policy.max_model_len,
             seed=seed,
             base=Path(champion.path),
-            apart=Path(snapshot.path) / HELD_OUT,
-            on_step=self._heard.steps,
+            held_out=Path(snapshot.path) / HELD_OUT,
+            on_step=self._callbacks.on_progress,
         )
-
-    def _evaluated(self, owner: Owner, champion: Release, candidate: Candidate) -> Report:
-        self._heard.says("evaluating")
-        layout = self._layout
-        base = read_json(layout.release(BASE_VERSION), Release)
-        number = store.evaluated_as(owner.digest, candidate.policy_version)
-        merged = Release(
-            policy_version=number,
-            path=candidate.path,
-            previous_version=None,
-            fingerprint=candidate.fingerprint,
-            digests=candidate.digests,
-        )
-        total = len(self._questions.prompts)
-        measured = ProbeInput(
-            candidate=self._evaluation.answers(
-                merged,
-                Path(candidate.path) / "answers.json",
-                lambda done: self._heard.steps(done, total),
-                temporary=True,
-            ),
-            base=self._evaluation.answers(
-                base,
-                layout.evaluation(base.policy_version) / "answers.json",
-                lambda done: self._heard.steps(done, total),
-            ),
-            gains=tuple(read_gains(Path(candidate.path))),
-            is_right=self._questions.is_right,
-            confidence=self._run.evaluate.confidence,
-        )
-        report = run_suite(
-            self._probes,
-            measured,
-            policy_version=number,
-            base_version=base.policy_version,
-            champion_version=champion.policy_version,
-        )
-        return replace(report, policy_version=candidate.policy_version)
-
-    def _conclude(
-        self,
-        owner: Owner,
-        version: int,
-        champion: Release,
-        snapshot: Snapshot,
-        judged: _Judged,
-        runs: PersonalRuns,
-        seed: int,
-    ) -> Attempt:
-        """What is written down and served, if anything; no erasure runs meanwhile."""
-        layout, decision, policy = self._layout, judged.decision, None
-        if not is_ready(Path(snapshot.path)) or read_erased(Path(snapshot.path)):
-            store.remove(layout, owner.digest)
-            raise NotReady("some of what it learned from was erased meanwhile: nothing is kept of it")
-        if decision.verdict is Verdict.PROMOTE and self.champion().policy_version != champion.policy_version:
-            moved = f"the champion is v{self.champion().policy_version} by now, and it is over"
-            decision = replace(decision, verdict=Verdict.HOLD, reasons=(f"{moved} v{champion.policy_version}",))
-        if decision.verdict is Verdict.PROMOTE and judged.candidate is not None:
-            policy = store.seal_adapter(layout, owner.digest, judged.candidate)
-        attempt = Attempt(
-            owner=owner.digest,
-            version=version,
-            base_version=champion.policy_version,
-            snapshot=snapshot,
-            verdict=decision.verdict,
-            reasons=decision.reasons,
-            name=policy.name if policy is not None else "",
-            report=judged.report,
-            ended_at_s=time.time(),
-        )
-        if judged.candidate is not None and judged.report is not None:
-            entry = CycleRecord(
-                cycle=version,
-                seed=seed,
-                commit=code_commit(),
-                run=self._run.model_copy(update={"distill": self._config}),
-                snapshot=snapshot,
-                candidate=judged.candidate,
-                report=judged.report,
-                decision=decision,
-            )
-            runs.record(owner.digest, attempt.name, entry)
-        store.conclude(layout, attempt, policy)
-        if policy is not None:
-            forget_owners(layout, runs, owner.former)
-        EventFile(layout.events).write(
-            PersonalUpdateFinished(
-                owner=owner.digest,
-                version=version,
-                base_version=champion.policy_version,
-                verdict=attempt.verdict,
-                reasons=attempt.reasons,
-            )
-        )
-        return attempt
-
-
-def runs_of(run: Run, layout: Layout) -> PersonalRuns:
-    """What MLflow keeps of the run's personal policies."""
-    return PersonalRuns(Registry.of(run).tracking, model_name=run.promote.model_name)
-
-
-def forget_owners(layout: Layout, runs: PersonalRuns, owners: Sequence[str]) -> list[str]:
-    """Remove everything of these owners, MLflow's runs included; those of whom there was something."""
-    runs.forget(owners)
-    return [owner for owner in owners if store.remove(layout, owner)]

@@ -27,13 +27,13 @@ def curate_until_ready(
     """Return when `curate.min_new_interactions` are there that the cycle before could not draw."""
     layout, needed = run.layout, run.curate.min_new_interactions
     after = last_batch(layout, cycle)
-    not_admitted: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
     alarm = BacklogAlarm(run, events)
     with events.stage(STAGE, cycle):
         while True:
             with data_lock(layout):
                 progress, compacted = curator.advance(), curator.maintain()
-            not_admitted += progress.refused
+            refused += progress.refused
             alarm.check(progress.backlog_bytes, cycle)
             if compacted:
                 events.write(TablesCompacted(cycle=cycle, tables=tuple(compacted)))
@@ -45,7 +45,7 @@ def curate_until_ready(
                 config=run.curate,
             )
             if progress.turns_ingested or ready >= needed:
-                events.write(_curated(cycle, progress, ready, needed, not_admitted))
+                events.write(_curated(cycle, progress, ready, needed, refused))
             if ready >= needed:
                 return
             time.sleep(POLL_S)
@@ -75,12 +75,12 @@ class BacklogAlarm:
             typer.echo(f"the event log {state} {self._limit_mib} MiB: {backlog_mib} MiB", err=True)
 
 
-def _curated(cycle: int, progress: CurationProgress, ready: int, needed: int, not_admitted: Counter[str]) -> Curated:
+def _curated(cycle: int, progress: CurationProgress, ready: int, needed: int, refused: Counter[str]) -> Curated:
     return Curated(
         cycle=cycle,
         new_interactions=ready,
         needed=needed,
         turns=progress.turns_total,
         interactions=progress.interactions_total,
-        not_admitted=dict(not_admitted),
+        refused=dict(refused),
     )

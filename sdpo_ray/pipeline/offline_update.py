@@ -1,4 +1,4 @@
-"""One update from a snapshot on disk, without serving, evaluation or gate."""
+"""One update from a snapshot on disk, without serving, evaluation and gate."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def train_offline(run: Run, snapshot: Snapshot, parent: Release, out: Path) -> Candidate:
+    """Train `parent` on `snapshot` and write the candidate to `out`; shows a progress bar on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
@@ -37,7 +38,10 @@ def train_offline(run: Run, snapshot: Snapshot, parent: Release, out: Path) -> C
 
 
 def read_snapshot(directory: Path) -> Snapshot:
-    """The record beside the rows; it may have been written where the directory was before."""
+    """The record of the snapshot in `directory`, with its present path: the directory may have been moved.
+
+    Raises ConfigError if there is no record.
+    """
     from sdpo_ray.io.files import read_json, require_ready
 
     file = directory / "snapshot.json"
@@ -47,7 +51,10 @@ def read_snapshot(directory: Path) -> Snapshot:
 
 
 def read_parent(directory: Path) -> Release:
-    """A policy's directory as a release: the version that a candidate says it is, else the base's."""
+    """A policy's directory as a release, with the version in its candidate record, else the base's.
+
+    Raises ConfigError if there is no policy. The fingerprint is empty, since no engine loads the release.
+    """
     from sdpo_ray.io.files import read_json, require_ready
 
     if not (directory / "config.json").exists():
@@ -55,13 +62,13 @@ def read_parent(directory: Path) -> Release:
     version = BASE_VERSION
     if (directory / CANDIDATE_FILE).exists():
         version = read_json(require_ready(directory) / CANDIDATE_FILE, Candidate).policy_version
-    unchecked = Fingerprint(token_ids=(), logprobs=())
+    empty = Fingerprint(token_ids=(), logprobs=())
     path = str(directory.absolute())
-    return Release(policy_version=version, path=path, previous_version=None, fingerprint=unchecked)
+    return Release(policy_version=version, path=path, previous_version=None, fingerprint=empty)
 
 
 def summary_table(candidate: Candidate, num_drawn: int) -> "Table":
-    """The first and the last step of an update, and what it did not learn from."""
+    """Metrics of the first and the last step of an update, and the counts of what it did not learn from."""
     from rich.table import Table
 
     table = Table("", "first step", "last step", box=None, title=f"v{candidate.policy_version}", title_justify="left")

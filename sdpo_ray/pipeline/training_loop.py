@@ -44,13 +44,13 @@ def run_training_loop(run: Run, cycles: int) -> None:
         log = open_log(layout, run.capture, name="continual")
         curator = Curator(layout, log, curate=run.curate, capture=run.capture)
         pipeline = Pipeline(run, curator, registry, events)
-        # Raises before the first release.
-        pipeline.champion()
+        served = pipeline.promotion.champion()
         pipeline.canary_runner.end_stale(version_of_cycle(next_cycle(layout.root / "cycles")))
-        registry.register_base(read_json(layout.release(BASE_VERSION), Release), served=pipeline.champion())
+        registry.register_base(read_json(layout.release(BASE_VERSION), Release), served=served)
         complaint = f"the registry does not answer; asking on every {run.promote.poll_s:g} s"
         # In a thread, so that an operator's rollback takes effect during a stage that takes hours.
-        with run_periodically(pipeline.sync_alias, name="alias", every_s=run.promote.poll_s, complaint=complaint):
+        sync_alias = pipeline.promotion.sync_alias
+        with run_periodically(sync_alias, name="alias", every_s=run.promote.poll_s, complaint=complaint):
             for _ in range(cycles) if cycles else itertools.count():
                 run_next_cycle(run, pipeline, curator, events)
 
@@ -63,10 +63,10 @@ def run_next_cycle(run: Run, pipeline: "Pipeline", curator: "Curator", events: E
     cycle = next_cycle(layout.root / "cycles")
     directory = layout.cycle(cycle)
     if not is_started(directory):
-        curate_until_ready(run, curator, pipeline.champion, events, cycle)
+        curate_until_ready(run, curator, pipeline.promotion.champion, events, cycle)
 
     def make() -> CycleStart:
-        parent = pipeline.champion().policy_version
+        parent = pipeline.promotion.champion().policy_version
         return CycleStart(
             cycle=cycle,
             policy_version=version_of_cycle(cycle),
@@ -91,5 +91,5 @@ def run_next_cycle(run: Run, pipeline: "Pipeline", curator: "Curator", events: E
 
 def exit_on_sigterm(signum: int, frame: FrameType | None) -> None:
     """Exit with status 0 at once: the next start resumes in the stage that was interrupted."""
-    typer.echo("stopped; the next start goes on where this one was")
+    typer.echo("stopped; the next start resumes in the same stage")
     raise SystemExit(0)

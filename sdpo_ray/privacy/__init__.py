@@ -1,1 +1,1 @@
-"""Erasure of a user, and lineage from what was said to the policies that learned from it."""
+"""Erasure of a user's data, and lineage between users, snapshots and policies."""

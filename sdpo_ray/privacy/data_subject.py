@@ -38,7 +38,7 @@ class DataSubject:
 def find_data_subject(layout: Layout, *, tenant: str, user: str | None, turn_ids: Collection[str]) -> DataSubject:
     """The data subject with this user name, or of these turns. Raises ConfigError without either, or without a run."""
     if not (user or turn_ids) or "" in turn_ids:
-        raise ConfigError("name a user: --user, or --turn for a turn that was asked without a name")
+        raise ConfigError("name a user: --user, or --turn for a turn without a user name")
     if not layout.root.is_dir():
         raise ConfigError(f"there is no run under {layout.root}: name another with --run or --set root=DIR")
     return DataSubject(users=_pseudonyms(layout, tenant, user) if user else (), turn_ids=tuple(turn_ids))

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_ray.capture.pairing_keys import owner_digest
@@ -10,14 +11,28 @@ from sdpo_ray.config import Run
 from sdpo_ray.explain.pages import page_of
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import store
+from sdpo_ray.personal.mlflow_runs import PersonalRuns
 from sdpo_ray.privacy.data_subject import DataSubject
-from sdpo_ray.privacy.erasure_report import ErasureReport
 from sdpo_ray.privacy.run_history import read_run_history
 from sdpo_ray.privacy.snapshot_erasure import rewrite, rows_of, snapshots_under
 from sdpo_ray.privacy.user_footprint import UserFootprint
 from sdpo_ray.promote.artifact_erasure import erase_in_file
+from sdpo_ray.promote.registry import Registry
 
 _MLFLOW_DATABASE, _MLFLOW_ARTIFACTS = "mlflow.db", "mlartifacts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErasedData:
+    """What `DerivedData.erase` removed, as in `ErasureReport`. Read by `privacy.erasure`."""
+
+    interaction_ids: frozenset[str]
+    """Ids of the erased interactions, those of earlier erasures of the data subject included."""
+    snapshots: dict[str, int]
+    records: list[str]
+    mlflow_runs: int
+    personal: list[str]
+    leftovers: list[str]
 
 
 class DerivedData:
@@ -41,39 +56,42 @@ class DerivedData:
         uses = store.snapshot_uses(self._layout, interaction_ids)
         return sorted((self._own_digests() & known) | {use.owner for use in uses})
 
-    def erase(self, report: ErasureReport, footprint: UserFootprint) -> frozenset[str]:
-        """Remove all of it and write it down in `report`; returns the ids of the erased interactions.
+    def erase(self, footprint: UserFootprint, *, erasure_id: str) -> ErasedData:
+        """Remove all of it. Safe to repeat after it was interrupted; what an interrupted call removed is not returned.
 
-        Safe to repeat after it was interrupted.
+        Raises DataError for a broken file.
         """
         # Personal policies first: they are found by the ids in their snapshots.
-        report.personal = self.personal_owners(self._subject.interaction_ids(self._layout, footprint))
-        for owner in report.personal:
+        personal = self.personal_owners(self._subject.interaction_ids(self._layout, footprint))
+        for owner in personal:
             self._on_step("removing personal policies")
             store.remove(self._layout, owner)
+        snapshots = {}
         for path, ids in self.snapshots(footprint):
             self._on_step(f"rewriting {path}")
-            rewrite(path, ids, erasure_id=report.erasure_id)
-            report.snapshots[str(path)] = len(ids)
+            rewrite(path, ids, erasure_id=erasure_id)
+            snapshots[str(path)] = len(ids)
         erased = self._subject.interaction_ids(self._layout, footprint)
         self._on_step("reading the candidates' records")
+        leftovers = []
         for path in [*_interrupted(self._layout), *self._training(erased), *(page_of(each) for each in erased)]:
             if path.exists():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-                report.leftovers.append(str(path))
-        report.records = [str(path) for path in _records(self._layout.root) if erase_in_file(path, erased)]
-        if self._run.promote.tracking_uri or (self._layout.root / _MLFLOW_DATABASE).exists():
-            self._on_step("erasing in MLflow")
-            report.mlflow_runs = self._erase_in_mlflow(erased, owners={*report.personal, *self._own_digests()})
-        return erased
+                leftovers.append(str(path))
+        return ErasedData(
+            interaction_ids=erased,
+            snapshots=snapshots,
+            records=[str(path) for path in _records(self._layout.root) if erase_in_file(path, erased)],
+            mlflow_runs=self._erase_in_mlflow(erased, owners={*personal, *self._own_digests()}),
+            personal=personal,
+            leftovers=leftovers,
+        )
 
     def _erase_in_mlflow(self, erased: Collection[str], *, owners: Collection[str]) -> int:
-        from sdpo_ray.personal.mlflow_runs import PersonalRuns
-        from sdpo_ray.promote.registry import Registry
-
-        registry = Registry.of(self._run)
-        personal = PersonalRuns(registry.tracking, model_name=self._run.promote.model_name)
-        return registry.erase(erased) + personal.forget(owners)
+        if not self._run.promote.tracking_uri and not (self._layout.root / _MLFLOW_DATABASE).exists():
+            return 0
+        self._on_step("erasing in MLflow")
+        return Registry.of(self._run).erase(erased) + PersonalRuns.of(self._run).erase(owners)
 
     def _own_digests(self) -> set[str]:
         """Owner digests of their own personal policies, whether or not there is one."""

@@ -14,7 +14,7 @@ from sdpo_ray.privacy.data_subject import DataSubject
 from sdpo_ray.privacy.derived_data import DerivedData
 from sdpo_ray.privacy.erasure_report import ErasureReport
 from sdpo_ray.privacy.journal_purge import JournalPurger
-from sdpo_ray.privacy.run_history import read_run_history
+from sdpo_ray.privacy.run_history import LearnedVersion, read_run_history
 from sdpo_ray.privacy.user_footprint import UserFootprint, UserTables, count, remove
 from sdpo_ray.records import Event
 from sdpo_ray.records.run_events import UserErased
@@ -43,14 +43,18 @@ class Erasure:
     def preview(self) -> ErasureReport:
         """What `execute` would remove. Changes nothing."""
         footprint = self._footprint()
-        report = ErasureReport(dry_run=True, rows=count(self._tables, footprint))
-        report.ambiguous_turns = footprint.ambiguous_turns
-        report.events_in_log = self._log.count(self._is_theirs(footprint))
-        report.snapshots = {str(path): len(ids) for path, ids in self._derived.snapshots(footprint)}
-        erased = self._subject.interaction_ids(self._layout, footprint)
-        report.personal = self._derived.personal_owners(erased)
-        self._add_lineage(report, erased)
-        return report
+        interaction_ids = self._subject.interaction_ids(self._layout, footprint)
+        learned, newest_release_without = self._lineage(interaction_ids)
+        return ErasureReport(
+            dry_run=True,
+            rows=count(self._tables, footprint),
+            events_in_log=self._log.count(self._is_theirs(footprint)),
+            snapshots={str(path): len(ids) for path, ids in self._derived.snapshots(footprint)},
+            personal=self._derived.personal_owners(interaction_ids),
+            ambiguous_turns=footprint.ambiguous_turns,
+            learned=learned,
+            newest_release_without=newest_release_without,
+        )
 
     def execute(self) -> ErasureReport:
         """Erase the data subject's text from the run. Safe to repeat after it was interrupted.
@@ -65,24 +69,36 @@ class Erasure:
             # The conversation of a turn is known only once the turn is in the tables.
             self._log.ingest()
             tombstone = self._extend(tombstone, self._footprint())
-        report = ErasureReport(dry_run=False, erasure_id=tombstone.erasure_id, events_in_log=self._log.purge())
+        events_in_log = self._log.purge()
         # The second lock: personal policies are drawn and published without the data lock.
         with data_lock(self._layout, self._on_wait), file_lock(self._layout.personal):
             footprint = self._footprint()
             tombstone = self._extend(tombstone, footprint)
-            report.ambiguous_turns = footprint.ambiguous_turns
-            erased = self._derived.erase(report, footprint)
+            erased = self._derived.erase(footprint, erasure_id=tombstone.erasure_id)
             self._on_step("deleting rows")
-            report.rows = remove(self._tables, footprint)
-            if any(report.rows.values()) or interrupted:
+            rows = remove(self._tables, footprint)
+            if any(rows.values()) or interrupted:
                 self._on_step("removing the files of deleted rows")
                 self._tables.purge()
             self._tombstones.finish([tombstone, *self._subject.tombstones(self._layout)])
         EventFile(self._layout.events).write(
-            UserErased(erasure_id=tombstone.erasure_id, snapshots=len(report.snapshots), rows=report.rows)
+            UserErased(erasure_id=tombstone.erasure_id, snapshots=len(erased.snapshots), rows=rows)
         )
-        self._add_lineage(report, erased)
-        return report
+        learned, newest_release_without = self._lineage(erased.interaction_ids)
+        return ErasureReport(
+            dry_run=False,
+            erasure_id=tombstone.erasure_id,
+            rows=rows,
+            events_in_log=events_in_log,
+            snapshots=erased.snapshots,
+            records=erased.records,
+            mlflow_runs=erased.mlflow_runs,
+            personal=erased.personal,
+            leftovers=erased.leftovers,
+            ambiguous_turns=footprint.ambiguous_turns,
+            learned=learned,
+            newest_release_without=newest_release_without,
+        )
 
     def _on_wait(self) -> None:
         self._on_step("waiting for the curation round or cycle under way")
@@ -104,7 +120,8 @@ class Erasure:
         users = set(self._subject.users)
         return lambda event: (event.tenant, event.user) in users or event.turn_id in footprint.turn_ids
 
-    def _add_lineage(self, report: ErasureReport, erased: Collection[str]) -> None:
+    def _lineage(self, interaction_ids: Collection[str]) -> tuple[list[LearnedVersion], int | None]:
+        """The versions that learned from these interactions, and the newest release that did not."""
         history = read_run_history(self._layout)
-        report.learned = history.learned(erased)
-        report.newest_release_without = history.newest_release_without(report.learned)
+        learned = history.learned(interaction_ids)
+        return learned, history.newest_release_without(learned)

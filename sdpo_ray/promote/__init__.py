@@ -1,1 +1,1 @@
-"""A report becomes a decision, a decision a release; MLflow keeps the books."""
+"""The gate, releases, canaries, and the records of both in MLflow."""

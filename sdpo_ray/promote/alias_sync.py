@@ -1,7 +1,7 @@
-"""What a person asks for by moving the alias `champion` in MLflow, and what becomes of it.
+"""Keeps MLflow's alias `champion` and the release pointer in agreement.
 
-MLflow does not know who moved an alias, and lets anyone move it anywhere. So a moved alias is a request: the
-pointer follows it to what users were served before or the gate has passed, and to nothing else.
+MLflow does not record who moved an alias, and lets every client move it to any version. A moved alias is therefore a
+request: the pointer follows it to a version that was released before or that the gate has passed, and to no other.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from sdpo_ray.records import Candidate, Release
 
 
 class AliasAction(StrEnum):
-    """What to do about the alias."""
+    """What is done about the alias."""
 
     STAY = "stay"
     """It names what is served."""
@@ -27,17 +27,17 @@ class AliasAction(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AliasSyncResult:
-    """What was done. Made by `sync_alias`; read by jobs, which confirm and report it."""
+    """What was done. Made by `sync_alias`; read by `pipeline.stages`."""
 
-    move: AliasAction
+    action: AliasAction
     alias_version: int | None
-    """The version that the alias named; None where a person deleted it."""
+    """The version that the alias named; None where it was deleted."""
     release: Release
     """What the pointer names now."""
 
 
 def choose_alias_action(*, alias: int | None, served: int, was_released: bool, passed_gate: bool) -> AliasAction:
-    """`was_released` and `passed_gate` are those of the version that the alias names."""
+    """Action for an alias; `was_released` and `passed_gate` are about the version that it names."""
     if alias == served:
         return AliasAction.STAY
     if alias is not None and (was_released or passed_gate):
@@ -52,10 +52,10 @@ def sync_alias(
     set_champion: Callable[[int], None],
     passed: Callable[[int], Candidate | None],
 ) -> AliasSyncResult:
-    """Make pointer and alias agree. Does not wait for the replicas: see `release.confirm`.
+    """Make pointer and alias agree. Does not wait for the replicas; `release.confirm` does.
 
-    `passed` gives the candidate of a version that the gate promoted, and None for any other; it should ask
-    our own records, since people can edit MLflow's. Raises ReleaseError before the first release.
+    `passed` returns the candidate of a version that the gate promoted, and None for any other. It should read the run's
+    own records, since every client can edit MLflow's. Raises ReleaseError before the first release.
     """
     served = served_release(layout)
     if served is None:
@@ -63,11 +63,11 @@ def sync_alias(
     alias = champion()
     was_released = alias in released_versions(layout)
     candidate = passed(alias) if alias is not None and alias != served.policy_version and not was_released else None
-    move = choose_alias_action(
+    action = choose_alias_action(
         alias=alias, served=served.policy_version, was_released=was_released, passed_gate=candidate is not None
     )
-    if move is AliasAction.FOLLOW:
+    if action is AliasAction.FOLLOW:
         served = point_at(layout, candidate) if candidate is not None else rollback(layout, alias)
-    if move is not AliasAction.STAY:
+    if action is not AliasAction.STAY:
         set_champion(served.policy_version)
-    return AliasSyncResult(move=move, alias_version=alias, release=served)
+    return AliasSyncResult(action=action, alias_version=alias, release=served)

@@ -1,14 +1,14 @@
-"""A candidate among users before it is promoted: the pointer that serving follows, and what becomes of the candidate.
+"""A canary release: its pointer, which serving follows, and the decision on the candidate.
 
     its users complain more than the champion's, or its answers are slower     REJECT
-    it answered enough, and nothing was found against it                       PROMOTE
+    it answered enough, and no evidence was found against it                   PROMOTE
     it did not answer enough in time                                           HOLD
 
-Both questions are put to `promote.sequential_test`, each with half of `alpha`, so one may look as often as one likes. Of
-complaints there is one outcome a conversation. An answer of the champion is slow when it takes longer a token than the
-median of its latest ones, an answer of the candidate when it takes more than `max_slower` times that: as long as the
-candidate is not slower than `max_slower` allows, its answers are slow no more often than the champion's. Answers are
-compared with those of about their length, since what a short one takes is the way to and fro.
+Both questions go to `promote.sequential_test`, each with half of `alpha`, so they may be looked at after every answer.
+For complaints there is one outcome for each conversation. An answer of the champion is slow if it takes longer per
+token than the median of the champion's latest answers; an answer of the candidate, if it takes more than `max_slower`
+times that median. So the answers of a candidate within `max_slower` are slow no more often than the champion's. Answers
+are compared with answers of similar length, since the time of a short one is mostly network and queue.
 """
 
 import time
@@ -23,17 +23,18 @@ from sdpo_ray.promote.release import release_of
 from sdpo_ray.promote.sequential_test import HigherRate
 from sdpo_ray.records import Canary, Candidate, Release, Verdict
 
-_SETTLED = 8
-"""The champion's answers of one length whose median is a first guess at what it takes."""
+_MIN_FOR_MEDIAN = 8
+"""Answers of the champion of one length, before their median is compared with."""
 _LATEST = 255
+"""Answers of the champion of one length that the median is taken over."""
 _HOUR_S = 3600
 
 
 def begin(layout: Layout, candidate: Candidate, champion: Release, rules: CanaryConfig) -> Canary:
-    """Put the candidate on trial, or go on with the trial that a killed job left. Raises ValueError for mode off."""
-    there = current(layout)
-    if there is not None and there.candidate.policy_version == candidate.policy_version:
-        return there
+    """Start a canary of the candidate, or resume the one that a killed job left. Raises ValueError for mode off."""
+    running = current(layout)
+    if running is not None and running.candidate.policy_version == candidate.policy_version:
+        return running
     if rules.mode == "off":
         raise ValueError("promote.canary.mode is off")
     canary = Canary(
@@ -48,7 +49,7 @@ def begin(layout: Layout, candidate: Candidate, champion: Release, rules: Canary
 
 
 def current(layout: Layout) -> Canary | None:
-    """The trial that is on; None while there is none. Raises DataError."""
+    """The canary that runs now; None where there is none. Raises DataError."""
     try:
         return read_json(layout.canary_pointer, Canary)
     except FileNotFoundError:
@@ -56,32 +57,32 @@ def current(layout: Layout) -> Canary | None:
 
 
 def end(layout: Layout) -> bool:
-    """Let everybody meet the champion again; whether there was a trial. Safe to repeat."""
-    there = layout.canary_pointer.exists()
+    """End the canary, so that every user is served by the champion; whether there was one. Safe to repeat."""
+    existed = layout.canary_pointer.exists()
     layout.canary_pointer.unlink(missing_ok=True)
-    if there:
+    if existed:
         fsync_directory(layout.root)
-    return there
+    return existed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryArm:
-    """What one of the two policies has shown."""
+    """Counts of one of the two policies. Made by `CanaryJudge`; read by `pipeline.canary_runner`."""
 
     answers: int
     reactions: int
-    """Conversations in which users reacted to an answer; only the first reaction counts."""
+    """Conversations in which the user reacted to an answer; only the first reaction counts."""
     complaints: int
-    """How many of them complained."""
+    """Those of them whose first reaction was a complaint."""
 
 
 class CanaryJudge:
-    """Takes in what happens, in its order, and says what follows. Reasons carry the numbers that decided."""
+    """Decides on a canary from outcomes in the order of time. Reasons carry the numbers that decided."""
 
     def __init__(self, canary: Canary, rules: CanaryConfig) -> None:
         self._canary = canary
         self._rules = rules
-        # So many answers of the champion come for each of the candidate's.
+        # Number of the champion's answers for each of the candidate's.
         block = max(1, round((1 - canary.share) / canary.share))
         self._complaining = HigherRate(block=block)
         self._slow = HigherRate(block=block)
@@ -89,16 +90,16 @@ class CanaryJudge:
         self._paces: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_LATEST))
 
     def reacted(self, complaint: bool, *, candidate: bool) -> None:
-        """A user reacted to an answer; one outcome a conversation."""
+        """Add the first reaction of a conversation."""
         self._counts[candidate].update(reactions=1, complaints=int(complaint))
         self._complaining.add(complaint, candidate=candidate)
 
     def answered(self, *, seconds: float, tokens: int, candidate: bool) -> None:
-        """An answer was given, of at least one token."""
+        """Add an answer of at least one token, with the seconds that it took."""
         self._counts[candidate].update(answers=1)
         length, pace = tokens.bit_length(), seconds / tokens
         before = self._paces[length]
-        if len(before) >= _SETTLED:
+        if len(before) >= _MIN_FOR_MEDIAN:
             bound = median(before) * (self._rules.max_slower if candidate else 1.0)
             self._slow.add(pace > bound, candidate=candidate, kind=length)
         if not candidate:
@@ -114,7 +115,7 @@ class CanaryJudge:
 
     @property
     def evidence_needed(self) -> float:
-        """Evidence with which a breach is found."""
+        """Evidence at which the candidate is rejected."""
         return 2 / self._rules.alpha
 
     @property
@@ -127,37 +128,37 @@ class CanaryJudge:
 
     @property
     def judged(self) -> int:
-        """The candidate's answers that count towards `min_answers`: those that were reacted to, if anybody saw them."""
+        """The candidate's answers that count towards `min_answers`: those that were reacted to; in shadow, all."""
         return self.candidate.answers if self._canary.mode == "shadow" else self.candidate.reactions
 
     def ruling(self, now_s: float) -> tuple[Verdict, str] | None:
-        """What becomes of the candidate, and why; None while the trial goes on."""
+        """Verdict on the candidate with its reason; None while the canary continues."""
         rules, version = self._rules, self._canary.candidate.policy_version
         breaches = []
         if self.complaint_evidence >= self.evidence_needed:
-            breaches.append(f"users complain more of it: {self._found(self.complaint_evidence)}")
+            breaches.append(f"users complain more of it: {self._evidence(self.complaint_evidence)}")
         if self.slowness_evidence >= self.evidence_needed:
             slower = f"its answers take more than {rules.max_slower:g} times as long a token"
-            breaches.append(f"{slower}: {self._found(self.slowness_evidence)}")
+            breaches.append(f"{slower}: {self._evidence(self.slowness_evidence)}")
         if breaches:
             return Verdict.REJECT, f"{self._canary.mode} of v{version}: {'; '.join(breaches)}"
         hours = (now_s - self._canary.started_at_s) / _HOUR_S
         if self.judged >= rules.min_answers:
-            return Verdict.PROMOTE, f"{self._canary.mode} of v{version}: nothing against it; {self._words()}"
+            return Verdict.PROMOTE, f"{self._canary.mode} of v{version}: nothing against it; {self._counts_text()}"
         if hours >= rules.max_hours:
             few = f"{self.judged} answers of {rules.min_answers} after {hours:.1f} h"
-            return Verdict.HOLD, f"{self._canary.mode} of v{version}: {few}; {self._words()}"
+            return Verdict.HOLD, f"{self._canary.mode} of v{version}: {few}; {self._counts_text()}"
         return None
 
-    def _found(self, evidence: float) -> str:
-        return f"evidence {evidence:.3g} of {self.evidence_needed:g}; {self._words()}"
+    def _evidence(self, evidence: float) -> str:
+        return f"evidence {evidence:.3g} of {self.evidence_needed:g}; {self._counts_text()}"
 
-    def _words(self) -> str:
-        mine, other = self.candidate, self.champion
+    def _counts_text(self) -> str:
+        ours, theirs = self.candidate, self.champion
         return (
-            f"{mine.complaints} complaints in {mine.reactions} conversations, "
-            f"{other.complaints} in {other.reactions} of v{self._canary.champion_version}; "
-            f"{mine.answers} answers, {other.answers} of v{self._canary.champion_version}"
+            f"{ours.complaints} complaints in {ours.reactions} conversations, "
+            f"{theirs.complaints} in {theirs.reactions} of v{self._canary.champion_version}; "
+            f"{ours.answers} answers, {theirs.answers} of v{self._canary.champion_version}"
         )
 
 

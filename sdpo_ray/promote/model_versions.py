@@ -49,11 +49,11 @@ class ModelVersions:
             if number == policy_version:
                 return
             if number > policy_version:
-                self._client.delete_model_version(self._name, created.version)
+                self._client.delete_model_version(self._name, str(number))
                 raise DataError(self._taken(policy_version, f"MLflow's next number is {number}"))
-            self.set_tag(number, _OURS, created.version)
+            self.set_tag(number, _OURS, str(number))
             self.set_tag(number, "status", UNRECORDED)
-            self._client.update_model_version(self._name, created.version, _UNRECORDED_TEXT)
+            self._client.update_model_version(self._name, str(number), _UNRECORDED_TEXT)
 
     def find(self, policy_version: int) -> Mapping[str, str] | None:
         """Tags of a version; None where there is none. Raises DataError for one of another origin."""
@@ -77,6 +77,7 @@ class ModelVersions:
         return tags
 
     def set_tag(self, policy_version: int, key: str, value: str) -> None:
+        """Set a tag of an existing version."""
         self._client.set_model_version_tag(self._name, str(policy_version), key, value)
 
     def aliased(self, alias: str) -> int | None:
@@ -87,6 +88,7 @@ class ModelVersions:
         return int(number)
 
     def set_alias(self, alias: str, policy_version: int) -> None:
+        """Point an alias at an existing version."""
         self._client.set_registered_model_alias(self._name, alias, str(policy_version))
 
     def all(self) -> Iterator[tuple[int, Mapping[str, str]]]:

@@ -1,8 +1,8 @@
-"""Make what is served equal what was decided: the release pointer, its confirmation, and the way back.
+"""Releases: moves the release pointer, waits until replicas serve what it names, and rolls back.
 
-The pointer is one small file that every replica follows. MLflow's alias `champion` says the same to people.
-Move the alias first, the pointer after it, in both directions: whoever is killed between the two leaves an
-alias that `promote.alias_sync` brings the pointer to.
+The pointer is one small file that every replica follows; MLflow's alias `champion` names the same version for
+operators. Move the alias first and the pointer second, in both directions: a process that is killed between the two
+leaves an alias that `promote.alias_sync` brings the pointer to.
 """
 
 import http.client
@@ -19,15 +19,14 @@ from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import BASE_VERSION, Candidate, Release
 
-"""`v<policy version>: <why>`, while a replica refuses what the pointer names."""
 _POLL_S = 0.1
 _REQUEST_TIMEOUT_S = 5.0
 
 
 def point_at(layout: Layout, proposed: Candidate | Release) -> Release:
-    """Release a policy to the users: keep its record, then move the pointer. Returns what was released.
+    """Release a policy to the users: write its record, then move the pointer. Returns the release.
 
-    Safe to repeat: what is served already stays as it is, with its time and its previous version.
+    Safe to repeat: a version that is served already keeps its time and its previous version.
     """
     served = served_release(layout)
     if served is not None and served.policy_version == proposed.policy_version:
@@ -39,7 +38,7 @@ def point_at(layout: Layout, proposed: Candidate | Release) -> Release:
 
 
 def release_of(layout: Layout, proposed: Candidate | Release, *, previous_version: int | None) -> Release:
-    """A policy as it would be served from now on; with its adapter, where it has one over the run's base."""
+    """Release record of a policy, with its adapter where it has one over the run's base."""
     adapter = proposed.adapter if isinstance(proposed, Release) else _adapter(layout, Path(proposed.path))
     return Release(
         policy_version=proposed.policy_version,
@@ -53,7 +52,7 @@ def release_of(layout: Layout, proposed: Candidate | Release, *, previous_versio
 
 
 def served_release(layout: Layout) -> Release | None:
-    """What the pointer names; None before the first release."""
+    """Release that the pointer names; None before the first one."""
     return read_json(layout.release_pointer, Release) if layout.release_pointer.exists() else None
 
 
@@ -63,10 +62,9 @@ def released_versions(layout: Layout) -> frozenset[int]:
 
 
 def release_to_restore(layout: Layout, to: int | None = None) -> Release:
-    """The release that `rollback` would point at: version `to`, or the one served before the present one.
+    """Release that `rollback` points at: version `to`, or the one that was served before the present one.
 
-    Raises ReleaseError, saying which versions there are, when `to` was never released or there is nothing to
-    go back to.
+    Raises ReleaseError, naming the versions there are, where `to` was never released or no release came before.
     """
     served = served_release(layout)
     known = released_versions(layout)
@@ -81,20 +79,20 @@ def release_to_restore(layout: Layout, to: int | None = None) -> Release:
 
 
 def rollback(layout: Layout, to: int | None = None) -> Release:
-    """Point at an earlier release again. The version left behind keeps its record. Raises as `release_to_restore`."""
-    back = release_to_restore(layout, to)
-    if back != served_release(layout):
-        write_json(layout.release_pointer, back)
-    return back
+    """Point at an earlier release again; all records stay. Raises as `release_to_restore`."""
+    restored = release_to_restore(layout, to)
+    if restored != served_release(layout):
+        write_json(layout.release_pointer, restored)
+    return restored
 
 
 def confirm(url: str, policy_version: int, *, timeout_s: float, answers: int = 1) -> float:
     """Wait until `answers` consecutive replies of `url`/health come from `policy_version`; returns the seconds.
 
-    Ask for several where several replicas share the address. Raises SwapError with the replica's words when it
-    refused that version, ReleaseError when the time is up.
+    `answers` should be the number of replicas behind the address. Raises SwapError with the replica's reason where it
+    refused that version, ReleaseError after `timeout_s`.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     in_a_row, last = 0, "no reply"
     while in_a_row < answers:
         try:
@@ -108,17 +106,17 @@ def confirm(url: str, policy_version: int, *, timeout_s: float, answers: int = 1
             if refused.startswith(f"v{policy_version}:"):
                 raise SwapError(f"{url} refused {refused}")
         if in_a_row < answers:
-            if time.monotonic() - began > timeout_s:
+            if time.monotonic() - started > timeout_s:
                 raise ReleaseError(
                     f"v{policy_version} was released, but {url} serves {last} after {timeout_s:.0f} s: "
                     "see the replicas' logs, and whether they read the same run.root"
                 )
             time.sleep(_POLL_S)
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
 def _adapter(layout: Layout, candidate: Path) -> str:
-    """The candidate's adapter, where the weights beneath it are the run's base; else nothing."""
+    """Directory of the candidate's adapter if it was trained over the run's base; else empty."""
     folder = candidate / ADAPTER
     try:
         beneath = read_adapter_config(folder).base_model_name_or_path

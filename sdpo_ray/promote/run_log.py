@@ -1,6 +1,6 @@
-"""What the books say about one cycle: everything needed to make its candidate again, and to judge it.
+"""What is recorded of one cycle: all that is needed to train its candidate again, and to judge it.
 
-Plain values and files; `promote.registry` writes them into MLflow.
+Plain values and files; `promote.tracking` writes them into MLflow.
 """
 
 import statistics
@@ -13,17 +13,17 @@ from sdpo_ray.config import Run, keys, to_json
 from sdpo_ray.io.files import write_json
 from sdpo_ray.records import Candidate, Decision, Relevance, Report, Snapshot
 from sdpo_ray.report.token_html import write_html
-from sdpo_ray.report.token_png import write_words
+from sdpo_ray.report.token_png import write_cells
 from sdpo_ray.report.training_plots import score_intervals, training_curves
 
 CANDIDATE_FILE = "candidate.json"
 SIGNALS = ("signal.html", "signal.png")
-"""What a few interactions taught a policy: user text."""
+"""Files that show the attribution of a few interactions: they hold user text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CycleRecord:
-    """One cycle, as it is recorded. Made by jobs; read by `promote.registry`."""
+    """One cycle, as it is recorded. Made by `pipeline.stages` and `personal.trainer`; read by `promote.registry`."""
 
     cycle: int
     seed: int
@@ -36,12 +36,12 @@ class CycleRecord:
     report: Report
     decision: Decision
     relevance: tuple[Relevance, ...] = ()
-    """Of some interactions of the snapshot; none where the update did not ask."""
+    """Of some interactions of the snapshot; empty where the update measured none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricPoint:
-    """One point of a metric's curve."""
+    """One point of a metric's curve. Made by `points`; read by `promote.tracking`."""
 
     name: str
     value: float
@@ -70,7 +70,7 @@ def parameters(entry: CycleRecord) -> dict[str, str]:
 
 
 def points(entry: CycleRecord) -> Iterator[MetricPoint]:
-    """Training's curves by optimizer step; what is counted, and scores with their intervals, at step 0."""
+    """Points of the training curves by optimizer step; counts, and scores with their intervals, at step 0."""
     for metrics in entry.candidate.steps:
         numbers = asdict(metrics)
         step = numbers.pop("step")
@@ -96,8 +96,7 @@ def points(entry: CycleRecord) -> Iterator[MetricPoint]:
 def write_files(entry: CycleRecord, directory: Path) -> None:
     """Write `run.json`, the four records, `training.png` and `scores.png` into `directory`.
 
-    Where the candidate shows what a few interactions taught it, there are `signal.html` and `signal.png` too, and
-    where follow-ups were held against strangers', `relevance.json`.
+    A candidate with attributions adds `signal.html` and `signal.png`, one with measured relevance `relevance.json`.
     """
     (directory / "run.json").write_text(to_json(entry.run))
     write_json(directory / "snapshot.json", entry.snapshot)
@@ -112,15 +111,15 @@ def write_files(entry: CycleRecord, directory: Path) -> None:
 
 
 def write_signals(candidate: Candidate, directory: Path, *, cycle: int) -> None:
-    """Write the two files of `SIGNALS`; neither where the candidate shows nothing."""
+    """Write the two files of `SIGNALS`; neither where the candidate has no attributions."""
     if signals := candidate.signals:
         html, png = (directory / name for name in SIGNALS)
         write_html(signals, html, title=f"Cycle {cycle}: what users taught v{candidate.parent_version}")
-        write_words(signals, png)
+        write_cells(signals, png)
 
 
 def _value(run: dict[str, Any], name: str) -> object:
-    """A key of a run file by its dotted name; a table that the user names the keys of is one value."""
+    """Value of a run file's key by its dotted name; a table whose keys the user names is one value."""
     found: Any = run
     for part in name.split("."):
         found = found[part]

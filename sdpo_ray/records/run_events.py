@@ -56,7 +56,7 @@ class Curated(_RunEvent, frozen=True, kw_only=True):
     turns: int
     interactions: int
     """Both: rows of the tables."""
-    not_admitted: dict[str, int]
+    refused: dict[str, int]
     """Turns, pairs and comments since the stage started that became no interaction, by reason."""
 
 

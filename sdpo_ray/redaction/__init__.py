@@ -1,8 +1,8 @@
-"""Personal data and secrets are taken out of a text before it is first written.
+"""Redaction: remove personal data and secrets from a text before it is first written.
 
-What is found is replaced by its kind in brackets, such as `[email]`. Every kind has a form that is checked, not only
-a look: a card's check digit, an IBAN's remainder, a phone number's plan. Names and postal addresses have no such form
-and stay, unless Presidio is asked for them.
+Each entity is replaced by its type in brackets, such as `[email]`. Every type is validated, not only matched by its
+pattern: a card's check digit, an IBAN's remainder, a phone number's numbering plan. Names and postal addresses have no
+such form; they stay, unless the run file configures Presidio for them.
 """
 
 from sdpo_ray.redaction.redactor import EntityType, Redactor

@@ -1,4 +1,4 @@
-"""Payment cards and bank accounts in a text, each told by its check digits."""
+"""Find payment card numbers and bank accounts (IBAN) in a text, validated by their check digits."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ _SPACE = " \u00a0\u2007\u2009\u202f"
 _DASH = ".\u2010\u2011\u2013-"
 _GROUP = re.compile(r"\d+")
 _RUN = re.compile(rf"\d+(?:(?:[{_SPACE}]?[{_DASH}][{_SPACE}]?|[{_SPACE}]{{1,2}})\d+)*")
-"""Groups of digits, and what may stand between those of one number."""
+"""Groups of digits with the separators that may stand within one number."""
 _MAX_GROUPS = 5
 _ISSUED = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})"  # Visa
@@ -22,14 +22,14 @@ _ISSUED = re.compile(
     r"|(?:5018|5020|5038|5893|6304|6759|676[1-3])\d{9,15}"  # Maestro
     r"|220[0-4]\d{12,15}|508\d{13}"  # Mir, RuPay
 )
-"""Ranges of ISO/IEC 7812 issuer numbers with the lengths that are in use."""
+"""Ranges of issuer numbers (ISO/IEC 7812) with the lengths in use."""
 
 
 def cards(text: str) -> Iterator[tuple[int, int]]:
-    """Numbers of 13 to 19 digits in a known issuer's range whose Luhn digit is right.
+    """Spans [start, end) of numbers of 13 to 19 digits in a known issuer's range with a valid Luhn digit.
 
-    They are written in one piece or in up to five groups with the same sign between them. The digits of a decimal
-    fraction are none.
+    They are written in one piece or in up to five groups with the same separator. Digits of a decimal fraction do not
+    count.
     """
     for run in _RUN.finditer(text):
         if run.end() - run.start() < 13:
@@ -49,7 +49,7 @@ def _is_card(text: str, groups: Sequence[tuple[int, int]]) -> bool:
     between = {text[before[1] : after[0]] for before, after in pairwise(groups)}
     if len(between) > 1 or not _stands_alone(text, start, end):
         return False
-    # int() reads the digits of any script.
+    # int() reads digits of any script.
     number = "".join(str(int(digit)) for first, last in groups for digit in text[first:last])
     return _ISSUED.fullmatch(number) is not None and luhn.is_valid(number)
 
@@ -59,7 +59,7 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
     escape = len(before) == 2 and before[0] == "\\" and before[1] in "nrt"
     if (before[-1:].isalnum() and not escape) or after[:1].isalnum():
         return False
-    # A comma stands between the columns of a table, too.
+    # Only "0," counts as a decimal comma: commas also separate the columns of a table.
     fraction = before == "0," or (before[:1].isdigit() and before[1:] == ".")
     return not fraction and not (after[:1] == "." and after[1:].isdigit())
 
@@ -73,10 +73,10 @@ _NOT_IN_IBAN = re.compile(r"[^0-9A-Za-z]")
 
 
 def ibans(text: str) -> Iterator[tuple[int, int]]:
-    """Account numbers of ISO 13616 with the structure of their country and a remainder of 1 modulo 97.
+    """Spans [start, end) of account numbers (ISO 13616) with their country's structure and a remainder of 1 modulo 97.
 
-    In small letters and in groups, too. What follows in the same line may look like more groups of it, so that every
-    end of a group is tried.
+    Lower case and groups are allowed. The text after a number may look like further groups, so every end of a group is
+    tried.
     """
     if _TWO_DIGITS.search(text) is None:
         return

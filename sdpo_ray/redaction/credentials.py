@@ -1,6 +1,6 @@
-"""Secrets in a text, told by the prefixes that their issuers gave them so that scanners find them.
+"""Find secrets in a text by the prefixes that issuers give them for secret scanners.
 
-A secret without a form, such as a password in a sentence, is not found: nothing is guessed.
+A secret without a recognisable form, such as a password in a sentence, is not found.
 """
 
 import base64
@@ -35,9 +35,9 @@ _PRIVATE_KEY = re.compile(
     r"(?:(?:[^-]|-(?!----))*-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
     r"|(?:(?:\s|\\[nr])+[0-9A-Za-z+/=]{20,})+)"
 )
-"""RFC 7468 and OpenPGP; one that was cut off ends with its last long line."""
+"""RFC 7468 and OpenPGP; a truncated key ends with its last long line."""
 _URL_PASSWORD = re.compile(r"://([^\s/:@\"'<>]{0,128}:[^\s/@\"'<>]{1,256})@(?=[0-9A-Za-z\[_])")
-"""RFC 3986, userinfo with a colon in it."""
+"""RFC 3986, userinfo that contains a colon."""
 _HEADER = re.compile(
     r"(?:authorization[\"']?\s{0,3}[:=]\s{0,3}[\"']?)(bearer|basic|token)\s{1,3}([0-9A-Za-z._~+/-]{8,}={0,2})",
     re.IGNORECASE,
@@ -49,6 +49,7 @@ _AWS_SECRET = re.compile(
 
 
 def secrets(text: str) -> Iterator[tuple[int, int]]:
+    """Spans [start, end) of tokens, private keys, passwords in URLs and credentials in headers."""
     for needle, pattern in _COMPILED:
         if needle in text:
             yield from (found.span() for found in pattern.finditer(text))
@@ -62,7 +63,7 @@ def secrets(text: str) -> Iterator[tuple[int, int]]:
     if "authorization" in lowered:
         for found in _HEADER.finditer(text):
             scheme, value = found[1].lower(), found[2]
-            # Documentation says `Bearer YOUR_API_KEY`, and `Basic authentication` is two words of prose.
+            # Not secrets: `Bearer YOUR_API_KEY` in documentation, `Basic authentication` in prose.
             if _is_user_and_password(value) if scheme == "basic" else _has_digit(value):
                 yield found.span(2)
     if "secret" in lowered:

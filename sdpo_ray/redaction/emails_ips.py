@@ -1,7 +1,7 @@
-"""E-mail addresses and IP addresses in a text.
+"""Find e-mail addresses and IP addresses in a text.
 
-E-mail in the practical form of RFC 5321 and 5322: no comments, no quoted local part, a domain with a dot; letters of
-any script in both halves (RFC 6531). The work at an `@` is bounded by the lengths that RFC 5321 allows.
+E-mail addresses follow the practical subset of RFC 5321 and 5322: no comments, no quoted local part, a domain with a
+dot; letters of any script in both parts (RFC 6531). The lengths that RFC 5321 allows bound the time per `@`.
 """
 
 import re
@@ -10,8 +10,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 _MAX_LOCAL = 64
 _AT = re.compile("[@\uff20]|%40")
-# Read backwards from the `@`. Where words are written without spaces between them, the letters of an alphabet end at
-# those of another: of "...是zhang@example.com" the first two characters stay.
+# Matched backwards from the `@`. In scripts without spaces between words, the local part ends where another script
+# begins: in "...是zhang@example.com" the characters before "zhang" stay.
 _LOCAL_BACKWARDS = re.compile(r"[A-Za-z0-9!#$%&'*+^_~.\u00c0-\u052f-]+|[\w.+-]+")
 _DOMAIN = re.compile(
     r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}(?:[Xx][Nn]--[A-Za-z0-9-]{2,59}|[A-Za-z]{2,63}|[^\W\d_]{2,63})"
@@ -21,6 +21,7 @@ _NO_DOMAIN = re.compile(r"[1-4]x\.(?:png|jpe?g|gif|webp|svg)\Z|[0-9]+\.[0-9]", r
 
 
 def emails(text: str) -> Iterator[tuple[int, int]]:
+    """Spans [start, end) of e-mail addresses."""
     for at in _AT.finditer(text):
         domain = _DOMAIN.match(text, at.end())
         if domain is None or _NO_DOMAIN.match(domain[0]):
@@ -33,7 +34,7 @@ def emails(text: str) -> Iterator[tuple[int, int]]:
             yield start, domain.end()
 
 
-# A digit or letter beside it makes it a part of something else, as does a fifth number.
+# Not an address: with a digit or letter next to it, or with a fifth number.
 _IPV4 = re.compile(
     r"(?:(?<![0-9A-Za-z])|(?<=\\[nrt]))(?<![0-9]\.)(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9A-Za-z])(?!\.[0-9])"
 )
@@ -42,17 +43,17 @@ _IPV6 = re.compile(
     r"(?![0-9A-Za-z])"
 )
 _LONGEST_IPV6 = 47
-"""Characters, with a colon too many at either end."""
+"""Characters, including one extra colon at each end."""
 
 
 def ips(text: str) -> Iterator[tuple[int, int]]:
-    """Addresses that some host may have.
+    """Spans [start, end) of addresses that a host may have.
 
-    Loopback, unspecified, multicast and reserved ones (netmasks, too) name nobody. In IPv6 the reserved ranges hold
-    nearly everything that is no address but looks like one: `a::b` of a program, `::2` of a slice.
+    Loopback, unspecified, multicast and reserved addresses, netmasks included, identify nobody. In IPv6 the reserved
+    ranges cover most text that only looks like an address: `a::b` in a program, `::2` in a slice.
     """
     if text.count(".") >= 3:
-        yield from (found.span() for found in _IPV4.finditer(text) if _names_a_host(found[0]))
+        yield from (found.span() for found in _IPV4.finditer(text) if _is_host_address(found[0]))
     if text.count(":") < 2:
         return
     for found in _IPV6.finditer(text):
@@ -61,11 +62,11 @@ def ips(text: str) -> Iterator[tuple[int, int]]:
             continue
         start += found[0].startswith(":") and not found[0].startswith("::")
         end -= found[0].endswith(":") and not found[0].endswith("::")
-        if _names_a_host(text[start:end]):
+        if _is_host_address(text[start:end]):
             yield start, end
 
 
-def _names_a_host(address: str) -> bool:
+def _is_host_address(address: str) -> bool:
     try:
         known: IPv4Address | IPv6Address = ip_address(address)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Phone numbers in a text, found and checked against the world's numbering plans by `phonenumbers`."""
+"""Find phone numbers in a text, validated against the numbering plans of `phonenumbers`."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from sdpo_ray.errors import ConfigError
 
 _ENOUGH_DIGITS = re.compile(r"\d(?:[^\w\n]{0,4}\d){6}")
-"""Seven digits, which is fewer than any number has that reaches its owner from another town."""
+"""Seven digits: shorter numbers cannot be called from another town."""
 _INTERNATIONAL = re.compile(r"[+\uff0b]\(?\d|00[1-9]")
 _TRUNK = re.compile(r"\(?0[1-9]")
 _SOMETHING_ELSE = re.compile(
@@ -16,22 +16,25 @@ _SOMETHING_ELSE = re.compile(
 )
 _PART_BEFORE = re.compile(r"(?:\d\.|\b0,|\w[-#])\Z")
 _PART_AFTER = re.compile(r"-\w|\.\d")
-"""Of a decimal fraction, or of an id such as `J-0401000-03`."""
+"""Parts of a decimal fraction, or of an id such as `J-0401000-03`."""
 _MIN_TRUNK_DIGITS = 9
 _ALL = 2**62
 _UNCLOSED = re.compile(r"(?:[(\[\uff08](?!\+?\d+[)\]\uff09]))+")
-"""A bracket before the number that is not about its first digits."""
+"""Opening brackets before the number that do not enclose its first digits."""
 _CUE_CHARS = 40
 _CUE = re.compile(
     r"(?:\b|_)(?:phone|mobile|cell|tel|telephone|telefon|handy|fax|call|text|sms|ring|dial|whatsapp|contact|reach|my)"
     r"(?:phone)?s?(?:[ _-]?(?:number|nummer|num|no|nr)s?)?\b[^\d\n]{0,16}\Z",
     re.IGNORECASE,
 )
-"""A word that says what digits are; also the key of a JSON object, such as `phone_number` and `mobilePhone`."""
+"""A word that announces a phone number; also a JSON key such as `phone_number` or `mobilePhone`."""
 
 
 class PhoneRecognizer:
-    """Numbers in the international form, and in the national one of each of `regions` (ISO 3166 codes)."""
+    """Finds numbers in the international format, and in the national format of each of `regions` (ISO 3166 codes).
+
+    Raises ConfigError for an unknown region.
+    """
 
     def __init__(self, regions: Sequence[str]) -> None:
         import phonenumbers
@@ -44,6 +47,7 @@ class PhoneRecognizer:
         self._trunks = self._trunks or {None: None}
 
     def __call__(self, text: str) -> Iterator[tuple[int, int]]:
+        """Spans [start, end) of phone numbers."""
         if _ENOUGH_DIGITS.search(text) is None:
             return
         from phonenumbers import Leniency, PhoneNumberMatcher
@@ -52,16 +56,16 @@ class PhoneRecognizer:
             for found in PhoneNumberMatcher(text, region, leniency=Leniency.VALID, max_tries=_ALL):
                 unclosed = _UNCLOSED.match(found.raw_string)
                 start = found.start + (unclosed.end() if unclosed else 0)
-                if _is_meant(text, start, found.end, region, trunk):
+                if _is_phone_number(text, start, found.end, region, trunk):
                     yield start, found.end
 
 
-def _is_meant(text: str, start: int, end: int, region: str | None, trunk: str | None) -> bool:
-    """Whether digits that a plan knows were meant as a number to call; tables and ids are full of such digits.
+def _is_phone_number(text: str, start: int, end: int, region: str | None, trunk: str | None) -> bool:
+    """Whether digits that are valid in a numbering plan are a phone number; tables and ids hold many such digits.
 
-    A `+` says so, and so does a trunk prefix 0, which has to be there where the region has one. Elsewhere the digits
-    have to be grouped as the region groups them: ten in one piece are more often an id, and 2147483647 is a number in
-    Dallas. They count where a word before them says so.
+    A number with `+` counts. In a region with the trunk prefix 0, a national number needs that prefix. In other regions
+    the digits must be grouped as the region groups them, or follow a word such as "phone": ten digits in one piece are
+    more often an id, and 2147483647 is a valid number in Dallas.
     """
     before, raw = text[max(0, start - _CUE_CHARS) : start], text[start:end]
     if _INTERNATIONAL.match(raw):

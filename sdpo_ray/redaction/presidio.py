@@ -1,7 +1,7 @@
-"""What Microsoft Presidio finds (the extra `pii`).
+"""Find entities with Microsoft Presidio (the extra `pii`).
 
-Nothing is fetched: the words of a text are told apart by a language model of spaCy where the operator has installed
-one, which then finds names and places, too; else by a blank pipeline, which is enough for everything with a form.
+Nothing is downloaded. If the operator has installed a spaCy language model, it tokenizes the text and also finds names
+and places; otherwise a blank pipeline tokenizes, which is enough for entities with a pattern.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,13 +11,13 @@ from sdpo_ray.errors import ConfigError
 
 _MODELS = ("en_core_web_trf", "en_core_web_lg", "en_core_web_md", "en_core_web_sm")
 _MIN_SCORE = 0.4
-"""What Presidio gives a weak pattern, such as nine digits, once a word beside it says what they are."""
+"""Presidio's score for a weak pattern, such as nine digits, next to a word that says what it is."""
 
 
 class Presidio:
-    """Finds these entities, each named in small letters, with Presidio's patterns for English texts.
+    """Finds these entities with Presidio's patterns for English text; `kinds` are their names in lower case.
 
-    Raises ConfigError where Presidio is not installed, and for an entity that nothing here finds.
+    Raises ConfigError when Presidio is not installed, and for an entity that no recognizer finds.
     """
 
     def __init__(self, entities: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ class Presidio:
             from presidio_analyzer.recognizer_registry import RecognizerRegistryProvider
         except ImportError as error:
             raise ConfigError("capture.presidio needs Presidio: pip install 'sdpo-ray[pii]'") from error
-        # It would download the list of public suffixes when it sees the first e-mail address; it brings a copy.
+        # Without this it would download the public suffix list at the first e-mail address; it has a bundled copy.
         domains.TLD_EXTRACTOR.suffix_list_urls = ()
         model = _model()
         engine = _blank() if model is None else _spacy(model)
@@ -45,6 +45,7 @@ class Presidio:
         self.kinds = tuple(map(str.lower, self._entities))
 
     def __call__(self, text: str) -> Iterator[tuple[int, int, str]]:
+        """Spans (start, end, kind)."""
         for found in self._analyzer.analyze(text=text, language="en", entities=self._entities):
             yield found.start, found.end, found.entity_type.lower()
 
@@ -70,7 +71,7 @@ def _blank() -> Any:
             self.nlp: Any = {"en": spacy.blank("en")}
 
         def process_text(self, text: str, language: str) -> Any:
-            # Presidio compares the lemmas beside a find with words such as "ssn"; a blank pipeline makes none.
+            # Presidio compares lemmas near a match with words such as "ssn"; a blank pipeline sets no lemmas.
             doc = self.nlp[language](text)
             for token in doc:
                 token.lemma_ = token.lower_

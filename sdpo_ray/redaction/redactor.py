@@ -1,4 +1,4 @@
-"""A text without what its recognisers find in it."""
+"""The redactor: replace the entities that recognisers find in a text."""
 
 import json
 import re
@@ -14,11 +14,11 @@ from sdpo_ray.redaction.phones import PhoneRecognizer
 from sdpo_ray.redaction.presidio import Presidio
 
 Recogniser = Callable[[str], Iterable[tuple[int, int]]]
-"""Where in a text something of one kind is: [start, end), in any order."""
+"""Yields the spans [start, end) of one entity type in a text, in any order."""
 
 
 class EntityType(StrEnum):
-    """What is looked for; a recogniser of Presidio is named by its entity in small letters beside these."""
+    """Entity types with own recognisers. Presidio's entities are named in lower case in addition to these."""
 
     EMAIL = "email"
     PHONE = "phone"
@@ -32,11 +32,11 @@ _MAX_PASSES = 4
 
 
 class Redactor:
-    """Replaces what is found by its kind in brackets.
+    """Replaces each entity by its type in brackets.
 
-    What comes out depends on the text alone, and a second pass over it finds nothing: what is left between two
-    brackets is searched by itself until nothing is found in it. Raises ConfigError for a kind, a region or an entity
-    that there is not, and where `presidio` is asked for and not installed.
+    The result depends on the text alone, and redacting it again finds nothing: the pieces between brackets are searched
+    again until nothing is found. Raises ConfigError for an unknown kind, region or Presidio entity, and when `presidio`
+    is not empty but Presidio is not installed.
     """
 
     def __init__(
@@ -51,17 +51,17 @@ class Redactor:
         self._labels = re.compile(rf"(\[(?:{labels})\])")
 
     def redact(self, text: str) -> tuple[str, Counter[str]]:
-        """`text` without what was found, and how much of each kind that was."""
+        """The redacted text, and the number of replaced entities by type."""
         counts: Counter[str] = Counter()
         pieces = self._labels.split(text)
         pieces[::2] = [self._piece(piece, counts, _MAX_PASSES) for piece in pieces[::2]]
         return ("".join(pieces), counts) if counts else (text, counts)
 
     def redact_json(self, text: str) -> tuple[str, Counter[str]]:
-        """A JSON text with keys, strings and numbers redacted; a number in which something is found becomes a string.
+        """Redact keys, strings and numbers of a JSON text; a number that holds an entity becomes a string.
 
-        A value is read with the key it belongs to, which may say what it is. Everything else stays as it is written.
-        What is no JSON is redacted as text.
+        A value is searched together with its key, which may say what it is. Everything else stays byte for byte. Text
+        that is not JSON is redacted as text. Returns as `redact` does.
         """
         try:
             json.loads(text, parse_int=len, parse_float=len)
@@ -92,7 +92,7 @@ class Redactor:
         if not found:
             return text
         if not passes:
-            # Only a text made for it goes on yielding something at the edges of what was taken out.
+            # Only adversarial text still yields entities next to replaced ones after this many passes.
             (_, _, kind) = found[0]
             counts[kind] += 1
             return f"[{kind}]"
@@ -104,7 +104,7 @@ class Redactor:
         return "".join((*pieces, self._piece(text[done:], counts, passes - 1)))
 
     def _found(self, text: str) -> list[tuple[int, int, str]]:
-        """In the order of the text; of those that overlap the longest, then the kind that was named first."""
+        """Disjoint spans (start, end, kind) in order. The longest span wins, then the kind that was named first."""
         spans = [
             (start, end, kind.value)
             for kind, recogniser in self._recognisers.items()

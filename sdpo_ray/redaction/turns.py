@@ -1,4 +1,4 @@
-"""Turns and feedback without what a redactor finds in them."""
+"""Redact turns and feedback."""
 
 import re
 from collections import Counter
@@ -10,15 +10,15 @@ from sdpo_ray.records import Feedback, Message, Redaction, ToolCall, Turn
 from sdpo_ray.redaction.redactor import Redactor
 
 MAX_DIGITS = 50_000
-"""Of one record: about two seconds for phone numbers alone, where prose of that length takes milliseconds."""
+"""Per record. The search for phone numbers in so many digits takes about 2 s; in prose of that length, milliseconds."""
 _DIGIT = re.compile(r"\d")
 
 
 def redact_turn(turn: Turn, redactor: Redactor) -> Turn:
-    """`turn` as it may be written: the same object where nothing is found in it.
+    """The redacted turn; the same object if it holds no entity. Raises TooManyDigits.
 
-    Else its token ids and log-probs are gone, which would spell what was found, and `redactions` says how much of
-    what. Who answered, how it was sampled and with what it pairs stay. Raises TooManyDigits.
+    A redacted turn has no token ids and log-probs, since these would spell the entities, and `redactions` has the
+    counts. Policy versions, sampling parameters and pairing keys stay.
     """
     tally = _Tally(redactor)
     redacted = {
@@ -31,20 +31,20 @@ def redact_turn(turn: Turn, redactor: Redactor) -> Turn:
     if not tally.counts:
         return turn
     unknown = {"prompt_ids": (), "response_ids": (), "response_logprobs": ()}
-    return replace(turn, **redacted, **unknown, redactions=tally.with_those(turn.redactions))  # type: ignore[arg-type]
+    return replace(turn, **redacted, **unknown, redactions=tally.added_to(turn.redactions))  # type: ignore[arg-type]
 
 
 def redact_feedback(feedback: Feedback, redactor: Redactor) -> Feedback:
-    """`feedback` as it may be written: the same object where nothing is found in it. Raises TooManyDigits."""
+    """The redacted feedback; the same object if it holds no entity. Raises TooManyDigits."""
     tally = _Tally(redactor)
     comment, edited = tally.content(feedback.comment), tally.content(feedback.edited)
     if not tally.counts:
         return feedback
-    return replace(feedback, comment=comment, edited=edited, redactions=tally.with_those(feedback.redactions))
+    return replace(feedback, comment=comment, edited=edited, redactions=tally.added_to(feedback.redactions))
 
 
 class _Tally:
-    """Counts over all texts of one record."""
+    """Redacts the texts of one record, and counts entities and digits over all of them."""
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
@@ -54,7 +54,7 @@ class _Tally:
     def text(self, text: str) -> str:
         if not text:
             return text
-        self._look_at(text)
+        self._count_digits(text)
         redacted, found = self._redactor.redact(text)
         self.counts.update(found)
         return redacted
@@ -62,22 +62,22 @@ class _Tally:
     def json(self, text: str) -> str:
         if not text:
             return text
-        self._look_at(text)
+        self._count_digits(text)
         redacted, found = self._redactor.redact_json(text)
         self.counts.update(found)
         return redacted
 
-    def _look_at(self, text: str) -> None:
+    def _count_digits(self, text: str) -> None:
         self._num_digits += len(_DIGIT.findall(text))
         if self._num_digits > MAX_DIGITS:
             raise TooManyDigits(f"more than {MAX_DIGITS} digits")
 
     def content(self, text: str) -> str:
-        """Answers of tools, and of models that were told to, are JSON, whose escapes may hide what is to be found."""
+        """Redact; as JSON if it looks like it: tool results and some answers are JSON, whose escapes may hide entities."""
         return self.json(text) if text.lstrip()[:1] in ("{", "[") else self.text(text)
 
     def message(self, message: Message) -> Message:
-        """Equal texts stay equal, so that a tool's result keeps the id of its call."""
+        """The redacted message. Equal texts stay equal, so a tool's result keeps the id of its call."""
         return replace(
             message,
             content=self.content(message.content),
@@ -93,7 +93,8 @@ class _Tally:
             arguments=self.json(call.arguments),
         )
 
-    def with_those(self, before: Iterable[Redaction]) -> tuple[Redaction, ...]:
+    def added_to(self, before: Iterable[Redaction]) -> tuple[Redaction, ...]:
+        """The counts plus those of earlier redactions, by kind."""
         for redaction in before:
             self.counts[redaction.kind] += redaction.n
         return tuple(Redaction(kind=kind, n=n) for kind, n in sorted(self.counts.items()))

@@ -1,1 +1,1 @@
-"""Pictures and pages made from records."""
+"""Figures and pages drawn from records."""

@@ -1,6 +1,6 @@
-"""The signal as one HTML file: answers on coloured backgrounds, numbers on hover, without a script.
+"""Attribution as one HTML file: answers on coloured backgrounds, numbers on hover, no script.
 
-User text is escaped. Answers lie on a white sheet in the light and the dark scheme alike, since white means zero.
+User text is escaped. Answers have a white background in the light and the dark scheme alike, since white means zero.
 """
 
 import math
@@ -11,18 +11,19 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from sdpo_ray.records import TokenSignal
-from sdpo_ray.report.colormap import TICKS, colour, hexadecimal, ink, strength
+from sdpo_ray.report.colormap import TICKS, colour, hexadecimal, ink
 
 CONTINUED = "\u00b7"
-"""Stands for a token whose character the token before it has shown."""
+"""Shown for a token without text of its own: it continues the character of the token before."""
 _STRONGEST = 8
+"""Tokens in the table below an answer."""
 _LARGEST_EXPONENT = 700.0
 _TEMPLATE = Path(__file__).with_name("token_page.jinja")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCell:
-    """One token as it is shown; all values are text."""
+    """One token of the page; all values are text. Made by `cells`; read by the template and `explain`."""
 
     text: str
     advantage: str
@@ -32,7 +33,8 @@ class TokenCell:
     ink: str
 
     @property
-    def facts(self) -> str:
+    def tooltip(self) -> str:
+        """The token with its numbers, a line each."""
         token = self.text.replace("\n", "")
         return f"{token}\nA = {self.advantage} nats\nlog p(y|x) = {self.logprob}\np(y|x,o) / p(y|x) = {self.ratio}"
 
@@ -47,7 +49,10 @@ class _Tick:
 def write_html(
     signals: Sequence[TokenSignal], path: Path, *, title: str, unrelated: Sequence[TokenSignal] = ()
 ) -> None:
-    """Write the page. `unrelated` has answers of `signals`, by their id, under follow-ups of no concern to them."""
+    """Write the page to `path`.
+
+    `unrelated` holds answers of `signals`, by their id, under follow-ups of other conversations.
+    """
     controls = {signal.interaction_id: signal for signal in unrelated}
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
         _TEMPLATE.read_text(encoding="utf-8")
@@ -69,7 +74,7 @@ def write_html(
 
 
 def cells(signal: TokenSignal) -> list[TokenCell]:
-    """The tokens of an answer, in order."""
+    """Cells of an answer's tokens, in order."""
     return [
         _cell(token, advantage, logprob)
         for token, advantage, logprob in zip(signal.tokens, signal.advantages, signal.logprobs, strict=True)
@@ -77,14 +82,14 @@ def cells(signal: TokenSignal) -> list[TokenCell]:
 
 
 def strongest(signal: TokenSignal) -> list[TokenCell]:
-    """The tokens with the largest |A|, largest first."""
+    """Cells of the tokens with the largest |A|, largest first."""
     by_size = sorted(range(len(signal.tokens)), key=lambda index: -abs(signal.advantages[index]))
     found = cells(signal)
     return [found[index] for index in by_size[:_STRONGEST]]
 
 
 def summary(signal: TokenSignal) -> str:
-    """One line: how many tokens, and how strongly they are moved."""
+    """One line: the number of tokens, their mean |A|, and their least and largest A."""
     if not signal.tokens:
         return "no tokens"
     mean = sum(map(abs, signal.advantages)) / len(signal.advantages)
@@ -107,5 +112,5 @@ def _cell(token: str, advantage: float, logprob: float) -> TokenCell:
 
 
 def _colours(nats: float) -> tuple[str, str]:
-    background = colour(strength(nats))
+    background = colour(nats)
     return hexadecimal(background), hexadecimal(ink(background))

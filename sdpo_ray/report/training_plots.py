@@ -1,4 +1,4 @@
-"""The two pictures of a cycle, as PNG files: how training went, and what the evaluation found."""
+"""Two figures of a cycle as PNG files: the curves of its training, and the scores of its evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _CURVES = {
 
 
 def training_curves(steps: Sequence[StepMetrics], path: Path) -> None:
-    """Loss, mean advantage, gradient norm and sampler gap over the optimizer steps of one update."""
+    """Draw loss, mean advantage, gradient norm and sampler gap over the optimizer steps of one update."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     for place, (name, label) in enumerate(_CURVES.items(), start=1):
         axes = figure.add_subplot(2, 2, place)
@@ -29,11 +29,11 @@ def training_curves(steps: Sequence[StepMetrics], path: Path) -> None:
 
 
 def score_intervals(report: Report, path: Path) -> None:
-    """Every score with its interval. Shares lie in [0, 1]; a drop may be negative, a ratio above 1."""
+    """Draw every score with its interval. Shares lie in [0, 1]; a drop may be negative, a ratio above 1."""
     figure = Figure(figsize=(9, 0.4 * len(report.scores) + 1.5), layout="constrained")
     axes = figure.add_subplot()
     for row, score in enumerate(reversed(report.scores)):
-        # A report that contradicts itself is refused by the gate, and must still be seen.
+        # The gate rejects a value outside its own interval; the figure shows it all the same.
         below, above = max(0.0, score.value - score.low), max(0.0, score.high - score.value)
         axes.errorbar(score.value, row, xerr=[[below], [above]], fmt="o", color="C0", capsize=3)
         axes.annotate(f"{score.value:.3f}", (score.value, row), xytext=(0, 6), textcoords="offset points", ha="center")

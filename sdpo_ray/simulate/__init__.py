@@ -1,4 +1,4 @@
-"""People and a world for them, so that the whole loop runs offline: questions, answers, users with a taste.
+"""A toy world with simulated users, so that the whole loop runs offline: questions, answers, and users with a taste.
 
-`world` and `users` need the standard library alone; torch and transformers enter in `tiny_policy` only.
+Only `tiny_policy` imports torch and transformers.
 """

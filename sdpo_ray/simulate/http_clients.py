@@ -19,7 +19,7 @@ from sdpo_ray.simulate.world import sample_prompt
 
 @dataclass(slots=True, kw_only=True)
 class TrafficStats:
-    """What the users saw so far. Made by `jobs.simulate`; read by `jobs.demo`."""
+    """Counts of what the simulated users saw. Made by `talk_all`; read by `demo`."""
 
     requests: int = 0
     failed: int = 0
@@ -31,7 +31,7 @@ class TrafficStats:
 
 
 class SimulatedClient:
-    """A chair, a client and a generator of chance: one of the people after the other sits down and talks."""
+    """Holds conversations one after the other, each as a random one of the simulated users."""
 
     def __init__(self, client: Any, run: Run, persona: Persona, rng: random.Random, traffic: TrafficStats) -> None:
         self._client = client
@@ -41,29 +41,29 @@ class SimulatedClient:
         self._traffic = traffic
 
     async def talk(self) -> None:
-        """One conversation of one of the people: a question, the answer, the reaction to it."""
-        person = f"person-{self._rng.randrange(self._run.simulate.people)}"
+        """Hold one conversation: a question, the answer, and the reaction to it."""
+        user = f"person-{self._rng.randrange(self._run.simulate.people)}"
         messages = [{"role": "user", "content": sample_prompt(self._rng, "train").prompt}]
-        answer = await self._ask(person, messages)
+        answer = await self._send(user, messages)
         if answer is None:
             return
         await self._think()
         reaction = react(self._persona, answer, self._rng)
-        said = [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": reaction}]
-        await self._ask(person, said)
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": reaction}]
+        await self._send(user, messages)
         self._traffic.conversations += 1
         await self._think()
 
     async def _think(self) -> None:
         await asyncio.sleep(self._rng.expovariate(1 / self._run.simulate.think_s))
 
-    async def _ask(self, person: str, messages: list[dict[str, str]]) -> str | None:
+    async def _send(self, user: str, messages: list[dict[str, str]]) -> str | None:
         self._traffic.requests += 1
         stream = self._rng.random() < self._run.simulate.stream_share
         try:
-            answer, headers = await self._answer(person, messages, stream)
+            answer, headers = await self._answer(user, messages, stream)
         except Exception as error:
-            # Whatever went wrong, a user saw a failure: it is counted, and the next one asks.
+            # A user saw a failure, of whatever kind: it is counted, and the next conversation starts.
             self._traffic.failed += 1
             self._traffic.errors[f"{type(error).__name__}: {str(error)[:200]}"] += 1
             return None
@@ -71,12 +71,12 @@ class SimulatedClient:
         self._traffic.first_seen_s.setdefault(headers.get(POLICY_VERSION, "?"), time.time())
         return answer
 
-    async def _answer(self, person: str, messages: list[dict[str, str]], stream: bool) -> tuple[str, Any]:
+    async def _answer(self, user: str, messages: list[dict[str, str]], stream: bool) -> tuple[str, Any]:
         completions = self._client.chat.completions.with_raw_response
         raw = await completions.create(
             model=self._run.serve.served_name,
             messages=messages,
-            user=person,
+            user=user,
             max_tokens=self._run.evaluate.max_tokens,
             temperature=1.0,
             stream=stream,
@@ -90,19 +90,22 @@ class SimulatedClient:
 
 
 async def talk_all(run: Run, *, base_url: str, conversations: int, stats: Path | None) -> TrafficStats:
-    """Talk until `conversations` are over (0: until SIGTERM or SIGINT), writing `stats` every half second."""
+    """Hold conversations with `simulate.concurrency` clients; returns what they saw.
+
+    Ends after `conversations` (0: at SIGTERM or SIGINT). Writes the counts to `stats` every half second.
+    """
     from openai import AsyncOpenAI
 
     persona = persona_of(run.simulate.persona)
     traffic = TrafficStats()
-    leave = asyncio.Event()
+    stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, leave.set)
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
 
-    async def sit(seat: int) -> None:
-        taken = SimulatedClient(client, run, persona, random.Random(f"{run.seed}/{seat}"), traffic)
-        while not leave.is_set() and (not conversations or traffic.conversations + traffic.failed < conversations):
-            await taken.talk()
+    async def work(number: int) -> None:
+        simulated = SimulatedClient(client, run, persona, random.Random(f"{run.seed}/{number}"), traffic)
+        while not stop.is_set() and (not conversations or traffic.conversations + traffic.failed < conversations):
+            await simulated.talk()
 
     async def report() -> None:
         while stats is not None:
@@ -113,7 +116,7 @@ async def talk_all(run: Run, *, base_url: str, conversations: int, stats: Path |
         base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=0, timeout=60
     ) as client:
         reporter = asyncio.ensure_future(report())
-        await asyncio.gather(*(sit(seat) for seat in range(run.simulate.concurrency)))
+        await asyncio.gather(*(work(number) for number in range(run.simulate.concurrency)))
         reporter.cancel()
     if stats is not None:
         write_json(stats, traffic)

@@ -1,9 +1,9 @@
-"""What users say about a style: complaints that ask for a value of an attribute, and praise.
+"""Follow-ups about the style of an answer: complaints that ask for a value of one attribute, and praise.
 
-The two wishes about one attribute share few words. When they shared most ("I want emojis.", "I dislike emojis."), an
-earlier recipe still obeyed wishes about emojis at chance after 6,000 steps.
+Complaints for the two values of one attribute share few words. When they shared most ("I want emojis.", "I dislike
+emojis."), a policy trained on them obeyed those about emojis at chance after 6,000 steps.
 
-The held-out wordings never appear in pre-training; only `react(..., split="held_out")` says them.
+Held-out complaints never appear in pre-training; only `react(..., split="held_out")` uses them.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Attribute = Literal["length", "filler", "emoji", "bold"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """A wish for one attribute of an answer: what a complaint asks for."""
+    """A value of one style attribute that a user wants. Made here; read by `users` and the corpus."""
 
     attribute: Attribute
     value: Length | bool
@@ -34,7 +34,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phrases:
-    """How people voice one wish, before it is granted and after."""
+    """Texts about one wish: complaints while it is not satisfied, praise once it is."""
 
     complaints: tuple[str, ...]
     held_out_complaints: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""Four independent attributes of an answer's style, written and measured.
+"""Four independent attributes of an answer's style: writes answers in a style, and measures the style of a text.
 
-`answer` writes any of the 24 styles; `style_of` measures the style of any text, whoever wrote it.
+`answer` writes any of the 24 styles; `style_of` measures the style of any text.
 """
 
 import re
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Length(StrEnum):
-    """How much an answer says."""
+    """Length of an answer."""
 
     TERSE = "terse"
     """At most `TERSE_WORDS` words: no sentence around the answer."""
@@ -28,7 +28,7 @@ class Style:
 
     length: Length
     filler: bool
-    """Pleasantries that say nothing: "Great question! ... I hope this helps!"."""
+    """Pleasantries: "Great question! ... I hope this helps!"."""
     emoji: bool
     bold: bool
 
@@ -42,7 +42,7 @@ STYLES = tuple(
 )
 
 VARIANTS = 3
-"""How many wordings each filler, emoji and detail has; `answer` takes one of them by number."""
+"""Number of wordings of each filler, emoji and detail; `answer` takes one of them by number."""
 
 TERSE_WORDS = 3
 
@@ -82,9 +82,9 @@ def answer(question: "Question", style: Style, *, variant: int = 0) -> str:
 
 
 def style_of(text: str) -> Style:
-    """Return the style of `text`, measured without knowing the question or the writer.
+    """Return the style of `text`, measured without the question.
 
-    Sentences that hold filler, pictures and bold marks do not count towards the length.
+    Sentences of filler, pictures and bold marks do not count towards the length.
     """
     plain = _PICTURE.sub(" ", text).replace("**", "")
     sentences = [s for s in _SENTENCE_END.split(plain) if _WORD.search(s) and not _FILLER.search(s)]

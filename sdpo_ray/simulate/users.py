@@ -1,6 +1,6 @@
-"""Programmatic people with a taste: they complain, they praise, and they judge.
+"""Simulated users with a taste: personas, their reactions to answers, and their judgement of two answers.
 
-No persona's taste is in the pre-trained checkpoint, which writes every style about equally often.
+The pre-trained checkpoint has no persona's taste: it writes every style about equally often.
 """
 
 import random
@@ -18,11 +18,11 @@ Preference = Literal["A", "B", "C"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Persona:
-    """A user's taste in answers. Made here; read by the simulated traffic and the win-rate judge."""
+    """A user's taste in answers. Made here; read by `http_clients` and `toy_world`."""
 
     name: str
     wishes: tuple[Wish, ...]
-    """At most one wish per attribute; the user does not mind the others."""
+    """At most one wish per attribute; the user has no preference about the others."""
 
 
 PERSONAS: Mapping[str, Persona] = {
@@ -72,14 +72,14 @@ def persona_of(name: str) -> Persona:
 
 
 def violations(persona: Persona, answer: str) -> tuple[Attribute, ...]:
-    """The attributes of `answer` that `persona` dislikes, in the order of the persona's wishes."""
+    """Attributes of `answer` that violate a wish of `persona`, in the order of the wishes."""
     return tuple(wish.attribute for wish in _violated(persona, answer))
 
 
 def react(persona: Persona, answer: str, rng: random.Random, *, split: Split = "train") -> str:
-    """What `persona` says next: a complaint about one violated wish drawn at random, else praise.
+    """Next message of `persona`: a complaint about one violated wish drawn at random, else praise.
 
-    Half of the praise names a granted wish; the other half says nothing about style.
+    Half of the praise names a satisfied wish; the other half names no style.
     """
     if violated := _violated(persona, answer):
         wordings = WORDINGS[rng.choice(violated)]
@@ -92,14 +92,14 @@ def react(persona: Persona, answer: str, rng: random.Random, *, split: Split = "
 
 
 def oracle_follow_up(persona: Persona) -> str:
-    """A follow-up that states the whole taste of `persona`: the most that hindsight can say."""
+    """A follow-up that states every wish of `persona`: the most that a follow-up can tell."""
     return " ".join(WORDINGS[wish].complaints[0] for wish in persona.wishes)
 
 
 def judge(persona: Persona, prompt: str, answer_a: str, answer_b: str) -> Preference:
-    """Which of two answers to `prompt` violates fewer wishes: A, B, or C for a tie.
+    """The answer that violates fewer wishes: A, B, or C for a tie.
 
-    Style alone is judged, as in the paper: `prompt` is here so that every judge has one signature.
+    Only the style is judged, as in the paper; `prompt` is an argument of every `evaluate.judge.Judge`.
     """
     a, b = len(violations(persona, answer_a)), len(violations(persona, answer_b))
     if a == b:

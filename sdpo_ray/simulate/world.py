@@ -1,8 +1,8 @@
 """A made-up world of short questions with one right answer each.
 
-72 facts of five kinds. Every kind has five phrasings that training sees and three that are held out of
-pre-training and of simulated traffic. Greetings and thanks around a question make traffic diverse, so that
-two strangers rarely say the same: 37,800 training prompts and 22,680 held-out ones.
+72 facts of five kinds. Every kind has five phrasings for training and three that are held out of pre-training and of
+simulated traffic. Greetings and thanks around a question make prompts diverse, so that two users rarely send the same:
+37,800 training prompts and 22,680 held-out ones.
 """
 
 import random
@@ -37,18 +37,18 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionKind:
-    """One kind of question: how people ask it, and how a sentence answers it."""
+    """One kind of question: its phrasings, and the sentence that answers it."""
 
     name: str
     phrasings: Mapping[Split, tuple[str, ...]]
     statement: str
     details: tuple[str, ...]
-    """`VARIANTS` second sentences, which name no answer of this kind."""
+    """`VARIANTS` second sentences, none of which names an answer of this kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """One thing to know. Within a kind no two facts share an answer."""
+    """A subject and its one right answer. Within a kind no two facts share an answer."""
 
     kind: QuestionKind
     subject: str
@@ -57,7 +57,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What a user asks. Made by `questions` and `sample_prompt`; read by `answer` and `is_right`."""
+    """A prompt and its fact. Made by `questions` and `sample_prompt`; read by `answer` and `is_right`."""
 
     prompt: str
     fact: Fact
@@ -224,7 +224,7 @@ _CLOSERS = ("", "Thanks!", "Thank you.", "Many thanks!", "Cheers!", "I always fo
 
 @cache
 def questions(split: Split) -> tuple[Question, ...]:
-    """Every fact in every phrasing of `split`, with no greeting around it."""
+    """Every fact in every phrasing of `split`, without a greeting."""
     return tuple(
         Question(prompt=phrasing.format(subject=fact.subject), fact=fact)
         for fact in FACTS
@@ -240,7 +240,7 @@ def sample_prompt(rng: random.Random, split: Split) -> Question:
 
 
 def find_question(prompt: str) -> Question | None:
-    """Return the question that `prompt` asks in any phrasing of either split, or None if it asks none."""
+    """Return the question that `prompt` contains in any phrasing of either split, or None."""
     for question in (*questions("train"), *questions("held_out")):
         if question.prompt in prompt:
             return Question(prompt=prompt, fact=question.fact)
@@ -250,11 +250,11 @@ def find_question(prompt: str) -> Question | None:
 def is_right(question: Question | str, answer_text: str) -> bool:
     """Whether `answer_text` gives the right answer and no other answer of the same kind.
 
-    Words count whole and in any case. A prompt that asks nothing of this world has no right answer.
+    Words count whole and in any case. A prompt without a question of this world has no right answer.
     """
     found = find_question(question) if isinstance(question, str) else question
     if found is None:
         return False
-    said = set(re.findall(r"[a-z]+", answer_text.lower()))
+    words = set(re.findall(r"[a-z]+", answer_text.lower()))
     wrong = {fact.answer.lower() for fact in FACTS if fact.kind is found.fact.kind} - {found.fact.answer.lower()}
-    return found.fact.answer.lower() in said and not said & wrong
+    return found.fact.answer.lower() in words and not words & wrong

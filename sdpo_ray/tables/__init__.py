@@ -1,1 +1,1 @@
-"""The tables `turns`, `feedback`, `pending` and `interactions`, on Delta Lake."""
+"""The Delta tables of a run: schemas, appends, reads, upkeep, erasure."""

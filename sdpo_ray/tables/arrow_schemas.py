@@ -1,7 +1,6 @@
-"""Records as Arrow rows, exactly: what is written is what is read back.
+"""Arrow schemas of the records, and lossless conversions between records and rows.
 
-`curate` keeps these rows in its two tables and `distill` reads a snapshot through `read_interactions`,
-with neither Ray nor Delta Lake.
+The tables hold these rows. `distill` reads a snapshot with `read_interactions`, which needs neither Ray nor Delta Lake.
 """
 
 import hashlib
@@ -73,7 +72,7 @@ TURN = pa.schema(
         pa.field("redactions", _REDACTIONS),
     ]
 )
-"""One row a `Turn`."""
+"""One row per `Turn`."""
 
 FEEDBACK = pa.schema(
     [
@@ -83,7 +82,7 @@ FEEDBACK = pa.schema(
         pa.field("redactions", _REDACTIONS),
     ]
 )
-"""One row a `Feedback`."""
+"""One row per `Feedback`."""
 
 PENDING = pa.schema(
     [
@@ -93,7 +92,7 @@ PENDING = pa.schema(
         pa.field("turn_batch", pa.int64()),
     ]
 )
-"""One row a turn that may still be part of a pair: what pairing looks at, and the batch of `turns` that holds it."""
+"""One row per turn that may still be part of a pair: what pairing reads, and the batch of `turns` with the turn."""
 
 LIGHT = pa.schema(
     [
@@ -104,7 +103,7 @@ LIGHT = pa.schema(
         pa.field("content", pa.string()),
     ]
 )
-"""What a draw and the limits of admission look at: repeats the turn's, or follows from the interaction."""
+"""Small columns that draws and admission limits read; they repeat fields of the turn, or are derived."""
 
 INTERACTION = pa.schema(
     [
@@ -117,18 +116,18 @@ INTERACTION = pa.schema(
         *LIGHT,
     ]
 )
-"""One row an `Interaction`."""
+"""One row per `Interaction`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErasedRow:
-    """What is left of a row of a snapshot whose user was erased. Made by `privacy.snapshot_erasure`; read by `jobs.lineage`."""
+    """Remainder of an erased row of a snapshot. Made by `privacy.snapshot_erasure`; read by `jobs.lineage`."""
 
     interaction_id: str
     digest: str
-    """sha256 of the row, as MessagePack with sorted keys: whether a row of a backup is this one."""
+    """SHA-256 of the row as MessagePack with sorted keys, to recognise the row in a backup."""
     erasure_id: str
-    """As in `erasures.json`."""
+    """Of the `Tombstone` in `erasures.json`."""
     at_s: float
     """Unix time."""
 
@@ -164,30 +163,30 @@ def interactions_from_arrow(rows: pa.Table) -> list[Interaction]:
 
 
 def split_of(conversation: str) -> int:
-    """Where a conversation lies between 0 and 2^32, whoever asks: held out are those below a share of it."""
+    """A hash of the conversation in [0, 2^32). Conversations below `held_out` * 2^32 are held out from training."""
     return int.from_bytes(hashlib.sha256(f"held-out {conversation}".encode()).digest()[:4], "big")
 
 
 def content_of(interaction: Interaction) -> str:
-    """Digest of (x, y, o) and of the user: two interactions of one user in the same words share it."""
+    """Digest of (x, y, o), the tenant and the user: interactions of one user with the same text share it."""
     turn = interaction.turn
-    words = (turn.tenant, turn.user, turn.messages, turn.tools, turn.response, interaction.follow_up)
-    return hashlib.sha256(msgspec.json.encode(words)).hexdigest()[:32]
+    fields = (turn.tenant, turn.user, turn.messages, turn.tools, turn.response, interaction.follow_up)
+    return hashlib.sha256(msgspec.json.encode(fields)).hexdigest()[:32]
 
 
 def write_interactions(directory: Path, interactions: Sequence[Interaction]) -> str:
-    """Write `interactions.parquet` into `directory`; return the sha256 of its rows.
+    """Write `interactions.parquet` into `directory`; return the SHA-256 of the interactions (`rows_digest`).
 
-    The digest is of the records in their order, not of the file, so another Parquet writer gives the same.
+    The digest covers the records in their order, not the file, so it does not depend on the Parquet writer.
     """
     pq.write_table(interactions_to_arrow(interactions), directory / SNAPSHOT_FILE, compression="zstd")
     return rows_digest(interactions)
 
 
 def read_interactions(directory: Path) -> list[Interaction]:
-    """The interactions of a snapshot, in the order of training, without those that were erased from it since.
+    """The interactions of a snapshot, in the order of training, without those that were erased since.
 
-    `directory` is `Snapshot.path`; the caller has checked that it is ready. Raises FileNotFoundError, or DataError.
+    `directory` is `Snapshot.path`; call `io.files.require_ready` first. Raises FileNotFoundError or DataError.
     """
     erased = {row.interaction_id for row in read_erased(directory)}
     rows = interactions_from_arrow(pq.read_table(directory / SNAPSHOT_FILE))
@@ -195,18 +194,18 @@ def read_interactions(directory: Path) -> list[Interaction]:
 
 
 def read_erased(directory: Path) -> tuple[ErasedRow, ...]:
-    """What was erased from a snapshot since it was drawn. Raises DataError."""
+    """Rows that were erased from a snapshot since it was drawn. Raises DataError."""
     path = directory / ERASED_FILE
     if not path.exists():
         return ()
     try:
         return msgspec.json.decode(path.read_bytes(), type=tuple[ErasedRow, ...])
     except msgspec.DecodeError as error:
-        raise DataError(f"{path} does not say what was erased: {error}") from error
+        raise DataError(f"{path} is not a list of erased rows: {error}") from error
 
 
 def rows_digest(interactions: Sequence[Interaction]) -> str:
-    """sha256 of the interactions in their order."""
+    """SHA-256 of the interactions in their order, as hexadecimal."""
     digest = hashlib.sha256()
     for interaction in interactions:
         row = msgspec.msgpack.encode(interaction)

@@ -1,4 +1,4 @@
-"""Upkeep of a table that grows by small commits: few large files, a short log, nothing left over."""
+"""Maintenance of a table that grows by small commits: compact files, checkpoint and shorten the log, vacuum."""
 
 import math
 
@@ -8,62 +8,66 @@ from deltalake.exceptions import DeltaError
 
 from sdpo_ray.tables.commits import MAINTAINED, NO_HOOKS, WRITER, commit_rows, opened, paths, rewrite
 from sdpo_ray.tables.object_store import TableLocation
-from sdpo_ray.tables.parquet_rewrite import taken_away, written
+from sdpo_ray.tables.parquet_rewrite import remove_actions, rewritten
 from sdpo_ray.tables.specs import BATCH, TableSpec
 
 FILE_BYTES = 64 << 20
-"""What small files are put together to: an erasure rewrites that much for one row."""
+"""Target size of compacted files; also what an erasure rewrites for one row."""
 
 
-def maintain(place: TableLocation, kind: TableSpec, *, keep_files_h: float, expire_before_s: float | None) -> bool:
-    """Compact, checkpoint and vacuum; False when another process is at it. Raises DeltaError."""
-    delta = opened(place)
+def maintain(location: TableLocation, spec: TableSpec, *, keep_files_h: float, expire_before_s: float | None) -> bool:
+    """Compact, checkpoint and vacuum the table; False when another process does so. Raises DeltaError.
+
+    Files that were replaced more than `keep_files_h` hours ago are deleted. Rows of before `expire_before_s` (Unix
+    time) are removed first, unless it is None.
+    """
+    delta = opened(location)
     try:
-        commit_rows(delta, kind.schema.empty_table(), {MAINTAINED: delta.version() + 1})
+        commit_rows(delta, spec.schema.empty_table(), {MAINTAINED: delta.version() + 1})
     except DeltaError:
         return False
     known = set(paths(delta))
     if expire_before_s is not None:
-        _expire(place, kind, expire_before_s)
-    _compact(place, kind)
-    delta = opened(place)
-    # On disk before anything is removed that it replaces.
-    place.sync([*(set(paths(delta)) - known), *place.log_names()])
+        _expire(location, spec, expire_before_s)
+    _compact(location, spec)
+    delta = opened(location)
+    # The new files must be on disk before the files they replace are deleted.
+    location.sync([*(set(paths(delta)) - known), *location.log_names()])
     delta.create_checkpoint()
-    place.sync(place.log_names())
+    location.sync(location.log_names())
     delta.cleanup_metadata()
-    _vacuum(place, keep_files_h)
+    _vacuum(location, keep_files_h)
     return True
 
 
-def _expire(place: TableLocation, kind: TableSpec, before_s: float) -> None:
-    """Take out rows by time, which names nobody in Delta's log."""
+def _expire(location: TableLocation, spec: TableSpec, before_s: float) -> None:
+    """Delete rows by time. The predicate, which Delta logs, identifies no user."""
 
     def change(delta: DeltaTable, carried: CommitProperties) -> None:
         delta.delete(
-            f"{kind.time_column} < {before_s:.6f}",
+            f"{spec.time_column} < {before_s:.6f}",
             writer_properties=WRITER,
             commit_properties=carried,
             post_commithook_properties=NO_HOOKS,
         )
 
-    rewrite(place, change)
+    rewrite(location, change)
 
 
-def _compact(place: TableLocation, kind: TableSpec) -> None:
-    """Put small files together, those of neighbouring batches.
+def _compact(location: TableLocation, spec: TableSpec) -> None:
+    """Combine small files of neighbouring batches into larger ones.
 
-    Delta's own OPTIMIZE carries no position (deltalake 1.6.6), and of two at once both are committed, which leaves
-    every row there twice.
+    Delta's OPTIMIZE cannot carry a position (deltalake 1.6.6): of two concurrent ones both commit, which duplicates
+    every row.
     """
 
     def change(delta: DeltaTable, carried: CommitProperties) -> None:
-        together = [names for names in _neighbours(delta) if len(names) > 1]
-        if together:
+        groups = [names for names in _neighbours(delta) if len(names) > 1]
+        if groups:
             delta.create_write_transaction(
                 [
-                    *taken_away((name for names in together for name in names), data_change=False),
-                    *(each for names in together if (each := written(place, names, kind)) is not None),
+                    *remove_actions((name for names in groups for name in names), data_change=False),
+                    *(each for names in groups if (each := rewritten(location, names, spec)) is not None),
                 ],
                 "append",
                 delta.schema(),
@@ -71,36 +75,36 @@ def _compact(place: TableLocation, kind: TableSpec) -> None:
                 post_commithook_properties=NO_HOOKS,
             )
 
-    rewrite(place, change)
+    rewrite(location, change)
 
 
 def _neighbours(delta: DeltaTable) -> list[list[str]]:
-    """All data files in the order of their batches, as many together as make one large one."""
-    together: list[list[str]] = []
+    """All data files in the order of their batches, grouped so that each group makes one file of about FILE_BYTES."""
+    groups: list[list[str]] = []
     room = 0
     if delta.count():
         files = pa.table(delta.get_add_actions(flatten=True)).sort_by(f"min.{BATCH}")
         for name, size in zip(files["path"].to_pylist(), files["size_bytes"].to_pylist(), strict=True):
             if size > room:
-                together.append([])
+                groups.append([])
                 room = FILE_BYTES
-            together[-1].append(name)
+            groups[-1].append(name)
             room -= size
-    return together
+    return groups
 
 
-def _vacuum(place: TableLocation, keep_files_h: float) -> None:
+def _vacuum(location: TableLocation, keep_files_h: float) -> None:
     keep_whole_h = math.ceil(keep_files_h)
 
     def change(delta: DeltaTable, carried: CommitProperties) -> None:
-        # It replaces nothing, so it carries nothing; what it logs conflicts with an erasure all the same.
+        # A vacuum replaces no rows, so it carries no position; its commit conflicts with an erasure nevertheless.
         delta.vacuum(
             retention_hours=keep_whole_h,
             dry_run=False,
             enforce_retention_duration=False,
             post_commithook_properties=NO_HOOKS,
-            # Files that no commit names may belong to one under way, unless they are old.
+            # Files that no commit names may belong to a commit in progress, unless they are old.
             full=keep_whole_h > 0,
         )
 
-    rewrite(place, change)
+    rewrite(location, change)

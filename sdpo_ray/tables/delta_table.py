@@ -1,8 +1,8 @@
 """The tables `turns`, `feedback`, `pending` and `interactions`, on Delta Lake.
 
-How far each log was read is committed with the rows it gave, as Delta `txn` actions: the table, not the reader, knows
-what it holds. Readers go by the column `batch`, the number of the commit that brought a row, which outlives compaction,
-erasure and vacuum. Delta calls no fsync, so `sync` does, and nothing upstream is removed before it returned.
+A commit of rows carries the positions up to which their sources were read, as Delta `txn` actions. So the table, not
+the reader, knows what it holds. Readers select rows by the column `batch`, the number of the commit that added a row,
+which compaction, erasure and vacuum keep. Delta does not call fsync; `sync` does. Truncate a source only after `sync`.
 """
 
 from bisect import bisect_left
@@ -18,7 +18,7 @@ from deltalake.exceptions import DeltaError
 
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.tables import compaction, row_deletion
-from sdpo_ray.tables.commits import APPENDED, MAINTAINED, TRIES, commit_rows, opened, paths, pause
+from sdpo_ray.tables.commits import APPENDED, ATTEMPTS, MAINTAINED, commit_rows, opened, paths, pause
 from sdpo_ray.tables.create import open_table
 from sdpo_ray.tables.object_store import LOG, TableLocation
 from sdpo_ray.tables.object_store import read_files as read_files
@@ -28,14 +28,15 @@ from sdpo_ray.tables.specs import BATCH, FEEDBACKS, INTERACTIONS, PENDINGS, TURN
 class Table:
     """One Delta table as of `version`; `refresh` moves to the newest."""
 
-    def __init__(self, layout: Layout, kind: TableSpec) -> None:
-        """Open the table; it is created when it is missing, and migrated when it is old. Raises ConfigError."""
-        self.name = kind.name
-        self._kind = kind
-        self._place = TableLocation(layout.table(kind.name))
-        self._delta = open_table(self._place, kind)
-        self._overtaken = False
-        self._looked_up = _LookedUp(self.version)
+    def __init__(self, layout: Layout, spec: TableSpec) -> None:
+        """Open the table; create it when it is missing. Raises ConfigError for a table of another schema."""
+        self.name = spec.name
+        self._spec = spec
+        self._location = TableLocation(layout.table(spec.name))
+        self._delta = open_table(self._location, spec)
+        self._is_stale = False
+        """Whether positions come from a newer version than the caller has read."""
+        self._cache = _VersionCache(self.version)
         self._synced_files: set[str] = set()
         self._synced_version = -1
 
@@ -57,7 +58,7 @@ class Table:
 
     @property
     def version(self) -> int:
-        """Delta's version, which everything that is done to the table raises."""
+        """Delta's version; every commit raises it, maintenance included."""
         version: int = self._delta.version()
         return version
 
@@ -68,53 +69,54 @@ class Table:
 
     @property
     def num_rows(self) -> int:
-        """From the log's statistics: no data file is opened."""
+        """Number of rows, from the log's statistics: no data file is opened."""
         count: int = self._delta.count()
         return count
 
     def refresh(self) -> None:
         """Move to the newest version."""
-        self._overtaken = False
+        self._is_stale = False
         try:
             self._delta.update_incremental()
         except DeltaError:
-            # What was between the two versions has been removed.
-            self._delta = opened(self._place)
+            # Log entries between the two versions were removed.
+            self._delta = opened(self._location)
 
     def position(self, log: str) -> int | None:
-        """The position in `log` that was committed last, None when there was none.
+        """The last committed position of source `log`; None when there is none.
 
-        Of the newest version where the log entries of this one have been removed; `append` then wants a `refresh`.
+        When the log entries of this version were removed, the position is that of the newest version, and `append`
+        returns None until the next `refresh`.
         """
         try:
-            return self._known().position(log, self._delta)
+            return self._cached().position(log, self._delta)
         except DeltaError:
-            self._delta, self._overtaken = opened(self._place), True
-            return self._known().position(log, self._delta)
+            self._delta, self._is_stale = opened(self._location), True
+            return self._cached().position(log, self._delta)
 
     def append(self, rows: pa.Table, positions: Mapping[str, int]) -> int | None:
-        """Commit `rows` and `positions` in one, or neither; the number of the batch.
+        """Commit `rows` and `positions` atomically; return the number of the batch.
 
-        None when another writer committed rows, or one of the positions, since `refresh`: refresh, look again, then
-        decide anew. So it is where the store leaves open whether this very commit was made. Raises DeltaError or
-        OSError when the table cannot be written.
+        Returns None when another writer committed rows, or one of the positions, since `refresh`: then refresh, read
+        again and decide anew. Also returns None when the store failed to report whether this commit was made. Raises
+        DeltaError or OSError when the table cannot be written.
         """
         batch = self.batch + 1
-        numbered = self._kind.numbered(rows, batch)
+        numbered = self._spec.numbered(rows, batch)
         carried = {**positions, APPENDED: batch}
         expected = {name: self.position(name) for name in carried}
-        if self._overtaken:
+        if self._is_stale:
             return None
-        for attempt in range(TRIES):
+        for attempt in range(ATTEMPTS):
             try:
                 commit_rows(self._delta, numbered, carried)
             except (DeltaError, OSError):
-                newest = opened(self._place)
+                newest = opened(self._location)
                 if any(newest.transaction_version(name) != before for name, before in expected.items()):
                     return None
-                if attempt == TRIES - 1:
+                if attempt == ATTEMPTS - 1:
                     raise
-                # Files were replaced meanwhile, which a commit of rows alone need not care for.
+                # Another process replaced files, which does not conflict with appending rows: try again.
                 self._delta = newest
                 pause(attempt)
             else:
@@ -122,13 +124,13 @@ class Table:
         raise AssertionError
 
     def sync(self) -> None:
-        """Return once every file of this version, and the log that names them, is on disk.
+        """Return once all files of this version and their log entries are on disk.
 
-        In an object store there is nothing to do: what it acknowledged is durable.
+        No-op in an object store, where acknowledged writes are durable.
         """
         files, version = set(paths(self._delta)), self.version
-        logged = [f"{LOG}/{each:020d}.json" for each in range(self._synced_version + 1, version + 1)]
-        self._place.sync([*sorted(files - self._synced_files), *logged])
+        entries = [f"{LOG}/{each:020d}.json" for each in range(self._synced_version + 1, version + 1)]
+        self._location.sync([*sorted(files - self._synced_files), *entries])
         self._synced_files, self._synced_version = files, version
 
     def read(
@@ -139,90 +141,95 @@ class Table:
         after: int | None = None,
         upto: int | None = None,
     ) -> pa.Table:
-        """Rows with after < batch <= upto, in no particular order; the column `batch` only when it is asked for.
+        """Rows with after < batch <= upto, in no particular order; the column `batch` only if `columns` names it.
 
-        Files are skipped by `batch` and by time without being opened. Where another process removed files of this
-        version, the newest is read instead.
+        `columns` None means all others. Files outside the range of `batch` or of a condition on the time column are
+        skipped unread. When another process removed files of this version, the newest version is read. Raises
+        FileNotFoundError or DeltaError.
         """
-        wanted = list(self._kind.rows.names if columns is None else columns)
+        wanted = list(self._spec.rows.names if columns is None else columns)
         conditions = [where] if where is not None else []
         conditions += [ds.field(BATCH) > after] if after is not None else []
         conditions += [ds.field(BATCH) <= upto] if upto is not None else []
         condition = reduce(and_, conditions) if conditions else None
-        for attempt in range(TRIES):
+        for attempt in range(ATTEMPTS):
             try:
                 return self._rows().to_table(columns=wanted, filter=condition, use_threads=False)
             except (FileNotFoundError, DeltaError):
-                if attempt == TRIES - 1:
+                if attempt == ATTEMPTS - 1:
                     raise
-                self._delta = opened(self._place)
+                self._delta = opened(self._location)
         raise AssertionError
 
     def files(self, batches: Collection[int] | None = None) -> list[str]:
-        """Data files, as `read_files` takes them, that may hold rows of these batches, of any where none are named.
+        """Data files that may hold rows of these batches, or all files; arguments of `read_files`.
 
-        They stay until a maintenance that comes `keep_files_h` after they were replaced, or a purge.
+        Files stay on disk until a maintenance `keep_files_h` hours after they were replaced, or until a purge.
         """
-        named = sorted(batches) if batches is not None else None
+        wanted = sorted(batches) if batches is not None else None
         actions = pa.table(self._delta.get_add_actions(flatten=True))
         found: list[str] = []
         if not actions.num_rows:
             return found
         columns = (actions[name].to_pylist() for name in ("path", f"min.{BATCH}", f"max.{BATCH}"))
         for name, low, high in zip(*columns, strict=True):
-            place = bisect_left(named, low) if named is not None else 0
-            if named is None or (place < len(named) and named[place] <= high):
-                found.append(f"{self._place.uri}/{name}")
+            index = bisect_left(wanted, low) if wanted is not None else 0
+            if wanted is None or (index < len(wanted) and wanted[index] <= high):
+                found.append(f"{self._location.uri}/{name}")
         return found
 
     def delete(self, ids: Collection[str]) -> int:
-        """Take rows out by id; their number. They stay on disk until `purge`. Raises DeltaError."""
-        removed = row_deletion.delete(self._place, self._kind, ids)
+        """Delete rows by id; return their number. They stay on disk until `purge`. Raises DeltaError."""
+        removed = row_deletion.delete(self._location, self._spec, ids)
         self.refresh()
         return removed
 
     def purge(self) -> None:
-        """Remove from the disk whatever this version does not hold: rows that were taken out, and what was left over.
+        """Delete all data files that the newest version does not name: deleted rows and leftovers of dead processes.
 
-        Readers of an older version look again. Raises DeltaError.
+        Readers of an older version read the newest instead. Raises DeltaError.
         """
-        row_deletion.purge(self._place, self._kind)
+        row_deletion.purge(self._location, self._spec)
         self.refresh()
 
     def maintain(self, *, every: int, keep_files_h: float, expire_before_s: float | None = None) -> bool:
-        """Compact the table, when `every` commits have come since the last time; True when it was done now.
+        """Compact the table if at least `every` commits followed the last maintenance; whether that was done.
 
-        Files that were replaced more than `keep_files_h` hours ago are removed, as is what processes that died left
-        over. With `expire_before_s`, rows of before that time are taken out first.
+        Files that were replaced more than `keep_files_h` hours ago are deleted, as are leftovers of dead processes.
+        Rows of before `expire_before_s` (Unix time) are deleted first, unless it is None.
         """
         if not self.is_due(every):
             return False
-        # Another process may just have done it.
+        # Another process may have done it just now.
         self.refresh()
         if not self.is_due(every):
             return False
-        done = compaction.maintain(self._place, self._kind, keep_files_h=keep_files_h, expire_before_s=expire_before_s)
+        done = compaction.maintain(
+            self._location, self._spec, keep_files_h=keep_files_h, expire_before_s=expire_before_s
+        )
         self.refresh()
         return done
 
     def is_due(self, every: int) -> bool:
-        """Whether `every` commits have come since the last maintenance."""
+        """Whether at least `every` commits followed the last maintenance."""
         return self.version - (self.position(MAINTAINED) or 0) >= every
 
     def _rows(self) -> ds.Dataset:
-        known = self._known()
-        if known.dataset is None:
-            known.dataset = self._delta.to_pyarrow_dataset(filesystem=self._place.filesystem, schema=self._kind.schema)
-        return known.dataset
+        cached = self._cached()
+        if cached.dataset is None:
+            cached.dataset = self._delta.to_pyarrow_dataset(
+                filesystem=self._location.filesystem, schema=self._spec.schema
+            )
+        return cached.dataset
 
-    def _known(self) -> "_LookedUp":
-        if self._looked_up.version != self.version:
-            self._looked_up = _LookedUp(self.version)
-        return self._looked_up
+    def _cached(self) -> "_VersionCache":
+        if self._cache.version != self.version:
+            self._cache = _VersionCache(self.version)
+        return self._cache
 
 
-class _LookedUp:
-    """What was asked of one version: Delta reads its log anew for each position, and every file's statistics."""
+class _VersionCache:
+    """Positions and dataset of one version: Delta reads its log again for each position, and for all statistics."""
 
     def __init__(self, version: int) -> None:
         self.version = version

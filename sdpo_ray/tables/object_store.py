@@ -1,7 +1,7 @@
-"""Where the bytes of a table are: a directory, or a prefix in an S3-compatible store.
+"""Location of a table's files: a directory, or a prefix in an S3-compatible store.
 
-Delta-rs and pyarrow read the same environment variables: AWS_ENDPOINT_URL, AWS_REGION, the credentials. Delta-rs alone
-wants AWS_ALLOW_HTTP=true for an endpoint without TLS.
+Delta-rs and pyarrow read the same environment variables: AWS_ENDPOINT_URL, AWS_REGION, the credentials. Delta-rs also
+needs AWS_ALLOW_HTTP=true for an endpoint without TLS.
 """
 
 import os
@@ -20,10 +20,10 @@ LOG = "_delta_log"
 
 
 class TableLocation:
-    """The directory or URI of one Delta table; names of files are relative to it."""
+    """Directory or URI of one Delta table; file names are relative to it."""
 
     def __init__(self, uri: str) -> None:
-        """Raises ConfigError for a URI of another store."""
+        """Create the directory if needed. Raises ConfigError for a URI of another kind of store."""
         store, path = _store(uri)
         self.uri = uri
         self.directory = None if uri.startswith(_S3) else Path(path)
@@ -32,15 +32,16 @@ class TableLocation:
         self.filesystem = fs.SubTreeFileSystem(path, store)
 
     def names(self) -> list[str]:
-        """Every file at this place, Delta's log included."""
+        """Names of all files, Delta's log included."""
         found = self.filesystem.get_file_info(fs.FileSelector("", recursive=True))
         return [info.path for info in found if info.type == fs.FileType.File]
 
     def log_names(self) -> list[str]:
+        """Names of the files of Delta's log."""
         return [name for name in self.names() if name.startswith(LOG)]
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files; one that is gone already is none's loss."""
+        """Delete files durably; missing ones are ignored."""
         for name in names:
             try:
                 self.filesystem.delete_file(name)
@@ -49,10 +50,10 @@ class TableLocation:
         self.sync(())
 
     def sync(self, names: Iterable[str]) -> None:
-        """Return once these files, and the directories they are in, are on disk.
+        """Return once these files and their directories are on disk.
 
-        In an object store there is nothing to do: what it acknowledged is durable. A file that is gone was replaced
-        by files that were synced before it was removed.
+        No-op in an object store, where acknowledged writes are durable. A missing file is ignored: it was replaced by
+        files that were synced before it was deleted.
         """
         if self.directory is None:
             return
@@ -72,7 +73,10 @@ class TableLocation:
 def read_files(
     files: Sequence[str], schema: pa.Schema, columns: Sequence[str] | None, where: ds.Expression | None
 ) -> pa.Table:
-    """Rows of data files, paths or URIs of one store, read with one thread. Raises FileNotFoundError."""
+    """Rows of data files, given as paths or URIs of one store (`Table.files`). Reads with one thread.
+
+    `columns` None means all; `where` None means all rows. Raises FileNotFoundError.
+    """
     if not files:
         return schema.empty_table().select(list(columns or schema.names))
     store, _ = _store(files[0])

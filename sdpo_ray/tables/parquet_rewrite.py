@@ -1,4 +1,4 @@
-"""Data files written anew from others: without some of their rows, or several put together."""
+"""Rewrite data files: drop some of their rows, or combine several into one."""
 
 import json
 import time
@@ -11,59 +11,62 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake.transaction import AddAction, RemoveAction
 
-from sdpo_ray.tables.commits import ROWS_A_GROUP
+from sdpo_ray.tables.commits import ROWS_PER_GROUP
 from sdpo_ray.tables.object_store import TableLocation
 from sdpo_ray.tables.specs import BATCH, TableSpec
 
 Keep = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
-def written(
-    place: TableLocation, names: Sequence[str], kind: TableSpec, *, keep: Keep | None = None
+def rewritten(
+    location: TableLocation, names: Sequence[str], spec: TableSpec, *, keep: Keep | None = None
 ) -> AddAction | None:
-    """One file with the rows of these, in their order; with `keep`, with what it leaves of them: None for nothing."""
-    batches = (rows if keep is None else keep(rows) for name in names for rows in _rows(place, name))
-    groups = _groups(batches, kind.schema)
+    """Write one file with the rows of these files, in their order, as filtered by `keep`; None when no rows are left.
+
+    The returned action adds the file to Delta's log.
+    """
+    batches = (rows if keep is None else keep(rows) for name in names for rows in _rows(location, name))
+    groups = _groups(batches, spec.schema)
     first = next(groups, None)
     if first is None:
         return None
-    anew = f"part-{uuid.uuid4()}.zstd.parquet"
-    statistics = _Statistics(kind)
-    with pq.ParquetWriter(anew, kind.schema, filesystem=place.filesystem, compression="zstd") as file:
+    name = f"part-{uuid.uuid4()}.zstd.parquet"
+    statistics = _Statistics(spec)
+    with pq.ParquetWriter(name, spec.schema, filesystem=location.filesystem, compression="zstd") as file:
         for rows in chain([first], groups):
-            file.write_table(rows, row_group_size=ROWS_A_GROUP)
+            file.write_table(rows, row_group_size=ROWS_PER_GROUP)
             statistics.add(rows)
-    size = place.filesystem.get_file_info(anew).size
-    return AddAction(anew, size, {}, _now_ms(), keep is not None, statistics.as_json())
+    size = location.filesystem.get_file_info(name).size
+    return AddAction(name, size, {}, _now_ms(), keep is not None, statistics.as_json())
 
 
-def taken_away(names: Iterable[str], *, data_change: bool) -> list[RemoveAction]:
-    """`data_change`: whether their rows go with them."""
+def remove_actions(names: Iterable[str], *, data_change: bool) -> list[RemoveAction]:
+    """Actions that remove these files from Delta's log. `data_change` says whether rows are removed with them."""
     return [RemoveAction(name, data_change, _now_ms()) for name in names]
 
 
-def _rows(place: TableLocation, name: str) -> Iterator[pa.RecordBatch]:
-    with place.filesystem.open_input_file(name) as source, pq.ParquetFile(source) as file:
-        yield from file.iter_batches(ROWS_A_GROUP, use_threads=False)
+def _rows(location: TableLocation, name: str) -> Iterator[pa.RecordBatch]:
+    with location.filesystem.open_input_file(name) as source, pq.ParquetFile(source) as file:
+        yield from file.iter_batches(ROWS_PER_GROUP, use_threads=False)
 
 
 def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The same rows, as many at a time as a row group has."""
-    waiting = schema.empty_table()
+    """The same rows in tables of one row group each."""
+    rest = schema.empty_table()
     for batch in batches:
-        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch]).select(schema.names).cast(schema)])
-        while waiting.num_rows >= ROWS_A_GROUP:
-            yield waiting.slice(0, ROWS_A_GROUP)
-            waiting = waiting.slice(ROWS_A_GROUP)
-    if waiting.num_rows:
-        yield waiting
+        rest = pa.concat_tables([rest, pa.Table.from_batches([batch]).select(schema.names).cast(schema)])
+        while rest.num_rows >= ROWS_PER_GROUP:
+            yield rest.slice(0, ROWS_PER_GROUP)
+            rest = rest.slice(ROWS_PER_GROUP)
+    if rest.num_rows:
+        yield rest
 
 
 class _Statistics:
-    """What Delta's log says of a file, as its protocol has it ("Per-file Statistics")."""
+    """Statistics of a file for Delta's log (Delta protocol, "Per-file Statistics")."""
 
-    def __init__(self, kind: TableSpec) -> None:
-        self._columns = (BATCH, kind.time_column)
+    def __init__(self, spec: TableSpec) -> None:
+        self._columns = (BATCH, spec.time_column)
         self._num_records = 0
         self._ranges: dict[str, tuple[float, float]] = {}
 

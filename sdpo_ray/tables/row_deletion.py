@@ -1,8 +1,8 @@
-"""Erasure: rows are taken out of a table, then off the disk.
+"""Erasure of rows: delete them from a table, then purge them from the disk.
 
-Rows are taken out by writing their files anew without them. Delta's own DELETE would do that, too, but it logs its
-predicate: the ids of those who asked to be forgotten would stay in the log for as long as it keeps entries.
-Entries are not removed early either: a committer that was paused could fill the gap unseen, and its rows be lost.
+Rows are deleted by rewriting their files without them. Delta's own DELETE would do so, too, but logs its predicate: the
+ids of erased rows would stay in the log for as long as it keeps entries. Log entries are not removed early either: a
+paused committer could then reuse their version number unnoticed, and its rows would be lost.
 """
 
 from collections.abc import Collection
@@ -25,70 +25,70 @@ from sdpo_ray.tables.commits import (
     rewrite,
 )
 from sdpo_ray.tables.object_store import LOG, TableLocation
-from sdpo_ray.tables.parquet_rewrite import taken_away, written
+from sdpo_ray.tables.parquet_rewrite import remove_actions, rewritten
 from sdpo_ray.tables.specs import TableSpec
 
 _FILE = "__filename"
-_FILES_A_COMMIT = 64
-_FENCE_TRIES = 100
+_FILES_PER_COMMIT = 64
+_FENCE_ATTEMPTS = 100
 
 
-def delete(place: TableLocation, kind: TableSpec, ids: Collection[str]) -> int:
-    """Take rows out by id; their number. Raises DeltaError."""
+def delete(location: TableLocation, spec: TableSpec, ids: Collection[str]) -> int:
+    """Delete the rows with these ids from the newest version; return their number. Raises DeltaError."""
     named = pa.array(sorted(set(ids)), pa.string())
     removed = 0
 
     def without(rows: pa.RecordBatch) -> pa.RecordBatch:
-        return rows.filter(pc.invert(pc.is_in(rows[kind.id_column], value_set=named)))
+        return rows.filter(pc.invert(pc.is_in(rows[spec.id_column], value_set=named)))
 
     def change(delta: DeltaTable, carried: CommitProperties) -> bool:
         nonlocal removed
-        rows = delta.to_pyarrow_dataset(filesystem=place.filesystem, schema=kind.schema).to_table(
-            columns=[_FILE], filter=ds.field(kind.id_column).isin(named), use_threads=False
+        rows = delta.to_pyarrow_dataset(filesystem=location.filesystem, schema=spec.schema).to_table(
+            columns=[_FILE], filter=ds.field(spec.id_column).isin(named), use_threads=False
         )
         holding = sorted(set(rows[_FILE].to_pylist()))
-        now = holding[:_FILES_A_COMMIT]
-        if now:
-            anew = [written(place, [name], kind, keep=without) for name in now]
+        current = holding[:_FILES_PER_COMMIT]
+        if current:
+            replacements = [rewritten(location, [name], spec, keep=without) for name in current]
             delta.create_write_transaction(
-                [*taken_away(now, data_change=True), *(each for each in anew if each is not None)],
+                [*remove_actions(current, data_change=True), *(each for each in replacements if each is not None)],
                 "append",
                 delta.schema(),
                 commit_properties=carried,
                 post_commithook_properties=NO_HOOKS,
             )
-            removed += sum(name in now for name in rows[_FILE].to_pylist())
-        return len(holding) > len(now)
+            removed += sum(name in current for name in rows[_FILE].to_pylist())
+        return len(holding) > len(current)
 
-    while rewrite(place, change):
+    while rewrite(location, change):
         continue
     return removed
 
 
-def purge(place: TableLocation, kind: TableSpec) -> None:
-    """Remove every file that the table does not hold any more, or never did. Raises DeltaError.
+def purge(location: TableLocation, spec: TableSpec) -> None:
+    """Delete every data file that the newest version does not name. Raises DeltaError.
 
-    A file that no commit names may belong to one under way. So an empty commit is made after the files were listed:
-    whoever began before it cannot commit behind it.
+    A file that no commit names may belong to a commit in progress. So an empty commit (the fence) follows the listing
+    of files: a commit that started before the fence fails.
     """
-    listed = [name for name in place.names() if not name.startswith(LOG)]
-    held = set(paths(_fence(place, kind)))
-    # On disk before anything is removed that it replaces.
-    place.sync([*held, *place.log_names()])
-    place.remove(name for name in listed if name not in held)
+    listed = [name for name in location.names() if not name.startswith(LOG)]
+    held = set(paths(_fence(location, spec)))
+    # The new files must be on disk before the files they replace are deleted.
+    location.sync([*held, *location.log_names()])
+    location.remove(name for name in listed if name not in held)
 
 
-def _fence(place: TableLocation, kind: TableSpec) -> DeltaTable:
-    """Commit nothing, in the place of all who are about to commit; the version that holds from then on."""
-    for attempt in range(_FENCE_TRIES):
-        delta = opened(place)
+def _fence(location: TableLocation, spec: TableSpec) -> DeltaTable:
+    """Commit no rows, so that every commit in progress conflicts and fails; return the version after that."""
+    for attempt in range(_FENCE_ATTEMPTS):
+        delta = opened(location)
         try:
             fence = {name: number(delta, name) + 1 for name in (APPENDED, REWRITTEN)}
-            commit_rows(delta, kind.schema.empty_table(), fence)
+            commit_rows(delta, spec.schema.empty_table(), fence)
         except DeltaError:
-            if attempt == _FENCE_TRIES - 1:
+            if attempt == _FENCE_ATTEMPTS - 1:
                 raise
             pause(attempt % 3)
         else:
-            return opened(place)
+            return opened(location)
     raise AssertionError

@@ -1,4 +1,4 @@
-"""The four tables: what a row of each is, and how it is told from another."""
+"""Specifications of the four tables: schema, id column, time column."""
 
 from dataclasses import dataclass
 
@@ -7,30 +7,30 @@ import pyarrow as pa
 from sdpo_ray.tables.arrow_schemas import FEEDBACK, INTERACTION, PENDING, TURN
 
 BATCH = "batch"
-"""Column of every table: the number of the commit that brought the row. Compaction and erasure keep it."""
+"""Column of every table: the number of the commit that added the row. Compaction and erasure keep it."""
 SCHEMA_VERSION = 3
 """Version of the schemas below; raise it when one of them changes. `tables.create` refuses any other version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSpec:
-    """What one table holds."""
+    """One table. Read by the modules of `tables`."""
 
     name: str
     rows: pa.Schema
-    """What is appended: the schema without `batch`."""
+    """Schema of appended rows, without the column `batch`."""
     id_column: str
     time_column: str
-    """The one column beside `batch` that Delta's log has statistics of: those of others would hold user text."""
+    """The only column besides `batch` with statistics in Delta's log: statistics of others would hold user text."""
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the table; what has statistics comes first, since deltalake 1.6.6 gives none of what follows a struct."""
+        """Schema of the table. Columns with statistics come first: deltalake 1.6.6 writes none after a struct."""
         first = [pa.field(BATCH, pa.int64()), self.rows.field(self.time_column)]
         return pa.schema([*first, *(field for field in self.rows if field.name != self.time_column)])
 
     def numbered(self, rows: pa.Table, batch: pa.Array | pa.ChunkedArray | int) -> pa.Table:
-        """`rows` as the batch `batch` of the table, or each as that of its own. Raises ArrowInvalid, KeyError."""
+        """`rows` with the column `batch`, one number for all or one per row. Raises ArrowInvalid, KeyError."""
         batches = pa.repeat(batch, rows.num_rows) if isinstance(batch, int) else batch
         return rows.append_column(BATCH, batches).select(self.schema.names).cast(self.schema)
 

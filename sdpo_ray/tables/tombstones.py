@@ -1,8 +1,8 @@
-"""Who was erased, and until when: what they left in the event log never enters the tables.
+"""Tombstones of erased users: their events that are still in the event log never enter the tables.
 
-An erasure is known by salted digests of the user's pseudonyms, turns and conversations, so the file that remembers it
-names nobody; who holds the keys and the name can ask whether it is there. It is kept for good: a log with a retention
-of its own may hold the user's turns for as long as that.
+A tombstone has salted digests of the user's pseudonyms, turns and conversations, so the file identifies no user to
+readers without the keys and the user's name. Tombstones are kept forever: a log with its own retention may hold events
+of the user for as long.
 """
 
 import hashlib
@@ -22,24 +22,26 @@ from sdpo_ray.records import Event, Turn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tombstone:
-    """One request to be forgotten. Made by `Tombstones`; read by it and `jobs.lineage`."""
+    """One erasure. Made by `Tombstones`; read by it and by `privacy`."""
 
     erasure_id: str
     upto_s: float
-    """Unix time; what was asked later is said anew."""
+    """Unix time; events after it are not erased."""
     digests: tuple[str, ...]
     done: bool = False
-    """False until everything was removed: it is to be run again."""
+    """False until the erasure is complete; until then it has to be run again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
+    """Content of the file."""
+
     salt: str
     erasures: tuple[Tombstone, ...]
 
 
 class Tombstones:
-    """The erasures of one run."""
+    """The tombstones of one run. Raises DataError for a file that it cannot read."""
 
     def __init__(self, layout: Layout) -> None:
         self._path = layout.erasures
@@ -49,7 +51,7 @@ class Tombstones:
         self.reload()
 
     def reload(self) -> Self:
-        """Read again what other processes added, at the price of one `stat` where they added nothing."""
+        """Read what other processes added. Costs one `stat` when the file is unchanged. Raises DataError."""
         stamp = file_stamp(self._path)
         if stamp is not None and stamp != self._stamp:
             self._take(read_json(self._path, _File))
@@ -64,9 +66,9 @@ class Tombstones:
         turns: Iterable[str] = (),
         conversations: Iterable[str] = (),
     ) -> Tombstone:
-        """Forget these users, each a tenant and a pseudonym, these turns, and the turns of these conversations.
+        """Add a tombstone for users, each (tenant, pseudonym), for turns by id, and for turns of conversations.
 
-        Conversations are digests of `records.PairingKeys`. Durable when it returns.
+        `upto_s` is Unix time; conversations are digests, `records.PairingKeys.conversation`. Durable on return.
         """
         erasure = Tombstone(erasure_id=uuid.uuid4().hex, upto_s=upto_s, digests=())
         with self._changing():
@@ -76,7 +78,7 @@ class Tombstones:
         return erasure
 
     def extend(self, erasure: Tombstone, *, turns: Iterable[str] = (), conversations: Iterable[str] = ()) -> Tombstone:
-        """Forget these, too."""
+        """Add turns and conversations to a tombstone; returns the new one. Durable on return."""
         with self._changing():
             more = dict.fromkeys((*erasure.digests, *self._digests((), turns, conversations)))
             erasure = replace(erasure, digests=tuple(more))
@@ -84,15 +86,15 @@ class Tombstones:
         return erasure
 
     def finish(self, erasures: Iterable[Tombstone]) -> None:
-        """Everything of these erasures was removed."""
+        """Mark these erasures as complete. Durable on return."""
         done = {each.erasure_id for each in erasures}
         with self._changing():
             self._write([replace(each, done=each.done or each.erasure_id in done) for each in self._content.erasures])
 
     def covers(self, event: Event) -> bool:
-        """Whether an event is of somebody or something that was erased after it was asked or given.
+        """Whether the event's user, turn or conversation was erased at or after the time of the event.
 
-        As of now: an erasure that another process remembered before this event was read counts for it.
+        Reloads the file, so tombstones that other processes added before this call count.
         """
         self.reload()
         if not self._upto_s:
@@ -101,17 +103,18 @@ class Tombstones:
         return any(at_s <= self._upto_s.get(digest, -1.0) for digest in self._of_event(event))
 
     def of(self, users: Iterable[tuple[str, str]] = (), turns: Iterable[str] = ()) -> tuple[Tombstone, ...]:
-        """The erasures of any of these users and turns."""
+        """Tombstones of any of these users, each (tenant, pseudonym), or turn ids."""
         wanted = set(self._digests(users, turns, ()))
         return tuple(each for each in self._content.erasures if wanted & set(each.digests))
 
     def among(self, turns: Iterable[str], erasures: Iterable[Tombstone]) -> set[str]:
-        """Those of these turns that one of the erasures names."""
+        """Those of the turn ids that one of the erasures covers by id."""
         named = {digest for each in erasures for digest in each.digests}
         return {turn_id for turn_id in turns if self._digest("turn", turn_id) in named} if named else set()
 
     @property
     def unfinished(self) -> tuple[Tombstone, ...]:
+        """Tombstones whose erasure is not complete."""
         return tuple(each for each in self._content.erasures if not each.done)
 
     def _of_event(self, event: Event) -> Iterator[str]:
@@ -140,7 +143,7 @@ class Tombstones:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """While it lasts, no other process changes the file, which is read first."""
+        """Hold the file's lock, and read the file first, so that no other process changes it in the block."""
         with file_lock(self._path):
             self.reload()
             if not self._content.salt:

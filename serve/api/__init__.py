@@ -1,1 +1,1 @@
-"""OpenAI's API around vLLM's own: what may be asked, and what a reply promises."""
+"""OpenAI's API around vLLM's app: what a request may contain, and what a response promises."""

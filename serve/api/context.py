@@ -1,4 +1,4 @@
-"""What the routes know of their replica."""
+"""The replica's parts that the routes use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from serve.request_context import ChatContext
 
 
 class ChatRouter(Protocol):
-    """Hands some chats to another engine: `serve.canary.router` while a candidate is on trial."""
+    """Routes some chats to another engine: `serve.canary.router` during a canary release."""
 
     async def take(self, chat: ChatContext, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Whether it answered; when it did not, not one byte is out. `body` is what the client sent."""
+        """Return whether it answered; if not, nothing was sent. `body` is what the client sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +24,13 @@ class ApiContext:
     """Made by `serve.deployment`; read by `serve.api.routes`, `serve.api.response` and `serve.api.feedback`."""
 
     recorder: Recorder | None
-    """None on the evaluation engine, which records nobody."""
+    """None on the evaluation engine, which records nothing."""
     capture: CaptureConfig
     control: ControlTokens
     served: Callable[[], dict[str, str]]
-    """Headers that tell what is served now."""
+    """Returns headers about the policy that is served now."""
     model: ServedModel
     calls_tools: bool = True
-    """False where `serve.tool_parser` is none: requests that leave the choice get text alone."""
+    """False where `serve.tool_parser` is none: requests with `tool_choice` auto then get text alone."""
     canary: ChatRouter | None = None
-    """None where no candidate can be on trial."""
+    """None where no canary release is possible."""

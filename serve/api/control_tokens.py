@@ -1,4 +1,4 @@
-"""A request in which no text of the client's can become a control token, whatever a chat template prints of it."""
+"""Escapes requests so that no text of a client becomes a control token, whatever a chat template prints of it."""
 
 import json
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from sdpo_ray.chat import ControlTokens, call_arguments
 
 _PRINTED = frozenset({"messages", "tools", "documents", "chat_template_kwargs", "reasoning_effort"})
-"""What of a request reaches the chat template."""
+"""Fields of a request that reach the chat template."""
 
 
 def escape(request: dict[str, Any], control: ControlTokens) -> dict[str, Any]:
-    """The request with control strings broken in everything of it that a chat template may print; takes `request` over.
+    """Return the request with control strings broken in every field that a chat template may print; modifies `request`.
 
-    Arguments of a tool call are JSON within JSON and are escaped as what they say: "\\u003c" is "<" to a template.
-    Parts of text become the one text that vLLM makes of them: a template that prints them side by side would put
-    halves of a control string together. Raises RecursionError for what is nested too deeply.
+    Arguments of a tool call are JSON within JSON and are escaped in decoded form: "\\u003c" is "<" to a template.
+    Text parts become the one text that vLLM makes of them: a template that prints them side by side would put halves
+    of a control string together. Raises RecursionError for a request that is nested too deeply.
     """
     messages = request.get("messages")
     for message in messages if isinstance(messages, list) else []:
@@ -31,10 +31,10 @@ def escape(request: dict[str, Any], control: ControlTokens) -> dict[str, Any]:
 
 
 def escape_completion(request: dict[str, Any], control: ControlTokens) -> dict[str, Any]:
-    """A completion's request with control strings broken in its text, as in a chat; takes `request` over.
+    """Return a completion request with control strings broken in its text.
 
-    Whoever wants control tokens in a prompt sends token ids, which are left alone. With `echo` the prompt comes back
-    as it was read. Raises RecursionError for what is nested too deeply.
+    A client that wants control tokens in a prompt sends token ids, which stay as they are. With `echo` the prompt comes
+    back as it was escaped. Raises RecursionError for a request that is nested too deeply.
     """
     return {
         name: control.escape_json(value) if name in ("prompt", "suffix") else value for name, value in request.items()
@@ -42,7 +42,7 @@ def escape_completion(request: dict[str, Any], control: ControlTokens) -> dict[s
 
 
 def _joined(content: object) -> str | None:
-    """The text of a list of parts; None for anything else."""
+    """Return the text of a list of text parts; None for anything else."""
     if not isinstance(content, list) or not content:
         return None
     texts = [part.get(str(part.get("type"))) if isinstance(part, dict) else None for part in content]

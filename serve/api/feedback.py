@@ -1,4 +1,4 @@
-"""`POST /v1/feedback`: what a user says of an answer outside the chat, acknowledged once it is durable."""
+"""`POST /v1/feedback`: a user's feedback on a response, outside the chat; acknowledged once it is on disk."""
 
 import time
 from collections.abc import Mapping
@@ -20,17 +20,19 @@ RETRY_AFTER_S = 5
 async def reply_to_feedback(
     body: bytes, headers: Mapping[str, str], *, tenant: str, recorder: Recorder, capture: CaptureConfig
 ) -> JSONResponse:
-    """Store the feedback that `body` is. Sent again, the same words get the same id."""
+    """Store the feedback in `body` and return the reply. The same feedback sent again gets the same id."""
     try:
-        given = read_feedback(body, headers, tenant=tenant, default=default_consent(capture, tenant), now_s=time.time())
+        feedback = read_feedback(
+            body, headers, tenant=tenant, default=default_consent(capture, tenant), now_s=time.time()
+        )
     except DataError as error:
         recorder.feedback.add("not_recorded.bad_request")
         return refuse(400, str(error), "invalid_request_error")
-    said = {"object": "feedback", "turn_id": given.turn_id}
-    feedback_id = await recorder.record_feedback(given)
-    if given.consent is Consent.NONE:
-        return JSONResponse({**said, "id": None, "stored": False, "reason": "no consent"})
+    reply = {"object": "feedback", "turn_id": feedback.turn_id}
+    feedback_id = await recorder.record_feedback(feedback)
+    if feedback.consent is Consent.NONE:
+        return JSONResponse({**reply, "id": None, "stored": False, "reason": "no consent"})
     if feedback_id is None:
-        again = {"retry-after": str(RETRY_AFTER_S)}
-        return refuse(503, "the feedback could not be stored: please send it again", "server_error", again)
-    return JSONResponse({**said, "id": feedback_id, "stored": True}, headers={FEEDBACK_ID: feedback_id})
+        retry = {"retry-after": str(RETRY_AFTER_S)}
+        return refuse(503, "the feedback could not be stored: please send it again", "server_error", retry)
+    return JSONResponse({**reply, "id": feedback_id, "stored": True}, headers={FEEDBACK_ID: feedback_id})

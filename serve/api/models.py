@@ -1,6 +1,6 @@
-"""`GET /v1/models` and `/v1/models/{id}`: the model that clients ask for by name, and nothing of this machine.
+"""`GET /v1/models` and `/v1/models/{id}`: the model under the name that clients use.
 
-vLLM answers the first with the directory of the weights, and has no second.
+vLLM's own `/v1/models` shows the directory of the weights, and it has no route for one model.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class ServedModel:
     """Unix time."""
 
     def card(self) -> dict[str, Any]:
-        """OpenAI's model object, with vLLM's `max_model_len`."""
+        """Return OpenAI's model object, with vLLM's `max_model_len`."""
         return {
             "id": self.name,
             "object": "model",
@@ -39,7 +39,7 @@ def is_about_models(path: str) -> bool:
 
 
 def reply_about_models(path: str, model: ServedModel) -> JSONResponse:
-    """The list, one model, or 404 for a name that is not served."""
+    """Return the list, one model, or 404 for a name that is not served."""
     name = path.removeprefix(MODELS).removeprefix("/")
     if not name:
         return JSONResponse({"object": "list", "data": [model.card()]})

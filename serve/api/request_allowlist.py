@@ -1,8 +1,8 @@
-"""What a request may ask of the engine. Anything not named here is refused: vLLM takes sixty parameters and adds more.
+"""Allow-list of request parameters. Any other is refused: vLLM accepts sixty and adds more with each version.
 
-Left out on purpose: what runs or reads something for the client (`chat_template`, media by URL, `kv_transfer_params`),
-what outruns others (`priority`, beam search), what cuts the prompt that a turn says was served
-(`truncate_prompt_tokens`, `continue_final_message`), and grammars, whose size nothing bounds.
+Left out on purpose: parameters that run or read something for the client (`chat_template`, media by URL,
+`kv_transfer_params`), that overtake other requests (`priority`, beam search), that change the prompt which a turn
+records as served (`truncate_prompt_tokens`, `continue_final_message`), and grammars, whose size is unbounded.
 """
 
 import math
@@ -13,16 +13,16 @@ from sdpo_ray.errors import DataError
 from serve.api.schema_limits import check_constraint, check_forced_tools, check_response_format
 
 MAX_DEPTH = 64
-"""Lists and objects within each other; vLLM's own limit for schemas."""
-MAX_ANSWERS = 128
-"""Answers to one request, over its prompts; OpenAI's own limit for `n`."""
+"""Nesting of lists and objects; vLLM's own limit for schemas."""
+MAX_CHOICES = 128
+"""Choices of one request, over all its prompts; OpenAI's own limit for `n`."""
 MAX_ENTRIES = 1024
-"""Of a list of tokens, which the engine goes through for every batch."""
+"""Entries of a list of tokens, which the engine iterates over for every batch."""
 
 _SHARED = {
     *("model", "user", "stream", "stream_options", "n", "max_tokens", "stop", "seed", "logprobs", "logit_bias"),
     *("temperature", "top_p", "presence_penalty", "frequency_penalty", "response_format"),
-    # vLLM's own, harmless to others.
+    # vLLM's own, without effect on other requests.
     *("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids", "allowed_token_ids"),
     *("bad_words", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"),
     *("structured_outputs", "return_token_ids", "return_tokens_as_token_ids", "cache_salt", "add_special_tokens"),
@@ -30,42 +30,42 @@ _SHARED = {
 _CHAT = _SHARED | {
     *("messages", "metadata", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls"),
     *("reasoning_effort", "include_reasoning", "documents", "chat_template_kwargs"),
-    # Of OpenAI's own service; they change nothing of an answer here.
+    # Of OpenAI's own service; they have no effect here.
     *("store", "service_tier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
     *("safety_identifier", "prediction", "verbosity", "moderation", "modalities"),
 }
 _COMPLETION = _SHARED | {"prompt", "suffix", "echo", "best_of"}
-_NOT_THE_TEMPLATES = {
+_RESERVED_KWARGS = {
     *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
     *("continue_final_message", "tokenize", "tokenizer", "tokenizer_kwargs", "model_config", "self", "padding"),
     *("truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
 }
-"""Arguments of vLLM's and transformers' own functions around the template."""
+"""Arguments of vLLM's and transformers' functions around the template, which are not the template's own."""
 _TEXT_PARTS = ("text", "refusal")
 
 
 def check_chat(request: Mapping[str, Any]) -> None:
-    """Raise DataError, with the parameter named, unless the engine may see this chat request."""
+    """Raise DataError, naming the parameter, unless every part of this chat request is allowed."""
     _check(request, _CHAT)
     if request.get("modalities") not in (None, ["text"]):
         raise DataError("modalities: this policy answers in text")
     _check_messages(request.get("messages"))
     kwargs = request.get("chat_template_kwargs")
-    if isinstance(kwargs, Mapping) and (reserved := _NOT_THE_TEMPLATES & kwargs.keys()):
+    if isinstance(kwargs, Mapping) and (reserved := _RESERVED_KWARGS & kwargs.keys()):
         raise DataError(f"chat_template_kwargs: {min(reserved)} is not an argument of the template")
     check_forced_tools(request)
 
 
 def check_completion(request: Mapping[str, Any]) -> None:
-    """Raise DataError, with the parameter named, unless the engine may see this completion request."""
+    """Raise DataError, naming the parameter, unless every part of this completion request is allowed."""
     _check(request, _COMPLETION)
     if request.get("best_of") not in (None, 1):
         raise DataError("best_of: ask for n answers and choose among them")
     prompt = request.get("prompt")
     if isinstance(prompt, list) and not all(isinstance(each, int) for each in prompt):
-        answers = len(prompt) * (request.get("n") or 1)
-        if answers > MAX_ANSWERS:
-            raise DataError(f"prompt: {answers} answers are asked for, of at most {MAX_ANSWERS} in one request")
+        choices = len(prompt) * (request.get("n") or 1)
+        if choices > MAX_CHOICES:
+            raise DataError(f"prompt: {choices} answers are asked for, of at most {MAX_CHOICES} in one request")
 
 
 def _check(request: Mapping[str, Any], known: set[str]) -> None:
@@ -73,9 +73,9 @@ def _check(request: Mapping[str, Any], known: set[str]) -> None:
     for name, value in request.items():
         if value is not None and name not in known:
             raise DataError(f"{name}: this parameter is not taken here")
-    answers = request.get("n")
-    if answers is not None and (type(answers) is not int or not 1 <= answers <= MAX_ANSWERS):
-        raise DataError(f"n: must be a whole number of 1 to {MAX_ANSWERS}")
+    choices = request.get("n")
+    if choices is not None and (type(choices) is not int or not 1 <= choices <= MAX_CHOICES):
+        raise DataError(f"n: must be a whole number of 1 to {MAX_CHOICES}")
     for name in ("logit_bias", "stop_token_ids", "allowed_token_ids"):
         entries = request.get(name)
         if isinstance(entries, list | dict) and len(entries) > MAX_ENTRIES:
@@ -85,7 +85,7 @@ def _check(request: Mapping[str, Any], known: set[str]) -> None:
 
 
 def _check_values(request: Mapping[str, Any]) -> None:
-    """Refuse what JSON can say and no engine can mean: half characters, numbers without end, depth without end."""
+    """Raise DataError for valid JSON that breaks the engine: half surrogates, huge numbers, deep nesting."""
     level: Sequence[Any] = [request]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
@@ -116,7 +116,7 @@ def _check_scalar(value: object) -> None:
 
 
 def _check_messages(messages: object) -> None:
-    """Refuse parts that are no text: for an image by URL, the server would call wherever the client says."""
+    """Raise DataError for parts other than text: for an image, the server would fetch any URL of the client's."""
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():

@@ -1,9 +1,9 @@
-"""A chat's reply on its way out, with what it promises and what it takes back.
+"""Adds receipts to a chat's response on its way out.
 
 `x-sdpo-policy-version` is on every response and `x-sdpo-turn-id` where a turn is on disk. A stream names its turn up
 front and ends only after the fsync; when storing fails after all, the comment line `: x-sdpo-turn-id not stored`
-takes the promise back before `[DONE]`. A stream that the engine refuses before its first token is an error like any
-other: vLLM would say 200 and put the error into the stream, which no client retries.
+revokes the receipt before `[DONE]`. A stream that the engine refuses before its first token becomes an error response:
+vLLM would answer 200 and put the error into the stream, which no client retries.
 """
 
 import json
@@ -21,38 +21,38 @@ NOT_STORED = f": {TURN_ID} not stored\n\n".encode()
 
 
 class ChatResponse:
-    """Holds the response's head until its first body, when the policy version is known."""
+    """ASGI `send` that holds the response's start until its first body, when the policy version is known."""
 
     def __init__(self, send: Send, chat: ChatContext, api: ApiContext) -> None:
         self._send = send
         self._chat = chat
         self._api = api
-        self._head: Message | None = None
+        self._start: Message | None = None
         self._promised = False
         self._refused = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._head = message
+            self._start = message
             return
         await self._stored()
         if self._refused:
             return
-        if self._head is not None:
-            head, self._head = self._head, None
-            if (error := _streamed_error(head, message)) is not None:
+        if self._start is not None:
+            start, self._start = self._start, None
+            if (error := _streamed_error(start, message)) is not None:
                 self._refused = True
-                MutableHeaders(raw=head["headers"])["content-type"] = "application/json"
-                head["status"] = error["error"]["code"]
+                MutableHeaders(raw=start["headers"])["content-type"] = "application/json"
+                start["status"] = error["error"]["code"]
                 message = {"type": "http.response.body", "body": json.dumps(error).encode(), "more_body": False}
-            self._add_headers(head)
-            await self._send(head)
+            self._add_headers(start)
+            await self._send(start)
         elif self._promised and _is_done(message) and not self._chat.receipt:
             await self._send({"type": "http.response.body", "body": NOT_STORED, "more_body": True})
         await self._send(message)
 
     async def _stored(self) -> None:
-        """Return once the turns of an answer that has ended are on disk, or cannot be."""
+        """Return once the turns of a finished response are on disk, or have failed to be stored."""
         chat = self._chat
         if chat.storing is None:
             return
@@ -62,10 +62,10 @@ class ChatResponse:
         finally:
             chat.context.add_span("journal", began_ns)
 
-    def _add_headers(self, head: Message) -> None:
-        headers = MutableHeaders(raw=head["headers"])
+    def _add_headers(self, start: Message) -> None:
+        headers = MutableHeaders(raw=start["headers"])
         headers.update(self._api.served())
-        if head["status"] != 200:
+        if start["status"] != 200:
             return
         version = self._chat.context.policy_version
         if version is not None:
@@ -81,11 +81,11 @@ def _is_done(message: Message) -> bool:
     return bytes(message.get("body", b"")).startswith(b"data: [DONE]")
 
 
-def _streamed_error(head: Message, message: Message) -> dict[str, Any] | None:
-    """The error that is all a stream has to say."""
-    streamed = MutableHeaders(raw=head["headers"]).get("content-type", "").startswith("text/event-stream")
+def _streamed_error(start: Message, message: Message) -> dict[str, Any] | None:
+    """Return the error of a stream whose first event is an error; None for any other response."""
+    streamed = MutableHeaders(raw=start["headers"]).get("content-type", "").startswith("text/event-stream")
     event = bytes(message.get("body", b"")).partition(b"\n")[0]
-    if head["status"] != 200 or not streamed or not event.startswith(b'data: {"error"'):
+    if start["status"] != 200 or not streamed or not event.startswith(b'data: {"error"'):
         return None
-    said: dict[str, Any] = json.loads(event.removeprefix(b"data: "))
-    return said
+    error: dict[str, Any] = json.loads(event.removeprefix(b"data: "))
+    return error

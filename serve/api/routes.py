@@ -1,7 +1,7 @@
-"""What stands between Ray Serve and vLLM's own OpenAI app: one ASGI middleware.
+"""Routes requests to vLLM's OpenAI app, and answers those about models and feedback itself.
 
-It reads a chat for the recorder, keeps control tokens out of what clients write, and takes feedback. A completion of
-plain text is nobody's turn: it is answered, by one policy version like a chat, and not recorded.
+A chat is parsed for the recorder, and control tokens in client text are escaped. A completion of plain text is answered
+by one policy version like a chat; it is never a turn, and not recorded.
 """
 
 import json
@@ -33,12 +33,12 @@ ROUTES = {
 
 
 class ApiMiddleware:
-    """Pure ASGI: it may not buffer a stream, and it outlives a cancelled request by one abort."""
+    """Pure ASGI: a stream is not buffered, and a cancelled request still aborts in the engine."""
 
     def __init__(self, app: ASGIApp, api: ApiContext) -> None:
         self._app = app
         self._api = api
-        # The evaluation engine records nobody, so there is nobody's feedback to take.
+        # The evaluation engine records no turns, so it takes no feedback on them.
         self._routes = {path: method for path, method in ROUTES.items() if path != FEEDBACK or api.recorder}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,15 +91,15 @@ class ApiMiddleware:
         finally:
             CHAT_CONTEXT.reset(token)
             if chat.storing is not None and self._api.recorder is not None:
-                # There was nothing left to answer.
+                # The client got no response that would have waited for it.
                 self._api.recorder.finish(chat.storing)
             if chat.request is None and context.policy_version is not None and self._api.recorder is not None:
                 self._api.recorder.counters.add("not_recorded.completion")
 
     def _chat(self, request: dict[str, Any], context: RequestContext, headers: Headers) -> tuple[ChatContext, bytes]:
-        """The chat of a chat and the body vLLM sees. Raises DataError, RecursionError."""
+        """Return a chat's context and the body that vLLM gets. Raises DataError, RecursionError."""
         check_chat(request)
-        asked = read_request(
+        chat_request = read_request(
             request,
             headers,
             turn_id=f"turn-{uuid4().hex}",
@@ -109,11 +109,12 @@ class ApiMiddleware:
         )
         offered = bool(request.get("tools")) and request.get("tool_choice") != "none"
         if offered and not self._api.calls_tools and request.get("tool_choice") in (None, "auto"):
-            # The choice is ours, and without a parser it is to call none; vLLM would refuse it.
+            # Without a parser the model may call no tool; vLLM would refuse the request.
             request["tool_choice"], offered = "none", False
         escaped = escape(request, self._api.control)
         recorder = self._api.recorder
-        chat = ChatContext(context=context, request=asked, recorded=recorder is not None and recorder.wants(asked))
+        recorded = recorder is not None and recorder.wants(chat_request)
+        chat = ChatContext(context=context, request=chat_request, recorded=recorded)
         if offered and chat.recorded:
             about_tools = ("tools", "tool_choice", "parallel_tool_calls")
             chat.tool_use = {name: escaped[name] for name in about_tools if name in escaped}
@@ -122,14 +123,14 @@ class ApiMiddleware:
     def _completion(
         self, request: dict[str, Any], context: RequestContext, headers: Headers
     ) -> tuple[ChatContext, bytes]:
-        """The chat of a completion and the body vLLM sees. Raises DataError, RecursionError."""
+        """Return a completion's context and the body that vLLM gets. Raises DataError, RecursionError."""
         check_completion(request)
         escaped = escape_completion(request, self._api.control)
         return ChatContext(context=context, request=None, recorded=False), json.dumps(escaped).encode()
 
 
 def _object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a request is. Raises DataError."""
+    """Parse a request's body into a JSON object. Raises DataError."""
     try:
         request = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
-"""Bounds of the schemas and patterns that answers are forced into: what compiles for minutes stops the whole engine.
+"""Limits on schemas and patterns of structured outputs: compiling for minutes blocks the whole engine.
 
-The engine's compiler (llguidance) has limits of its own on everything but repetitions, which it writes out, and
-schemas that hold at once, whose patterns it intersects. OpenAI's structured outputs have no `allOf` either.
+The engine's compiler (llguidance) has its own limits on everything but repetitions, which it expands, and schemas that
+hold at once, whose patterns it intersects. OpenAI's structured outputs have no `allOf` either.
 """
 
 import json
@@ -12,26 +12,26 @@ from typing import Any
 from sdpo_ray.errors import DataError
 
 MAX_BYTES = 64 << 10
-"""Of one schema, as JSON."""
+"""Size of one schema, as JSON."""
 MAX_COUNT = 10_000
-"""Sum of the items and properties that a schema asks for, and product of one pattern's repetitions."""
+"""Largest sum of the items and properties that a schema requires, and product of one pattern's repetitions."""
 MAX_PATTERN = 1024
-"""Characters of a pattern."""
+"""Length of a pattern, in characters."""
 
 _COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
 MAX_PATTERNS = 16
-"""Of `patternProperties` in one place, each of which is compared with every other."""
+"""Number of `patternProperties` in one object; the compiler compares each with every other."""
 _BESIDE = {
     *("type", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "nullable"),
     *("discriminator", "$defs", "definitions", "$schema", "$id", "$comment"),
 }
-"""What may stand beside another schema without being one that holds at the same time."""
+"""Keys that may stand beside `anyOf`, `oneOf`, `allOf` or `$ref` without being a schema that holds at the same time."""
 _CONSTRAINTS = ("json", "json_object", "regex", "choice")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def check_constraint(constraint: object) -> None:
-    """Raise DataError unless vLLM's `structured_outputs` may be compiled."""
+    """Raise DataError unless vLLM's `structured_outputs` are within the limits."""
     if constraint is None:
         return
     if not isinstance(constraint, Mapping):
@@ -53,32 +53,32 @@ def check_constraint(constraint: object) -> None:
 
 
 def check_response_format(wanted: object) -> None:
-    """Raise DataError unless OpenAI's `response_format` may be compiled."""
+    """Raise DataError unless OpenAI's `response_format` is within the limits."""
     if not isinstance(wanted, Mapping):
         return
     if wanted.get("type") not in ("text", "json_object", "json_schema"):
         raise DataError("response_format: type is text, json_object or json_schema")
-    stated = wanted.get("json_schema")
-    if isinstance(stated, Mapping) and stated.get("schema") is not None:
-        check_schema("response_format", stated["schema"])
+    given = wanted.get("json_schema")
+    if isinstance(given, Mapping) and given.get("schema") is not None:
+        check_schema("response_format", given["schema"])
 
 
 def check_forced_tools(request: Mapping[str, Any]) -> None:
-    """Raise DataError unless the tools that a chat must call may be compiled; others are only shown to the policy."""
+    """Raise DataError unless the tools that a chat must call are within the limits; others are only shown."""
     tools = request.get("tools")
     functions = [tool.get("function") for tool in tools if isinstance(tool, Mapping)] if isinstance(tools, list) else []
-    stated = [function for function in functions if isinstance(function, Mapping)]
+    declared = [function for function in functions if isinstance(function, Mapping)]
     choice = request.get("tool_choice")
     if choice not in (None, "auto", "none"):
-        schemas = [function["parameters"] for function in stated if function.get("parameters") is not None]
+        schemas = [function["parameters"] for function in declared if function.get("parameters") is not None]
         check_schema("tools", schemas)
     constrained = request.get("response_format") is not None or request.get("structured_outputs") is not None
-    if constrained and choice != "none" and any(function.get("strict") for function in stated):
+    if constrained and choice != "none" and any(function.get("strict") for function in declared):
         raise DataError("tools: strict ones and a format of the answer cannot both hold; leave one out")
 
 
 def check_schema(where: str, schema: object) -> None:
-    """Raise DataError, with `where` named, for a schema that might take the compiler long."""
+    """Raise DataError, naming `where`, for a schema that might compile for long."""
     _check_size(where, schema)
     counted = 0.0
     for node in _nodes(schema):
@@ -103,7 +103,7 @@ def check_schema(where: str, schema: object) -> None:
 
 
 def _nodes(schema: object) -> Iterator[Mapping[str, Any]]:
-    """Every object in it, whether a schema or not: what stands where is the compiler's business."""
+    """Yield every object in it, whether it is a schema or not."""
     waiting = [schema]
     while waiting:
         value = waiting.pop()
@@ -128,7 +128,7 @@ def _check_pattern(pattern: str) -> None:
         raise DataError(f"a pattern has {len(pattern)} characters, of at most {MAX_PATTERN}")
     product = 1
     for braces in _BRACES.findall(pattern):
-        # However it is padded with zeros: eight digits are too many anyhow.
+        # Leading zeros do not count, and eight digits are above the limit in any case.
         counts = [int(count.lstrip("0")[:8] or 0) for count in re.findall(r"[0-9]+", braces)]
         product *= max([1, *counts])
         if product > MAX_COUNT:

@@ -1,1 +1,1 @@
-"""A candidate among users, before it is everybody's: canary and shadow."""
+"""Canary and shadow releases: a candidate gets part of the users' chats, or copies of them."""

@@ -1,7 +1,7 @@
-"""A chat that another application answers, on its way there and back.
+"""Forwards a chat to another application, and its response back to the client.
 
-Until the first byte of the answer is out, whoever asked may still be answered by somebody else: whatever goes wrong
-before it is raised as `Away`. A plain answer is fetched whole before its first byte, a stream is handed on as it comes.
+Until the first byte is sent, another policy may still answer: an error before it is raised as `UpstreamError`. A plain
+response is fetched whole before its first byte is sent, a stream is forwarded as it comes.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from serve.request_context import ChatContext
 CONNECT_S = 2.0
 IDLE_CONNECTIONS = 64
 _FORWARDED = ("content-type", "cache-control")
-_OURS = "x-sdpo-"
+_OUR_PREFIX = "x-sdpo-"
 
 
 class UpstreamError(Exception):
-    """It has not answered, and not one byte is out. Carries a word for the counters."""
+    """The application failed before anything was sent to the client. Carries a word for the counters."""
 
 
 class ChatProxy:
-    """A way to one application, at `url` without `/v1`. `first_byte_s`: longest wait for an answer's beginning."""
+    """Client of one application at `url`, without `/v1`. `first_byte_s` is the longest wait for a response to begin."""
 
     def __init__(
         self, url: str, key: str, *, first_byte_s: float, transport: httpx.AsyncBaseTransport | None = None
@@ -43,7 +43,7 @@ class ChatProxy:
             },
             timeout=httpx.Timeout(None, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS),
-            # It is on this machine, or in this cluster: no proxy of the environment is in between.
+            # It is on this machine, or in this cluster: proxies of the environment do not apply.
             trust_env=False,
             transport=transport,
         )
@@ -51,13 +51,13 @@ class ChatProxy:
     async def answer(
         self, request: dict[str, Any], headers: Mapping[str, str], chat: ChatContext, version: int, send: Send
     ) -> None:
-        """Let policy `version` answer. Raises Away before the first byte, Refusal for a stream that broke off later."""
-        streamed, counted = bool(request.get("stream")), _asks_for_usage(request)
-        if streamed and not counted:
+        """Let policy `version` answer. Raises UpstreamError before the first byte, RequestError for a later break."""
+        streamed, wants_usage = bool(request.get("stream")), _wants_usage(request)
+        if streamed and not wants_usage:
             request = {**request, "stream_options": {**(request.get("stream_options") or {}), "include_usage": True}}
-        async with self.asked(request, headers, version) as reply:
+        async with self.open(request, headers, version) as reply:
             body = b"" if streamed else await self._whole(reply)
-            await send(_head(reply, None if streamed else len(body)))
+            await send(_start(reply, None if streamed else len(body)))
             chat.context.policy_version = version
             chat.receipt = TURN_ID in reply.headers
             if not streamed:
@@ -69,22 +69,22 @@ class ChatProxy:
                     usage = _usage(event)
                     if usage is not None:
                         _count(chat, usage)
-                    if usage is None or usage.get("choices") or counted:
+                    if usage is None or usage.get("choices") or wants_usage:
                         await send({"type": "http.response.body", "body": event, "more_body": True})
             except httpx.HTTPError:
                 raise RequestError(502, "canary", "the answer broke off", "server_error", "broken_off") from None
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     @asynccontextmanager
-    async def asked(
+    async def open(
         self, request: Mapping[str, Any], headers: Mapping[str, str], version: int
     ) -> AsyncIterator[httpx.Response]:
-        """The head of a good answer by policy `version`, its body still to be read. Raises Away."""
+        """Yield a successful response of policy `version` whose body is not read yet. Raises UpstreamError."""
         body = json.dumps(request).encode()
-        asking = self._client.build_request("POST", "/v1/chat/completions", content=body, headers=headers)
+        outbound = self._client.build_request("POST", "/v1/chat/completions", content=body, headers=headers)
         try:
             async with asyncio.timeout(self._first_byte_s):
-                reply = await self._client.send(asking, stream=True)
+                reply = await self._client.send(outbound, stream=True)
         except TimeoutError:
             raise UpstreamError("timeout") from None
         except (httpx.HTTPError, OSError):
@@ -96,7 +96,7 @@ class ChatProxy:
                 raise UpstreamError("version")
             yield reply
         finally:
-            # Of an answer that was not read to its end this closes the connection, which ends the work on it.
+            # Where the body was not read to its end, this closes the connection, which aborts the request there.
             await reply.aclose()
 
     async def _whole(self, reply: httpx.Response) -> bytes:
@@ -109,35 +109,35 @@ class ChatProxy:
             raise UpstreamError("connection") from None
 
 
-def _head(reply: httpx.Response, length: int | None) -> dict[str, Any]:
+def _start(reply: httpx.Response, length: int | None) -> dict[str, Any]:
     headers = [
         (name, value)
         for name, value in reply.headers.raw
-        if (word := name.decode("latin-1").lower()) in _FORWARDED or word.startswith(_OURS)
+        if (word := name.decode("latin-1").lower()) in _FORWARDED or word.startswith(_OUR_PREFIX)
     ]
     if length is not None:
         headers.append((b"content-length", str(length).encode()))
     return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
-def _asks_for_usage(request: Mapping[str, Any]) -> bool:
+def _wants_usage(request: Mapping[str, Any]) -> bool:
     options = request.get("stream_options")
     return isinstance(options, Mapping) and bool(options.get("include_usage"))
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events of a stream, each whole: bytes arrive cut anywhere."""
-    held = b""
+    """Yield the events of a stream, each whole: chunks may end anywhere."""
+    rest = b""
     async for chunk in chunks:
-        *whole, held = (held + chunk).split(b"\n\n")
+        *whole, rest = (rest + chunk).split(b"\n\n")
         for event in whole:
             yield event + b"\n\n"
-    if held:
-        yield held
+    if rest:
+        yield rest
 
 
 def _usage(event: bytes) -> dict[str, Any] | None:
-    """The chunk of a stream that counts its tokens; None for any other event."""
+    """Return the chunk of a stream that has its usage; None for any other event."""
     if b'"usage":{' not in event or not event.startswith(b"data: {"):
         return None
     chunk: dict[str, Any] = json.loads(event.removeprefix(b"data: "))

@@ -1,15 +1,16 @@
-"""A candidate among users: which conversations are its own while `canary.json` says so, and who answers them.
+"""Routes a share of conversations to a candidate while `canary.json` names one.
 
-    canary   its conversations are answered by the application `canary`; by the champion where that one cannot
-    shadow   the champion answers everybody, and the candidate gets copies
+    canary   the application `canary` answers the share's chats, and the champion where that application fails
+    shadow   the champion answers every chat, and the candidate gets copies of the share's
 
-A conversation is the candidate's by a keyed digest of what pairing knows it by, so it stays with one policy over all
-its turns and on every replica; the next candidate draws anew. When the file goes, all are the champion's at once. Who
-has a personal policy takes no part.
+A keyed digest of its pairing key decides a conversation, so it stays with one policy over all its turns and on every
+replica; the next candidate draws another share. When the file is removed, the champion answers all chats at once. Users
+with a personal policy take no part.
 """
 
 import asyncio
 import json
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ _FORWARDED = (CONVERSATION_ID, "x-request-id", "traceparent", "tracestate")
 
 
 class CanaryRouter:
-    """Hands the candidate's share of chats to the application `canary`. `counters` say who answered, and why."""
+    """`ChatRouter` to the application `canary`. `counters`: `candidate`, or `champion.<why>` where it failed."""
 
     def __init__(self, run: Run, layout: Layout, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         key = private_key(layout.canary_key).decode()
-        # The champion needs its time, too, for what the candidate was waited for in vain.
+        # The champion needs the other half, where the candidate does not answer in time.
         first_byte_s = run.serve.request_timeout_s / 2
         proxy = ChatProxy(f"{run.serve.url}/canary", key, first_byte_s=first_byte_s, transport=transport)
         self.counters = Counters.empty()
@@ -53,70 +54,70 @@ class CanaryRouter:
         self._pointer = WatchedFile(layout.canary_pointer, _read_canary, keep_last=False)
 
     async def take(self, chat: ChatContext, body: bytes, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Whether the candidate answered; where it did not, not one byte is out. Raises Refusal for a broken stream."""
-        canary, asked = self._pointer.now(), chat.request
-        if canary is None or asked is None or not self._is_candidates(asked, canary):
+        """Return whether the candidate answered; if not, nothing was sent. Raises RequestError for a broken stream."""
+        canary, request = self._pointer.now(), chat.request
+        if canary is None or request is None or not self._is_candidates(request, canary):
             return False
-        headers = {CONSENT: asked.consent.value, TENANT: asked.tenant}
+        headers = {CONSENT: request.consent.value, TENANT: request.tenant}
         given = Headers(scope=scope)
         headers |= {name: given[name] for name in _FORWARDED if name in given}
-        request, version = json.loads(body), canary.candidate.policy_version
+        payload, version = json.loads(body), canary.candidate.policy_version
         if canary.mode == "shadow":
-            self._shadow.copy(request, headers, version, self._layout.canary_answers(version))
+            self._shadow.copy(payload, headers, version, self._layout.canary_answers(version))
             return False
         try:
-            await _unless_left(self._proxy.answer(request, headers, chat, version, send), receive)
-        except UpstreamError as away:
-            self.counters.add(f"champion.{away}")
+            await _until_disconnect(self._proxy.answer(payload, headers, chat, version, send), receive)
+        except UpstreamError as error:
+            self.counters.add(f"champion.{error}")
             return False
         self.counters.add("candidate")
         return True
 
-    def _is_candidates(self, asked: ChatRequest, canary: Canary) -> bool:
-        if not asked.messages and not asked.conversation_id:
-            # No plain text, and no name: its later turns could not be told from others.
+    def _is_candidates(self, request: ChatRequest, canary: Canary) -> bool:
+        if not request.messages and not request.conversation_id:
+            # Without text and without an id, its later turns could not be recognized.
             return False
         pseudonyms = self._pseudonyms.now()
         key = pseudonyms.pairing_key
         try:
             conversation = pairing_keys(
                 key=key,
-                tenant=asked.tenant,
-                user=asked.user,
-                conversation_id=asked.conversation_id,
-                messages=asked.messages,
+                tenant=request.tenant,
+                user=request.user,
+                conversation_id=request.conversation_id,
+                messages=request.messages,
                 response="",
             ).conversation
         except UnicodeEncodeError:
             return False
-        drawn = keyed_digest(key, "canary", str(canary.candidate.policy_version), conversation)
-        if int(drawn[:16], 16) >= canary.share * 2**64:
+        digest = keyed_digest(key, "canary", str(canary.candidate.policy_version), conversation)
+        if int(digest[:16], 16) >= canary.share * 2**64:
             return False
-        own = owners(pseudonyms, tenant=asked.tenant, user=asked.user) if self._personal else ()
+        own = owners(pseudonyms, tenant=request.tenant, user=request.user) if self._personal else ()
         return not any(self._layout.personal_pointer(owner).exists() for owner in own)
 
 
 def _read_canary(path: Path) -> Canary | None:
-    """The canary in `canary.json`; None where there is no such file, or where it is not a `Canary`."""
+    """Return the canary release in `path`; None where there is no such file, or it is malformed."""
     try:
         return read_json(path, Canary)
     except (OSError, DataError):
         return None
 
 
-async def _unless_left(answering: Any, receive: Receive) -> None:
-    """Await `answering`, but only for as long as the client is there."""
-    answer, left = asyncio.ensure_future(answering), asyncio.ensure_future(_left(receive))
+async def _until_disconnect(answering: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Await `answering`, and cancel it when the client disconnects."""
+    answer, disconnect = asyncio.ensure_future(answering), asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             answer.result()
     finally:
-        for task in (answer, left):
+        for task in (answer, disconnect):
             task.cancel()
-        await asyncio.gather(answer, left, return_exceptions=True)
+        await asyncio.gather(answer, disconnect, return_exceptions=True)
 
 
-async def _left(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -18,7 +18,8 @@ from vllm import SamplingParams
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from sdpo_ray.capture.recorder import EngineResponse, Recorder
+from sdpo_ray.capture.engine_response import EngineResponse
+from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.errors import DataError
 from serve.engine.request_recorder import RequestRecorder
 from serve.engine.swappable_engine import FINGERPRINT_PREFIX, SwappableLLM, lora_request

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdpo_ray.capture.recorder import EngineResponse
+from sdpo_ray.capture.engine_response import EngineResponse
 from sdpo_ray.records import FinishReason, Sampling, ToolCall, VersionSpan
 from serve.request_context import ChatContext
 

@@ -1,4 +1,4 @@
-"""What one run file asks of vLLM: the engine's arguments, and those of its API server."""
+"""Translates a run file into arguments of vLLM's engine and of its API server."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ from serve.ray_options import executor
 
 
 def engine_arguments(run: Run, model: str) -> Any:
-    """vLLM's `AsyncEngineArgs` for the policy at `model`."""
+    """Return vLLM's `AsyncEngineArgs` for the policy at `model`."""
     from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -27,10 +27,10 @@ def engine_arguments(run: Run, model: str) -> Any:
         max_num_seqs=run.serve.max_num_seqs,
         max_num_queued_reqs=run.serve.max_queued,
         worker_extension_cls="serve.engine.worker_extension.SwapExtension",
-        # Log-probs after temperature and top-p are those of the policy that sampled.
+        # Log-probs after temperature and top-p: those of the distribution that was sampled from.
         logprobs_mode="processed_logprobs",
-        # Left to itself, vLLM takes for good what fits the first constrained request, most often xgrammar, which a
-        # pattern of 17 characters stops for hours. llguidance has limits: see `serve.api.schema_limits`.
+        # By default vLLM keeps the backend that fits the first constrained request, most often xgrammar, which a
+        # pattern of 17 characters blocks for hours. llguidance has limits: see `serve.api.schema_limits`.
         structured_outputs_config=StructuredOutputsConfig(backend="guidance"),
         otlp_traces_endpoint=run.serve.otlp_endpoint or None,
         **engine_options(run, Path(model)),
@@ -38,7 +38,7 @@ def engine_arguments(run: Run, model: str) -> Any:
 
 
 def api_arguments(run: Run, engine: Any) -> argparse.Namespace:
-    """The arguments of vLLM's own API server around that engine. Raises ConfigError."""
+    """Return the arguments of vLLM's API server around that engine. Raises ConfigError for an unknown tool parser."""
     from vllm.entrypoints.launchers.cli_args import FrontendArgs
     from vllm.tool_parsers import ToolParserManager
 

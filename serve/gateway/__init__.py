@@ -1,1 +1,1 @@
-"""Who comes in, for how much and how long, and what those who run the service see of it; never what was said."""
+"""Outermost layer: authentication, limits on rates, sizes and times; metrics, access log and traces."""

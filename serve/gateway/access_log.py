@@ -1,7 +1,7 @@
-"""One JSON line a request in the replica's log file: who, what, when, how long; never a word of what was said.
+"""Writes one JSON line a request into the replica's log file, without any user text.
 
-Ray Serve writes it (`LoggingConfig(encoding="JSON")` in `serve.app`) to `<session>/logs/serve/`. Behind HAProxy it does
-so in batches, so lines are pushed out here once a second.
+Ray Serve writes it (`LoggingConfig(encoding="JSON")` in `serve.app`) to `<session>/logs/serve/`. Behind HAProxy it
+buffers lines, so they are flushed here once a second.
 """
 
 import asyncio
@@ -13,39 +13,39 @@ from serve.gateway.request_record import RequestRecord
 
 logger = logging.getLogger("ray.serve")
 _FLUSH_S = 1.0
-_OURS_ALONE = {
-    # Ray Serve would add the client's own request id, whatever that says.
+_EXTRA = {
+    # Ray Serve would add the client's own request id, which may be any text.
     "skip_context_filter": True,
     "log_to_stderr": False,
 }
 
 
 class AccessLog:
-    """Writes for one replica."""
+    """Access log of one replica."""
 
     def __init__(self, replica: str) -> None:
         self._replica = replica
         self._flush: asyncio.TimerHandle | None = None
 
     def write(self, record: RequestRecord) -> None:
-        """One line; none for a probe that found all well."""
+        """Write one line; none for a successful health probe."""
         if record.route in OPEN and record.outcome == "ok":
             return
-        logger.info("request", extra=_OURS_ALONE | {"replica": self._replica} | line(record))
+        logger.info("request", extra=_EXTRA | {"replica": self._replica} | line(record))
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(_FLUSH_S, self.flush)
 
     def flush(self) -> None:
-        """Push out what waits."""
+        """Flush the log's handlers."""
         self._flush = None
         for handler in logger.handlers:
             handler.flush()
 
 
 def line(record: RequestRecord) -> dict[str, Any]:
-    """What is said of a request; also what a trace says of it."""
+    """Return the fields of a request's line, which are also the attributes of its span."""
     context = record.context
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "request_id": context.request_id,
         "method": record.method,
         "route": record.route,
@@ -63,4 +63,4 @@ def line(record: RequestRecord) -> dict[str, Any]:
         "gate_s": round(record.seconds_in("gate"), 6),
         "journal_s": round(record.seconds_in("journal"), 6),
     }
-    return {name: value for name, value in said.items() if value not in (None, "")}
+    return {name: value for name, value in fields.items() if value not in (None, "")}

@@ -1,4 +1,4 @@
-"""Who may call, for which tenant, and how much of it."""
+"""Authenticates requests: by API keys of users, by the evaluation's key, or by the canary's key."""
 
 import contextlib
 import hmac
@@ -16,16 +16,16 @@ from sdpo_ray.io.watched_file import WatchedFile
 
 UNLIMITED = LimitsConfig()
 OPEN = ("/health", "/ready", "/metrics")
-"""For those who run the service, who are no tenant."""
+"""Paths of the operator, which belong to no tenant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Somebody who may enter. Made by an `Authenticator`; read by `serve.gateway.middleware` and `serve.gateway.rate_limit`."""
+    """An authenticated caller. Made by an `Authenticator`; read by `serve.gateway.middleware`."""
 
     tenant: str = DEFAULT_TENANT
     key_id: str = ""
-    """Empty where no key was asked for."""
+    """Empty where no key is required."""
     limits: LimitsConfig = UNLIMITED
 
     @property
@@ -34,17 +34,17 @@ class Caller:
 
 
 class Authenticator(Protocol):
-    """Decides about one request."""
+    """Authenticates one request."""
 
     def caller(self, path: str, headers: Mapping[str, str]) -> Caller | None:
-        """Who calls; None for a caller who may not enter."""
+        """Return the caller; None for one that is not allowed."""
 
 
 class UserAuthenticator:
-    """Asks for a key of the API where the run has any. Keys that are added or revoked count at once.
+    """Requires an API key where the run has any. Keys that are added or revoked take effect at once.
 
-    A run without keys holds to loopback (`serve.lifecycle.bind_check`), where nobody can be told from anybody: `limits` then
-    apply to all of them together.
+    A run without keys serves on loopback alone (`serve.lifecycle.bind_check`), where callers cannot be told apart:
+    `limits` then apply to all of them together.
     """
 
     def __init__(self, api_keys: Path, limits: LimitsConfig = UNLIMITED) -> None:
@@ -55,7 +55,7 @@ class UserAuthenticator:
         if path in OPEN:
             return Caller()
         keys = self._keys.now()
-        if not keys.asked_for:
+        if not keys.required:
             return Caller(limits=self._limits)
         key = keys.found(_bearer(headers))
         if key is None:
@@ -64,7 +64,7 @@ class UserAuthenticator:
 
 
 class EvaluatorAuthenticator:
-    """Asks for the evaluation's key everywhere but where the replica tells how it is."""
+    """Requires the evaluation's key everywhere but for health probes."""
 
     def __init__(self, eval_key: bytes) -> None:
         self._key = eval_key
@@ -75,9 +75,9 @@ class EvaluatorAuthenticator:
 
 
 class CanaryAuthenticator:
-    """Asks for the trial's key, which the users' replicas have: whoever shows it says whose chat it is.
+    """Requires the canary's key, which the users' replicas have, and takes the tenant from their header.
 
-    They have let the caller in, within limits that are counted there.
+    They have authenticated the caller, and count its limits.
     """
 
     def __init__(self, canary_key: bytes) -> None:
@@ -91,14 +91,14 @@ class CanaryAuthenticator:
 
 
 def private_key(path: Path) -> bytes:
-    """The secret in `path`, made on first use and readable by its owner alone. Several may be the first."""
+    """Return the secret in `path`, which the first of several processes makes; readable by its owner alone."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         descriptor = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_hex(32).encode())
-        # A link appears whole or not at all: nobody may read an empty key, which any caller knows.
+        # A link appears whole or not at all: an empty key, which any caller can guess, is never read.
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
         aside.unlink()
@@ -106,6 +106,6 @@ def private_key(path: Path) -> bytes:
 
 
 def _bearer(headers: Mapping[str, str]) -> str:
-    """The bearer token (RFC 6750); empty where there is none."""
+    """Return the bearer token (RFC 6750); empty where there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""

@@ -1,4 +1,4 @@
-"""How a request's body may arrive: so large, and within so many seconds. Raised where it is read, as a `Refusal`."""
+"""Limits the size of a request's head and body, and the time in which its body arrives."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ MAX_HEADER_BYTES = 32 << 10
 
 
 def check_head(scope: Scope, max_body_bytes: int) -> None:
-    """Refuse a request by its head alone. Raises Refusal."""
+    """Raise RequestError for a head that is too large, or announces a body that is."""
     if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
         raise too_large("head", f"{MAX_HEADER_BYTES >> 10} KiB", status=431)
     length = dict(scope["headers"]).get(b"content-length", b"0")
@@ -20,14 +20,14 @@ def check_head(scope: Scope, max_body_bytes: int) -> None:
 
 
 def bounded(receive: Receive, max_body_bytes: int, timeout_s: float) -> Receive:
-    """`receive` that raises Refusal for a body that is too large or too slow, chunked ones included."""
+    """Return a `receive` that raises RequestError for a body that is too large or too slow, chunked ones included."""
     arrived, whole = 0, False
     deadline = asyncio.get_running_loop().time() + timeout_s
 
     async def receiving() -> Message:
         nonlocal arrived, whole
         if whole:
-            # What comes after the body is that the client left, whenever that is.
+            # After the body comes the disconnect, at any time.
             return await receive()
         try:
             async with asyncio.timeout_at(deadline):

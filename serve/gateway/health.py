@@ -1,6 +1,6 @@
-"""`/health` and `/ready`: whether this replica is alive, and whether it should be sent requests, for anybody to ask.
+"""`/health` and `/ready`: whether this replica is alive, and whether it should get requests.
 
-Neither asks for a key, so neither tells a secret, a path or a word of what was said.
+Neither requires a key, so neither shows a secret, a path or user text.
 """
 
 import re
@@ -19,7 +19,7 @@ _PATH = re.compile(r"(?:/[\w.@+-]+)+/(?=[\w.@+-])")
 
 
 class Health:
-    """Pure ASGI. `check` raises when the replica must be started anew; `served` are the headers of every answer."""
+    """Pure ASGI. `check` raises when the replica must be restarted; `served` returns headers of every response."""
 
     def __init__(
         self,
@@ -42,26 +42,26 @@ class Health:
             return
         broken = await self._broken()
         if scope["path"].endswith(HEALTH):
-            status, said = (503, {"status": "broken", "reason": broken}) if broken else (200, {"status": "alive"})
+            status, body = (503, {"status": "broken", "reason": broken}) if broken else (200, {"status": "alive"})
         else:
-            status, said = self._readiness(broken)
-        await JSONResponse(said, status_code=status, headers=self._served())(scope, receive, send)
+            status, body = self._readiness(broken)
+        await JSONResponse(body, status_code=status, headers=self._served())(scope, receive, send)
 
     async def _broken(self) -> str:
-        """Why this replica can answer nobody; empty while it can."""
+        """Return why this replica cannot answer requests; empty while it can."""
         try:
             await self._check()
         except SdpoError as error:
             return without_paths(str(error))
         except Exception as error:
-            # vLLM's own, of an engine that died: any kind, and with any text.
+            # vLLM's own error of a dead engine, of any type and with any text.
             return type(error).__name__
         return ""
 
     def _readiness(self, broken: str) -> tuple[int, dict[str, Any]]:
         served, draining = self._served(), self._draining()
         reason = broken or ("draining" if draining else "")
-        said: dict[str, Any] = {
+        body: dict[str, Any] = {
             "ready": not reason,
             "reason": reason or None,
             "draining": draining,
@@ -70,19 +70,19 @@ class Health:
             "journal": self._journal(),
             "queue": self._queue(),
         }
-        return (503 if reason else 200), said
+        return (503 if reason else 200), body
 
     def _journal(self) -> dict[str, Any] | None:
-        """None where nobody is recorded. Answers go out without receipts while it is not healthy."""
+        """Return the journal's state; None where nothing is recorded. While unhealthy, responses carry no receipts."""
         if self._recorder is None:
             return None
         try:
-            waiting: int | None = self._recorder.backlog_bytes
+            size: int | None = self._recorder.backlog_bytes
         except (OSError, SdpoError):
-            waiting = None
-        return {"healthy": self._recorder.healthy, "bytes": waiting}
+            size = None
+        return {"healthy": self._recorder.healthy, "bytes": size}
 
 
 def without_paths(text: str) -> str:
-    """The text with every path cut down to its last name."""
+    """Return the text with every path cut down to its last name."""
     return _PATH.sub("", text)

@@ -1,4 +1,4 @@
-"""A request that is not served, and why: raised anywhere in `front`'s layer, answered there in OpenAI's shape."""
+"""Errors of requests: raised anywhere below `serve.gateway.middleware`, which answers them in OpenAI's shape."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from serve.asgi import Message, refuse
 
 
 class RequestError(Exception):
-    """Carries a status, words for the client, and `reason`, a word for the counters."""
+    """Carries a status, a message for the client, and `reason`, a word for the counters."""
 
     def __init__(
         self, status: int, reason: str, text: str, kind: str, code: str, headers: Mapping[str, str] | None = None
@@ -23,28 +23,28 @@ class RequestError(Exception):
 
     @property
     def reply(self) -> JSONResponse:
-        """For a client who has been told nothing yet."""
+        """The error response, for a client that has received nothing yet."""
         return refuse(self.status, str(self), self._kind, self._headers, code=self._code)
 
     @property
     def last_event(self) -> Message:
-        """For a client whose stream has begun: its last event, as OpenAI sends errors in streams."""
+        """The last event of a stream that has begun, as OpenAI sends errors in streams."""
         error = {"message": str(self), "type": self._kind, "param": None, "code": self._code}
         return {"type": "http.response.body", "body": f"data: {json.dumps({'error': error})}\n\n".encode()}
 
 
 def no_key() -> RequestError:
-    text = "this endpoint asks for a bearer key that it knows"
-    asked = {"www-authenticate": "Bearer"}
-    return RequestError(401, "auth", text, "authentication_error", "invalid_api_key", asked)
+    text = "this endpoint requires a known bearer key"
+    headers = {"www-authenticate": "Bearer"}
+    return RequestError(401, "auth", text, "authentication_error", "invalid_api_key", headers)
 
 
 def over_limit(what: str, retry_after_s: int, headers: Mapping[str, str]) -> RequestError:
-    """`what` is the limit that is reached, as `serve.gateway.rate_limit` names it."""
-    said = {"requests": "requests a minute", "tokens": "tokens a minute", "concurrent": "requests at once"}[what]
-    text = f"this key has used up its {said}; please try again in {retry_after_s} s"
-    again = {**headers, "retry-after": str(retry_after_s)}
-    return RequestError(429, "rate", text, "rate_limit_error", "rate_limit_exceeded", again)
+    """`what` is the limit that is reached: `requests`, `tokens` or `concurrent`."""
+    unit = {"requests": "requests a minute", "tokens": "tokens a minute", "concurrent": "requests at once"}[what]
+    text = f"this key has used up its {unit}; please try again in {retry_after_s} s"
+    headers = {**headers, "retry-after": str(retry_after_s)}
+    return RequestError(429, "rate", text, "rate_limit_error", "rate_limit_exceeded", headers)
 
 
 def too_large(what: str, limit: str, *, status: int) -> RequestError:
@@ -62,6 +62,6 @@ def took_too_long(timeout_s: float) -> RequestError:
     return RequestError(504, "timeout", text, "timeout_error", "timeout")
 
 
-def gone_wrong() -> RequestError:
-    text = "something went wrong here, and it is not the request; please try again"
+def internal_error() -> RequestError:
+    text = "an internal error of the server; please try again"
     return RequestError(500, "internal", text, "server_error", "internal_error")

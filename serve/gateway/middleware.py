@@ -1,9 +1,8 @@
-"""The first of our layers around vLLM's app: who comes in, how much of it, for how long, and what is noted of it.
+"""Outermost middleware around vLLM's app: authenticates, limits, times, counts, logs and traces each request.
 
-    a key -> within its limits -> a body of bounded size and slowness -> at most so many seconds -> `serve.api.routes`
+    API key -> rate limits -> size and time of the body -> time of the request -> `serve.api.routes`
 
-Whatever is refused on the way is a `Refusal`. However a request ends, it is counted, logged and traced, without a word
-of what was said.
+Each of these raises RequestError. However a request ends, it is counted, logged and traced, without user text.
 """
 
 import asyncio
@@ -20,20 +19,20 @@ from serve.asgi import ASGIApp, Receive, Scope, Send
 from serve.gateway.auth import Authenticator, Caller
 from serve.gateway.body_limits import BODY_TIMEOUT_S, bounded, check_head
 from serve.gateway.health import HEALTH, READY
-from serve.gateway.http_errors import RequestError, gone_wrong, no_key, over_limit, took_too_long
+from serve.gateway.http_errors import RequestError, internal_error, no_key, over_limit, took_too_long
 from serve.gateway.observability import REQUEST_ID, Observability
 from serve.gateway.request_record import RequestRecord, ResponseTracker, route_of
 from serve.request_context import RequestContext, with_request_context
 
 logger = logging.getLogger("ray.serve")
 
-_SANE = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_EVERYBODY = "everybody"
-"""Who shares an allowance where no keys are asked for."""
+_VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_NO_KEY = "everybody"
+"""Name under which callers share one allowance where no keys are required."""
 
 
 class GatewayMiddleware:
-    """Pure ASGI. Lets a request in as a `RequestContext`, or refuses it."""
+    """Pure ASGI. Passes a request on with a `RequestContext`, or answers it with an error."""
 
     def __init__(
         self, app: ASGIApp, authenticator: Authenticator, observability: Observability, health: ASGIApp
@@ -49,16 +48,16 @@ class GatewayMiddleware:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            # vLLM has routes for web sockets, which ask for no key.
+            # vLLM has routes for web sockets, which require no key.
             await send({"type": "websocket.close"})
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         given = Headers(scope=scope).get(REQUEST_ID, "")
-        # The client's own, where it is one that may stand in a log.
-        context = RequestContext(path=path, request_id=given if _SANE.fullmatch(given) else uuid4().hex)
+        # The client's own id, where it may stand in a log.
+        context = RequestContext(path=path, request_id=given if _VALID_ID.fullmatch(given) else uuid4().hex)
         record = RequestRecord(context=context, method=scope["method"], route=route_of(path))
         if context.request_id != given:
-            # Ray Serve sends the client's own back, which must not be there twice.
+            # Ray Serve adds the client's own to the response, which must not carry it twice.
             record.headers[REQUEST_ID] = context.request_id
         tracker = ResponseTracker(send, record)
         scope = self._observability.begin(record, scope)
@@ -70,16 +69,16 @@ class GatewayMiddleware:
             record.aborted = True
             raise
         except Exception as error:
-            # Not its words, which may be anybody's.
+            # Without its message, which may be user text.
             where = "".join(traceback.format_tb(error.__traceback__))
             logger.error("a request ended in %s\n%s", type(error).__name__, where)
-            await _refuse(gone_wrong(), record, scope, receive, tracker)
+            await _refuse(internal_error(), record, scope, receive, tracker)
         finally:
             record.end()
             self._observability.end(record)
 
     async def _answer(self, record: RequestRecord, scope: Scope, receive: Receive, tracker: ResponseTracker) -> None:
-        """Raises Refusal."""
+        """Raises RequestError."""
         context, config = record.context, self._config
         max_body_bytes = config.max_body_mib << 20
         check_head(scope, max_body_bytes)
@@ -105,14 +104,14 @@ class GatewayMiddleware:
 
     @asynccontextmanager
     async def _allowed(self, caller: Caller, record: RequestRecord) -> AsyncIterator[None]:
-        """Within it, one request of this caller's is under way. Raises Refusal."""
+        """Count one request of this caller while the block lasts. Raises RequestError beyond its limits."""
         if not caller.limited:
             yield
             return
-        who, context = caller.key_id or _EVERYBODY, record.context
-        # The one it enters by is the one it leaves by, whatever the replica is told meanwhile.
+        who, context = caller.key_id or _NO_KEY, record.context
+        # The replica may switch to the shared limiter meanwhile: a ticket is released where it was acquired.
         rate_limiter = self._observability.rate_limiter
-        decision = await rate_limiter.enter(who, caller.limits)
+        decision = await rate_limiter.acquire(who, caller.limits)
         if decision.refused:
             raise over_limit(decision.refused, decision.retry_after_s, decision.headers)
         record.headers.update(decision.headers)
@@ -120,7 +119,7 @@ class GatewayMiddleware:
             yield
         finally:
             tokens = context.prompt_tokens + context.response_tokens
-            await rate_limiter.leave(who, caller.limits, decision.ticket, tokens)
+            await rate_limiter.release(who, caller.limits, decision.ticket, tokens)
 
 
 async def _refuse(
@@ -133,5 +132,5 @@ async def _refuse(
     elif tracker.streamed and not tracker.ended:
         await tracker(error.last_event)
     elif not tracker.ended:
-        # Half of a plain answer is out: all that is left is to break off the connection.
+        # Part of a plain response was sent: only closing the connection can tell the client.
         raise error

@@ -1,4 +1,4 @@
-"""What one replica needs to be run by somebody: limits, numbers, a log, traces."""
+"""Rate limits, metrics, access log and traces of one replica."""
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.datastructures import MutableHeaders
@@ -20,29 +20,29 @@ _TICKET_GRACE_S = 60.0
 class Observability:
     """Made by `serve.deployment`; used by `serve.gateway.middleware` for every request.
 
-    `application` and `replica` are Ray Serve's names. `registry` is where the numbers go.
+    `application` and `replica` are Ray Serve's names; metrics are registered in `registry`.
     """
 
     def __init__(
         self, config: ServeConfig, *, application: str = "", replica: str = "", registry: CollectorRegistry = REGISTRY
     ) -> None:
         self.config = config
-        # No request lasts longer, so a ticket that is still out then was lost with its replica.
+        # No request lasts longer, so a ticket that is out for longer was lost with its replica.
         ticket_s = config.request_timeout_s + _TICKET_GRACE_S
         self.rate_limiter: RateLimiter = LocalRateLimiter(ticket_s)
         self._shared = SharedRateLimiter(application, ticket_s)
         self.counters: dict[str, Counters] = {"sdpo_limits": self._shared.counters}
-        """What is counted besides requests, by a metric's name."""
+        """Counters besides those of requests, by the name of their metric."""
         self.request_metrics = RequestMetrics(registry)
         self.log = AccessLog(replica)
         self.tracing = Tracing(config.otlp_endpoint, replica) if config.otlp_endpoint else None
 
     def share_limits(self) -> None:
-        """This replica is one of several, or may be: from now on all of them count together."""
+        """Count together with all replicas from now on: this one is, or may be, one of several."""
         self.rate_limiter = self._shared
 
     def begin(self, record: RequestRecord, scope: Scope) -> Scope:
-        """The request as those behind us see it: under our id, which vLLM puts into its own, and in our trace."""
+        """Return the request's scope with our request id, which vLLM puts into its own, and within our trace."""
         self.request_metrics.begin(record)
         headers = MutableHeaders(raw=list(scope["headers"]))
         headers[REQUEST_ID] = record.context.request_id
@@ -58,7 +58,7 @@ class Observability:
             self.tracing.end(record)
 
     def close(self) -> None:
-        """Push out what waits."""
+        """Flush the log and send the last spans."""
         self.log.flush()
         if self.tracing is not None:
             self.tracing.close()

@@ -1,4 +1,4 @@
-"""What became of the turns, and what is served, on the same `/metrics` page as vLLM's own numbers."""
+"""Metrics of recording and of the served policy, on the same `/metrics` page as vLLM's own."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +18,10 @@ _SWAP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class PolicyMetrics(Collector):
-    """Reads the recorder's counters and the swapper's state whenever somebody asks.
+    """Reads the recorder's counters and the swapper's state at each scrape.
 
-    `alarm_bytes`: size of the journal above which somebody should look; None where the log is elsewhere, in Kafka,
-    which has a page of its own. `journal` is its directory. `more` are counters of other parts, by a metric's name.
+    `alarm_bytes` is the size of the journal that raises the alarm; None where the event log is Kafka, which has metrics
+    of its own. `journal` is the journal's directory. `more` are counters of other parts, by the name of their metric.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class PolicyMetrics(Collector):
         yield GaugeMetricFamily("sdpo_swap_refused", "1 while the named release is refused.", value=self._refused())
 
     def _journal(self) -> Iterator[Metric]:
-        """Nothing while it cannot be measured, which is no reason to go without the other numbers."""
+        """Yield the journal's metrics; none while it cannot be measured, which does not affect the others."""
         if self._alarm_bytes is None:
             return
         try:
@@ -86,7 +86,7 @@ class PolicyMetrics(Collector):
 
 
 class SwapMetrics:
-    """How long swaps took, reading the weights included, and how they ended."""
+    """Duration of swaps, reading the weights included, and how they ended."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._swaps = Counter("sdpo_swaps", "Swaps by how they ended.", ["outcome"], registry=registry)
@@ -94,7 +94,7 @@ class SwapMetrics:
 
     @contextmanager
     def swap(self) -> Iterator[None]:
-        """Around one swap: `served`, or `refused` when it raises SwapError."""
+        """Count one swap: `served`, or `refused` when the block raises SwapError."""
         began = time.perf_counter()
         try:
             yield
@@ -114,12 +114,12 @@ def publish(
     journal: Path | None = None,
     more: Mapping[str, Counters] | None = None,
 ) -> None:
-    """Add them to the page of this process."""
+    """Register `PolicyMetrics` for the page of this process."""
     REGISTRY.register(PolicyMetrics(recorder, swapper, refused, alarm_bytes, journal=journal, more=more))
 
 
 def _oldest_s(journal: Path) -> float:
-    """0 for an empty journal, or one that is not there. Raises OSError."""
+    """Return seconds since the oldest segment was written; 0 for an empty or missing journal. Raises OSError."""
     if not journal.is_dir():
         return 0.0
     written = [segment.stat().st_mtime for segment in journal.glob("*.log")]

@@ -1,9 +1,9 @@
-"""How much one API key may use: requests and tokens a minute, and requests at once.
+"""Rate limits of one API key: requests and tokens a minute, and requests at once.
 
-Two windows of a minute are counted, the present one and, by the share of it that is less than a minute ago, the one
-before (`limits`, https://limits.readthedocs.io/en/stable/strategies.html#sliding-window-counter). What a request took
-in tokens is known when it is over: it is charged then, whatever the limit, and new requests wait until the debt has
-slid out of the windows.
+A sliding window counter: the present minute counts whole, and the one before by the share of it that is less than a
+minute ago (`limits`, https://limits.readthedocs.io/en/stable/strategies.html#sliding-window-counter). A request's
+tokens are known when it ends: they are charged then, whatever the limit, and new requests are refused until the excess
+has left the windows.
 """
 
 import math
@@ -19,27 +19,27 @@ from sdpo_ray.config import LimitsConfig
 
 _MINUTE = 60
 BUSY_RETRY_S = 1
-"""When to come back where one's own requests must end first: nobody knows when they will."""
+"""Retry-After where the caller's own requests must end first; when they do is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimitUsage:
-    """What is used of one limit. Made by `Limiter`."""
+    """Usage of one limit. Made by `LocalRateLimiter`."""
 
     before: int
-    """In the minute before this one."""
+    """Units used in the minute before this one."""
     before_s: float
-    """How much longer that counts, less and less."""
+    """Seconds for which that still counts, less and less."""
     now: int
     now_s: float
-    """How long until what is used now counts no more."""
+    """Seconds until this minute's usage no longer counts."""
 
     @property
     def used(self) -> float:
         return self.before * self.before_s / _MINUTE + self.now
 
     def seconds_until_under(self, limit: int) -> float:
-        """How long until less than `limit` is used, if nobody uses more."""
+        """Return how long until less than `limit` is used, without further use."""
         if self.used < limit:
             return 0.0
         if self.now < limit:
@@ -56,33 +56,33 @@ class RateLimitDecision:
     """Whether a request may begin. Made by a `RateLimiter`; read by `serve.gateway.middleware`."""
 
     ticket: str = ""
-    """Handed back when the request is over."""
+    """Given back by `release`."""
     refused: str = ""
-    """Which limit is reached: `requests`, `tokens` or `concurrent`; empty for a request that may begin."""
+    """The limit that is reached: `requests`, `tokens` or `concurrent`; empty for a request that may begin."""
     retry_after_s: int = 0
     headers: dict[str, str] = field(default_factory=dict)
-    """OpenAI's `x-ratelimit-*`, for whoever is limited."""
+    """OpenAI's `x-ratelimit-*`; empty without limits a minute."""
 
 
 class RateLimiter(Protocol):
-    """Lets requests begin, within limits. `who` shares one allowance."""
+    """Admits requests within limits. Requests with the same `who` share one allowance."""
 
-    async def enter(self, who: str, limits: LimitsConfig) -> RateLimitDecision: ...
+    async def acquire(self, who: str, limits: LimitsConfig) -> RateLimitDecision: ...
 
-    async def leave(self, who: str, limits: LimitsConfig, ticket: str, tokens: int) -> None:
-        """The request of this ticket is over, and took so many tokens."""
+    async def release(self, who: str, limits: LimitsConfig, ticket: str, tokens: int) -> None:
+        """End the request of this ticket, and charge its tokens."""
 
 
 class LocalRateLimiter:
-    """The `RateLimiter` of one process. A ticket that nobody hands back is void after `ticket_s`."""
+    """`RateLimiter` of one process. A ticket that is not released expires after `ticket_s`."""
 
     def __init__(self, ticket_s: float) -> None:
         self._ticket_s = ticket_s
         self._storage = MemoryStorage()
         self._under_way: defaultdict[str, dict[str, float]] = defaultdict(dict)
 
-    async def enter(self, who: str, limits: LimitsConfig, ticket: str = "") -> RateLimitDecision:
-        """As `RateLimiter.enter`, under a `ticket` that the caller made, if any."""
+    async def acquire(self, who: str, limits: LimitsConfig, ticket: str = "") -> RateLimitDecision:
+        """As `RateLimiter.acquire`, under a `ticket` that the caller made, if any."""
         windows = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
         windows = {unit: limit for unit, limit in windows.items() if limit}
         ticket = ticket or uuid4().hex
@@ -95,13 +95,13 @@ class LocalRateLimiter:
             if usage.used >= limit:
                 refused, wait_s = unit, max(wait_s, usage.seconds_until_under(limit))
         if refused:
-            self._void(who, ticket)
+            self._drop(who, ticket)
         elif limits.requests_per_minute:
             await self._charge("requests", who, 1)
         return RateLimitDecision(
             ticket="" if refused else ticket,
             refused=refused,
-            # The next whole second, when it is certainly so: a time of day is exact to a millionth.
+            # Rounded up to whole seconds, with a margin: a time of day is exact to a microsecond.
             retry_after_s=math.floor(wait_s + 1e-3) + 1 if refused else 0,
             headers={
                 name: value
@@ -110,13 +110,13 @@ class LocalRateLimiter:
             },
         )
 
-    async def leave(self, who: str, limits: LimitsConfig, ticket: str, tokens: int) -> None:
-        self._void(who, ticket)
+    async def release(self, who: str, limits: LimitsConfig, ticket: str, tokens: int) -> None:
+        self._drop(who, ticket)
         if limits.tokens_per_minute and tokens:
             await self._charge("tokens", who, tokens)
 
     def holds(self, who: str, ticket: str) -> bool:
-        """Whether this ticket is out."""
+        """Return whether this ticket is acquired and not released."""
         return ticket in self._under_way.get(who, {})
 
     def _hold(self, who: str, ticket: str) -> None:
@@ -124,7 +124,7 @@ class LocalRateLimiter:
         held = {held: until for held, until in self._under_way[who].items() if until > now}
         self._under_way[who] = {**held, ticket: now + self._ticket_s}
 
-    def _void(self, who: str, ticket: str) -> None:
+    def _drop(self, who: str, ticket: str) -> None:
         held = self._under_way.get(who, {})
         held.pop(ticket, None)
         if not held:
@@ -135,7 +135,7 @@ class LocalRateLimiter:
         return RateLimitUsage(before=before, before_s=before_s, now=now, now_s=now_s)
 
     async def _charge(self, unit: str, who: str, amount: int) -> None:
-        # Not the library's own `hit`, which charges nothing where the limit would be passed.
+        # Not the library's own `hit`, which charges nothing where the limit would be exceeded.
         _, now = self._storage.sliding_window_keys(f"{unit}/{who}", _MINUTE, time.time())
         await self._storage.incr(now, 2 * _MINUTE, amount)
 

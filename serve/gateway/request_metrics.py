@@ -1,8 +1,7 @@
-"""Requests as Prometheus sees them, on the same page as vLLM's numbers: whole requests, our waits, our refusals.
+"""Prometheus metrics of requests, on the same page as vLLM's: whole requests, waits outside the engine, refusals.
 
-vLLM counts tokens, queues, time to the first token and between tokens from where its engine takes over; what lies
-before and behind, the gate of a swap and the journal's fsync, is here. Labels have few values: any unknown route is
-`other`.
+vLLM's metrics of tokens, queues and times begin where its engine takes over; the waits before and after it, at a swap's
+gate and for the journal's fsync, are here. Labels have few values: any unknown route is `other`.
 """
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -14,7 +13,7 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 
 
 class RequestMetrics:
-    """The numbers of one replica; one a registry."""
+    """Metrics of one replica; at most one a registry."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._requests = Counter(
@@ -32,7 +31,7 @@ class RequestMetrics:
             )
         )
         self.under_way = 0
-        """Of those who ask for something, and not how we are."""
+        """Requests that are being answered, without health probes and scrapes."""
 
     def begin(self, record: RequestRecord) -> None:
         self.under_way += record.route not in OPEN

@@ -1,4 +1,4 @@
-"""One request as those who run the service see it: what came of it, when, and what it took; never what was said."""
+"""What an operator sees of one request: outcome, times and sizes, without user text."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from serve.gateway.auth import OPEN
 from serve.request_context import RequestContext
 
 ABORTED = 499
-"""The status of a request whose client left before it was told one, as nginx has it. Nobody receives it."""
+"""Status of a request whose client disconnected before the response began, as in nginx. It is never sent."""
 _REASONS = {
     400: "invalid",
     401: "auth",
@@ -31,7 +31,7 @@ _REASONS = {
 
 
 def route_of(path: str) -> str:
-    """The route of ours that a path belongs to, `other` where it is none: there are few, whatever is asked for."""
+    """Return the route of a path, `other` where there is none, so that metrics have few labels."""
     if is_about_models(path):
         return MODELS
     return path if path in ROUTES or path in OPEN else "other"
@@ -39,37 +39,37 @@ def route_of(path: str) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """Made by `serve.gateway.middleware`; read by `accesslog`, `traffic` and `tracing` beside it once it has ended."""
+    """Outcome of one request. Made by `serve.gateway.middleware`; read by the log, metrics and traces at its end."""
 
     context: RequestContext
     method: str
     route: str
-    """One of those that we have, or `other`."""
+    """One of the known routes, or `other`."""
     began_ns: int = field(default_factory=time.time_ns)
     """Since 1970."""
     began_s: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
     ttft_s: float | None = None
-    """From here to the first event of a stream; None for what is no stream."""
+    """Seconds to the first event of a stream; None for any other response."""
     status: int = 0
     aborted: bool = False
-    """The client left first."""
+    """Whether the client disconnected first."""
     refused: str = ""
-    """A word for why we gave it up, where it was we; empty where the answer's status tells it."""
+    """Reason of a `RequestError`; empty where the response's status gives the reason."""
     headers: dict[str, str] = field(default_factory=dict)
-    """What the response carries besides its own."""
+    """Headers that are added to the response."""
     span: Any = None
-    """OpenTelemetry's, where traces are sent."""
+    """OpenTelemetry's span, where traces are sent."""
 
     def end(self) -> None:
-        """The last that happens to it."""
+        """Set the duration. Call it once, last."""
         self.seconds = time.perf_counter() - self.began_s
         if self.aborted and not self.status:
             self.status = ABORTED
 
     @property
     def reason(self) -> str:
-        """Why it was refused, in one of a few words; empty where it was not."""
+        """Why it was refused, one of a few words; empty where it was not."""
         if self.refused or self.aborted or self.status < 400:
             return self.refused
         storing = self.status == 503 and self.context.path == FEEDBACK
@@ -77,7 +77,7 @@ class RequestRecord:
 
     @property
     def outcome(self) -> str:
-        """`ok`, `aborted` by the client, `timeout`, `refused` for a reason, or `error`, which is ours."""
+        """`ok`, `aborted` by the client, `timeout`, `refused` for a reason, or `error` of the server."""
         if self.aborted:
             return "aborted"
         if self.reason:
@@ -85,19 +85,19 @@ class RequestRecord:
         return "ok" if 200 <= self.status < 400 else "error"
 
     def seconds_in(self, name: str) -> float:
-        """Seconds of one stage; of the longest, where several answers were asked at once."""
+        """Return the seconds of a wait; of the longest one, where a request wants several responses."""
         return max((s.ended_ns - s.began_ns for s in self.context.spans if s.name == name), default=0) / 1e9
 
 
 class ResponseTracker:
-    """`send` that notes what goes out, and can be cut off."""
+    """ASGI `send` that records what is sent, and can be cut off."""
 
     def __init__(self, send: Send, record: RequestRecord) -> None:
         self._send = send
         self._record = record
         self.begun = self.ended = self.streamed = False
         self.cut_if: Callable[[], bool] | None = None
-        """Once it is true, nothing more goes out."""
+        """While it returns true, nothing is sent."""
 
     async def __call__(self, message: Message) -> None:
         if self.cut_if is not None and self.cut_if():

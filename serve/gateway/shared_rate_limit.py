@@ -1,7 +1,7 @@
-"""One `Limiter` for all replicas of an application: a small actor of Ray's, which they find by name.
+"""One rate limiter for all replicas of an application: a small Ray actor, which they find by name.
 
-It comes when it is first needed and goes when nobody has asked for a while. While it is away, after a crash or with the
-node it was on, requests pass and are counted: better too many than none.
+It starts when it is first needed and exits when it was idle for a while. While it is unavailable, after a crash or with
+the node it was on, requests are admitted and counted: a failing limiter must not be an outage.
 """
 
 import asyncio
@@ -22,74 +22,73 @@ logger = logging.getLogger("ray.serve")
 _NAMESPACE = "sdpo-ray"
 _PATIENCE_S = 1.0
 _IDLE_S = 600.0
-"""Longer than any window: whoever comes afterwards begins anew in any case."""
+"""Longer than any window: an actor that starts later misses no usage that still counts."""
 
 
 class RateLimiterActor(LocalRateLimiter):
-    """What the actor runs."""
+    """`LocalRateLimiter` as the actor runs it."""
 
     def __init__(self, ticket_s: float) -> None:
         super().__init__(ticket_s)
         self._idle_s = max(_IDLE_S, ticket_s)
-        self._asked_at_s = time.monotonic()
-        self._going: asyncio.Future[None] | None = None
-        self._given_up: dict[str, float] = {}
-        """Tickets that came back before they were asked for, and when: Ray keeps no order among calls."""
+        self._last_call_s = time.monotonic()
+        self._exiting: asyncio.Future[None] | None = None
+        self._released_early: dict[str, float] = {}
+        """Tickets that were released before they were acquired, and when: Ray keeps no order among calls."""
 
-    async def enter(self, who: str, limits: LimitsConfig, ticket: str = "") -> RateLimitDecision:
-        self._asked_at_s = time.monotonic()
-        self._going = self._going or asyncio.ensure_future(self._go_when_idle())
-        if self._given_up.pop(ticket, None) is not None:
+    async def acquire(self, who: str, limits: LimitsConfig, ticket: str = "") -> RateLimitDecision:
+        self._last_call_s = time.monotonic()
+        self._exiting = self._exiting or asyncio.ensure_future(self._exit_when_idle())
+        if self._released_early.pop(ticket, None) is not None:
             return RateLimitDecision()
-        return await super().enter(who, limits, ticket)
+        return await super().acquire(who, limits, ticket)
 
-    async def leave(self, who: str, limits: LimitsConfig, ticket: str, tokens: int) -> None:
+    async def release(self, who: str, limits: LimitsConfig, ticket: str, tokens: int) -> None:
         if ticket and not self.holds(who, ticket):
             now = time.monotonic()
-            self._given_up = {each: at for each, at in self._given_up.items() if at > now - self._idle_s} | {
-                ticket: now
-            }
-        await super().leave(who, limits, ticket, tokens)
+            recent = {each: at_s for each, at_s in self._released_early.items() if at_s > now - self._idle_s}
+            self._released_early = {**recent, ticket: now}
+        await super().release(who, limits, ticket, tokens)
 
-    async def _go_when_idle(self) -> None:
-        while (left_s := self._asked_at_s + self._idle_s - time.monotonic()) > 0:
+    async def _exit_when_idle(self) -> None:
+        while (left_s := self._last_call_s + self._idle_s - time.monotonic()) > 0:
             await asyncio.sleep(left_s)
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
 class SharedRateLimiter:
-    """The `RateLimiter` of a replica that is not alone."""
+    """`RateLimiter` of one of several replicas, by way of the actor."""
 
     def __init__(self, application: str, ticket_s: float) -> None:
         self.counters = Counters.empty()
-        """`away`: requests that nobody counted, since the actor did not answer."""
+        """`unavailable`: requests that were not counted, because the actor did not answer."""
         self._name = f"limits of {application}"
         self._ticket_s = ticket_s
         self._actor: Any = None
 
-    async def enter(self, who: str, limits: LimitsConfig) -> RateLimitDecision:
+    async def acquire(self, who: str, limits: LimitsConfig) -> RateLimitDecision:
         ticket = uuid4().hex
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 if self._actor is None:
                     self._actor = await asyncio.to_thread(self._find)
-                decision: RateLimitDecision = await self._actor.enter.remote(who, limits, ticket)
+                decision: RateLimitDecision = await self._actor.acquire.remote(who, limits, ticket)
                 return decision
         except (RayError, TimeoutError, ValueError) as error:
-            # ValueError: the name is taken by one that is just going.
-            self.counters.add("away")
-            logger.warning("limits are not kept now: %s", type(error).__name__)
-            await self.leave(who, limits, ticket, 0)
+            # ValueError: the name belongs to an actor that is just exiting.
+            self.counters.add("unavailable")
+            logger.warning("rate limits are not enforced now: %s", type(error).__name__)
+            await self.release(who, limits, ticket, 0)
             self._actor = None
             return RateLimitDecision()
         except asyncio.CancelledError:
-            await self.leave(who, limits, ticket, 0)
+            await self.release(who, limits, ticket, 0)
             raise
 
-    async def leave(self, who: str, limits: LimitsConfig, ticket: str, tokens: int) -> None:
+    async def release(self, who: str, limits: LimitsConfig, ticket: str, tokens: int) -> None:
         if self._actor is not None:
-            # Nobody waits for it, nor for its failure.
-            self._actor.leave.remote(who, limits, ticket, tokens)
+            # Neither its result nor its failure is awaited.
+            self._actor.release.remote(who, limits, ticket, tokens)
 
     def _find(self) -> Any:
         options: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""OpenTelemetry, where a run asks for it: one span around a request, with children for its gate, engine and journal.
+"""OpenTelemetry traces: one span a request, with children for its waits at the gate, the engine and the journal.
 
-The client's `traceparent` is honoured (https://www.w3.org/TR/trace-context/), and vLLM's own span `llm_request` hangs
-under ours. No attribute holds text of anybody.
+The client's `traceparent` is its parent (https://www.w3.org/TR/trace-context/), and vLLM's own span `llm_request` its
+child. No attribute holds user text.
 """
 
 from starlette.datastructures import MutableHeaders
@@ -16,14 +16,14 @@ _ATTRIBUTES = {
     "prompt_tokens": "gen_ai.usage.input_tokens",
     "response_tokens": "gen_ai.usage.output_tokens",
 }
-"""OpenTelemetry's own names for what a line of the log says (https://opentelemetry.io/docs/specs/semconv/).
+"""OpenTelemetry's names for fields of the access log (https://opentelemetry.io/docs/specs/semconv/).
 
-Whatever is not here is `sdpo.*`.
+Other fields are named `sdpo.*`.
 """
 
 
 class Tracing:
-    """Sends the spans of one replica to `endpoint`, OTLP over gRPC; in the clear unless it begins with https."""
+    """Sends the spans of one replica to `endpoint`, OTLP over gRPC; without TLS unless it begins with https."""
 
     def __init__(self, endpoint: str, replica: str) -> None:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -33,7 +33,7 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         resource = Resource.create({"service.name": "sdpo-ray", "service.instance.id": replica})
-        # Of our own, and not the process's: that is vLLM's.
+        # Not the process's global provider, which is vLLM's.
         self._provider = TracerProvider(resource=resource)
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https"))
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -41,7 +41,7 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def begin(self, record: RequestRecord, headers: MutableHeaders) -> None:
-        """Open the span, and name it in `headers` as the parent of whatever comes behind."""
+        """Start the span, and make it the parent of later spans through `headers`."""
         from opentelemetry import trace
 
         parent = self._propagator.extract(dict(headers))
@@ -52,7 +52,7 @@ class Tracing:
         self._propagator.inject(headers, context=trace.set_span_in_context(record.span))
 
     def end(self, record: RequestRecord) -> None:
-        """Close it, with its children."""
+        """End the span, with its children."""
         from opentelemetry import trace
 
         span = record.span
@@ -67,5 +67,5 @@ class Tracing:
         span.end(end_time=record.began_ns + int(record.seconds * 1e9))
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining spans."""
         self._provider.shutdown()

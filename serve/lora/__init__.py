@@ -1,1 +1,1 @@
-"""LoRA: releases as adapters, and personal policies, each under a name that never means other weights."""
+"""LoRA adapters in the engine: as releases, and as personal policies."""

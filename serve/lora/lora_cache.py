@@ -1,8 +1,8 @@
-"""The adapters in one engine, each under a name that never means other weights.
+"""LoRA adapters in one engine's memory, each under a name that never means other weights.
 
-vLLM pages them between the engine and memory. What is in memory is decided here, for vLLM would otherwise read a file
-in the middle of a step: nothing is asked of it that was not read, checked and verified before, and nobody's adapter
-goes while it answers.
+vLLM pages them between its slots and memory. What is in memory is decided here, for vLLM would otherwise read a file in
+the middle of a step: it is only asked for adapters that were read, checked and verified before, and no adapter is
+removed while a request uses it.
 """
 
 import asyncio
@@ -24,30 +24,32 @@ logger = logging.getLogger(__name__)
 
 
 class CacheFull(SwapError):
-    """Every adapter in memory is answering somebody."""
+    """Every adapter in memory is in use."""
 
 
 class LoRAEngine(Protocol):
-    """What the cache needs of an engine. `serve.engine.recording_engine.RecordingLLM` is one."""
+    """What the cache needs of an engine. `serve.engine.swappable_engine.SwappableLLM` is one."""
 
     async def add_adapter(self, adapter: LoadedAdapter) -> None: ...
     async def remove_adapter(self, adapter: LoadedAdapter) -> None: ...
     def adapters_in_use(self) -> Collection[str]:
-        """Names of those that unfinished requests were given."""
+        """Return names of the adapters that unfinished requests use."""
 
     async def logprobs(self, token_ids: tuple[int, ...], adapter: LoadedAdapter | None = None) -> tuple[float, ...]: ...
 
 
 class AdapterSelector(Protocol):
-    """Says whose adapter answers a request, at the moment it enters the engine."""
+    """Chooses the adapter of a request, at the moment it enters the engine."""
 
     def select(self, chat: ChatContext | None) -> AbstractAsyncContextManager[LoadedAdapter | None]:
-        """The adapter, or None for the engine's own weights. It stays while the block lasts."""
+        """Yield the adapter, or None for the engine's own weights. It is not removed while the block lasts."""
 
 
 class LoRACache:
-    """Which adapters are in the engine. `base` is what `checkpoint_io.headers` says of the weights beneath them, `slots` is
-    how many a batch may mix."""
+    """The adapters in an engine, least recently used first out.
+
+    `base` is what `checkpoint_io.headers` returns for the weights beneath them; a batch may mix `slots` adapters.
+    """
 
     def __init__(
         self, engine: LoRAEngine, base: Mapping[str, checkpoint_io.TensorSpec], *, slots: int, max_rank: int, dtype: str
@@ -59,8 +61,8 @@ class LoRACache:
         self._tolerance = TOLERANCE[dtype]
         self._loaded: dict[str, LoadedAdapter] = {}
         """Least recently used first."""
-        self._held: Counter[str] = Counter()
-        self._last = 0
+        self._pins: Counter[str] = Counter()
+        self._last_number = 0
         self._changing = asyncio.Lock()
 
     @property
@@ -70,10 +72,10 @@ class LoRACache:
     async def get(
         self, name: str, path: str, fingerprint: Fingerprint, digests: Sequence[FileDigest] = ()
     ) -> LoadedAdapter:
-        """The adapter, read and verified where it is not in memory.
+        """Return the adapter, read and verified first where it is not in memory.
 
-        Raises SwapError saying what is wrong with it; Crowded where there is no room for it now. Whoever gets it holds
-        it before waiting for anything else.
+        Raises SwapError naming what is wrong with it; CacheFull where there is no room for it now. The caller pins it
+        before it awaits anything else.
         """
         known = self._loaded.pop(name, None)
         if known is None:
@@ -85,17 +87,17 @@ class LoRACache:
         return known
 
     def pin(self, adapter: LoadedAdapter) -> None:
-        """It stays until it was let go as often as it was held, and while a request in the engine has it."""
-        self._held[adapter.name] += 1
+        """Keep it until it was unpinned as often as pinned, and no request in the engine uses it."""
+        self._pins[adapter.name] += 1
 
     def unpin(self, adapter: LoadedAdapter) -> None:
-        self._held[adapter.name] -= 1
-        if not self._held[adapter.name]:
-            del self._held[adapter.name]
+        self._pins[adapter.name] -= 1
+        if not self._pins[adapter.name]:
+            del self._pins[adapter.name]
 
     @contextmanager
     def pinned(self, adapter: LoadedAdapter) -> Iterator[None]:
-        """Hold it while the block lasts."""
+        """Pin it while the block lasts."""
         self.pin(adapter)
         try:
             yield
@@ -103,7 +105,7 @@ class LoRACache:
             self.unpin(adapter)
 
     async def remove(self, adapter: LoadedAdapter) -> bool:
-        """Take it out of the engine; False where somebody still holds it, or is answered by it."""
+        """Take it out of the engine; return False, and keep it, where it is pinned or in use."""
         async with self._changing:
             if self._loaded.get(adapter.name) != adapter:
                 return True
@@ -113,7 +115,7 @@ class LoRACache:
             return True
 
     def clear(self) -> None:
-        """The weights beneath were replaced, and vLLM has dropped every adapter. Call it with the gate shut."""
+        """Follow the engine, which has dropped every adapter with the weights beneath. Call it with the gate shut."""
         self._loaded.clear()
 
     async def _load(
@@ -128,12 +130,12 @@ class LoRACache:
             if oldest is None:
                 raise CacheFull(f"{name} finds no room: all {self._capacity} adapters in memory are in use")
             await self._engine.remove_adapter(self._loaded.pop(oldest))
-        self._last += 1
-        adapter = LoadedAdapter(name=name, number=self._last, path=path)
+        self._last_number += 1
+        adapter = LoadedAdapter(name=name, number=self._last_number, path=path)
         try:
             await self._engine.add_adapter(adapter)
-            said = await self._engine.logprobs(fingerprint.token_ids, adapter)
-            require_match(fingerprint, said, tolerance=self._tolerance)
+            logprobs = await self._engine.logprobs(fingerprint.token_ids, adapter)
+            require_match(fingerprint, logprobs, tolerance=self._tolerance)
         except BaseException as error:
             await asyncio.shield(self._engine.remove_adapter(adapter))
             if isinstance(error, Exception):
@@ -143,4 +145,4 @@ class LoRACache:
         return adapter
 
     def _busy(self, name: str) -> bool:
-        return name in self._held or name in self._engine.adapters_in_use()
+        return name in self._pins or name in self._engine.adapters_in_use()

@@ -1,4 +1,4 @@
-"""Releases as adapters over the run's base: new requests move at once, older ones finish on theirs, nobody waits."""
+"""Serves releases as LoRA adapters over the run's base: new requests use the new one, running ones keep theirs."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ _RETIRE_POLL_S = 0.5
 
 
 class LoRASwapper:
-    """As `serve.weights.swapper.Swapper`, and says which adapter a request is given when it enters the engine.
+    """`WeightSwapper` and `AdapterSelector` of releases. No request waits for a swap.
 
     `base` is the directory of the weights in the engine; a release without an adapter is those weights.
     """
@@ -33,35 +33,35 @@ class LoRASwapper:
         self._base = base
         self._tolerance = TOLERANCE[dtype]
         self._adapter: LoadedAdapter | None = None
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
         self.serving = serving
 
     async def to(self, release: Release) -> None:
-        """Serve `release`. Raises SwapError, with the old release still serving, when it does not check out."""
+        """Serve `release`. Raises SwapError, with the old release still serving, when it fails verification."""
         before = self._adapter
-        adapter = await self._found(release)
+        adapter = await self._load(release)
         if adapter is not None:
             self._cache.pin(adapter)
         self.serving, self._adapter = release, adapter
-        logger.info("serving v%d; nobody waited", release.policy_version)
+        logger.info("serving v%d; no request waited", release.policy_version)
         if before is not None:
             self._cache.unpin(before)
-            leaving = asyncio.create_task(self._retire(before))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            retiring = asyncio.create_task(self._retire(before))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
 
     async def verify(self, release: Release) -> None:
         """Raise SwapError unless the engine's own weights reproduce the release's fingerprint."""
-        said = await self._engine.logprobs(release.fingerprint.token_ids)
-        require_match(release.fingerprint, said, tolerance=self._tolerance)
+        logprobs = await self._engine.logprobs(release.fingerprint.token_ids)
+        require_match(release.fingerprint, logprobs, tolerance=self._tolerance)
 
     @asynccontextmanager
     async def select(self, chat: ChatContext | None) -> AsyncIterator[LoadedAdapter | None]:
-        """The adapter for a request that enters now, kept until the engine has it."""
+        """Yield the adapter for a request that enters now, kept until the engine has it."""
         adapter, version = self._adapter, self.serving.policy_version
         if chat is not None:
             if chat.admitted:
-                # The rest of a request that has begun goes on as it began.
+                # The rest of a request goes on with the policy of its first part.
                 adapter = chat.adapter
             else:
                 chat.adapter, chat.release_version = adapter, version
@@ -72,7 +72,7 @@ class LoRASwapper:
         with self._cache.pinned(adapter):
             yield adapter
 
-    async def _found(self, release: Release) -> LoadedAdapter | None:
+    async def _load(self, release: Release) -> LoadedAdapter | None:
         if not release.adapter:
             if Path(release.path) != self._base:
                 raise SwapError(f"no adapter over {self._base}, and serve.swap is 'adapter'")
@@ -93,6 +93,6 @@ class LoRASwapper:
             raise SwapError(f"its adapter belongs over {beneath}, not over the run's base {self._base}")
 
     async def _retire(self, adapter: LoadedAdapter) -> None:
-        """Take an adapter out of the engine once nobody is answered by it any more."""
+        """Take an adapter out of the engine once no request uses it."""
         while not await self._cache.remove(adapter):
             await asyncio.sleep(_RETIRE_POLL_S)

@@ -1,6 +1,7 @@
-"""Who has a personal policy, and whether it may answer: else the shared policy does, and never an error.
+"""Chooses the personal policy of a request; where none can answer, the shared policy does, and never an error.
 
-The user's own comes before the tenant's. A pointer is looked at again after `LOOK_S`, so a request costs no disk.
+A user's own policy comes before the tenant's. An owner's pointer is checked again after `RECHECK_S`, so most requests
+cost no disk access.
 """
 
 import logging
@@ -21,28 +22,28 @@ from serve.lora.lora_cache import CacheFull, LoRACache
 from serve.request_context import ChatContext, LoadedAdapter
 
 logger = logging.getLogger(__name__)
-LOOK_S = 1.0
-"""Seconds for which an owner's pointer is taken to be what it was."""
-_OWNERS = 10_000
-"""Owners whose pointers are remembered."""
+RECHECK_S = 1.0
+"""Seconds for which an owner's pointer is assumed unchanged."""
+_MAX_OWNERS = 10_000
+"""Owners whose pointers are kept in memory."""
 
 
 @dataclass(slots=True)
-class _Looked:
-    """What an owner's pointer said."""
+class _Pointer:
+    """Content of an owner's pointer file."""
 
-    at_s: float
+    checked_at_s: float
     stamp: FileStamp | None = None
     """None where there is no file."""
     policy: PersonalPolicy | None = None
-    why: str = "absent"
+    reason: str = "absent"
     """Why there is no policy."""
     refused: bool = False
-    """The engine would not have this policy. A pointer that is written again is tried again."""
+    """Whether the engine refused this policy. It is tried again once the pointer is written again."""
 
 
 class PersonalPolicies:
-    """Gives requests their personal policies. `served` says which version of the shared policy is beneath them."""
+    """`AdapterSelector` of personal policies. `served` returns the version of the shared policy beneath them."""
 
     def __init__(
         self,
@@ -57,18 +58,19 @@ class PersonalPolicies:
         self._cache = cache
         self._served = served
         self._clock = clock
-        self._looked: dict[str, _Looked] = {}
+        self._pointers: dict[str, _Pointer] = {}
+        """Least recently used first."""
         self.counters = Counters.empty()
-        """`served`, or why the shared policy answered: absent, unreadable, stale, refused, crowded."""
+        """`served`, or why the shared policy answered: absent, unreadable, stale, refused, cache_full."""
 
     @asynccontextmanager
     async def select(self, chat: ChatContext | None) -> AsyncIterator[LoadedAdapter | None]:
-        """The adapter for a request that enters now, kept until the engine has it; None for the shared policy."""
+        """Yield the adapter for a request that enters now, kept until the engine has it; None for the shared policy."""
         if chat is None:
             yield None
             return
         if not chat.admitted:
-            chat.adapter = await self._chosen(chat)
+            chat.adapter = await self._choose(chat)
             chat.context.adapter = chat.adapter.name if chat.adapter is not None else ""
         if chat.adapter is None:
             yield None
@@ -76,64 +78,64 @@ class PersonalPolicies:
         with self._cache.pinned(chat.adapter):
             yield chat.adapter
 
-    async def _chosen(self, chat: ChatContext) -> LoadedAdapter | None:
+    async def _choose(self, chat: ChatContext) -> LoadedAdapter | None:
         user = chat.request.user if chat.request is not None else ""
-        why = "absent"
+        reason = "absent"
         for owner in owners(self._pseudonyms(), tenant=chat.context.tenant, user=user):
-            found = await self._usable(owner)
+            found = await self._load(owner)
             if isinstance(found, LoadedAdapter):
                 self.counters.add("served")
                 return found
-            why = found if why == "absent" else why
-        self.counters.add(why)
+            reason = found if reason == "absent" else reason
+        self.counters.add(reason)
         return None
 
-    async def _usable(self, owner: str) -> LoadedAdapter | str:
-        """The owner's adapter in the engine, or why there is none."""
-        looked = self._look(owner)
-        policy = looked.policy
+    async def _load(self, owner: str) -> LoadedAdapter | str:
+        """Return the owner's adapter in the engine, or why there is none."""
+        pointer = self._pointer(owner)
+        policy = pointer.policy
         if policy is None:
-            return looked.why
+            return pointer.reason
         if policy.base_version != self._served():
             return "stale"
-        if looked.refused:
+        if pointer.refused:
             return "refused"
         try:
             return await self._cache.get(policy.name, policy.adapter, policy.fingerprint, policy.digests)
         except CacheFull:
-            return "crowded"
+            return "cache_full"
         except SwapError as error:
-            looked.refused = True
+            pointer.refused = True
             logger.warning("a personal policy is not served: %s", error)
             return "refused"
 
-    def _look(self, owner: str) -> _Looked:
-        """What the owner's pointer says, at most `LOOK_S` ago."""
+    def _pointer(self, owner: str) -> _Pointer:
+        """Return the owner's pointer as it was at most `RECHECK_S` ago."""
         now = self._clock()
-        looked = self._looked.pop(owner, None)
-        if looked is None or now - looked.at_s >= LOOK_S:
-            looked = self._read(owner, now, looked)
-        self._looked[owner] = looked
-        if len(self._looked) > _OWNERS:
-            del self._looked[next(iter(self._looked))]
-        return looked
+        pointer = self._pointers.pop(owner, None)
+        if pointer is None or now - pointer.checked_at_s >= RECHECK_S:
+            pointer = self._read(owner, now, pointer)
+        self._pointers[owner] = pointer
+        if len(self._pointers) > _MAX_OWNERS:
+            del self._pointers[next(iter(self._pointers))]
+        return pointer
 
-    def _read(self, owner: str, now: float, before: _Looked | None) -> _Looked:
+    def _read(self, owner: str, now: float, before: _Pointer | None) -> _Pointer:
         path = self._layout.personal_pointer(owner)
         try:
             stamp = file_stamp(path)
             if stamp is None:
-                return _Looked(now)
+                return _Pointer(now)
             if before is not None and before.stamp == stamp:
-                before.at_s = now
+                before.checked_at_s = now
                 return before
             policy = read_json(path, PersonalPolicy)
         except FileNotFoundError:
-            return _Looked(now)
+            return _Pointer(now)
         except (OSError, DataError) as error:
             logger.warning("%s cannot be read: %s", path.name, error)
-            return _Looked(now, why="unreadable")
+            return _Pointer(now, reason="unreadable")
         if policy.owner != owner:
-            logger.warning("%s is somebody else's", path.name)
-            return _Looked(now, stamp, why="unreadable")
-        return _Looked(now, stamp, policy)
+            logger.warning("%s belongs to another owner", path.name)
+            return _Pointer(now, stamp, reason="unreadable")
+        return _Pointer(now, stamp, policy)

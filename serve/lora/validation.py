@@ -1,7 +1,6 @@
-"""An adapter on disk, checked before the engine hears of it: what is wrong with one is named, and harms nobody.
+"""Checks an adapter on disk before the engine loads it, and names what is wrong with it.
 
-vLLM would take a smaller matrix as part of a larger one, and end itself over a file that is gone when a request needs
-it.
+vLLM would accept a smaller matrix as part of a larger one, and exit over a file that is gone when a request needs it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +21,10 @@ _FLOATS = ("F32", "BF16", "F16")
 
 
 def engine_options(run: Run, model: Path) -> dict[str, object]:
-    """What vLLM's engine arguments must say for `run`'s adapters over `model`; nothing where it serves none.
+    """Return vLLM's engine arguments for `run`'s adapters over `model`; none where it serves none.
 
-    The linear layers of the body are named, so that the output layer stays as it is: no adapter of ours changes it, and
-    with LoRA around it vLLM 0.32 cannot compute a prompt's log-probs on the CPU, and ends the engine.
+    They name the linear layers of the body and leave out the output layer: no adapter of ours changes it, and with LoRA
+    around it vLLM 0.32 cannot compute a prompt's log-probs on the CPU, and its engine dies.
     """
     if not run.serve.adapters:
         return {}
@@ -33,7 +32,7 @@ def engine_options(run: Run, model: Path) -> dict[str, object]:
     return {
         "enable_lora": True,
         "max_loras": run.serve.adapters,
-        # One over what is ever asked of it: vLLM itself never has to read an adapter again.
+        # One more than `LoRACache` ever loads: vLLM itself never has to read an adapter again.
         "max_cpu_loras": run.serve.adapters + CACHED + 1,
         "max_lora_rank": rank,
         "lora_target_modules": linear_layers(checkpoint_io.headers(model)),
@@ -41,7 +40,7 @@ def engine_options(run: Run, model: Path) -> dict[str, object]:
 
 
 def linear_layers(base: Mapping[str, checkpoint_io.TensorSpec]) -> list[str]:
-    """The last names of the linear layers of a checkpoint's body."""
+    """Return the last parts of the names of the linear layers of a checkpoint's body, sorted."""
     names = (name.split(".") for name, tensor in base.items() if len(tensor.shape) == 2)
     return sorted({parts[-2] for parts in names if "layers" in parts and parts[-1] == "weight"})
 
@@ -49,7 +48,7 @@ def linear_layers(base: Mapping[str, checkpoint_io.TensorSpec]) -> list[str]:
 def check(
     path: Path, base: Mapping[str, checkpoint_io.TensorSpec], *, max_rank: int, digests: Sequence[FileDigest] = ()
 ) -> AdapterConfig:
-    """Read an adapter whole. Raises DataError naming what keeps it from being served over `base`."""
+    """Read an adapter and return its configuration. Raises DataError naming why it cannot be served over `base`."""
     try:
         config = read_adapter_config(path)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What one audience is to be served, as files say it; and a replica that makes it so.
+"""Reads which release an audience is to be served from pointer files, and swaps a replica to it.
 
-A late or restarted replica needs nobody to tell it, and one that starts while the pointer names a release that it
-cannot serve comes up on the one before.
+A late or restarted replica needs no message, and one that starts while the pointer names a release that it cannot serve
+starts on the one before.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from serve.weights import checkpoint_io
 logger = logging.getLogger("ray.serve")
 
 Audience = Literal["users", "evaluator", "canary"]
-FOLLOW_S = 0.2
+POLL_S = 0.2
 
 
 class WeightSwapper(Protocol):
-    """`serve.weights.swapper.Swapper` or `serve.lora.lora_swapper.LoRASwapper`."""
+    """Puts releases into an engine: `serve.weights.swapper.Swapper` or `serve.lora.lora_swapper.LoRASwapper`."""
 
     serving: Release
     stall_s: float
@@ -36,7 +36,7 @@ class WeightSwapper(Protocol):
 
 
 class ReleasePointer:
-    """The file that names what an audience is served. A canary serves the candidate on trial, else what users are."""
+    """The file that names an audience's release. A canary serves the candidate, and without one the users' release."""
 
     def __init__(self, layout: Layout, audience: Audience) -> None:
         self._layout = layout
@@ -44,11 +44,11 @@ class ReleasePointer:
         self._canary = layout.canary_pointer if audience == "canary" else None
 
     def stamp(self) -> tuple[FileStamp | None, ...]:
-        """Differs whenever the files do."""
+        """Return what differs whenever the files do."""
         return tuple(file_stamp(path) for path in (self.path, self._canary) if path is not None)
 
     def read(self) -> Release | None:
-        """What is to be served; None before the first release. Raises DataError for a file that is none of ours."""
+        """Return the release to serve; None before the first one. Raises DataError for a malformed file."""
         if self._canary is not None:
             try:
                 return read_json(self._canary, Canary).candidate
@@ -60,7 +60,7 @@ class ReleasePointer:
             return None
 
     def to_start_on(self) -> list[Release]:
-        """What the pointer names, then what was served before it, as far as that is known; last the base."""
+        """Return the release that the pointer names, its known predecessors, newest first, and last the base."""
         release = self.read()
         found: list[Release] = []
         while release is not None and release.policy_version not in {each.policy_version for each in found}:
@@ -77,7 +77,7 @@ class ReleasePointer:
 
 
 def first_whole(releases: Sequence[Release]) -> Release | None:
-    """The first whose weights are there, by their headers."""
+    """Return the first release whose weights are there, by their headers; None where there is none."""
     for release in releases:
         try:
             checkpoint_io.headers(Path(release.path))
@@ -89,7 +89,7 @@ def first_whole(releases: Sequence[Release]) -> Release | None:
 
 
 async def start(swapper: WeightSwapper, releases: Sequence[Release], *, loaded: Release | None) -> None:
-    """Serve the first that checks out; `loaded` is the one in the engine. Raises SwapError when none does."""
+    """Serve the first release that verifies; `loaded` is in the engine already. Raises SwapError when none does."""
     refused: SwapError | None = None
     for release in releases:
         try:
@@ -99,11 +99,11 @@ async def start(swapper: WeightSwapper, releases: Sequence[Release], *, loaded: 
             refused = refused or error
         else:
             return
-    raise SwapError(f"no release that is known of checks out: {refused}")
+    raise SwapError(f"no known release checks out: {refused}")
 
 
 class ReleaseWatcher:
-    """Keeps a replica at what its pointer names."""
+    """Keeps a replica at the release that its pointer names. Each swap runs inside `around()`."""
 
     def __init__(
         self,
@@ -115,13 +115,13 @@ class ReleaseWatcher:
         self._swapper = swapper
         self._around = around
         self.refused: str | None = None
-        """Why the release that is pointed at is not served, after its version."""
+        """Version of the release that is pointed at and not served, and why; None while it is served."""
 
     async def follow(self) -> None:
-        """Serve what the pointer names, within `FOLLOW_S` of its change; a refused release is tried once."""
+        """Serve what the pointer names, within `POLL_S` of its change, forever; a refused release is tried once."""
         seen: object = None
         while True:
-            await asyncio.sleep(FOLLOW_S)
+            await asyncio.sleep(POLL_S)
             stamp = self._pointer.stamp()
             if stamp == seen:
                 continue
@@ -137,6 +137,6 @@ class ReleaseWatcher:
                         await self._swapper.to(release)
                 self.refused = None
             except SwapError as error:
-                assert release is not None, "nothing was to be served"
+                assert release is not None, "there was no release to serve"
                 self.refused = f"v{release.policy_version}: {error}"
                 logger.error("release refused: %s", self.refused)

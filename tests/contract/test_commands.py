@@ -1,4 +1,4 @@
-"""What a new user types: help and configuration come at once, and every job is documented."""
+"""The commands in jobs/: short, documented, and quick to answer `--help` and `--print-config`."""
 
 import json
 import re
@@ -12,11 +12,10 @@ import yaml
 from sdpo_ray.config import keys, load_run
 from tests.support.paths import REPOSITORY
 
-JOBS = [
-    *("backup", "continual", "curate", "deploy", "distill", "erase", "explain", "export", "lineage", "personalize"),
-    *("review", "rollback", "simulate"),
-]
-OTHERS = ["demo", "import_logs", "keys"]
+COMMANDS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py") if path.stem not in ("__init__", "sdpo"))
+JOBS = [name for name in COMMANDS if name not in ("demo", "import_logs", "keys")]
+"""Those with `--print-config`."""
+MAX_LINES = 80
 HEAVY = ("ray", "torch", "vllm", "mlflow", "transformers", "deepspeed", "pyarrow")
 PROBE = """
 import runpy, sys
@@ -36,7 +35,17 @@ def run_job(job: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("job", [*JOBS, *OTHERS])
+def test_jobs_holds_commands_of_less_than_80_lines_and_recipes():
+    for path in (REPOSITORY / "jobs").iterdir():
+        if path.is_dir():
+            assert path.name in ("recipes", "__pycache__")
+        elif path.name != "__init__.py":
+            source = path.read_text()
+            assert len(source.splitlines()) < MAX_LINES, path.name
+            assert source.rstrip().splitlines()[-2] == 'if __name__ == "__main__":', path.name
+
+
+@pytest.mark.parametrize("job", COMMANDS)
 def test_help_teaches_before_anything_heavy_is_imported(job: str):
     out = run_job(job, "--help")
     assert "Usage" in out
@@ -70,7 +79,7 @@ def test_every_recipe_loads():
 
 def test_every_job_and_every_make_target_is_in_the_readme():
     readme = (REPOSITORY / "README.md").read_text()
-    assert [job for job in [*JOBS, *OTHERS] if f"jobs/{job}.py" not in readme and f"{job}.py" not in readme] == []
+    assert [job for job in COMMANDS if f"jobs/{job}.py" not in readme and f"{job}.py" not in readme] == []
     targets = re.findall(r"^([a-z]+):.*##", (REPOSITORY / "Makefile").read_text(), flags=re.M)
     assert [target for target in targets if f"make {target}" not in readme and target != "help"] == []
 

@@ -106,8 +106,8 @@ def test_a_job_killed_in_every_stage_promotes_once_and_loses_nothing(served: Ser
         assert job.start(cycles=1).wait(timeout=120) == 0
 
     outcome = read_json(served.layout.cycle(1) / "release.json", CycleOutcome)
-    assert (outcome.verdict, outcome.policy_version, outcome.champion_version) == (Verdict.PROMOTE, 1, 1)
-    assert served.wait_for("x-sdpo-policy-version", "1")
+    assert (outcome.verdict, outcome.policy_version, outcome.champion_version) == (Verdict.PROMOTE, 2, 2)
+    assert served.wait_for("x-sdpo-policy-version", "2")
     done = Counter(e.stage for e in job.events() if isinstance(e, StageFinished) and e.stage != "curate")
     assert max(done.values()) == 1
     assert_nothing_lost_or_twice(served, receipts=traffic.receipts)
@@ -143,7 +143,7 @@ def assert_nothing_lost_or_twice(served: Served, *, receipts: int) -> None:
     assert len(ids) == len(set(ids))
     drawn = read_json(served.layout.snapshot(1) / "snapshot.json", Snapshot).interaction_ids
     assert len(drawn) == len(set(drawn)) == 16
-    assert read_json(served.layout.cycle(1) / "decide.json", Decision).policy_version == 1
+    assert read_json(served.layout.cycle(1) / "decide.json", Decision).policy_version == 2
 
 
 def assert_one_run_in_mlflow(served: Served) -> None:
@@ -154,5 +154,5 @@ def assert_one_run_in_mlflow(served: Served) -> None:
     assert experiment is not None
     assert len(client.search_runs([experiment.experiment_id], "tags.cycle = '1'")) == 1
     versions = client.search_model_versions("name = 'policy'")
-    assert Counter(version.tags["policy_version"] for version in versions)["1"] == 1
-    assert client.get_model_version_by_alias("policy", "champion").tags["policy_version"] == "1"
+    assert [int(version.version) for version in versions if version.tags["policy_version"] == "2"] == [2]
+    assert int(client.get_model_version_by_alias("policy", "champion").version) == 2

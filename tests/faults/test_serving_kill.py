@@ -31,7 +31,7 @@ from tests.support.serving import Served, perturbed, point, release_of
 from tests.support.streaming import assert_begun_streams_end_whole
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
-RELEASED = 1
+RELEASED = 2
 RECOVERED_S = 240
 """Longest time until both replicas answer again: an engine takes tens of seconds to start on a shared machine."""
 PATIENCE_S = 10
@@ -147,7 +147,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     ]
     run = load_run(LAPTOP, overrides)
     layout = run.layout
-    point(layout, release_of(perturbed(CHECKPOINT, folder / "v1", seed=RELEASED), RELEASED, previous=None))
+    point(layout, release_of(perturbed(CHECKPOINT, folder / "v2", seed=RELEASED), RELEASED, previous=None))
     with LocalCluster(num_cpus=6, log=folder / "ray.log") as cluster:
         deploy(cluster.dashboard, run, Path(LAPTOP).absolute(), overrides, only=("policy",))
         served = Served(url=run.serve.url, layout=layout, base=CHECKPOINT, overrides=tuple(overrides))

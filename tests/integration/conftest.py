@@ -20,4 +20,4 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def candidates(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Candidate]:
     """Two adapters over the base, which differ by more than noise. Read only."""
     folder = tmp_path_factory.mktemp("candidates")
-    return {version: adapted(CHECKPOINT, folder / f"v{version}", version=version, seed=version) for version in (1, 2)}
+    return {version: adapted(CHECKPOINT, folder / f"v{version}", version=version, seed=version) for version in (2, 3)}

@@ -61,30 +61,30 @@ def test_new_requests_move_to_the_new_adapter_while_older_ones_finish_on_theirs(
     by_adapter: Served, candidates: dict[int, Candidate]
 ):
     serve_base(by_adapter)
-    point(by_adapter.layout, adapter_release(candidates[1]))
-    by_adapter.wait_for("x-sdpo-policy-version", "1")
+    point(by_adapter.layout, adapter_release(candidates[2]))
+    by_adapter.wait_for("x-sdpo-policy-version", "2")
     began = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         older = pool.submit(stream, by_adapter, began)
         assert began.wait(30)
-        point(by_adapter.layout, adapter_release(candidates[2]))
-        headers = by_adapter.wait_for("x-sdpo-policy-version", "2")
+        point(by_adapter.layout, adapter_release(candidates[3]))
+        headers = by_adapter.wait_for("x-sdpo-policy-version", "3")
         newer = recorded_turn(by_adapter)
         overtaken = not older.done()
         turn_id = older.result()
     old = by_adapter.turns()[turn_id]
     assert overtaken, "the older answer ended before the newer one"
     assert headers["x-sdpo-stall-s"] == "0.000"
-    assert [span.policy_version for span in old.version_spans] == [1]
-    assert [span.policy_version for span in newer.version_spans] == [2]
-    assert_sampled_from(candidates[1].path, old)
-    assert_sampled_from(candidates[2].path, newer)
+    assert [span.policy_version for span in old.version_spans] == [2]
+    assert [span.policy_version for span in newer.version_spans] == [3]
+    assert_sampled_from(candidates[2].path, old)
+    assert_sampled_from(candidates[3].path, newer)
 
 
 def test_a_long_prompt_that_two_adapters_share_is_not_shared_in_the_cache(
     by_adapter: Served, candidates: dict[int, Candidate]
 ):
-    for version in (1, 2):
+    for version in (2, 3):
         point(by_adapter.layout, adapter_release(candidates[version]))
         by_adapter.wait_for("x-sdpo-policy-version", str(version))
         assert_sampled_from(candidates[version].path, recorded_turn(by_adapter, content=LONG))
@@ -93,9 +93,9 @@ def test_a_long_prompt_that_two_adapters_share_is_not_shared_in_the_cache(
 
 
 def test_an_adapters_name_is_not_a_model_name(by_adapter: Served, candidates: dict[int, Candidate]):
-    point(by_adapter.layout, adapter_release(candidates[1]))
-    by_adapter.wait_for("x-sdpo-policy-version", "1")
-    assert ask_policy(by_adapter, model="policy@v1").status == 404
+    point(by_adapter.layout, adapter_release(candidates[2]))
+    by_adapter.wait_for("x-sdpo-policy-version", "2")
+    assert ask_policy(by_adapter, model="policy@v2").status == 404
     listed = httpx.get(f"{by_adapter.url}/v1/models").json()
     assert [each["id"] for each in listed["data"]] == ["policy"]
 
@@ -103,8 +103,8 @@ def test_an_adapters_name_is_not_a_model_name(by_adapter: Served, candidates: di
 def test_log_probs_of_a_prompt_are_the_adapters_and_leave_the_engine_alive(
     by_adapter: Served, candidates: dict[int, Candidate]
 ):
-    point(by_adapter.layout, adapter_release(candidates[1]))
-    by_adapter.wait_for("x-sdpo-policy-version", "1")
+    point(by_adapter.layout, adapter_release(candidates[2]))
+    by_adapter.wait_for("x-sdpo-policy-version", "2")
     reply = ask_policy(
         by_adapter, path="completions", prompt="The capital of France", max_tokens=1, echo=True, logprobs=1
     )
@@ -113,7 +113,7 @@ def test_log_probs_of_a_prompt_are_the_adapters_and_leave_the_engine_alive(
     from sdpo_ray.chat import ChatFormat
 
     ids = ChatFormat(CHECKPOINT).text_ids("The capital of France")
-    expected = ReferencePolicy(Path(candidates[1].path)).logprobs(ids)
+    expected = ReferencePolicy(Path(candidates[2].path)).logprobs(ids)
     assert choice["token_logprobs"][1 : len(ids)] == pytest.approx(expected, abs=2e-3)
     assert ask_policy(by_adapter).status == 200
 
@@ -168,22 +168,22 @@ BROKEN_ADAPTERS = {
 def test_a_broken_adapter_is_refused_with_a_reason_and_the_old_one_stays(
     by_adapter: Served, candidates: dict[int, Candidate], tmp_path: Path, harm: Any, digests: bool, why: str
 ):
-    point(by_adapter.layout, adapter_release(candidates[1]))
-    by_adapter.wait_for("x-sdpo-policy-version", "1")
-    shutil.copytree(candidates[2].path, tmp_path / "v9")
+    point(by_adapter.layout, adapter_release(candidates[2]))
+    by_adapter.wait_for("x-sdpo-policy-version", "2")
+    shutil.copytree(candidates[3].path, tmp_path / "v9")
     harm(tmp_path / "v9" / ADAPTER)
     broken = replace(
-        adapter_release(candidates[2]), policy_version=next(UNUSED_VERSIONS), adapter=str(tmp_path / "v9" / ADAPTER)
+        adapter_release(candidates[3]), policy_version=next(UNUSED_VERSIONS), adapter=str(tmp_path / "v9" / ADAPTER)
     )
     if not digests:
         broken = replace(broken, digests=())
     if not why:
         # One bit of a small weight does not change the fingerprint measurably, so the expected one is another policy's.
-        broken = replace(broken, fingerprint=candidates[1].fingerprint)
+        broken = replace(broken, fingerprint=candidates[2].fingerprint)
         why = "log-probs differ"
     with always_answering(by_adapter):
         point(by_adapter.layout, broken)
         headers = by_adapter.wait_for("x-sdpo-swap-error", f"v{broken.policy_version}:")
     assert re.search(why, headers["x-sdpo-swap-error"])
-    assert headers["x-sdpo-policy-version"] == "1"
-    assert_sampled_from(candidates[1].path, recorded_turn(by_adapter))
+    assert headers["x-sdpo-policy-version"] == "2"
+    assert_sampled_from(candidates[2].path, recorded_turn(by_adapter))

@@ -19,8 +19,19 @@ from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.pipeline.stages import Pipeline
 from sdpo_ray.promote.canary import begin, current, end
+from sdpo_ray.promote.model_versions import ModelVersions
 from sdpo_ray.promote.registry import Registry
-from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Release, Report, Verdict
+from sdpo_ray.records import (
+    BASE_VERSION,
+    Candidate,
+    CycleOutcome,
+    CycleStart,
+    Decision,
+    Release,
+    Report,
+    Verdict,
+    cycle_of_version,
+)
 from sdpo_ray.records.run_events import CanaryProgress
 from sdpo_ray.simulate.world import is_right, sample_prompt
 from sdpo_ray.tables.arrow_schemas import turns_from_arrow
@@ -111,28 +122,32 @@ class Court:
             ],
         )
         self.registry = Registry(served.layout, model_name="policy")
-        self.registry.register_base(read_json(served.layout.release(0), Release))
-        self.registry.set_champion(0)
+        base = read_json(served.layout.release(BASE_VERSION), Release)
+        self.registry.register_base(base, served=base)
+        self.registry.set_champion(BASE_VERSION)
         self._mlflow = MlflowClient(self.registry.tracking_uri, self.registry.tracking_uri)
 
     def candidate(self, version: int, *, noise: float) -> Candidate:
         path = perturbed(self.served.base, self._folder / f"v{version}", seed=version, scale=noise)
         fingerprint = release_of(path, version).fingerprint
         return Candidate(
-            policy_version=version, parent_version=0, path=str(path), snapshot_id="s", fingerprint=fingerprint
+            policy_version=version,
+            parent_version=BASE_VERSION,
+            path=str(path),
+            snapshot_id="s",
+            fingerprint=fingerprint,
         )
 
     def release(self, candidate: Candidate) -> CycleOutcome:
         """Run the release stage for a candidate that passed the gate."""
         version, layout = candidate.policy_version, self.served.layout
         decision = Decision(policy_version=version, verdict=Verdict.PROMOTE, reasons=("win rate 0.61",))
-        write_json(layout.cycle(version) / "distill.json", candidate)
-        write_json(layout.cycle(version) / "decide.json", decision)
-        self._mlflow.create_model_version(
-            "policy", Path(candidate.path).as_uri(), tags={"policy_version": str(version), "status": "passed"}
-        )
-        report = Report(policy_version=version, base_version=0, champion_version=0, confidence=0.95, scores=())
-        begun = CycleStart(cycle=version, policy_version=version, parent_version=0, seed=0)
+        write_json(layout.cycle(cycle_of_version(version)) / "distill.json", candidate)
+        write_json(layout.cycle(cycle_of_version(version)) / "decide.json", decision)
+        ModelVersions(self._mlflow, "policy").register(version, candidate.path, {"status": "passed"}, "")
+        base = BASE_VERSION
+        report = Report(policy_version=version, base_version=base, champion_version=base, confidence=0.95, scores=())
+        begun = CycleStart(cycle=cycle_of_version(version), policy_version=version, parent_version=base, seed=0)
         log = open_log(layout, self.run.capture, name=f"court-{version}")
         try:
             curator = Curator(layout, log, curate=self.run.curate, capture=self.run.capture)
@@ -142,13 +157,14 @@ class Court:
             log.close()
 
     def tags(self, version: int) -> dict[str, str]:
-        (found,) = self._mlflow.search_model_versions(f"name='policy' and tags.policy_version='{version}'")
-        return dict(found.tags)
+        return dict(self._mlflow.get_model_version("policy", str(version)).tags)
 
     def progress(self, version: int) -> CanaryProgress:
         """The last figures of the version's canary."""
         events = read_events(self.served.layout.events)
-        return [event for event in events if isinstance(event, CanaryProgress) and event.cycle == version][-1]
+        return [
+            event for event in events if isinstance(event, CanaryProgress) and event.cycle == cycle_of_version(version)
+        ][-1]
 
 
 def stored(served: Served) -> dict[str, int]:
@@ -174,7 +190,7 @@ def test_a_client_that_disconnects_from_the_candidate_leaves_no_running_request(
     begin(
         served.layout,
         court.candidate(300, noise=1e-4),
-        read_json(served.layout.release(0), Release),
+        read_json(served.layout.release(BASE_VERSION), Release),
         court.run.promote.canary,
     )
     try:
@@ -194,7 +210,7 @@ def test_a_client_that_disconnects_from_the_candidate_leaves_no_running_request(
                 met[reply.headers["x-sdpo-policy-version"]] += 1
                 next(reply.iter_bytes())
         assert met["300"] > 0
-        assert met["0"] > 0
+        assert met["1"] > 0
         deadline = time.monotonic() + 30
         while running(canary, served):
             assert time.monotonic() < deadline, "the canary still generates for a client that disconnected"
@@ -212,10 +228,10 @@ def test_a_candidate_of_noise_is_rolled_back_automatically(served: Served, canar
         assert current(served.layout) is None
         met = town.answered["301"]
         time.sleep(1)
-    assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 0)
+    assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, BASE_VERSION)
     assert "canary of v301: users complain more of it: evidence" in outcome.reasons[0]
     assert town.failed == []
-    assert set(town.answered) == {"0", "301"}
+    assert set(town.answered) == {"1", "301"}
     # Requests under way when the canary ended, and no new ones.
     assert town.answered["301"] - met <= 8
     progress = court.progress(301)
@@ -228,7 +244,7 @@ def test_a_candidate_of_noise_is_rolled_back_automatically(served: Served, canar
     assert town.receipts <= turns.keys()
     assert Counter(str(turns[turn_id]) for turn_id in town.receipts) == town.answered
     deadline = time.monotonic() + 30
-    while httpx.get(f"{canary}/health").headers["x-sdpo-policy-version"] != "0":
+    while httpx.get(f"{canary}/health").headers["x-sdpo-policy-version"] != "1":
         assert time.monotonic() < deadline, "the canary does not follow the champion"
         time.sleep(0.1)
 
@@ -241,7 +257,7 @@ def test_a_shadow_candidate_answers_copies_and_shows_none(served: Served, canary
     assert outcome.verdict is Verdict.HOLD
     assert court.progress(302).answers > 0
     assert town.failed == []
-    assert set(town.answered) == {"0"}
+    assert set(town.answered) == {"1"}
     assert 302 not in stored(served).values()
 
 

@@ -51,7 +51,7 @@ def test_a_log_becomes_a_candidate_and_that_one_a_parent(ray_cluster: str, tmp_p
     printed = run(distill.main, *learn, "--out", tmp_path / "v1")
     candidate = read_json(tmp_path / "v1" / "candidate.json", Candidate)
     assert is_ready(tmp_path / "v1")
-    assert (candidate.policy_version, candidate.parent_version) == (1, 0)
+    assert (candidate.policy_version, candidate.parent_version) == (2, 1)
     assert [step.num_sequences for step in candidate.steps] == [2, 2]
     assert candidate.steps[0].abs_advantage > 0
     assert f"vllm serve {tmp_path / 'v1'}" in printed.replace("\n", "")
@@ -65,7 +65,7 @@ def test_a_log_becomes_a_candidate_and_that_one_a_parent(ray_cluster: str, tmp_p
     learn[1] = tmp_path / "carried"
     run(distill.main, *learn, "--parent", tmp_path / "v1", "--out", tmp_path / "v2")
     second = read_json(tmp_path / "v2" / "candidate.json", Candidate)
-    assert (second.policy_version, second.parent_version) == (2, 1)
+    assert (second.policy_version, second.parent_version) == (3, 2)
     assert second.steps[0].kl_to_base > 0 == candidate.steps[0].kl_to_base
 
 

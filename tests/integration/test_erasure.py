@@ -26,7 +26,7 @@ from sdpo_ray.privacy.data_subject import find_data_subject
 from sdpo_ray.privacy.erasure import Erasure
 from sdpo_ray.privacy.user_footprint import UserTables
 from sdpo_ray.promote.registry import Registry
-from sdpo_ray.records import Candidate, Interaction, Verdict
+from sdpo_ray.records import BASE_VERSION, Candidate, Interaction, Verdict, version_of_cycle
 from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions, turns_to_arrow
 from sdpo_ray.tables.delta_table import Table
 from tests.support.conversations import dialogue, turn
@@ -69,7 +69,7 @@ def finish_cycle(served: Served, run: Run, curator: Curator) -> None:
     drawn = draw_snapshot(
         curator.interactions,
         layout.snapshot(CYCLE),
-        champion_version=0,
+        champion_version=BASE_VERSION,
         seed=1,
         now_s=time.time(),
         last_batch=0,
@@ -77,16 +77,17 @@ def finish_cycle(served: Served, run: Run, curator: Curator) -> None:
     )
     signals = tuple(map(signal, read_interactions(layout.snapshot(CYCLE))))
     made = entry(CYCLE, root=layout.root)
-    candidate = replace(made.candidate, parent_version=0, snapshot_id=drawn.snapshot_id, signals=signals)
-    with sealed_directory(layout.candidate(CYCLE)) as aside:
+    candidate = replace(made.candidate, parent_version=BASE_VERSION, snapshot_id=drawn.snapshot_id, signals=signals)
+    with sealed_directory(layout.candidate(version_of_cycle(CYCLE))) as aside:
         write_json(aside / "candidate.json", candidate)
-    write_cycle(layout, CYCLE, drawn, parent=0, verdict=Verdict.HOLD)
+    write_cycle(layout, CYCLE, drawn, parent=BASE_VERSION, verdict=Verdict.HOLD)
     write_json(layout.cycle(CYCLE) / "distill.json", candidate)
     registry = Registry(layout, model_name=run.promote.model_name)
     for cycle in (CYCLE, CYCLE + 1):
         registry.record_cycle(replace(made, cycle=cycle, run=run, snapshot=drawn, candidate=candidate))
     # Deleting a run in MLflow's page leaves its artifacts on disk.
-    registry._client.delete_run(registry._find_run(CYCLE + 1).info.run_id)
+    (run,) = registry.tracking.find(registry.tracking.experiment("policy"), cycle=str(CYCLE + 1))
+    registry.tracking.delete(run, tags=())
 
 
 def replace_held_out(run: Run) -> Any:
@@ -118,7 +119,7 @@ def test_an_erasure_on_a_served_run_leaves_nothing_of_the_user(served: Served, r
     erased = json.loads(done.stdout)
     assert erased["rows"] == {"interactions": 2, "feedback": 1, "pending": 2, "turns": 2}
     assert (erased["mlflow_runs"], len(erased["records"])) == (2, 2)
-    assert [each["policy_version"] for each in erased["learned"]] == [CYCLE]
+    assert [each["policy_version"] for each in erased["learned"]] == [version_of_cycle(CYCLE)]
 
     assert hits(layout.root, words) == {}
     assert logs_that_hold(words) == []

@@ -280,7 +280,7 @@ def test_completions_take_text_lists_and_token_ids(served: Served, client: OpenA
     texts = ["The capital of France is", "Rome is<|im_end|>"]
     raw = client.completions.with_raw_response.create(model="policy", prompt=texts, max_tokens=4, temperature=0)
     one, other = raw.parse().choices
-    assert raw.headers["x-sdpo-policy-version"] == "0"
+    assert raw.headers["x-sdpo-policy-version"] == "1"
     assert "x-sdpo-turn-id" not in raw.headers
     by_ids = client.completions.create(
         model="policy", prompt=list(chat.text_ids(texts[0])), max_tokens=4, temperature=0

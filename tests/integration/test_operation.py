@@ -21,7 +21,7 @@ from sdpo_ray.config import LimitsConfig
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import FinishReason
-from tests.support.otlp_collector import Telescope, attributes
+from tests.support.otlp_collector import OtlpCollector, attributes
 from tests.support.paths import CHECKPOINT
 from tests.support.serving import Served, deployed
 from tests.support.streaming import assert_begun_streams_end_whole
@@ -42,7 +42,7 @@ class Guarded:
 
     served: Served
     keys: dict[str, str]
-    telescope: Telescope
+    collector: OtlpCollector
 
     def ask(self, who: str, *, headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
         body = {"model": "policy", "messages": QUESTION, "max_tokens": 8, **more}
@@ -64,19 +64,19 @@ def guarded(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "single": {"concurrent": 1},
     }
     keys = {name: ApiKeys.load(layout.api_keys).add(name, **own)[0] for name, own in limits.items()}
-    with Telescope() as telescope:
+    with OtlpCollector() as collector:
         overrides = [
             f"root={root}",
             f"policy.base={CHECKPOINT}",
             f"serve.request_timeout_s={TIMEOUT_S}",
-            f"serve.otlp_endpoint={telescope.endpoint}",
+            f"serve.otlp_endpoint={collector.endpoint}",
             "serve.drain_s=30",
             # Few at once, so that requests queue.
             "serve.max_num_seqs=2",
         ]
         with deployed("guarded", overrides):
             url = f"{served.url}/guarded"
-            yield Guarded(Served(url=url, layout=layout, base=CHECKPOINT, overrides=tuple(overrides)), keys, telescope)
+            yield Guarded(Served(url=url, layout=layout, base=CHECKPOINT, overrides=tuple(overrides)), keys, collector)
 
 
 def logs() -> Path:
@@ -167,12 +167,12 @@ def test_a_client_that_hangs_up_is_a_line_of_its_own(served: Served):
 
 
 def test_health_and_readiness_tell_what_is_served(served: Served):
-    assert httpx.head(f"{served.url}/health").headers["x-sdpo-policy-version"] == "0"
+    assert httpx.head(f"{served.url}/health").headers["x-sdpo-policy-version"] == "1"
     assert httpx.get(f"{served.url}/health").json() == {"status": "alive"}
     ready = httpx.get(f"{served.url}/ready")
     assert ready.status_code == 200
     said = ready.json()
-    assert (said["ready"], said["policy_version"], said["swap_error"], said["draining"]) == (True, 0, None, False)
+    assert (said["ready"], said["policy_version"], said["swap_error"], said["draining"]) == (True, 1, None, False)
     assert said["journal"]["healthy"] is True
     assert said["queue"]["in_engine"] >= 0
 
@@ -199,7 +199,7 @@ def test_vllm_s_numbers_are_right_behind_our_layers_and_ours_are_beside_them(gua
     assert [number(name) - was for name, was in zip(names, before, strict=True)] == [2, 16, 2, 2, 1, 2, 2]
     page = guarded.metrics()
     for line in (
-        "sdpo_policy_version 0.0",
+        "sdpo_policy_version 1.0",
         "sdpo_log_healthy 1.0",
         "sdpo_log_oldest_seconds ",
         "sdpo_swap_refused 0.0",
@@ -278,7 +278,7 @@ def test_a_trace_goes_through_us_into_the_engine(guarded: Guarded):
     guarded.ask("free", headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}, user="Zanzibarquoll")
     wanted, deadline = {"gate", "engine", "journal", "llm_request"}, time.monotonic() + 30
     while True:
-        spans = [span for span in guarded.telescope.spans if span.trace_id.hex() == trace]
+        spans = [span for span in guarded.collector.spans if span.trace_id.hex() == trace]
         if wanted <= {span.name for span in spans} and any(span.name.startswith("POST") for span in spans):
             break
         assert time.monotonic() < deadline, [span.name for span in spans]
@@ -287,7 +287,7 @@ def test_a_trace_goes_through_us_into_the_engine(guarded: Guarded):
     assert own.parent_span_id.hex() == "00f067aa0ba902b7"
     assert {span.parent_span_id for span in spans if span.name in wanted} == {own.span_id}
     assert attributes(own)["sdpo.tenant"] == "free"
-    assert not any(b"France" in each or b"Zanzibarquoll" in each for each in guarded.telescope.received)
+    assert not any(b"France" in each or b"Zanzibarquoll" in each for each in guarded.collector.received)
 
 
 def test_an_open_address_without_api_keys_is_refused(served: Served, tmp_path: Path):
@@ -313,21 +313,21 @@ def test_replicas_share_one_count_and_do_not_limit_while_it_is_unavailable(ray_c
         one, other = SharedRateLimiter("unit", 60), SharedRateLimiter("unit", 60)
         limits = LimitsConfig(concurrent=2)
         deadline = time.monotonic() + 60
-        while not (first := await one.enter("k", limits)).ticket:
+        while not (first := await one.acquire("k", limits)).ticket:
             assert time.monotonic() < deadline
         one.counters.values.clear()
-        said = [first.refused, (await other.enter("k", limits)).refused, (await one.enter("k", limits)).refused]
-        await other.leave("k", limits, first.ticket, 0)
-        said.append((await one.enter("k", limits)).refused)
+        said = [first.refused, (await other.acquire("k", limits)).refused, (await one.acquire("k", limits)).refused]
+        await other.release("k", limits, first.ticket, 0)
+        said.append((await one.acquire("k", limits)).refused)
         counter = ray.get_actor("limits of unit", namespace="sdpo-ray")
         ray.kill(counter, no_restart=True)
         # Ray kills the actor asynchronously; until then the counter keeps its value.
         with pytest.raises(RayActorError):
             while time.monotonic() < deadline:
                 await counter.holds.remote("k", first.ticket)
-        assert not (await one.enter("k", limits)).refused
-        assert one.counters.values["away"] == 1
-        while not (verdict := await one.enter("k", limits)).ticket:
+        assert not (await one.acquire("k", limits)).refused
+        assert one.counters.values["unavailable"] == 1
+        while not (verdict := await one.acquire("k", limits)).ticket:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
         assert not verdict.refused

@@ -87,16 +87,16 @@ def test_broken_whole_weights_are_refused_with_a_reason_and_the_old_ones_stay(
     with_adapters: Served, candidates: dict[int, Candidate], tmp_path: Path, harm: Any, why: str
 ):
     serve_base(with_adapters)
-    shutil.copytree(candidates[1].path, tmp_path / "v9")
+    shutil.copytree(candidates[2].path, tmp_path / "v9")
     harm(tmp_path / "v9")
-    release = replace(adapter_release(candidates[1]), policy_version=next(UNUSED_VERSIONS), path=str(tmp_path / "v9"))
+    release = replace(adapter_release(candidates[2]), policy_version=next(UNUSED_VERSIONS), path=str(tmp_path / "v9"))
     if "sha256" not in why:
         release = replace(release, digests=())
     with always_answering(with_adapters):
         point(with_adapters.layout, release)
         headers = with_adapters.wait_for("x-sdpo-swap-error", f"v{release.policy_version}:")
     assert re.search(why, headers["x-sdpo-swap-error"])
-    assert headers["x-sdpo-policy-version"] == "0"
+    assert headers["x-sdpo-policy-version"] == "1"
     assert_sampled_from(CHECKPOINT, recorded_turn(with_adapters))
 
 
@@ -112,9 +112,9 @@ def counted(served: Served, why: str) -> float:
 
 @pytest.fixture
 def personal_served(with_adapters: Served, candidates: dict[int, Candidate]) -> Iterator[Served]:
-    """The served version 0, with the first adapter for the user ann and the second for ben."""
+    """The served base, with the first adapter for the user ann and the second for ben."""
     serve_base(with_adapters)
-    for user, version in (("ann", 1), ("ben", 2)):
+    for user, version in (("ann", 2), ("ben", 3)):
         owner = owner_of(with_adapters, user)
         write_json(with_adapters.layout.personal_pointer(owner), personal(candidates[version], owner))
     time.sleep(1.1)
@@ -130,13 +130,13 @@ def test_users_in_one_batch_are_answered_by_their_own_policies(
         asked = [pool.submit(ask_policy, personal_served, LONG, user=user, max_tokens=48) for user in users]
         ids = [each.result().headers["x-sdpo-turn-id"] for each in asked]
     turns = personal_served.turns()
-    expected = {"ann": candidates[1].path, "ben": candidates[2].path, "cas": str(CHECKPOINT)}
+    expected = {"ann": candidates[2].path, "ben": candidates[3].path, "cas": str(CHECKPOINT)}
     references = {user: ReferencePolicy(Path(path)) for user, path in expected.items()}
     for user, turn_id in zip(users, ids, strict=True):
         turn = turns[turn_id]
         assert references[user].of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
         assert bool(turn.adapter) == (user != "cas")
-        assert [span.policy_version for span in turn.version_spans] == [0]
+        assert [span.policy_version for span in turn.version_spans] == [1]
 
 
 def test_a_personal_policy_is_stale_as_soon_as_another_shared_policy_is_served(personal_served: Served, tmp_path: Path):
@@ -159,11 +159,11 @@ def test_a_broken_personal_policy_is_counted_and_the_shared_one_answers(
 ):
     owner = owner_of(personal_served, "dan")
     pointer = personal_served.layout.personal_pointer(owner)
-    shutil.copytree(f"{candidates[1].path}/{ADAPTER}", tmp_path / ADAPTER)
+    shutil.copytree(f"{candidates[2].path}/{ADAPTER}", tmp_path / ADAPTER)
     torn(tmp_path / ADAPTER)
     for number, (why, write) in enumerate(
         {
-            "refused": lambda: write_json(pointer, personal(candidates[1], owner, adapter=str(tmp_path / ADAPTER))),
+            "refused": lambda: write_json(pointer, personal(candidates[2], owner, adapter=str(tmp_path / ADAPTER))),
             "unreadable": lambda: pointer.write_text("{"),
             "absent": pointer.unlink,
         }.items()
@@ -181,10 +181,10 @@ def test_an_adapter_whose_files_are_deleted_keeps_answering_from_memory(
     personal_served: Served, candidates: dict[int, Candidate], tmp_path: Path
 ):
     owner = owner_of(personal_served, "eve")
-    shutil.copytree(f"{candidates[2].path}/{ADAPTER}", tmp_path / ADAPTER)
+    shutil.copytree(f"{candidates[3].path}/{ADAPTER}", tmp_path / ADAPTER)
     write_json(
         personal_served.layout.personal_pointer(owner),
-        personal(candidates[2], owner, adapter=str(tmp_path / ADAPTER), name="eve@p1"),
+        personal(candidates[3], owner, adapter=str(tmp_path / ADAPTER), name="eve@p1"),
     )
     assert recorded_turn(personal_served, user="eve").adapter == "eve@p1"
     shutil.rmtree(tmp_path / ADAPTER)
@@ -193,7 +193,7 @@ def test_an_adapter_whose_files_are_deleted_keeps_answering_from_memory(
         assert recorded_turn(personal_served, user=user).adapter
     turn = recorded_turn(personal_served, user="eve")
     assert turn.adapter == "eve@p1"
-    assert_sampled_from(candidates[2].path, turn)
+    assert_sampled_from(candidates[3].path, turn)
 
 
 def test_log_probs_of_a_prompt_and_a_swap_of_whole_weights_work_beside_adapters(
@@ -217,7 +217,7 @@ def test_a_published_personal_policy_answers_its_owner_until_it_is_removed(
 ):
     layout = personal_served.layout
     owner = owner_named(layout, tenant="default", user="dora", whole_tenant=False).digest
-    policy = seal_adapter(layout, owner, candidates[1])
+    policy = seal_adapter(layout, owner, candidates[2])
     attempt = Attempt(
         owner=owner,
         version=1,
@@ -232,7 +232,7 @@ def test_a_published_personal_policy_answers_its_owner_until_it_is_removed(
     time.sleep(1.1)
     turn = recorded_turn(personal_served, user="dora", content=LONG)
     assert turn.adapter == policy.name
-    assert_sampled_from(candidates[1].path, turn)
+    assert_sampled_from(candidates[2].path, turn)
     assert remove(layout, owner)
     time.sleep(1.1)
     turn = recorded_turn(personal_served, user="dora", content=LONG)

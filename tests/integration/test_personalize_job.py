@@ -27,7 +27,7 @@ from sdpo_ray.personal.owners import Owner, owner_named
 from sdpo_ray.personal.trainer import PersonalTrainer, ProgressCallbacks
 from sdpo_ray.privacy.data_subject import find_data_subject
 from sdpo_ray.privacy.erasure import Erasure
-from sdpo_ray.records import Interaction, Message, Release, Role, Verdict
+from sdpo_ray.records import BASE_VERSION, Interaction, Message, Release, Role, Verdict
 from sdpo_ray.simulate.users import PERSONAS, react, violations
 from sdpo_ray.simulate.world import sample_prompt
 from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions
@@ -40,7 +40,7 @@ from tests.support.user_data import hits, pseudonym
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 TASTE, CROWD = PERSONAS["cheerful"], PERSONAS["concise"]
 SAID = 80
-QUIET = ProgressCallbacks(says=lambda words: None, steps=lambda done, total: None)
+QUIET = ProgressCallbacks(on_step=lambda step: None, on_progress=lambda done, total: None)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def asked(prompt: str) -> tuple[Message]:
 
 def answers(model: Any, chat: ChatFormat, prompts: list[str], *, seed: int = 0) -> list[Any]:
     return [
-        sample(model, chat, asked(prompt), turn_id=f"p-{n}", policy_version=0, seed=seed + n, max_tokens=48)
+        sample(model, chat, asked(prompt), turn_id=f"p-{n}", policy_version=BASE_VERSION, seed=seed + n, max_tokens=48)
         for n, prompt in enumerate(prompts)
     ]
 
@@ -109,7 +109,7 @@ def town(served: Served, evaluator: str) -> Town:
 
 @pytest.fixture(scope="module")
 def attempt(town: Town) -> store.Attempt:
-    assert read_json(town.layout.release_pointer, Release).policy_version == 0
+    assert read_json(town.layout.release_pointer, Release).policy_version == BASE_VERSION
     return PersonalTrainer(town.run, QUIET).learn(town.owner("cheerful"))
 
 
@@ -124,7 +124,7 @@ def test_a_user_of_unusual_taste_gets_a_personal_policy(town: Town, attempt: sto
     owner = town.owner("cheerful").digest
     policy = store.served_policy(town.layout, owner)
     assert policy is not None
-    assert (policy.name, policy.base_version, policy.version) == (attempt.name, 0, 1)
+    assert (policy.name, policy.base_version, policy.version) == (attempt.name, BASE_VERSION, 1)
     model, chat = adapted(town, policy), ChatFormat(town.base)
     ids = torch.tensor([policy.fingerprint.token_ids])
     with torch.no_grad():
@@ -226,7 +226,7 @@ def test_a_personal_adapter_is_trained_over_the_champions_merged_weights(ray_clu
         policy_version=1,
         out=tmp_path / "own",
         base=Path(champion.path),
-        apart=Path(apart.path),
+        held_out=Path(apart.path),
         **common,
     )
     shared, whole = (load_policy(Path(each.path)) for each in (champion, own))

@@ -19,8 +19,19 @@ from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.pipeline.stages import Pipeline
 from sdpo_ray.promote.canary import begin, current
+from sdpo_ray.promote.model_versions import ModelVersions
 from sdpo_ray.promote.registry import Registry
-from sdpo_ray.records import Candidate, CycleOutcome, CycleStart, Decision, Release, Report, Verdict
+from sdpo_ray.records import (
+    BASE_VERSION,
+    Candidate,
+    CycleOutcome,
+    CycleStart,
+    Decision,
+    Release,
+    Report,
+    Verdict,
+    cycle_of_version,
+)
 from sdpo_ray.records.run_events import ReviewAwaited
 from sdpo_ray.telemetry import EventFile, read_events
 from tests.support.paths import REPOSITORY
@@ -42,8 +53,9 @@ class Office:
             *overrides,
         ]
         self.registry = Registry(served.layout, model_name="policy")
-        self.registry.register_base(read_json(served.layout.release(0), Release))
-        self.registry.set_champion(0)
+        base = read_json(served.layout.release(BASE_VERSION), Release)
+        self.registry.register_base(base, served=base)
+        self.registry.set_champion(BASE_VERSION)
         self.mlflow = MlflowClient(self.registry.tracking_uri, self.registry.tracking_uri)
         self.pipeline = self.pipeline_with()
 
@@ -58,37 +70,33 @@ class Office:
         path = perturbed(self.served.base, self.folder / f"v{version}", seed=version)
         candidate = Candidate(
             policy_version=version,
-            parent_version=0,
+            parent_version=BASE_VERSION,
             path=str(path),
             snapshot_id="s",
             fingerprint=release_of(path, version).fingerprint,
         )
         decision = Decision(policy_version=version, verdict=verdict, reasons=("win rate 0.61",))
-        write_json(self.served.layout.cycle(version) / "distill.json", candidate)
-        write_json(self.served.layout.cycle(version) / "decide.json", decision)
-        self.mlflow.create_model_version("policy", path.as_uri(), tags={"policy_version": str(version)})
-        report = Report(policy_version=version, base_version=0, champion_version=0, confidence=0.95, scores=())
-        begun = CycleStart(cycle=version, policy_version=version, parent_version=0, seed=0)
+        write_json(self.served.layout.cycle(cycle_of_version(version)) / "distill.json", candidate)
+        write_json(self.served.layout.cycle(cycle_of_version(version)) / "decide.json", decision)
+        ModelVersions(self.mlflow, "policy").register(version, str(path), {"status": "passed"}, "")
+        base = BASE_VERSION
+        report = Report(policy_version=version, base_version=base, champion_version=base, confidence=0.95, scores=())
+        begun = CycleStart(cycle=cycle_of_version(version), policy_version=version, parent_version=base, seed=0)
         return begun, candidate, report, decision
 
     def person_sets(self, version: int, tag: str, value: str) -> None:
         """Set a tag on a model version, as MLflow's page does."""
-        number = self._number(version)
-        self.mlflow.set_model_version_tag("policy", number, tag, value)
+        self.mlflow.set_model_version_tag("policy", str(version), tag, value)
 
     def person_moves_champion(self, version: int) -> None:
-        self.mlflow.set_registered_model_alias("policy", "champion", self._number(version))
-
-    def _number(self, version: int) -> str:
-        (found,) = self.mlflow.search_model_versions(f"name='policy' and tags.policy_version='{version}'")
-        return str(found.version)
+        self.mlflow.set_registered_model_alias("policy", "champion", str(version))
 
 
 @pytest.fixture
 def office(served: Served, tmp_path: Path) -> Iterator[Office]:
     office = Office(served, tmp_path, "promote.require_review=true")
     yield office
-    office.registry.set_champion(0)
+    office.registry.set_champion(BASE_VERSION)
 
 
 def decide_in_background(office: Office, version: int, *, review: str) -> CycleOutcome:
@@ -103,7 +111,7 @@ def decide_in_background(office: Office, version: int, *, review: str) -> CycleO
                 time.sleep(0.05)
             time.sleep(0.5)
             assert not stage.done()
-            assert office.served.health()["x-sdpo-policy-version"] == "0"
+            assert office.served.health()["x-sdpo-policy-version"] == "1"
         finally:
             office.person_sets(version, "review", review)
         return stage.result(timeout=60)
@@ -118,23 +126,23 @@ def test_an_approved_candidate_is_served_only_after_its_approval(office: Office)
 
 def test_a_rejected_candidate_is_never_served_not_even_by_moving_the_alias(office: Office):
     outcome = decide_in_background(office, 202, review="rejected")
-    assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 0)
+    assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, BASE_VERSION)
     office.person_moves_champion(202)
-    office.pipeline.sync_alias()
-    assert office.registry.champion_version() == 0
-    assert office.served.health()["x-sdpo-policy-version"] == "0"
+    office.pipeline.promotion.sync_alias()
+    assert office.registry.champion_version() == BASE_VERSION
+    assert office.served.health()["x-sdpo-policy-version"] == "1"
 
 
 def test_serving_follows_an_alias_to_a_released_version_and_restores_one_that_never_passed(office: Office):
     decide_in_background(office, 203, review="approved")
-    office.person_moves_champion(0)
-    office.pipeline.sync_alias()
-    office.served.wait_for("x-sdpo-policy-version", "0")
+    office.person_moves_champion(BASE_VERSION)
+    office.pipeline.promotion.sync_alias()
+    office.served.wait_for("x-sdpo-policy-version", "1")
     office.candidate(204, Verdict.HOLD)
     office.person_moves_champion(204)
-    office.pipeline.sync_alias()
-    assert office.registry.champion_version() == 0
-    assert office.served.health()["x-sdpo-policy-version"] == "0"
+    office.pipeline.promotion.sync_alias()
+    assert office.registry.champion_version() == BASE_VERSION
+    assert office.served.health()["x-sdpo-policy-version"] == "1"
 
 
 def test_a_champion_that_changed_after_the_evaluation_holds_the_candidate(office: Office):
@@ -150,9 +158,9 @@ def test_an_engine_that_refuses_a_release_rejects_it_and_the_old_one_serves(offi
     work = office.candidate(207, Verdict.PROMOTE)
     (Path(work[1].path) / "model.safetensors").unlink()
     outcome = pipeline.stages.release(*work)
-    assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, 0)
+    assert (outcome.verdict, outcome.champion_version) == (Verdict.REJECT, BASE_VERSION)
     assert "refused v207" in outcome.reasons[0]
-    assert office.registry.champion_version() == 0
+    assert office.registry.champion_version() == BASE_VERSION
 
 
 def test_the_rollback_job_serves_the_release_before_and_ends_a_canary(office: Office):
@@ -163,14 +171,14 @@ def test_the_rollback_job_serves_the_release_before_and_ends_a_canary(office: Of
     argv = [sys.executable, "jobs/rollback.py", *(part for o in office.overrides for part in ("--set", o))]
     done = subprocess.run(argv, cwd=REPOSITORY, env=os.environ.copy(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "v0 is served again" in done.stdout
+    assert "v1 is served again" in done.stdout
     assert current(office.served.layout) is None
-    assert office.served.health()["x-sdpo-policy-version"] == "0"
-    assert office.registry.champion_version() == 0
+    assert office.served.health()["x-sdpo-policy-version"] == "1"
+    assert office.registry.champion_version() == BASE_VERSION
 
 
 def test_a_rollback_to_an_unknown_version_lists_the_released_ones(office: Office):
     argv = [sys.executable, "jobs/rollback.py", "--to", "999", *(p for o in office.overrides for p in ("--set", o))]
     done = subprocess.run(argv, cwd=REPOSITORY, env=os.environ.copy(), capture_output=True, text=True)
     assert done.returncode == 2
-    assert "v999 was never released; released so far: v0" in done.stderr
+    assert "v999 was never released; released so far: v1" in done.stderr

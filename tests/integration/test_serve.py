@@ -46,7 +46,7 @@ def test_a_turn_is_the_engines_output_and_on_disk_before_its_receipt(served: Ser
     assert turn.response == text
     assert turn.messages == (Message(role=Role.USER, content="What is the capital of France?"),)
     assert turn.prompt_ids == chat.prompt_ids(turn.messages)
-    assert turn.policy_version == int(headers["x-sdpo-policy-version"]) == 0
+    assert turn.policy_version == int(headers["x-sdpo-policy-version"]) == 1
     assert (turn.sampling.temperature, turn.sampling.max_tokens) == (0.7, 32)
     assert turn.user
     assert "alice" not in turn.user
@@ -212,7 +212,7 @@ def test_metrics_count_the_outcome_of_every_turn(served: Served, client: OpenAI)
     after = turns_counted(served)
     assert after["recorded"] - before["recorded"] == 1
     assert after["not_recorded.no_consent"] - before.get("not_recorded.no_consent", 0) == 1
-    assert "sdpo_policy_version 0.0" in httpx.get(f"{served.url}/metrics").text
+    assert "sdpo_policy_version 1.0" in httpx.get(f"{served.url}/metrics").text
 
 
 def num_feedback(served: Served) -> float:
@@ -269,11 +269,11 @@ def test_a_client_that_disconnects_leaves_no_running_request(served: Served, str
 
 @pytest.mark.usefixtures("back_to_base")
 def test_swaps_under_load_fail_no_request_and_mix_no_versions(served: Served, client: OpenAI, tmp_path: Path):
-    paths = {version: perturbed(served.base, tmp_path / f"v{version}", seed=version) for version in (1, 2, 3)}
+    paths = {version: perturbed(served.base, tmp_path / f"v{version}", seed=version) for version in (2, 3, 4)}
     # Files that an update leaves beside its weights; an engine that loads every safetensors file must not load them.
     for beside in (TEACHER, f"{ADAPTER}/adapter_model.safetensors"):
-        (paths[2] / beside).parent.mkdir()
-        shutil.copy(paths[3] / "model.safetensors", paths[2] / beside)
+        (paths[3] / beside).parent.mkdir()
+        shutil.copy(paths[4] / "model.safetensors", paths[3] / beside)
     releases = {version: release_of(path, version) for version, path in paths.items()}
     stop = False
 
@@ -287,7 +287,7 @@ def test_swaps_under_load_fail_no_request_and_mix_no_versions(served: Served, cl
         seats = [pool.submit(talk, seat) for seat in range(6)]
         try:
             time.sleep(0.5)
-            for version in (1, 2, 3, 1, 2):
+            for version in (2, 3, 4, 2, 3):
                 point(served.layout, releases[version])
                 served.wait_for("x-sdpo-policy-version", str(version))
                 time.sleep(0.3)
@@ -298,10 +298,10 @@ def test_swaps_under_load_fail_no_request_and_mix_no_versions(served: Served, cl
     made = [turns[headers["x-sdpo-turn-id"]] for headers in replies]
     assert all(len(turn.version_spans) == 1 for turn in made)
     assert [turn.policy_version for turn in made] == [int(headers["x-sdpo-policy-version"]) for headers in replies]
-    assert {turn.policy_version for turn in made} == {0, 1, 2, 3}
-    witnesses = {version: ReferencePolicy(path) for version, path in (paths | {0: served.base}).items()}
+    assert {turn.policy_version for turn in made} == {1, 2, 3, 4}
+    references = {version: ReferencePolicy(path) for version, path in (paths | {1: served.base}).items()}
     for turn in made:
-        assert witnesses[turn.policy_version].of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
+        assert references[turn.policy_version].of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
 
 
 def torn(path: Path) -> None:
@@ -332,7 +332,7 @@ def test_a_broken_checkpoint_is_refused_and_the_old_weights_stay(
     harm(path)
     point(served.layout, release)
     headers = served.wait_for("x-sdpo-swap-error", "v9")
-    assert headers["x-sdpo-policy-version"] == "0"
+    assert headers["x-sdpo-policy-version"] == "1"
     _, headers, _ = ask(client)
     turn = served.turns()[headers["x-sdpo-turn-id"]]
     assert ReferencePolicy(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
@@ -344,13 +344,13 @@ def test_weights_that_do_not_reproduce_their_fingerprint_are_undone(served: Serv
     other = perturbed(served.base, tmp_path / "other", seed=2)
     point(
         served.layout,
-        type(promised)(policy_version=8, path=str(other), previous_version=0, fingerprint=promised.fingerprint),
+        type(promised)(policy_version=8, path=str(other), previous_version=1, fingerprint=promised.fingerprint),
     )
     headers = served.wait_for("x-sdpo-swap-error", "v8")
-    assert headers["x-sdpo-policy-version"] == "0"
+    assert headers["x-sdpo-policy-version"] == "1"
     _, headers, _ = ask(client)
     turn = served.turns()[headers["x-sdpo-turn-id"]]
-    assert turn.policy_version == 0
+    assert turn.policy_version == 1
     assert ReferencePolicy(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=2e-3)
 
 
@@ -359,7 +359,7 @@ def test_a_pointer_that_is_no_release_is_reported_and_changes_nothing(served: Se
     served.layout.release_pointer.write_text("{")
     headers = served.wait_for("x-sdpo-swap-error", served.layout.release_pointer.name)
     assert str(served.layout.root) not in headers["x-sdpo-swap-error"]
-    assert headers["x-sdpo-policy-version"] == "0"
+    assert headers["x-sdpo-policy-version"] == "1"
     assert ask(client)[0]
 
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.records import Turn
+from sdpo_ray.records import BASE_VERSION, Turn
 from tests.support.adapters import WEIGHTS
 from tests.support.paths import CHECKPOINT
 from tests.support.serving import ReferencePolicy, Served, deployed
@@ -62,9 +62,9 @@ def assert_sampled_from(path: str | Path, turn: Turn) -> None:
 
 
 def serve_base(served: Served) -> None:
-    """Release version 0 and wait until it is served."""
-    served.layout.release_pointer.write_bytes(served.layout.release(0).read_bytes())
-    served.wait_for("x-sdpo-policy-version", "0")
+    """Release the base and wait until it is served."""
+    served.layout.release_pointer.write_bytes(served.layout.release(BASE_VERSION).read_bytes())
+    served.wait_for("x-sdpo-policy-version", str(BASE_VERSION))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from sdpo_ray.distill.train.export import export
 from sdpo_ray.io.adapter_config import ADAPTER
 from sdpo_ray.io.adapter_config import ADAPTER_CONFIG as CONFIG
 from sdpo_ray.io.adapter_config import ADAPTER_WEIGHTS as WEIGHTS
-from sdpo_ray.records import Candidate, Fingerprint, PersonalPolicy, Release
+from sdpo_ray.records import BASE_VERSION, Candidate, Fingerprint, PersonalPolicy, Release
 
 LORA = LoraConfig(rank=4, alpha=8)
 
@@ -31,7 +31,7 @@ def adapted(base: Path, path: Path, *, version: int, seed: int, scale: float = 0
     }
     candidate = Candidate(
         policy_version=version,
-        parent_version=0,
+        parent_version=BASE_VERSION,
         path=str(path),
         snapshot_id="",
         fingerprint=Fingerprint(token_ids=ChatFormat(base).text_ids(FINGERPRINT_TEXT), logprobs=()),
@@ -43,14 +43,14 @@ def adapter_release(candidate: Candidate) -> Release:
     return Release(
         policy_version=candidate.policy_version,
         path=candidate.path,
-        previous_version=0,
+        previous_version=BASE_VERSION,
         fingerprint=candidate.fingerprint,
         adapter=f"{candidate.path}/{ADAPTER}",
         digests=candidate.digests,
     )
 
 
-def personal(candidate: Candidate, owner: str, *, base_version: int = 0, **more: Any) -> PersonalPolicy:
+def personal(candidate: Candidate, owner: str, *, base_version: int = BASE_VERSION, **more: Any) -> PersonalPolicy:
     """The candidate's adapter as a personal policy of `owner`."""
     return PersonalPolicy(
         **{

@@ -1,6 +1,6 @@
 """Responses of an engine, for recorders without one."""
 
-from sdpo_ray.capture.recorder import EngineResponse
+from sdpo_ray.capture.engine_response import EngineResponse
 from sdpo_ray.records import FinishReason, Sampling, VersionSpan
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import DistillConfig
-from sdpo_ray.distill.data.examples import Example, examples
+from sdpo_ray.distill.data.example import Example
+from sdpo_ray.distill.data.examples import examples
 from sdpo_ray.records import Interaction, VersionSpan
 from sdpo_ray.telemetry import Counters
 from tests.support.builders import interaction, with_turn

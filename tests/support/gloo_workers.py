@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from sdpo_ray.config import DistillConfig
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import Example
 from sdpo_ray.records import StepMetrics
 
 LENGTHS = (3, 5, 7, 9)

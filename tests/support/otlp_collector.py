@@ -1,4 +1,4 @@
-"""An OTLP collector that keeps the spans it receives."""
+"""A receiver of OpenTelemetry traces, in place of a collector."""
 
 from concurrent import futures
 from types import TracebackType
@@ -9,13 +9,13 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
-class Telescope(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]
-    """Listens on a free port of loopback while it is entered; `spans` are all that it received."""
+class OtlpCollector(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]
+    """Listens on a free loopback port while it is entered; `spans` are all that it received."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self.received: list[bytes] = []
-        """The raw requests."""
+        """The same as raw messages."""
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
         self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -36,5 +36,5 @@ class Telescope(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[mi
 
 
 def attributes(span: Span) -> dict[str, Any]:
-    """Attributes of a span by name, as plain values."""
+    """Return a span's attributes by name, as plain values."""
     return {each.key: getattr(each.value, str(each.value.WhichOneof("value"))) for each in span.attributes}

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import PROMPT, Example
 from sdpo_ray.distill.data.packing import MicroBatch, rows
 from sdpo_ray.distill.model.lm_head import logprobs
 from sdpo_ray.distill.model.packed_lm import PackedLM
@@ -16,7 +16,7 @@ OBJECTIVES = {name: learns(**signal) for name, signal in SIGNALS.items()} | {"su
 
 def packed_scores(model: Any, part: MicroBatch) -> tuple[Tensor, ...]:
     """Log-probs of the scored tokens, one tensor for each sequence."""
-    context = rows(part, hindsight=False, device=CPU)
+    context = rows(part, PROMPT, device=CPU)
     with torch.no_grad():
         found = PackedLM(model)(
             context,

@@ -1,4 +1,4 @@
-"""An engine that returns recorded answers, and an event log in memory."""
+"""An engine that gives recorded answers, and an event log that keeps its events in memory."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -65,13 +65,13 @@ class MemoryLog:
 
 
 def recorder_of(folder: Path, log: EventLog, *, timeout_s: float = 15) -> Recorder:
-    """A recorder with the default redaction and keys in `folder`."""
+    """Return a recorder with the default redaction, and pseudonym keys in `folder`."""
     pseudonyms = Pseudonyms.load(folder / "pseudonyms.json")
     return Recorder(log, Redactor(KINDS), lambda: pseudonyms, timeout_s=timeout_s)
 
 
 class RecordedEngine:
-    """Replaces vLLM: `answer` maps a request to its answer, which is recorded like the engine's."""
+    """ASGI app in place of vLLM: `answer` returns the response to a request, which is recorded as the engine's is."""
 
     def __init__(self, recorder: Recorder | None, answer: Callable[[Mapping[str, Any]], str]) -> None:
         self._recorder = recorder
@@ -117,7 +117,7 @@ def client_of(
     calls_tools: bool = True,
     canary: ChatRouter | None = None,
 ) -> httpx.AsyncClient:
-    """A client of the real middleware over a recorded engine."""
+    """Return a client of the real middleware over a recorded engine."""
     api = ApiContext(
         recorder=recorder,
         capture=capture,
@@ -130,12 +130,12 @@ def client_of(
     authenticator = authenticator or UserAuthenticator(Path("there is no such file"))
     observability = Observability(config, registry=CollectorRegistry())
     app = ApiMiddleware(RecordedEngine(recorder, answer), api)
-    front = GatewayMiddleware(app, authenticator, observability, health_of(recorder))
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app=front), base_url="http://recorded")
+    gateway = GatewayMiddleware(app, authenticator, observability, health_of(recorder))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=gateway), base_url="http://recorded")
 
 
 def health_of(recorder: Recorder | None) -> Health:
-    """The health of a replica that serves."""
+    """Return the health app of a replica that is well."""
 
     async def well() -> None:
         pass
@@ -150,7 +150,7 @@ def health_of(recorder: Recorder | None) -> Health:
 
 
 def text_of(reply: httpx.Response) -> str:
-    """The text of a plain or streamed reply."""
+    """Return the text of a plain or streamed reply."""
     if not reply.headers["content-type"].startswith("text/event-stream"):
         return str(reply.json()["choices"][0]["message"]["content"])
     events = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: {")]

@@ -15,7 +15,7 @@ from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import CaptureConfig
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.records import Event, Feedback, Fingerprint, Release, Turn
+from sdpo_ray.records import BASE_VERSION, Event, Feedback, Fingerprint, Release, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class Served:
         return httpx.get(f"{self.url}/health", timeout=30).headers
 
     def turns(self) -> dict[str, Turn]:
-        """Every turn in the journal, by id."""
+        """Return every turn in the journal, by id."""
         return {event.turn_id: event for event in self.events() if isinstance(event, Turn)}
 
     def feedback(self) -> dict[str, Feedback]:
-        """All feedback in the journal, by id."""
+        """Return all feedback in the journal, by id."""
         return {event.feedback_id: event for event in self.events() if isinstance(event, Feedback)}
 
     def events(self) -> tuple[Event, ...]:
@@ -73,7 +73,7 @@ def deployed(name: str, overrides: Sequence[str], *, audience: str = "users", ro
 
 
 def perturbed(base: Path, path: Path, *, seed: int, scale: float = 0.02) -> Path:
-    """A copy of the policy at `base` with Gaussian noise on every weight."""
+    """Write a copy of the policy at `base` with Gaussian noise on every weight."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -94,7 +94,7 @@ class ReferencePolicy:
         self._model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype="float32").eval()
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """log p(token_ids[i + 1] | token_ids[:i + 1])."""
+        """Return log p(token_ids[i + 1] | token_ids[:i + 1])."""
         import torch
 
         ids = torch.tensor([list(token_ids)])
@@ -106,7 +106,7 @@ class ReferencePolicy:
         return self.logprobs(turn.prompt_ids + turn.response_ids)[len(turn.prompt_ids) - 1 :]
 
 
-def release_of(path: Path, version: int, *, previous: int | None = 0) -> Release:
+def release_of(path: Path, version: int, *, previous: int | None = BASE_VERSION) -> Release:
     """A release of the policy at `path`, with the fingerprint that transformers computes."""
     token_ids = ChatFormat(path).text_ids(FINGERPRINT_TEXT)
     fingerprint = Fingerprint(token_ids=token_ids, logprobs=tuple(ReferencePolicy(path).logprobs(token_ids)))

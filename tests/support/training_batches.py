@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import DistillConfig
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import HINDSIGHT, PROMPT, Example
 from sdpo_ray.distill.data.packing import MicroBatch, PackedRows
 from sdpo_ray.distill.loss.advantages import LossTerms
 from sdpo_ray.distill.loss.sdpo_loss import SDPOLoss, TeacherScores
 from sdpo_ray.distill.loss.step import StepPolicy, StepSums, run_step
 from sdpo_ray.distill.model.packed_lm import PackedLM
+from sdpo_ray.distill.signals.registry import signal_of
 from tests.support.configs import PAPER
 
 CPU = torch.device("cpu")
@@ -149,12 +150,13 @@ def table(
     count = len(target_N)
     unknown_N = torch.full((count,), math.nan, dtype=torch.float64)
 
-    def score(logits_NV: Tensor | None) -> Tensor:
-        if logits_NV is None:
-            return unknown_N
+    def score(logits_NV: Tensor) -> Tensor:
+        """Logits as they are for a signal that compares distributions, else log-probs of the targets."""
+        if signal.compares_distributions:
+            return logits_NV
         return logits_NV.gather(-1, target_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
 
-    whole = config.signal.compares_distributions
+    signal = signal_of(config)
     context = PackedRows(
         ids_1S=target_N[None],
         positions_1S=torch.arange(count)[None],
@@ -170,11 +172,10 @@ def table(
         row_N=context.row_N,
         sampler_logp_N=unknown_N if sampler_logp_N is None else sampler_logp_N,
         base_logp_N=unknown_N if base_logp_N is None else base_logp_N,
-        teacher_logp_N=unknown_N if whole else score(teacher_NV),
-        reference_logp_N=unknown_N if whole else score(reference_NV),
     )
-    taught = TeacherScores(hindsight=teacher_NV, reference=reference_NV) if whole else TeacherScores()
-    return SDPOLoss(context, terms, taught, config)
+    given = {HINDSIGHT: teacher_NV, PROMPT: reference_NV}
+    scores = {name: score(logits_NV) for name, logits_NV in given.items() if logits_NV is not None}
+    return SDPOLoss(context, terms, TeacherScores(by_context={HINDSIGHT: unknown_N} | scores), config, signal)
 
 
 class Tree:

@@ -1,6 +1,6 @@
-"""vLLM's rendering of chat requests: `python -m tests.support.vllm_rendering POLICY OUT` reads named bodies on stdin.
+"""Renders chat requests with vLLM: `python -m tests.support.vllm_rendering POLICY OUT` reads named bodies from stdin.
 
-It runs in a separate process, since importing vLLM warns and changes global state.
+It is a process of its own, since importing vLLM warns and changes global state.
 """
 
 import asyncio

@@ -8,9 +8,7 @@ from sdpo_ray.errors import DataError
 from sdpo_ray.records.run_events import Curated, StageFinished, StageStarted
 from sdpo_ray.telemetry import EventFile, EventReader, read_events
 
-CURATED = Curated(
-    cycle=3, new_interactions=5, needed=8, turns=20, interactions=12, not_admitted={"not_paired.expired": 2}
-)
+CURATED = Curated(cycle=3, new_interactions=5, needed=8, turns=20, interactions=12, refused={"not_paired.expired": 2})
 
 
 def test_events_are_read_back_as_they_were_written(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What an interaction teaches, token by token."""
+"""Attribution of an interaction's signal to tokens, and relevance of its follow-up."""

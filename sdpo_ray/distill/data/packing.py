@@ -1,7 +1,7 @@
-"""Examples to micro-batches of bounded size, alike on every worker, and a micro-batch to one row without padding.
+"""Examples to micro-batches of bounded size, the same on every worker, and a micro-batch to one row without padding.
 
-Sequences lie one behind the other; `bounds` tells attention where each begins. Which positions are scored follows
-from lengths alone, so no token can be mistaken for padding.
+Sequences are concatenated; `bounds` gives attention the start of each. Scored positions follow from lengths alone, so
+no token can be mistaken for padding.
 """
 
 import random
@@ -11,23 +11,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import Example
 
 MicroBatch = tuple[Example, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRows:
-    """One context of a micro-batch as tensors: B sequences of S tokens in all, N of them scored."""
+    """One context of a micro-batch as tensors: B sequences of S tokens in total, N of them scored.
+
+    Made by `rows`; read by `distill.model` and `distill.loss`.
+    """
 
     ids_1S: Tensor
     positions_1S: Tensor
-    """Each token's place in its own sequence."""
+    """Each token's position in its own sequence."""
     bounds: Tensor
-    """Where each sequence begins, and where the last one ends, [B + 1] in int32: `cu_seqlens` of FlashAttention."""
+    """Start of each sequence and end of the last, [B + 1] in int32: FlashAttention's `cu_seqlens`."""
     longest: int
+    """Tokens of the longest sequence."""
     scored_N: Tensor
-    """The place in S whose hidden state predicts the scored token: one before it."""
+    """Index into S of the hidden state that predicts the scored token: one before it."""
     row_N: Tensor
     """The sequence of each scored token, ascending."""
     target_N: Tensor
@@ -35,7 +39,7 @@ class PackedRows:
 
 
 def batches(examples: Sequence[Example], batch_size: int, epochs: int, seed: int) -> Iterator[list[Example]]:
-    """The first epoch in the given order, later ones shuffled by `seed`; the last batch may be short."""
+    """Batches of each epoch: the first in the given order, later ones shuffled by `seed`; the last may be short."""
     for epoch in range(epochs):
         order = list(examples)
         if epoch:
@@ -45,11 +49,11 @@ def batches(examples: Sequence[Example], batch_size: int, epochs: int, seed: int
 
 
 def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[MicroBatch]:
-    """Few bins of at most `max_tokens` in either context (first fit, longest first); a longer example is alone."""
+    """Bins of at most `max_tokens` in any context (first fit, longest first); a longer example gets its own bin."""
     bins: list[list[Example]] = []
     filled: list[int] = []
-    for item in sorted(examples, key=lambda item: (-_length(item), item.interaction_id)):
-        length = _length(item)
+    for item in sorted(examples, key=_longest_first):
+        length = item.max_tokens
         index = next((index for index, used in enumerate(filled) if used + length <= max_tokens), None)
         if index is None:
             bins.append([item])
@@ -61,33 +65,33 @@ def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[MicroBat
 
 
 def shard(batch: Sequence[Example], *, rank: int, num_workers: int, max_tokens: int) -> list[MicroBatch]:
-    """The micro-batches of one worker, as many as the busiest worker has: the rest are empty.
+    """The micro-batches of one worker, padded with empty ones to as many as the busiest worker has.
 
     Longest first, each example goes to the worker with the fewest tokens. ZeRO gathers and reduces in every pass, so
-    the workers must make the same number of them.
+    all workers must make the same number of passes.
     """
     shares: list[list[Example]] = [[] for _ in range(num_workers)]
     tokens = [0] * num_workers
-    for item in sorted(batch, key=lambda item: (-_length(item), item.interaction_id)):
+    for item in sorted(batch, key=_longest_first):
         least = tokens.index(min(tokens))
         shares[least].append(item)
-        tokens[least] += _length(item)
+        tokens[least] += item.max_tokens
     packed = [micro_batches(share, max_tokens) for share in shares]
-    most = max(len(mine) for mine in packed)
-    return packed[rank] + [()] * (most - len(packed[rank]))
+    num_passes = max(len(share) for share in packed)
+    return packed[rank] + [()] * (num_passes - len(packed[rank]))
 
 
-def rows(micro_batch: MicroBatch, *, hindsight: bool, device: torch.device | None = None) -> PackedRows:
-    """The tensors of context (x, o) or x. An empty micro-batch is one token that is not scored."""
-    contexts = [item.hindsight_ids if hindsight else item.prompt_ids for item in micro_batch]
-    texts = [context + item.response_ids for context, item in zip(contexts, micro_batch, strict=True)] or [(0,)]
+def rows(micro_batch: MicroBatch, context: str, *, device: torch.device | None = None) -> PackedRows:
+    """The tensors of one context, by its name. An empty micro-batch is one token that is not scored."""
+    contexts = [item.context_ids(context) for item in micro_batch]
+    sequences = [ids + item.response_ids for ids, item in zip(contexts, micro_batch, strict=True)] or [(0,)]
     starts = [0]
-    for text in texts:
-        starts.append(starts[-1] + len(text))
+    for sequence in sequences:
+        starts.append(starts[-1] + len(sequence))
     counts = [item.num_scored for item in micro_batch]
     scored = [
-        start + len(context) + t - 1
-        for start, context, item in zip(starts, contexts, micro_batch, strict=False)
+        start + len(ids) + t - 1
+        for start, ids, item in zip(starts, contexts, micro_batch, strict=False)
         for t in range(item.first_scored, len(item.response_ids))
     ]
     targets = [y for item in micro_batch for y in item.response_ids[item.first_scored :]]
@@ -96,10 +100,10 @@ def rows(micro_batch: MicroBatch, *, hindsight: bool, device: torch.device | Non
         return torch.tensor(values, dtype=torch.long, device=device)
 
     return PackedRows(
-        ids_1S=long([token for text in texts for token in text])[None],
-        positions_1S=long([place for text in texts for place in range(len(text))])[None],
+        ids_1S=long([token for sequence in sequences for token in sequence])[None],
+        positions_1S=long([position for sequence in sequences for position in range(len(sequence))])[None],
         bounds=torch.tensor(starts, dtype=torch.int32, device=device),
-        longest=max(map(len, texts)),
+        longest=max(map(len, sequences)),
         scored_N=long(scored),
         row_N=long([row for row, count in enumerate(counts) for _ in range(count)]),
         target_N=long(targets),
@@ -111,5 +115,5 @@ def rows(micro_batch: MicroBatch, *, hindsight: bool, device: torch.device | Non
     )
 
 
-def _length(item: Example) -> int:
-    return max(len(item.prompt_ids), len(item.hindsight_ids)) + len(item.response_ids)
+def _longest_first(item: Example) -> tuple[int, str]:
+    return -item.max_tokens, item.interaction_id

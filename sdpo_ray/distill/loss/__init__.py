@@ -1,1 +1,1 @@
-"""The SDPO loss: advantages, teachers, drift, and one optimizer step."""
+"""The loss of one optimizer step: formulas, teacher, drift from the base, gain of a personal policy."""

@@ -1,12 +1,12 @@
-"""What each token of an answer is moved by: estimators, baselines, bounds and weights; tensors in, tensors out.
+"""Formulas of the loss: advantages, bounds, importance weights, KL, token weights. Tensors in, tensors out.
 
     A_t  = log q(y_t | x, o, y_<t) - log p(y_t | x, y_<t)                     p student, q teacher; held constant
     L    = -sum_t w_t r_t (A_t - b - beta (log p - log p_base)) log p(y_t)    sampled_token
     L    = sum_t w_t r_t KL(p || q) + beta term                               topk_reverse_kl, full_kl
 
-w_t shares L out over tokens, r_t = min(p / p_sampler, cap) corrects for an older sampler, b is a baseline. Source:
+w_t distributes L over tokens, r_t = min(p / p_sampler, cap) corrects for an older sampler, b is a baseline. Source:
 arXiv 2603.12273, section 3 and Lemma B.1; tails as in its authors' later branch. For a fixed o both have the same
-expected gradient; where o answers y, as with real users, they differ and may have opposite signs.
+expected gradient; where o depends on y, as with real users, they differ and may have opposite signs.
 
 N scored tokens of a micro-batch, C of a chunk, B sequences, V vocabulary, K = top_k.
 """
@@ -18,32 +18,33 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from sdpo_ray.config.distill import SignalConfig
+from sdpo_ray.config.signal import SignalConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossTerms:
-    """What is known of the scored tokens before the student has scored them. NaN is an unknown log-prob."""
+    """What is known of the scored tokens before the student scores them. NaN is an unknown log-prob.
+
+    Made by `step`; read by `sdpo_loss` and `distill.signals`.
+    """
 
     weight_N: Tensor
     """w_t, in fp32."""
     row_N: Tensor
     sampler_logp_N: Tensor
     base_logp_N: Tensor
-    teacher_logp_N: Tensor
-    """log q(y_t | x, o)."""
-    reference_logp_N: Tensor
-    """log q(y_t | x), which takes the student's place in A; NaN where that is the student itself."""
 
     def chunk(self, part: slice) -> "LossTerms":
+        """The terms of a slice of N."""
         return LossTerms(**{each.name: getattr(self, each.name)[part] for each in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyGradient:
-    """How the sampled estimator moves each token: d L / d log p(y_t), and what it was made of."""
+    """Gradient of the sampled estimator, and its factors. Made by `policy_gradient`; read by `sdpo_loss`."""
 
     coefficient_N: Tensor
+    """d L / d log p(y_t)."""
     advantage_N: Tensor
     """Bounded, before the baseline."""
     ratio_N: Tensor
@@ -59,7 +60,7 @@ def policy_gradient(
     kl_penalty: float = 0.0,
     baseline: Tensor | float = 0.0,
 ) -> PolicyGradient:
-    """The sampled estimator for detached student log-probs and advantages that are bounded already."""
+    """The sampled estimator for detached student log-probs and advantages that are already bounded."""
     centred_N = advantage_N - baseline
     if signal.baseline == "seq_mean":
         centred_N = centred_N - row_means(centred_N, terms.row_N)
@@ -70,23 +71,22 @@ def policy_gradient(
     )
 
 
-def advantages(logp_N: Tensor, terms: LossTerms, signal: SignalConfig) -> Tensor:
-    """Bounded A_t in nats from the teacher's scores of the sampled tokens, for detached student log-probs."""
-    reference_N = torch.where(terms.reference_logp_N.isnan(), logp_N, terms.reference_logp_N)
-    return bounded(terms.teacher_logp_N - reference_N, signal)
+def advantages(teacher_logp_N: Tensor, reference_logp_N: Tensor, signal: SignalConfig) -> Tensor:
+    """Bounded A_t in nats: the teacher's log-probs under hindsight over a reference's, both detached."""
+    return bounded(teacher_logp_N - reference_logp_N, signal)
 
 
 def base_kl_term(logp_N: Tensor, base_logp_N: Tensor, kl_penalty: float) -> Tensor:
-    """beta (log p - log p_base), the gradient's factor of the penalty beta KL(p || p_base); 0 where it is unknown."""
+    """beta (log p - log p_base): the factor of the gradient of beta KL(p || p_base); 0 where p_base is unknown."""
     if not kl_penalty:
         return torch.zeros_like(logp_N)
     return kl_penalty * torch.nan_to_num(logp_N - base_logp_N, nan=0.0)
 
 
 def bounded(advantage_N: Tensor, signal: SignalConfig) -> Tensor:
-    """log(a e^A + 1 - a), which is at least log(1 - a), then clamped to [-clip, clip]."""
+    """log(a e^A + 1 - a) with a = `log_mix`, which is at least log(1 - a), then clamped to [-clip, clip]."""
     if signal.log_mix is not None:
-        # A of 0 must stay exactly 0: an empty follow-up teaches nothing.
+        # A of 0 must stay exactly 0, so that an empty follow-up has no gradient.
         mixed_N = torch.logaddexp(
             advantage_N + math.log(signal.log_mix), torch.full_like(advantage_N, math.log1p(-signal.log_mix))
         )
@@ -115,8 +115,9 @@ def target_logprobs(
 ) -> Tensor:
     """log q over the vocabulary, [C, V], without gradient, from logits.
 
-    With a reference, q is the student times teacher over reference, normalised: no hindsight, no difference. With
-    `log_mix` it is mixed with the student, which bounds log q - log p as `bounded` does.
+    With a reference, q is the student times teacher over reference, normalised, which equals the student where
+    hindsight changes nothing. With `log_mix` it is mixed with the student, which bounds log q - log p as `bounded`
+    does.
     """
     student_CV = student_CV.detach()
     if reference_CV is not None:
@@ -130,9 +131,9 @@ def target_logprobs(
 
 
 def reverse_kl(logits_CV: Tensor, log_q_CV: Tensor, top_k: int | None) -> Tensor:
-    """KL(p || q) of each token, [C]: over the vocabulary, or over the student's top K and one bucket for the others.
+    """KL(p || q) of each token, [C]: over the vocabulary, or over the student's top K and one bucket for the rest.
 
-    The K tokens are chosen without gradient. With a bucket it is a lower bound that grows with K.
+    The K tokens are chosen without gradient. With the bucket it is a lower bound that grows with K.
     """
     if top_k is None or top_k >= logits_CV.shape[-1]:
         return _kl(normalized(logits_CV), log_q_CV)
@@ -142,16 +143,17 @@ def reverse_kl(logits_CV: Tensor, log_q_CV: Tensor, top_k: int | None) -> Tensor
 
 
 def normalized(logits_CV: Tensor) -> Tensor:
-    """log softmax by the sum that scores use too: `log_softmax` differs in the last bit, and 0 has to stay 0."""
+    """log softmax by the same sum as the scores: `log_softmax` differs in the last bit, and A = 0 must stay 0."""
     return logits_CV - logits_CV.logsumexp(-1, keepdim=True)
 
 
 def token_weights(
     counts: Sequence[int], row_weights: Sequence[float], kind: str, sequences: int, tokens: int
 ) -> Tensor:
-    """w_t of every scored token, [N] in fp32: `counts` a sequence, of `sequences` and `tokens` in the whole batch.
+    """w_t of every scored token, [N] in fp32.
 
-    Staleness weighs sequences without changing what they are divided by.
+    `counts` are the scored tokens of each sequence; `sequences` and `tokens` are totals over the whole batch.
+    `row_weights` scale sequences without changing the divisor.
     """
     shares: list[float] = []
     for count, weight in zip(counts, row_weights, strict=True):
@@ -161,22 +163,22 @@ def token_weights(
 
 
 def finite_rows(value: Tensor, row_N: Tensor, num_rows: int) -> Tensor:
-    """Which rows have finite values only, [B] of bool: the others must not enter a step. Values are [N] or [N, D]."""
+    """Which rows have finite values only, [B] of bool; the others must not enter a step. `value` is [N] or [N, D]."""
     bad = ~value.isfinite()
     bad_N = bad if bad.ndim == 1 else bad.any(-1)
     return torch.zeros(num_rows, dtype=torch.long, device=value.device).index_add_(0, row_N, bad_N.long()) == 0
 
 
 def _kl(log_p_CK: Tensor, log_q_CK: Tensor) -> Tensor:
-    """sum p (log p - log q), whose gradient is sum p (log p - log q) d log p, for sum p d log p is 0.
+    """sum p (log p - log q), with the gradient sum p (log p - log q) d log p.
 
-    Written out, that term is rounding noise instead of 0 where p and q are the same.
+    The remaining term sum p d log p is 0; autograd would compute it as rounding noise where p and q are equal.
     """
     parts_CK = (log_p_CK.exp() * (log_p_CK - log_q_CK)).detach()
     return (parts_CK * (1 + log_p_CK - log_p_CK.detach())).sum(-1)
 
 
 def _with_tail(log_CK: Tensor) -> Tensor:
-    """One more column: the log of the probability that is left, which fp32 cannot tell from 0 under 1e-7."""
+    """Append a column: the log of the remaining probability, which fp32 cannot tell from 0 below 1e-7."""
     kept_C = log_CK.logsumexp(-1, keepdim=True).clamp(max=-1e-7)
     return torch.cat([log_CK, (-kept_C.expm1()).log()], dim=-1)

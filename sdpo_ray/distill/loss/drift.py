@@ -1,4 +1,4 @@
-"""How far the policy has slid from the run's base: what the base says of the answers, and when to stop."""
+"""How far the policy has drifted from the run's base: the base's scores of the responses, and the stop rule."""
 
 import math
 from collections import deque
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import DistillConfig
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import PROMPT, Example
 from sdpo_ray.distill.data.packing import PackedRows, micro_batches, rows
 from sdpo_ray.distill.loss.kl_monitor import BaseView
 from sdpo_ray.distill.loss.step import StepSums
@@ -19,19 +19,20 @@ from sdpo_ray.distill.model.packed_lm import PackedLM, Work, scores_of
 from sdpo_ray.errors import LearnerError
 
 _WINDOW = 4
+"""Steps whose mean the limits apply to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseScores:
-    """What the run's base says of an update's answers."""
+    """The run's base policy on an update's responses. Made by `train.train_loop`; read by `train.learner`."""
 
     view: BaseView
     logprobs: dict[str, Tensor]
-    """Of all answers where KL to the base is penalised; else none."""
+    """log p_base of the scored tokens by interaction, where KL to the base is penalised; else empty."""
 
 
 def probes(examples: Sequence[Example], config: DistillConfig) -> list[Example]:
-    """The examples on which KL to the base is watched, spread evenly."""
+    """The examples on which KL to the base is watched, `drift.num_probes` of them spread evenly."""
     if len(examples) <= config.drift.num_probes:
         return list(examples)
     stride = len(examples) / config.drift.num_probes
@@ -39,12 +40,16 @@ def probes(examples: Sequence[Example], config: DistillConfig) -> list[Example]:
 
 
 def load_base(base: Path, config: DistillConfig, device: torch.device) -> PackedLM:
+    """The run's base policy on `device`, in the precision that the update computes in."""
     scorer: PackedLM = PackedLM(load_packed(base, compute_dtype(config))).to(device)
     return scorer
 
 
 def view_of(base: PackedLM, watched: Sequence[Example], config: DistillConfig, *, same_head: bool) -> BaseView:
-    """The base's hidden states of the watched answers; `same_head` where the policy's output weights are the base's."""
+    """The base's hidden states of the watched responses.
+
+    `same_head`: the policy's output weights are the base's and are not trained.
+    """
     return BaseView(
         hidden=_each(base, watched, config, lambda context: lambda hidden_ND, weight_VD: hidden_ND),
         head_VD=None if same_head else base.head.weight.detach(),
@@ -59,27 +64,27 @@ def base_logprobs(base: PackedLM, examples: Sequence[Example], config: DistillCo
 def _each(
     base: PackedLM, examples: Sequence[Example], config: DistillConfig, work: Callable[[PackedRows], Work]
 ) -> dict[str, Tensor]:
-    """What `work` makes of each example's scored positions, without hindsight, on the CPU."""
+    """The result of `work` at each example's scored positions in the context x, on the CPU."""
     device = base.head.weight.device
     found: dict[str, Tensor] = {}
     for micro_batch in micro_batches(examples, config.workers.max_tokens_per_micro_batch):
-        context = rows(micro_batch, hindsight=False, device=device)
+        context = rows(micro_batch, PROMPT, device=device)
         with torch.no_grad():
-            made = base(context, work(context)).cpu()
-        parts = made.split([item.num_scored for item in micro_batch])
-        found |= {item.interaction_id: each for item, each in zip(micro_batch, parts, strict=True)}
+            result = base(context, work(context)).cpu()
+        parts = result.split([item.num_scored for item in micro_batch])
+        found |= {item.interaction_id: part for item, part in zip(micro_batch, parts, strict=True)}
     return found
 
 
 class DriftStop:
-    """Ends a run, with its reason, when the last steps together are further from the base than allowed."""
+    """Stops an update whose last steps are together further from the base than `[distill.drift]` allows."""
 
     def __init__(self, config: DistillConfig) -> None:
         self._limits = config.drift
         self._recent: deque[StepSums] = deque(maxlen=_WINDOW)
 
     def check(self, step: int, sums: StepSums) -> None:
-        """Raises LearnerError on every worker alike, for `sums` are those of all of them."""
+        """Raise LearnerError with the numbers if a limit is passed, on every worker alike, since `sums` are global."""
         self._recent.append(sums)
         kl = _mean([(each.kl_to_base, each.num_base_tokens) for each in self._recent])
         entropy = _mean([(each.entropy, each.num_tokens) for each in self._recent])
@@ -90,7 +95,7 @@ class DriftStop:
             )
         if self._limits.min_entropy is not None and entropy is not None and entropy < self._limits.min_entropy:
             raise LearnerError(
-                f"drift stop at step {step}: -log p of the answers is {entropy:.3f} nats a token over the last "
+                f"drift stop at step {step}: -log p of the responses is {entropy:.3f} nats a token over the last "
                 f"{len(self._recent)} steps, less than drift.min_entropy = {self._limits.min_entropy:g}"
             )
 

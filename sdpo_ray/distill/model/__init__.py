@@ -1,1 +1,1 @@
-"""Causal language models of transformers, loaded and scored over packed rows."""
+"""transformers causal language models: loading, attention and scoring over packed rows, LoRA adapters."""

@@ -1,7 +1,7 @@
-"""Attention over packed sequences: each sees itself alone, without padding and without a mask of S by S.
+"""Causal attention within each of several packed sequences, without padding and without an S by S mask.
 
-Registered with transformers under `PACKED`. On a GPU it is torch's own variable-length FlashAttention; elsewhere one
-call of `scaled_dot_product_attention` a sequence, while all other layers see the packed row as one.
+Registered with transformers under `PACKED`. On a GPU in bf16 or fp16 it is torch's variable-length FlashAttention;
+elsewhere one call of `scaled_dot_product_attention` per sequence. All other layers treat the packed row as one.
 """
 
 from itertools import pairwise
@@ -27,7 +27,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention [1, S, H, D] of sequences that end at `cu_seq_lens_q[1:]`; K key heads serve H query heads."""
+    """Causal attention [1, S, H, D] of sequences that end at `cu_seq_lens_q[1:]`; H query heads, K key heads."""
     window = sliding_window or max_length_q
     if query_1HSD.is_cuda and query_1HSD.dtype in (torch.bfloat16, torch.float16):
         return _flash(query_1HSD, key_1KSD, value_1KSD, scaling, cu_seq_lens_q, max_length_q, window), None
@@ -49,7 +49,7 @@ def packed_attention(
 
 
 def register() -> None:
-    """Make `attn_implementation=PACKED` known to transformers; harmless to repeat."""
+    """Register `attn_implementation=PACKED` with transformers; safe to repeat."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
@@ -68,7 +68,7 @@ def _flash(
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor | None:
-    """Mask of a sequence longer than the model's sliding window; None where plain causal attention is the same."""
+    """Mask of a sequence longer than the model's sliding window; None where it would equal plain causal attention."""
     if length <= window:
         return None
     every = torch.ones(length, length, dtype=torch.bool, device=device)

@@ -1,6 +1,6 @@
-"""An answer sampled by transformers, where no engine runs: from the whole distribution at temperature 1.
+"""Responses sampled by transformers, for when no engine runs: from the whole distribution at temperature 1.
 
-`generate` would mix in the defaults of the policy's `generation_config.json`; here nothing but the seed decides.
+`generate` would apply the defaults of the policy's `generation_config.json`; here only the seed decides.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,7 +20,7 @@ def sample(
     seed: int,
     max_tokens: int,
 ) -> Turn:
-    """The turn in which `model`, of transformers, answers `messages`. Its log-probs are those it was sampled with."""
+    """The turn in which a transformers `model` answers `messages`, with the log-probs it was sampled with."""
     response_ids, logprobs = _continue(model, chat.prompt_ids(messages), _end_ids(model, chat), seed, max_tokens)
     return turn_of(
         chat,
@@ -47,7 +47,7 @@ def turn_of(
     seed: int | None,
     max_tokens: int,
 ) -> Turn:
-    """The turn of an answer sampled at temperature 1 by whichever engine; one of `end_ids` stopped it, or none."""
+    """The turn of a response sampled at temperature 1 by any engine; STOP if it ends in one of `end_ids`."""
     stopped = response_ids[-1] in end_ids
     return Turn(
         turn_id=turn_id,
@@ -73,23 +73,23 @@ def _continue(
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     import torch
 
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     response_ids: list[int] = []
     logprobs: list[float] = []
-    fresh, kept = list(prompt_ids), None
+    new_ids, cache = list(prompt_ids), None
     with torch.no_grad():
         while len(response_ids) < max_tokens and not end_ids.intersection(response_ids[-1:]):
-            ids_1S = torch.tensor([fresh], device=model.device)
-            seen = model(input_ids=ids_1S, past_key_values=kept, use_cache=True, logits_to_keep=1)
-            logprobs_V = seen.logits[0, -1].float().log_softmax(-1).cpu()
-            chosen = int(torch.multinomial(logprobs_V.exp(), 1, generator=dice))
+            ids_1S = torch.tensor([new_ids], device=model.device)
+            output = model(input_ids=ids_1S, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            logprobs_V = output.logits[0, -1].float().log_softmax(-1).cpu()
+            chosen = int(torch.multinomial(logprobs_V.exp(), 1, generator=generator))
             response_ids.append(chosen)
             logprobs.append(float(logprobs_V[chosen]))
-            fresh, kept = [chosen], seen.past_key_values
+            new_ids, cache = [chosen], output.past_key_values
     return tuple(response_ids), tuple(logprobs)
 
 
 def _end_ids(model: Any, chat: ChatFormat) -> frozenset[int]:
-    """The chat's end of a turn, and whatever else ends the policy's text."""
-    stated = model.generation_config.eos_token_id
-    return frozenset([chat.eos_id, *(stated if isinstance(stated, list) else [stated])])
+    """The tokenizer's end token, and those of the model's generation configuration."""
+    configured = model.generation_config.eos_token_id
+    return frozenset([chat.eos_id, *(configured if isinstance(configured, list) else [configured])])

@@ -2,8 +2,9 @@
 
     z = h W^T / temperature        N scored tokens, D hidden size, V vocabulary, C tokens of one chunk
 
-Whoever needs the gradient says how one chunk's logits become a loss and dL/dz; dL/dh and dL/dW are then made in the
-forward pass, from the same logits, and the backward pass only scales them. The logits of a whole batch never exist.
+A caller that needs the gradient gives a function from one chunk's logits to a loss and dL/dz. dL/dh and dL/dW are then
+computed in the forward pass from the same logits, and the backward pass only scales them. The logits of a whole batch
+never exist at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Gradient = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""Logits [C, V] of a slice of N -> the slice's part of the loss, and its gradient [C, V]; may reuse the logits."""
+"""Logits [C, V] of a slice of N -> the slice's part of the loss, and its gradient [C, V]; may overwrite the logits."""
 
 
 def logprobs(
@@ -31,12 +32,12 @@ def logprobs(
 def fused_loss(
     hidden_ND: Tensor, weight_VD: Tensor, temperature_N: Tensor, gradient: Gradient, *, logits_mib: int
 ) -> Tensor:
-    """The sum of all chunks' losses, a scalar; its gradients reach `hidden_ND` and `weight_VD`."""
+    """The sum of all chunks' losses, a scalar with gradients of `hidden_ND` and `weight_VD`."""
     return _FusedLoss.apply(hidden_ND, weight_VD, temperature_N, gradient, logits_mib)
 
 
 def chunks(num_tokens: int, vocabulary: int, logits_mib: int) -> list[slice]:
-    """Slices of N whose fp32 logits take at most `logits_mib` MiB, or one token's."""
+    """Slices of N whose fp32 logits take at most `logits_mib` MiB, of at least one token each."""
     size = max(1, logits_mib * 2**20 // (4 * vocabulary))
     return [slice(start, start + size) for start in range(0, num_tokens, size)]
 
@@ -47,9 +48,9 @@ def logits(hidden_CD: Tensor, weight_VD: Tensor, temperature_C: Tensor) -> Tenso
 
 
 def score_(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs [C] of the targets, and what each row of exp(z - max z), left in place of z, adds up to, [C, 1].
+    """Log-probs [C] of the targets, and the row sums [C, 1] of exp(z - max z), which overwrites `logits_CV`.
 
-    In place, since on a CPU a fresh tensor of this size costs more than the exponential.
+    In place, since on a CPU allocating a tensor of this size costs more than the exponential.
     """
     chosen_C = logits_CV.gather(-1, target_C[:, None])[:, 0]
     most_C1 = logits_CV.amax(-1, keepdim=True)
@@ -89,18 +90,18 @@ class _FusedLoss(torch.autograd.Function):  # type: ignore[misc]
 
 
 class _Head:
-    """Products with the output weights that keep fp32 sums: bf16 logits between 16 and 32 are .125 apart."""
+    """Products with the output weights, summed in fp32: bf16 logits between 16 and 32 are .125 apart."""
 
     def __init__(self, weight_VD: Tensor, longest: int = 0) -> None:
         precise = _at_least_float32(weight_VD.dtype)
-        # A GPU multiplies bf16 into fp32 by itself; a CPU needs fp32 factors for that.
+        # A GPU multiplies bf16 factors into fp32; a CPU needs fp32 factors.
         self._mixed = weight_VD.is_cuda and weight_VD.dtype != precise
         self._weight_VD = weight_VD if self._mixed else weight_VD.to(precise)
-        # All chunks' logits in the same memory, one at a time.
+        # All chunks use the same memory, one at a time.
         self._chunk_CV = self._weight_VD.new_empty(0 if self._mixed else longest, len(weight_VD))
 
     def logits(self, hidden_CD: Tensor, temperature_C: Tensor) -> Tensor:
-        """[C, V]; of a head with a `longest` chunk, they last until the next call."""
+        """Logits [C, V]; valid until the next call where the head was made with `longest`."""
         if len(self._chunk_CV):
             out_CV = self._chunk_CV[: len(hidden_CD)]
             torch.mm(hidden_CD.to(self._weight_VD.dtype), self._weight_VD.T, out=out_CV)

@@ -1,16 +1,21 @@
-"""A policy's directory to a model of transformers, ready to score packed rows."""
+"""A policy's directory to a transformers model that scores packed rows."""
 
 from pathlib import Path
 from typing import Any, Literal
 
 from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.model.attention import PACKED, register
+from sdpo_ray.upstream.transformers import (
+    apply_liger_kernels,
+    restore_rotary_frequencies,
+    train_checkpointed_layers,
+)
 
 Dtype = Literal["float32", "bfloat16"]
 
 
 def load_policy(path: Path, dtype: Dtype = "float32") -> Any:
-    """The causal language model of transformers at `path`, in evaluation mode."""
+    """The transformers causal language model at `path`, in evaluation mode."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -28,9 +33,9 @@ def load_packed(
 ) -> Any:
     """`load_policy` with attention over packed sequences.
 
-    `zero3` is DeepSpeed's configuration under ZeRO-3: then each worker keeps its shard only, from the first layer on.
-    With `auto`, FlashAttention and Liger's kernels where the packages are installed: for GPUs alone. Dropout stays off
-    while it learns: it would make the teacher and the student two policies.
+    `zero3` is DeepSpeed's configuration under ZeRO-3; each worker then keeps only its shard, from the first layer on.
+    `kernels = "auto"` uses FlashAttention and Liger's kernels where the packages are installed, and is for GPUs only.
+    The model stays in evaluation mode while it is trained: dropout would make teacher and student two policies.
     """
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.utils import is_flash_attn_2_available
@@ -42,44 +47,22 @@ def load_packed(
     model = load_policy(path, dtype)
     del sharding
     if zero3 is not None:
-        _restore_rotations(model)
+        restore_rotary_frequencies(model)
     model.set_attn_implementation("flash_attention_2" if flash else PACKED)
     if kernels == "auto":
-        _use_liger(model)
+        apply_liger_kernels(model)
     return model
 
 
 def compute_dtype(config: DistillConfig) -> Dtype:
-    """What the weights are held in while they are used."""
+    """The precision that weights are held in while they are used."""
     return "float32" if config.workers.precision == "float32" else "bfloat16"
 
 
 def checkpoint_activations(model: Any, *, reentrant: bool) -> None:
-    """Keep each layer's input alone and compute the layer again for its gradient; ZeRO-3 needs the reentrant kind."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
+    """Keep only each layer's input and recompute the layer for its gradient; ZeRO-3 needs the reentrant kind."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     if reentrant:
-        # It sees no gradient to compute where nothing that enters the first layer needs one.
+        # Reentrant checkpointing computes no gradient where no input of the first layer requires one.
         model.enable_input_require_grads()
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            # The flag alone, not `train()`: what is in the layer stays in evaluation mode.
-            module.training = True
-
-
-def _restore_rotations(model: Any) -> None:
-    """transformers 5.19 under ZeRO-3 rounds rotary frequencies to the weights' bf16: 0.316 becomes 0.3164."""
-    for module in model.modules():
-        if "inv_freq" in module._buffers:
-            fresh = type(module)(module.config)
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = fresh._buffers[name].to(buffer.device)
-
-
-def _use_liger(model: Any) -> None:
-    try:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-    except ImportError:
-        return
-    _apply_liger_kernel_to_instance(model=model, fused_linear_cross_entropy=False)
+    train_checkpointed_layers(model)

@@ -1,7 +1,7 @@
-"""LoRA adapters by peft: put into a model, saved as peft does, and merged into the weights that are served.
+"""LoRA adapters by peft: inserted into a model, saved in peft's format, and merged into the weights that are served.
 
-Every update goes on with its parent's adapter, so that the base beneath it stays the run's base, and switching the
-adapter off is that base.
+Every update continues its parent's adapter, so the weights beneath it stay the run's base, and the model with the
+adapter switched off is that base.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ _PEFT_PREFIX = "base_model.model."
 
 
 def base_of(parent: Path, lora: LoraConfig) -> Path:
-    """The weights beneath an update's adapter: those beneath the parent's own of the same shape, else the parent's."""
+    """The weights beneath an update's adapter: those beneath the parent's of the same shape, else the parent."""
     directory = parent / ADAPTER
     if not lora.rank or not (directory / ADAPTER_CONFIG).exists():
         return parent
@@ -30,9 +30,10 @@ def base_of(parent: Path, lora: LoraConfig) -> Path:
 
 
 def inject(model: Any, lora: LoraConfig, *, parent: Path, base: Path, seed: int) -> None:
-    """Put an adapter on all linear layers of the body and freeze everything else; alike on every worker.
+    """Insert an adapter into all linear layers of the body and freeze everything else; the same on every worker.
 
-    It is the parent's own where `base` is not the parent itself, else one that changes nothing yet.
+    The adapter is the parent's where `base` is not the parent itself, else a new one that changes nothing yet. Raises
+    LearnerError where the parent's adapter does not fit the model.
     """
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -45,9 +46,9 @@ def inject(model: Any, lora: LoraConfig, *, parent: Path, base: Path, seed: int)
         saved = load_file(parent / ADAPTER / ADAPTER_WEIGHTS)
         found = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in saved.items()}
         result = set_peft_model_state_dict(model, found, adapter_name=_NAME)
-        strange = [*result.unexpected_keys, *(name for name in result.missing_keys if ".lora_" in name)]
-        if strange:
-            raise LearnerError(f"{parent / ADAPTER} does not fit {base}: {strange[0]}")
+        mismatched = [*result.unexpected_keys, *(name for name in result.missing_keys if ".lora_" in name)]
+        if mismatched:
+            raise LearnerError(f"{parent / ADAPTER} does not fit {base}: {mismatched[0]}")
 
 
 def save(trained: dict[str, Tensor], directory: Path, *, base: Path, lora: LoraConfig) -> None:
@@ -78,7 +79,10 @@ def save(trained: dict[str, Tensor], directory: Path, *, base: Path, lora: LoraC
 
 
 def merged(base: dict[str, Tensor], trained: dict[str, Tensor], lora: LoraConfig) -> dict[str, Tensor]:
-    """The base's tensors with alpha / rank B A added in fp32, in the base's own precision."""
+    """The base's tensors plus alpha / rank B A, added in fp32, in the base's own precision.
+
+    Raises LearnerError for a layer that the base does not have.
+    """
     weights = dict(base)
     for name, down in trained.items():
         if ".lora_A." not in name:

@@ -1,6 +1,6 @@
-"""What a model's `config.json` says of its size, without its weights.
+"""A model's sizes from its `config.json`, without its weights.
 
-Parameters are counted on the meta device, where tensors have shapes and no numbers.
+Parameters are counted on torch's meta device, where tensors have shapes and no values.
 """
 
 import json
@@ -13,7 +13,7 @@ from sdpo_ray.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder of attention and gated feed-forward layers. Made by `read_model_spec`; read by `memory`."""
+    """Sizes of a dense decoder with gated feed-forward. Made by `read_model_spec`; read by `train.memory`."""
 
     num_parameters: int
     """Tied weights counted once."""
@@ -25,9 +25,9 @@ class ModelSpec:
     feed_forward: int
     vocabulary: int
     normed_heads: bool
-    """Queries and keys are normalised head by head, as in Qwen3."""
+    """Whether queries and keys are normalised per head, as in Qwen3."""
     linears: tuple[tuple[int, int], ...]
-    """(in, out) of every linear layer but the head: where adapters go."""
+    """(in, out) of every linear layer but the head; these get adapters."""
 
     @property
     def query(self) -> int:
@@ -49,9 +49,9 @@ class ModelSpec:
 
 
 def read_model_spec(path: Path) -> ModelSpec:
-    """The shape in a `config.json`, or in a policy's directory.
+    """The sizes in a `config.json`, or in that of a policy's directory.
 
-    Raises ConfigError where there is none, or none of a dense decoder with gated feed-forward layers.
+    Raises ConfigError where there is none, or it is not of a dense decoder with gated feed-forward layers.
     """
     file = path / "config.json" if path.is_dir() else path
     try:
@@ -74,11 +74,11 @@ def _counted(facts: dict[str, Any], file: Path) -> ModelSpec:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{file} is no causal language model that transformers knows: {error}") from None
+        raise ConfigError(f"{file} is not of a causal language model that transformers knows: {error}") from None
     model.tie_weights()
     body = dict(model.base_model.named_modules())
     if not any(name.endswith("mlp.gate_proj") for name in body) or hasattr(config, "num_experts"):
-        raise ConfigError(f"{file}: memory is estimated for dense decoders with gated feed-forward layers alone")
+        raise ConfigError(f"{file}: memory is estimated only for dense decoders with gated feed-forward layers")
     return ModelSpec(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_layers=config.num_hidden_layers,

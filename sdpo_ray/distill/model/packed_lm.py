@@ -1,4 +1,4 @@
-"""A causal language model of transformers, packed: hidden states and output weights where responses are scored."""
+"""A transformers causal language model over packed rows: hidden states at scored positions, and output weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +10,14 @@ from sdpo_ray.distill.model.lm_head import logprobs
 from sdpo_ray.errors import ConfigError
 
 Work = Callable[[Tensor, Tensor], Any]
-"""What is done with hidden states [N, D] at the scored positions and the output weights [V, D]."""
+"""A function of hidden states [N, D] at the scored positions and the output weights [V, D]."""
 
 
 class PackedLM(nn.Module):  # type: ignore[misc]
     """`forward(rows, work)` returns `work(hidden [N, D], weights [V, D])`.
 
-    The output weights belong to a module of their own, so that ZeRO-3 gathers them once for all chunks.
-    Raises ConfigError for models whose logits are more than hidden states times output weights.
+    The output weights are in a module of their own, so that ZeRO-3 gathers them once for all chunks. Raises ConfigError
+    for a model whose logits are not hidden states times output weights.
     """
 
     def __init__(self, model: Any) -> None:

@@ -1,8 +1,8 @@
-"""What a lost worker group goes on from: weights, optimizer, teacher, random state and place in the data.
+"""Checkpoints from which a restarted worker group resumes: weights, optimizer, teacher, random state, data position.
 
-DeepSpeed writes its own shards; each worker adds its part of the rest. The marker is written last, by the first
-worker, when all have finished. Shards are read by as many workers as wrote them: a group that comes back smaller begins
-a sharded update anew, and goes on with one that is not sharded.
+DeepSpeed writes its own shards; each worker adds its part of the rest. The first worker writes the READY marker when
+all have finished. Shards can be read only by as many workers as wrote them: a group that restarts smaller resumes an
+update that is not sharded, and starts a sharded one again.
 """
 
 import shutil
@@ -28,20 +28,20 @@ def save(
     rank: int,
     num_workers: int,
 ) -> None:
-    """Write a checkpoint of the present step into `directory`; older ones go when it is whole. Collective."""
+    """Write a checkpoint of the current step into `directory`, then remove older ones. Collective."""
     final = directory / f"step-{learner.progress.step:06d}-by-{num_workers}"
     final.mkdir(parents=True, exist_ok=True)
     learner.engine.save_checkpoint(
         str(final), tag=_TAG, save_latest=False, exclude_frozen_parameters=learner.has_adapter
     )
-    kept = {
+    state = {
         "progress": learner.progress,
         "shadow": learner.teacher.shadow,
         "random": torch.get_rng_state(),
         "steps": steps,
         "refused": refused,
     }
-    torch.save(kept, final / f"rank-{rank}.pt")
+    torch.save(state, final / f"rank-{rank}.pt")
     _wait(num_workers)
     if rank == 0:
         (final / READY).touch()
@@ -55,7 +55,10 @@ def save(
 def load(
     directory: Path, learner: Learner, *, rank: int, num_workers: int
 ) -> tuple[list[StepMetrics], tuple[RefusalCount, ...]] | None:
-    """Put the newest whole checkpoint that fits into the learner; None where there is none. Collective."""
+    """Load the newest complete checkpoint that fits this group into the learner; None where there is none. Collective.
+
+    Returns the steps and the counted reasons so far.
+    """
     pattern = f"step-*-by-{num_workers if learner.is_sharded else '*'}"
     found = [path for path in sorted(directory.glob(pattern)) if is_ready(path)]
     if not found:
@@ -63,13 +66,13 @@ def load(
     learner.engine.load_checkpoint(
         str(found[-1]), tag=_TAG, load_module_strict=not learner.has_adapter, load_lr_scheduler_states=False
     )
-    mine = found[-1] / f"rank-{rank if learner.is_sharded else 0}.pt"
-    # Our own file, beside the candidate: its records are not tensors alone.
-    kept: dict[str, Any] = torch.load(mine, map_location=learner.device, weights_only=False)
-    learner.progress = kept["progress"]
-    learner.teacher.load(kept["shadow"])
-    torch.set_rng_state(kept["random"].cpu())
-    return kept["steps"], kept["refused"]
+    file = found[-1] / f"rank-{rank if learner.is_sharded else 0}.pt"
+    # `weights_only=False`, because the file holds records too; it was written by this project.
+    state: dict[str, Any] = torch.load(file, map_location=learner.device, weights_only=False)
+    learner.progress = state["progress"]
+    learner.teacher.load(state["shadow"])
+    torch.set_rng_state(state["random"].cpu())
+    return state["steps"], state["refused"]
 
 
 def _wait(num_workers: int) -> None:

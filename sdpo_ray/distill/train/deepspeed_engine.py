@@ -1,4 +1,4 @@
-"""DeepSpeed for one worker, and the learning rate of each step."""
+"""The DeepSpeed engine of one worker, its configuration, and the learning rate of each step."""
 
 import logging
 import math
@@ -6,16 +6,19 @@ from typing import Any
 
 from sdpo_ray.config import DistillConfig
 from sdpo_ray.errors import ConfigError
+from sdpo_ray.upstream.deepspeed import disable_cpu_collectives
 
 
 def deepspeed_engine(module: Any, config: DistillConfig) -> Any:
-    """A DeepSpeed engine over what of `module` is trained. Raises ConfigError where the optimizer is not installed."""
+    """A DeepSpeed engine over the trainable parameters of `module`.
+
+    Raises ConfigError where the optimizer's package is not installed.
+    """
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
     if not config.workers.use_gpu:
-        # It would compile its shared-memory collectives at first use: a minute and a compiler, for what gloo does.
-        deepspeed.ops.__compatible_ops__ = {}
+        disable_cpu_collectives()
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=module,
@@ -27,16 +30,16 @@ def deepspeed_engine(module: Any, config: DistillConfig) -> Any:
 
 
 def deepspeed_config(config: DistillConfig) -> dict[str, Any]:
-    """What DeepSpeed is told; accumulation is driven by `step.run_step`, the rate by `learning_rate`."""
+    """DeepSpeed's configuration. `step.run_step` accumulates gradients, and `learning_rate` sets the rate."""
     zero: dict[str, Any] = {"stage": config.workers.zero_stage}
     if config.workers.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.workers.use_gpu}
     if config.workers.offload == "all":
         zero["offload_param"] = {"device": "cpu", "pin_memory": config.workers.use_gpu}
     if config.workers.zero_stage == 3:
-        # A parameter that stays gathered between passes would be the student's in the teacher's pass.
+        # A parameter that stayed gathered between passes would be the student's in the teacher's pass.
         zero |= {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.max_grad_norm,
@@ -45,20 +48,20 @@ def deepspeed_config(config: DistillConfig) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
     }
     if config.workers.precision == "mixed_bfloat16":
-        told |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        settings |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     if config.optimizer == "adamw":
-        told["optimizer"] = {"type": "AdamW", "params": _adam(config) | {"torch_adam": True}}
-    return told
+        settings["optimizer"] = {"type": "AdamW", "params": _adam(config) | {"torch_adam": True}}
+    return settings
 
 
 def learning_rate(step: int, num_steps: int, config: DistillConfig) -> float:
-    """The rate of the `step`-th of `num_steps` steps, from 1: a linear rise, then constant or half a cosine to 0."""
-    rising = math.ceil(config.warmup * num_steps)
-    if step <= rising:
-        return config.learning_rate * step / rising
+    """The rate of step `step` of `num_steps`, counted from 1: linear warm-up, then constant or half a cosine to 0."""
+    warmup_steps = math.ceil(config.warmup * num_steps)
+    if step <= warmup_steps:
+        return config.learning_rate * step / warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
-    done = (step - 1 - rising) / max(num_steps - rising, 1)
+    done = (step - 1 - warmup_steps) / max(num_steps - warmup_steps, 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 

@@ -1,8 +1,9 @@
-"""Weights of any ZeRO stage to one directory that vLLM and transformers load, READY last.
+"""Write a candidate's directory: weights that vLLM and transformers load, adapter, teacher and records, READY last.
 
-Tensors keep the parent's names, so tied embeddings stay tied. Where all parameters learned they are in fp32, whatever
-the parent's precision: the next update goes on from weights that were not rounded, and the engine casts them when it
-loads. With an adapter they are the base's, the adapter added, in the base's precision; the adapter lies beside them.
+Tensors keep the parent's names, so tied embeddings stay tied. Where all parameters were trained they are in fp32,
+whatever the parent's precision: the next update starts from weights that were not rounded, and the engine casts them
+when it loads. With an adapter they are the base's plus the adapter, in the base's precision, and the adapter is saved
+beside them.
 """
 
 import hashlib
@@ -49,9 +50,10 @@ def export(
     relevance: Sequence[Relevance] = (),
     gains: Sequence[Gain] = (),
 ) -> Candidate:
-    """Seal `candidate.path` with weights, tokenizer, adapter, teacher and the records; add the fingerprint.
+    """Write and seal `candidate.path`; returns the candidate with its fingerprint and file digests.
 
-    `trained` and `teacher` have the model's own names. Raises LearnerError where they do not fit the checkpoint.
+    `trained` and `teacher` are keyed by the model's parameter names. Raises LearnerError where they do not fit the
+    checkpoint at `base`.
     """
     from safetensors.torch import save_file
 
@@ -76,7 +78,7 @@ def export(
 
 
 def fingerprint(path: Path, dtype: Dtype = "float32") -> Fingerprint:
-    """Log-probs that transformers gives the fixed text under the policy at `path`, computed in `dtype`."""
+    """transformers' log-probs of `FINGERPRINT_TEXT` under the policy at `path`, computed in `dtype`."""
     import torch
 
     token_ids = ChatFormat(path).text_ids(FINGERPRINT_TEXT)
@@ -89,14 +91,14 @@ def fingerprint(path: Path, dtype: Dtype = "float32") -> Fingerprint:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint. Raises LearnerError where it has no safetensors."""
+    """All tensors of a checkpoint, by name. Raises LearnerError where it has no safetensors."""
     from safetensors.torch import load_file
 
     return {name: tensor for file in _files(path) for name, tensor in load_file(file).items()}
 
 
 def _digests(path: Path) -> tuple[FileDigest, ...]:
-    """Of the weights, and of the adapter where there is one."""
+    """Digests of the weights, and of the adapter where there is one."""
     found = []
     for name in (_WEIGHTS, f"{ADAPTER}/{ADAPTER_WEIGHTS}"):
         if (path / name).exists():
@@ -106,7 +108,7 @@ def _digests(path: Path) -> tuple[FileDigest, ...]:
 
 
 def _renamed(trained: dict[str, Tensor], base: Path) -> dict[str, Tensor]:
-    """What learned, under the checkpoint's names, whose tensors are not read; tied ones as often as it has them."""
+    """The trained tensors under the names in the checkpoint at `base`, tied ones as often as it has them."""
     from safetensors import safe_open
 
     names: list[str] = []
@@ -114,7 +116,7 @@ def _renamed(trained: dict[str, Tensor], base: Path) -> dict[str, Tensor]:
         with safe_open(file, "pt") as tensors:
             names.extend(tensors.keys())
     if missing := [name for name in names if name not in trained]:
-        raise LearnerError(f"{base} has a tensor {missing[0]} that the model does not learn")
+        raise LearnerError(f"{base} has a tensor {missing[0]} that the model does not train")
     return {name: trained[name] for name in names}
 
 

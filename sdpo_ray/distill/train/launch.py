@@ -1,4 +1,4 @@
-"""One update as a Ray Train run: start the workers, show progress, read the candidate."""
+"""One update as a Ray Train run: start the workers, report progress, return the candidate."""
 
 import hashlib
 import os
@@ -15,6 +15,7 @@ from sdpo_ray.distill.train.worker import train
 from sdpo_ray.errors import LearnerError
 from sdpo_ray.io.files import is_ready, read_json
 from sdpo_ray.records import Candidate, Release, Snapshot
+from sdpo_ray.upstream.ray import TRAIN_POLLING
 
 _POLL_S = 0.1
 
@@ -29,22 +30,22 @@ def distill(
     max_model_len: int,
     seed: int,
     base: Path,
-    apart: Path | None = None,
+    held_out: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Candidate:
-    """Train `parent` on `snapshot` and seal the candidate at `out`; needs a Ray cluster that is connected to.
+    """Train `parent` on `snapshot` and return the candidate sealed at `out`. Ray must be initialised.
 
-    Safe to repeat: a candidate already sealed at `out` is returned as it is, and an update that was broken off goes on
-    from its last checkpoint, as does a lost worker group, `workers.max_failures` times. `on_step(step, num_steps)` is
-    called in this thread while the workers run; `num_steps` counts refused interactions too. `base` is the policy from
-    which drift is measured; `apart` is as on `Job`. Raises LearnerError when there is no candidate to be had, or when
-    `out` holds another update's.
+    Safe to repeat: a candidate already sealed at `out` is returned as it is, and an interrupted update resumes from its
+    last checkpoint, as does a lost worker group, `workers.max_failures` times. `on_step(step, num_steps)` is called in
+    this thread while the workers run; `num_steps` assumes that every interaction is trainable. `base` is the policy
+    from which drift is measured; `held_out` is as on `UpdateSpec`. Raises LearnerError where the update has no
+    candidate, or `out` holds that of another update.
     """
     out = out.absolute()
     if is_ready(out):
         return _sealed(out, snapshot, parent)
     scratch = out.with_name(f".{out.name}.train")
-    job = UpdateSpec(
+    spec = UpdateSpec(
         snapshot=snapshot,
         parent=parent,
         policy_version=policy_version,
@@ -54,11 +55,11 @@ def distill(
         seed=seed,
         base=base.absolute(),
         scratch=scratch,
-        apart=apart.absolute() if apart is not None else None,
+        held_out=held_out.absolute() if held_out is not None else None,
     )
-    _prepare(job)
+    _prepare(spec)
     try:
-        refusal = _run(job, on_step)
+        refusal = _run(spec, on_step)
     except LearnerError:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -68,27 +69,28 @@ def distill(
     return _sealed(out, snapshot, parent)
 
 
-def _prepare(job: UpdateSpec) -> None:
-    """An empty scratch directory, or the one an earlier attempt at this very update left."""
-    same = job.scratch / "job.sha256"
-    digest = hashlib.sha256(repr(job).encode()).hexdigest()
-    if same.exists() and same.read_text() == digest:
+def _prepare(spec: UpdateSpec) -> None:
+    """Make an empty scratch directory, or keep the one that an earlier attempt at the same update left."""
+    digest_file = spec.scratch / "job.sha256"
+    digest = hashlib.sha256(repr(spec).encode()).hexdigest()
+    if digest_file.exists() and digest_file.read_text() == digest:
         return
-    shutil.rmtree(job.scratch, ignore_errors=True)
-    job.scratch.mkdir(parents=True)
-    same.write_text(digest)
+    shutil.rmtree(spec.scratch, ignore_errors=True)
+    spec.scratch.mkdir(parents=True)
+    digest_file.write_text(digest)
 
 
-def _run(job: UpdateSpec, on_step: Callable[[int, int], None] | None) -> str | None:
-    """Why there is no candidate, or None."""
+def _run(spec: UpdateSpec, on_step: Callable[[int, int], None] | None) -> str | None:
+    """Run the workers. Returns the reason why there is no candidate, or None."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    # How often Ray Train looks whether its workers are done: with its 2 s a run ends 4 s later.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    workers = job.config.workers
+    # How often Ray Train polls its workers: with its default of 2 s a run ends 4 s later.
+    for name, value in TRAIN_POLLING.items():
+        os.environ.setdefault(name, value)
+    workers = spec.config.workers
     trainer = TorchTrainer(
-        partial(train, job),
+        partial(train, spec),
         scaling_config=ScalingConfig(
             num_workers=(workers.min_workers, workers.num_workers) if workers.min_workers else workers.num_workers,
             use_gpu=workers.use_gpu,
@@ -96,7 +98,7 @@ def _run(job: UpdateSpec, on_step: Callable[[int, int], None] | None) -> str | N
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         run_config=RunConfig(
             name=f"ray-{uuid4().hex[:8]}",
-            storage_path=str(job.scratch),
+            storage_path=str(spec.scratch),
             failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
     )
@@ -109,17 +111,17 @@ def _run(job: UpdateSpec, on_step: Callable[[int, int], None] | None) -> str | N
         except Exception as error:
             failure.append(error)
 
-    # In a thread of its own, Ray Train leaves the process's signal handlers alone.
+    # In a thread of its own, because Ray Train replaces the signal handlers of a main thread.
     thread = threading.Thread(target=fit, name="distill", daemon=True)
     thread.start()
-    seen = 0
-    total = num_steps(len(job.snapshot.interaction_ids), job.config)
+    reported = 0
+    total = num_steps(len(spec.snapshot.interaction_ids), spec.config)
     while thread.is_alive():
         thread.join(_POLL_S)
-        done = _count_lines(job.scratch / "progress.jsonl")
-        if on_step is not None and done != seen:
+        done = _count_lines(spec.scratch / "progress.jsonl")
+        if on_step is not None and done != reported:
             on_step(done, total)
-        seen = done
+        reported = done
     if failure:
         raise LearnerError(f"the training run failed: {failure[0]}") from failure[0]
     return outcome[0]

@@ -1,6 +1,6 @@
-"""The policy that learns, under DeepSpeed on this worker's device: one optimizer step a batch.
+"""The policy in training under DeepSpeed on this worker's device: one optimizer step per batch.
 
-Needs an initialised process group of DeepSpeed's backend; knows nothing of Ray.
+Needs an initialised process group of DeepSpeed's backend; does not use Ray.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sdpo_ray.config import DistillConfig
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import HINDSIGHT, PROMPT, Example
 from sdpo_ray.distill.data.packing import micro_batches, rows, shard
 from sdpo_ray.distill.loss.drift import BaseScores
 from sdpo_ray.distill.loss.step import StepPolicy, StepSums, run_step
@@ -28,19 +28,20 @@ from sdpo_ray.errors import LearnerError
 from sdpo_ray.records import StepMetrics
 
 _BASELINE_RATE = 0.1
+"""Of the moving average of the batches' mean advantages."""
 
 
 @dataclass(slots=True, kw_only=True)
 class LearnerProgress:
-    """What a learner is at, besides its tensors; saved with them."""
+    """State of a learner besides its tensors. Saved and restored by `checkpoint`."""
 
     step: int = 0
     baseline: float = 0.0
-    """Moving average of the batches' mean advantages."""
+    """Moving average of the batches' mean advantages, in nats; `signal.baseline = "ema_scalar"` subtracts it."""
 
 
 class Learner:
-    """The parent's weights, its optimizer and its teacher. Every worker makes the same calls."""
+    """The parent's weights in training, with their optimizer and teacher. Every worker makes the same calls."""
 
     def __init__(
         self,
@@ -51,17 +52,17 @@ class Learner:
         seed: int,
         rank: int,
         num_workers: int,
-        apart: bool = False,
+        new_adapter: bool = False,
     ) -> None:
-        """With `apart` it learns a new adapter over the parent's whole weights, whatever adapter made those."""
+        """Load `parent`; `new_adapter` trains a new adapter over its whole weights and does not continue its own."""
         self._config = config
         self._rank, self._num_workers = rank, num_workers
         self._num_steps = num_steps
         self.device = (
             torch.device("cuda", torch.cuda.current_device()) if config.workers.use_gpu else torch.device("cpu")
         )
-        self.base = parent if apart else lora_adapter.base_of(parent, config.lora)
-        """The checkpoint beneath the adapter; the parent where all parameters learn."""
+        self.base = parent if new_adapter else lora_adapter.base_of(parent, config.lora)
+        """Directory of the weights beneath the adapter; the parent where all parameters are trained."""
         zero3 = config.workers.zero_stage == 3
         self.model: Any = load_packed(
             self.base,
@@ -74,14 +75,14 @@ class Learner:
         if config.workers.activation_checkpointing:
             checkpoint_activations(self.model, reentrant=zero3)
         self.trained = {
-            # Tied weights under each of their names: a checkpoint may have either.
+            # Tied weights under each of their names, because a checkpoint may have either.
             name: each
             for name, each in self.model.named_parameters(remove_duplicate=False)
             if each.requires_grad
         }
         self.engine = deepspeed_engine(PackedLM(self.model), config)
         self.teacher = Teacher(config.teacher, list(dict.fromkeys(self.trained.values())))
-        if config.teacher.kind == "ema" and not apart:
+        if config.teacher.kind == "ema" and not new_adapter:
             restore_teacher(self.teacher, self.trained, parent)
         self.progress = LearnerProgress()
 
@@ -91,18 +92,18 @@ class Learner:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether this worker's optimizer, or more, is only a part."""
+        """Whether this worker holds only a part of the optimizer's state, or of more."""
         return self._config.workers.zero_stage > 0
 
     def policy(self, base: BaseScores) -> StepPolicy:
-        """What `run_step` works with."""
+        """The policy as `run_step` uses it."""
         live = self._config.teacher.kind == "live"
         return StepPolicy(
             run=self.engine,
             backward=self._backward,
             teacher=self.teacher.weights,
             total=self._total,
-            baselined=self._config.teacher.baselined and not live,
+            baselined=self._config.teacher.scores_prompt,
             own_head=not live and not self._config.lora.rank,
             base_logprobs=base.logprobs,
             base_view=base.view,
@@ -110,10 +111,10 @@ class Learner:
         )
 
     def scores(self, examples: Sequence[Example], *, hindsight: bool) -> list[list[float]]:
-        """log p of each example's scored tokens under the present weights; every worker scores all of them."""
+        """log p of each example's scored tokens under the current weights, nats; all examples on every rank."""
         found: dict[str, list[float]] = {}
         for micro_batch in micro_batches(examples, self._config.workers.max_tokens_per_micro_batch):
-            context = rows(micro_batch, hindsight=hindsight, device=self.device)
+            context = rows(micro_batch, HINDSIGHT if hindsight else PROMPT, device=self.device)
             with torch.no_grad():
                 logp_N = self.engine(context, scores_of(context, self._config.workers.logits_mib))
             parts = logp_N.split([item.num_scored for item in micro_batch])
@@ -121,16 +122,15 @@ class Learner:
         return [found[item.interaction_id] for item in examples]
 
     def step(self, batch: Sequence[Example], base: BaseScores) -> tuple[StepMetrics, StepSums]:
-        """One optimizer step. Raises LearnerError on every worker."""
+        """One optimizer step. Raises LearnerError, on every worker, where loss or gradient is not finite."""
         number, config = self.progress.step + 1, self._config
-        mine = shard(
+        own_share = shard(
             batch,
             rank=self._rank,
             num_workers=self._num_workers,
             max_tokens=config.workers.max_tokens_per_micro_batch,
         )
-        scalar = config.signal.baseline == "ema_scalar"
-        sums = run_step(mine, self.policy(base), config, baseline=self.progress.baseline if scalar else 0.0)
+        sums = run_step(own_share, self.policy(base), config, baseline=self.progress.baseline)
         rate = learning_rate(number, self._num_steps, config)
         gradient_norm = self._apply(rate)
         if not math.isfinite(gradient_norm):
@@ -156,17 +156,17 @@ class Learner:
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
-        # DeepSpeed averages gradients over workers; the parts of the loss are to be added up.
+        # DeepSpeed averages gradients over workers, but the workers' parts of the loss are to be summed.
         self.engine.backward(loss * self._num_workers)
 
     def _apply(self, rate: float) -> float:
-        """Clip, update, and return the norm of the whole gradient before clipping."""
+        """Clip and update; returns the norm of the whole gradient before clipping."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         if self._config.workers.zero_stage:
             self.engine.step()
             return float(self.engine.get_global_grad_norm())
-        # Without ZeRO every worker holds the whole reduced gradient, and DeepSpeed keeps no norm of it.
+        # Without ZeRO every worker holds the whole reduced gradient, and DeepSpeed does not keep its norm.
         gradients = [parameter.grad for parameter in dict.fromkeys(self.trained.values()) if parameter.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         self.engine.step()

@@ -1,4 +1,4 @@
-"""What an update would need, told without Ray, without the weights and without a GPU."""
+"""The dry run of an update: parameters, steps, tokens and memory, without Ray, without weights and without a GPU."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from sdpo_ray.tables.arrow_schemas import read_interactions
 
 _GIB = 2**30
 _SPARE = 0.1
-"""Share of a GPU's memory that its context and the allocator's gaps may take."""
+"""Share of a GPU's memory that is left for its context and the allocator's fragmentation."""
 _PARTS = (
     ("weights", "weights"),
     ("adapter", "adapter"),
@@ -28,9 +28,9 @@ _PARTS = (
 
 
 def show(run: Run, snapshot: Snapshot | None, gpu_gib: float | None) -> None:
-    """Print parameters, tokens, steps and memory, and whether a worker fits where there are the fewest.
+    """Print parameters, tokens, steps and memory, and whether a worker fits into `gpu_gib`, or into the visible GPU.
 
-    Raises ConfigError without a shape.
+    A group that may shrink is judged by its fewest workers. Raises ConfigError where there is no `config.json`.
     """
     shape = read_model_spec(_shape(run))
     memory = estimate(shape, run.distill, run.policy.max_model_len)
@@ -48,25 +48,25 @@ def show(run: Run, snapshot: Snapshot | None, gpu_gib: float | None) -> None:
 
 
 def verdict(memory: MemoryEstimate, gpu_gib: float) -> str:
-    """Whether a worker fits into a GPU's memory, and how to make it fit."""
+    """Whether a worker fits into a GPU's memory, and what to change where it does not."""
     need, usable = memory.peak / _GIB, gpu_gib * (1 - _SPARE)
-    told = f"{need:.1f} GiB of {gpu_gib:g} GiB, {_SPARE:.0%} kept free"
+    figures = f"{need:.1f} GiB of {gpu_gib:g} GiB, {_SPARE:.0%} kept free"
     if need <= usable:
-        return f"[green]fits:[/] {told}"
-    learns = memory.peak - memory.held == memory.activations + memory.head
-    if learns and memory.held / _GIB < usable:
+        return f"[green]fits:[/] {figures}"
+    peak_is_backward = memory.peak - memory.held == memory.activations + memory.head
+    if peak_is_backward and memory.held / _GIB < usable:
         remedy = "set activation_checkpointing under [distill.workers], or lower max_tokens_per_micro_batch there"
     else:
         remedy = "share it out (num_workers, zero_stage), set offload, optimizer = 'adamw_8bit', or lora.rank"
-    return f"[red]does not fit:[/] {told}; {remedy}"
+    return f"[red]does not fit:[/] {figures}; {remedy}"
 
 
 def _facts(run: Run, snapshot: Snapshot | None, memory: MemoryEstimate) -> Table:
     config, workers = run.distill, run.distill.workers
     table = Table(show_header=False, box=None)
-    what = f"LoRA of rank {config.lora.rank}" if config.lora.rank else "all of them"
+    trained = f"LoRA of rank {config.lora.rank}" if config.lora.rank else "all of them"
     table.add_row("parameters", f"{memory.num_parameters:,}")
-    table.add_row("trained", f"{memory.num_trained:,}, {what}")
+    table.add_row("trained", f"{memory.num_trained:,}, {trained}")
     table.add_row("update", f"preset {config.preset}, {config.objective}, {config.teacher.kind} teacher")
     table.add_row(
         "workers", f"{workers.num_workers}, ZeRO-{workers.zero_stage}, {workers.precision}, {config.optimizer}"
@@ -91,34 +91,34 @@ def _facts(run: Run, snapshot: Snapshot | None, memory: MemoryEstimate) -> Table
 
 
 def _memory(run: Run, memory: MemoryEstimate) -> Table:
-    """Bytes of one worker by part, and the moments at which there is more."""
+    """Bytes of one worker by part, and the phases in which there is more."""
     unit, name = (_GIB, "GiB") if memory.peak > _GIB else (2**20, "MiB")
 
-    def told(size: int) -> str:
+    def amount(size: int) -> str:
         return f"{size / unit:,.2f}"
 
     table = Table("memory of a worker", name, box=None)
     table.columns[1].justify = "right"
     for part, words in _PARTS:
         if size := getattr(memory, part):
-            table.add_row(f"  {words}", told(size))
-    table.add_row("held from first to last step", told(memory.held), style="bold")
+            table.add_row(f"  {words}", amount(size))
+    table.add_row("held from first to last step", amount(memory.held), style="bold")
     tokens = max(run.distill.workers.max_tokens_per_micro_batch, run.policy.max_model_len)
     for words, size in (
-        (f"  and while it learns: activations of {tokens:,} tokens", memory.activations),
-        ("                       output layer", memory.head),
+        (f"  and in the backward pass: activations of {tokens:,} tokens", memory.activations),
+        ("                            output layer", memory.head),
         ("  or while the teacher scores", memory.teaching),
         ("  or while the optimizer steps", memory.stepping),
         ("  or while the base scores", memory.base),
     ):
-        table.add_row(words, told(size))
-    table.add_row("at its peak", told(memory.peak), style="bold")
-    table.add_row("host memory of a worker", told(memory.host))
+        table.add_row(words, amount(size))
+    table.add_row("at its peak", amount(memory.peak), style="bold")
+    table.add_row("host memory of a worker", amount(memory.host))
     return table
 
 
 def _shape(run: Run) -> Path:
-    """The base's own config.json, else the file that stands in for it."""
+    """The base's own config.json, else the file that `policy.shape` names."""
     if (run.base / "config.json").exists() or not run.policy.shape:
         return run.base / "config.json"
     here = Path(run.policy.shape).expanduser()
@@ -126,7 +126,7 @@ def _shape(run: Run) -> Path:
 
 
 def _visible_gib() -> float | None:
-    """Memory of the first GPU that is here; None without one."""
+    """Memory of this machine's first GPU in GiB; None without one."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,4 +1,7 @@
-"""One update, as every worker is told it."""
+"""The specification of one update, the same on every worker, and the files that it leaves in a candidate's directory.
+
+Imports neither torch nor Ray, so that a process that only starts an update need not load them.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +12,14 @@ from sdpo_ray.io.files import read_json
 from sdpo_ray.records import Gain, Release, Snapshot
 
 CANDIDATE_FILE = "candidate.json"
-"""The record in a candidate's directory. Here, so that whoever only starts an update need not import torch."""
+"""The `Candidate` record in its own directory."""
 GAINS_FILE = "gains.json"
 """A list of `Gain` beside the weights of a personal policy's candidate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateSpec:
-    """One update. Made by `launch`; the same on every worker."""
+    """One update. Made by `launch`; read by `train_loop`."""
 
     snapshot: Snapshot
     parent: Release
@@ -26,19 +29,20 @@ class UpdateSpec:
     max_model_len: int
     seed: int
     base: Path
-    """The run's base policy, from which drift is measured."""
+    """Directory of the run's base policy, from which drift is measured."""
     scratch: Path
-    """Holds `progress.jsonl`, one `StepMetrics` a line for the driver, and checkpoints."""
-    apart: Path | None = None
-    """Of a personal policy: directory with the interactions that its gain is measured on. It is a new adapter over the
-    parent's whole weights, and its record shows nothing that anybody said."""
+    """Directory of `progress.jsonl`, one `StepMetrics` a line for the driver, and of checkpoints."""
+    held_out: Path | None = None
+    """For a personal policy: directory of the interactions that its gain is measured on. The update then trains a new
+    adapter over the parent's whole weights, and its records hold no user text."""
 
 
 def read_gains(candidate: Path) -> tuple[Gain, ...]:
-    """What a personal policy's candidate gained; nothing where none of what was kept apart could be scored."""
+    """The gains of a personal policy's candidate; empty where no held-out interaction could be scored."""
     file = candidate / GAINS_FILE
     return tuple(read_json(file, list[Gain])) if file.exists() else ()
 
 
 def num_steps(num_examples: int, config: DistillConfig) -> int:
+    """Optimizer steps of an update."""
     return config.epochs * math.ceil(num_examples / config.batch_size)

@@ -1,4 +1,4 @@
-"""Whole parameters out of any ZeRO stage, and back into it. Every function is collective: all workers call it."""
+"""Gather whole parameters from any ZeRO stage, and write them back. Collective: call on every rank."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from sdpo_ray.distill.loss.teacher import Teacher
+from sdpo_ray.upstream.deepspeed import is_partitioned
 
 TEACHER = "teacher/weights.safetensors"
-"""The moving average's weights in a candidate's directory: not beside the policy's, for vLLM loads all it finds."""
+"""The EMA teacher's weights in a candidate's directory, in a folder of their own because vLLM loads all it finds."""
 
 
 def gather_parameters(parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
-    """Each parameter on the CPU in fp32, its master where there is one, for the worker that is to `keep` them."""
+    """Each parameter, or its fp32 master where there is one, on the CPU in fp32; empty without `keep`."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     found = {}
@@ -25,20 +26,23 @@ def gather_parameters(parameters: Mapping[str, nn.Parameter], *, keep: bool) -> 
 
 
 def gather_teacher(teacher: Teacher, parameters: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
-    """The teacher's parameters on the CPU in fp32, rounded to what the model computes in; as `whole`."""
+    """The teacher's parameters on the CPU in fp32, rounded to the model's precision; empty without `keep`."""
     import deepspeed
 
     found = {}
     with teacher.weights():
         for name, parameter in parameters.items():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            with deepspeed.zero.GatheredParameters([parameter], enabled=is_partitioned(parameter)):
                 if keep:
                     found[name] = _copied(parameter)
     return found
 
 
 def restore_teacher(teacher: Teacher, parameters: Mapping[str, nn.Parameter], parent: Path) -> None:
-    """Let a moving average go on from the parent's, where the parent has one of the same parameters."""
+    """Resume the EMA teacher from the parent's saved weights.
+
+    No-op if `parent/teacher/weights.safetensors` is missing or its parameter names differ.
+    """
     import deepspeed
     from safetensors import safe_open
 
@@ -51,7 +55,7 @@ def restore_teacher(teacher: Teacher, parameters: Mapping[str, nn.Parameter], pa
             return
         with teacher.weights(), torch.no_grad():
             for name, parameter in parameters.items():
-                sharded = hasattr(parameter, "ds_id")
+                sharded = is_partitioned(parameter)
                 with deepspeed.zero.GatheredParameters(
                     [parameter], modifier_rank=0 if sharded else None, enabled=sharded
                 ):

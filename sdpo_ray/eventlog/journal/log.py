@@ -1,7 +1,7 @@
-"""The event log on a disk that replicas and jobs share: durable before acknowledged, in the process that serves.
+"""The journal: an event log on a disk that replicas and jobs share, written by the serving process itself.
 
-One thread takes whatever waits, writes it in one go, syncs once, and only then resolves the futures: the busier, the
-more events share a sync. `eventlog.journal.writer` says what it writes, `eventlog.journal.reader` how it is read.
+One thread takes all waiting events, writes them at once, syncs once, and then resolves their futures (group commit): at
+higher load more events share a sync. See `eventlog.journal.writer` and `eventlog.journal.reader`.
 """
 
 import queue
@@ -20,20 +20,20 @@ _MAX_WAITING_BYTES = 64 << 20
 
 
 class _Group:
-    """Events that share a sync, and a future: one each would cost more than to write them."""
+    """Events that share a sync and a future. A future for each event would cost more than writing it."""
 
     def __init__(self) -> None:
         self.payloads: list[bytes] = []
         self.size = 0
         self.durable: Future[None] = Future()
-        # From here on it cannot be cancelled: a client that hangs up must not kill the writer.
+        # From here on it cannot be cancelled: a client that disconnects must not break the writer.
         self.durable.set_running_or_notify_cancel()
 
 
 class JournalLog(SegmentReader):
-    """An `EventLog` of segments in `directory`, which may be made later. Thread-safe.
+    """An `EventLog` of segment files in `directory`, which is created by the first write. Thread-safe.
 
-    `name` stands in the names of the partitions, for people. A journal that is only read starts no thread.
+    `name` is part of the partitions' names, for operators. A journal that is only read starts no thread.
     """
 
     def __init__(
@@ -53,24 +53,24 @@ class JournalLog(SegmentReader):
         self._queue: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._group: _Group | None = None
-        """The one that takes more; what is in the queue before it is full."""
+        """The group that takes further events; groups before it in the queue are full."""
         self._waiting_bytes = 0
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def append(self, event: Event) -> "Future[None]":
-        """As `EventLog.append`. The future may hold LogFull, or the OSError of its batch: a full or broken disk.
+        """See `EventLog.append`. The future may hold LogFull, or the OSError of its group: a full or broken disk.
 
-        A disk that does not answer holds up the futures, never the caller.
+        A disk that does not respond delays the futures, not the caller.
         """
         payload = encode(event)
         with self._lock:
             if self._closed:
                 raise ValueError("the journal is closed")
             if self._waiting_bytes > _MAX_WAITING_BYTES:
-                refused: Future[None] = Future()
-                refused.set_exception(LogFull(f"{self._waiting_bytes >> 20} MiB wait for the disk"))
-                return refused
+                failed: Future[None] = Future()
+                failed.set_exception(LogFull(f"{self._waiting_bytes >> 20} MiB wait for the disk"))
+                return failed
             group = self._group
             if group is None or group.size >= self._batch_bytes:
                 group = self._group = _Group()
@@ -84,7 +84,7 @@ class JournalLog(SegmentReader):
         return group.durable
 
     def close(self) -> None:
-        """Write and acknowledge what is queued, seal the segment, stop the thread."""
+        """Write and acknowledge the queued events, seal the segment, stop the thread."""
         with self._lock:
             if not self._closed:
                 self._closed = True

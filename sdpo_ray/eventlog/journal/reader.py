@@ -1,7 +1,7 @@
-"""What the journals in one directory hold, whoever writes them: the reading half of the event log.
+"""Read and truncate the journals of all processes in one directory.
 
-A partition is what one process wrote in its life, a stream of segments; so the table that keeps the positions keeps
-one for each process and not for each segment. A position is the number of a segment and an offset in it.
+A partition is the stream of segments that one process wrote in its life. So the table that keeps the positions has one
+per process, not one per segment. A position is a segment number and an offset in that segment.
 """
 
 import fcntl
@@ -17,34 +17,37 @@ from sdpo_ray.eventlog.protocol import Batch
 from sdpo_ray.records import Event
 
 _OFFSET_BITS = 36
-"""Room in a position for a segment of 64 GiB; 27 bits are left for its number."""
+"""Bits of a position for the offset, enough for segments of 64 GiB; 27 bits are left for the segment number."""
 
 
 class SegmentReader:
-    """Reads and truncates the segments in `directory`. Any number of processes may at once."""
+    """Reads and truncates the segments in `directory`. Safe in any number of processes at once."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._polls = 0
 
     def partitions(self) -> list[str]:
-        """Streams by the age of their writer."""
+        """Names of the streams, oldest writer first."""
         return list(self._streams())
 
     def poll(self, after: Mapping[str, int], *, max_events: int, max_bytes: int) -> Batch:
-        """One event of each stream in turn, until the limits; what is gone was read by another, and is at its end."""
+        """See `EventLog.poll`: one event of each stream in turn, up to the limits.
+
+        A stream of `after` that no longer exists was stored and removed by another ingest, and counts as at its end.
+        """
         streams = self._streams()
         at_end = set(after.keys() - streams.keys())
         events: list[Event] = []
         positions: dict[str, int] = {}
         num_bytes, full = 0, False
-        # Where not all get their turn, others are first in the next poll.
+        # Start with another stream in each poll, since the limits may not leave room for all streams.
         self._polls += 1
         turns = deque((name, self._frames(name, streams[name], after.get(name, 0))) for name in streams)
         turns.rotate(-self._polls)
         while turns:
-            name, found = turns.popleft()
-            payload, position = next(found, (None, 0))
+            name, stream = turns.popleft()
+            payload, position = next(stream, (None, 0))
             if payload is None:
                 at_end.add(name)
                 continue
@@ -53,32 +56,32 @@ class SegmentReader:
                 events.append(_decoded(payload, name, position))
                 positions[name] = position
                 num_bytes += len(payload)
-                turns.append((name, found))
+                turns.append((name, stream))
         return Batch(events=tuple(events), positions=positions, at_end=frozenset(at_end))
 
     def truncate(self, upto: Mapping[str, int]) -> None:
-        """Remove every segment that holds nothing behind its position and that no living process writes."""
+        """Delete every segment that holds nothing after its position and that no live process writes."""
         for name, sequences in self._streams().items():
-            for sequence, offset in _behind(sequences, upto.get(name, 0)):
+            for sequence, offset in _offsets(sequences, upto.get(name, 0)):
                 _remove_read(self._path(name, sequence), offset)
 
     def backlog_bytes(self, after: Mapping[str, int]) -> int:
-        """To the block of the file system; room that is allocated and not written does not count."""
+        """See `EventLog.backlog_bytes`; exact to a block of the file system. Space only allocated does not count."""
         return sum(
             written_bytes(self._path(name, sequence), offset)
             for name, sequences in self._streams().items()
-            for sequence, offset in _behind(sequences, after.get(name, 0))
+            for sequence, offset in _offsets(sequences, after.get(name, 0))
             if offset is not None
         )
 
     def _frames(self, name: str, sequences: Sequence[int], after: int) -> Iterator[tuple[bytes, int]]:
-        for sequence, offset in _behind(sequences, after):
+        for sequence, offset in _offsets(sequences, after):
             if offset is not None:
                 for payload, end in frames(self._path(name, sequence), offset):
                     yield payload, sequence << _OFFSET_BITS | end
 
     def _streams(self) -> dict[str, list[int]]:
-        """The numbers of each stream's segments. One that has a successor here is sealed."""
+        """Segment numbers of each stream, ascending. A segment with a successor in the list is sealed."""
         streams: dict[str, list[int]] = {}
         for path in sorted(self._directory.glob(f"*{SUFFIX}")):
             name, _, sequence = path.stem.rpartition(".")
@@ -90,8 +93,8 @@ class SegmentReader:
         return self._directory / f"{name}.{sequence:08d}{SUFFIX}"
 
 
-def _behind(sequences: Sequence[int], position: int) -> Iterator[tuple[int, int | None]]:
-    """Each segment with the offset to read it from; None where all of it lies before the position."""
+def _offsets(sequences: Sequence[int], position: int) -> Iterator[tuple[int, int | None]]:
+    """Each segment with the offset to read it from; None when all of it lies before the position."""
     read, offset = position >> _OFFSET_BITS, position & ((1 << _OFFSET_BITS) - 1)
     for sequence in sequences:
         yield sequence, None if sequence < read else offset if sequence == read else 0
@@ -106,7 +109,7 @@ def _decoded(payload: bytes, name: str, position: int) -> Event:
 
 def _remove_read(path: Path, offset: int | None) -> None:
     try:
-        # Writable, since NFS grants a lock that excludes others on no other file.
+        # Opened for writing, since NFS grants exclusive locks only on such files.
         fd = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return

@@ -1,12 +1,13 @@
-"""A segment of the journal on disk: its format, and what can be read of it while it is written, or after a crash.
+"""Format of a journal segment, and how to read one while it is written or after a crash.
 
     segment = head · frame* · zeros       head  = "SDPOLOG1" · salt · crc32 u32
                                           frame = "SDTJ" · length u32 · crc32 u32 · synced u64 · payload
 
-All little endian. The head is on disk before the first frame. `synced` is how far the segment was on disk when the
-frame was written, which tells a torn tail from corruption: a broken frame was acknowledged exactly when a sound frame
-behind it says so. A frame's CRC covers payload, salt and `synced`; the salt is random, so that no user can write text
-that passes for a frame. The zeros are room that was allocated in advance; a sealed segment has none.
+All little endian. The head is on disk before the first frame. `synced` is the number of bytes of the segment that were
+on disk when the frame was written. It tells a torn tail from corruption: a broken frame was acknowledged exactly when
+the `synced` of a valid frame after it covers it. A frame's CRC covers payload, salt and `synced`; the salt is random,
+so that no user can write text that passes for a frame. The zeros are space allocated in advance; sealed segments have
+none.
 """
 
 import errno
@@ -34,15 +35,15 @@ def head(salt: bytes) -> bytes:
 
 
 def frame(payload: bytes, *, salt: bytes, synced: int) -> bytes:
-    """`payload` as it stands in a segment whose first `synced` bytes are on disk."""
+    """The frame of `payload` for a segment whose first `synced` bytes are on disk."""
     return _FRAME.pack(_MAGIC, len(payload), _crc(payload, salt, synced), synced) + payload
 
 
 def frames(path: Path, offset: int = 0) -> Iterator[tuple[bytes, int]]:
-    """The payloads from `offset` on, each with the offset behind it, up to what is torn or not written yet.
+    """Yield the payloads from `offset` on, each with the offset after it, up to a torn frame or unwritten space.
 
-    `offset` is 0 or one that this gave. A file that is gone has no more of them. Raises CorruptLog at a frame that was
-    acknowledged and does not check out.
+    `offset` is 0 or an offset that this function yielded. A missing file has no payloads. Raises CorruptLog at an
+    acknowledged frame that fails its checksum.
     """
     with suppress(FileNotFoundError):
         segment = _Segment(path)
@@ -54,7 +55,7 @@ def frames(path: Path, offset: int = 0) -> Iterator[tuple[bytes, int]]:
 
 
 def written_bytes(path: Path, offset: int = 0) -> int:
-    """About how many bytes were written behind `offset`: to the block."""
+    """Number of bytes written after `offset`, exact to a block of the file system."""
     with suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
         if os.pread(file.fileno(), 4, offset) in (_MAGIC, _FORMAT[:4]):
             return os.lseek(file.fileno(), offset, os.SEEK_HOLE) - offset
@@ -62,7 +63,7 @@ def written_bytes(path: Path, offset: int = 0) -> int:
 
 
 class _Segment:
-    """One reading of a segment, by chunks. It holds no file open: a log may have more segments than we may open."""
+    """Reads one segment in chunks. Keeps no file open: a log may have more segments than a process may open files."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -70,20 +71,20 @@ class _Segment:
         self._chunk = b""
 
     def salt(self) -> bytes:
-        """Empty while there is no head, and nothing behind it."""
+        """Salt of the head; empty while there is neither a head nor anything after it. Raises CorruptLog."""
         salt = self._salt()
         if not salt and any(chunk.count(0) < len(chunk) for _, chunk in self._data(HEAD_BYTES)):
-            # The head may have come since we looked, and was there before what we saw behind it.
+            # Read once more: the head may have been written since the first look, and is on disk before any frame.
             salt = self._salt()
             if not salt:
                 raise CorruptLog(f"{self._path.name}: the head is broken, or of another release")
         return salt
 
     def payload(self, position: int, salt: bytes) -> bytes | None:
-        """Of the frame at `position`; None where none was acknowledged."""
+        """Payload of the frame at `position`; None when no frame was acknowledged there. Raises CorruptLog."""
         payload = self._payload(position, salt)
         if payload is None and self._acknowledged(position, salt):
-            # As with the head: by now it is whole, if it ever was.
+            # Read once more, as for the head: an acknowledged frame is complete by now.
             self._chunk = b""
             payload = self._payload(position, salt)
             if payload is None:
@@ -107,22 +108,22 @@ class _Segment:
         return payload if len(payload) == length and crc == _crc(payload, salt, synced) else None
 
     def _acknowledged(self, position: int, salt: bytes) -> bool:
-        """Whether a sound frame behind the broken one at `position` says that the latter was on disk before it."""
+        """Whether `synced` of a valid frame after the broken one at `position` says that it was on disk before."""
         rest = b""
         for start, chunk in self._data(position + 1):
             window, at = rest + chunk, -1
             while (at := window.find(_MAGIC, at + 1)) >= 0:
-                found = start - len(rest) + at
-                header = self._bytes(found, _FRAME.size)
-                if len(header) == _FRAME.size and position < _FRAME.unpack(header)[3] <= found:
+                candidate = start - len(rest) + at
+                header = self._bytes(candidate, _FRAME.size)
+                if len(header) == _FRAME.size and position < _FRAME.unpack(header)[3] <= candidate:
                     self._chunk = b""
-                    if self._payload(found, salt) is not None:
+                    if self._payload(candidate, salt) is not None:
                         return True
             rest = chunk[1 - len(_MAGIC) :]
         return False
 
     def _data(self, position: int) -> Iterator[tuple[int, bytes]]:
-        """What was written from `position` on, by chunks; room that was only allocated is passed over unread."""
+        """Written data from `position` on, in chunks with their offsets. Skips space that is only allocated."""
         with self._path.open("rb", buffering=0) as file:
             fd = file.fileno()
             while True:
@@ -138,7 +139,7 @@ class _Segment:
                     position += len(chunk)
 
     def _bytes(self, position: int, length: int) -> bytes:
-        """As many of them as the file has."""
+        """Up to `length` bytes at `position`; fewer at the end of the file."""
         at = position - self._start
         if at < 0 or at + length > len(self._chunk):
             with self._path.open("rb", buffering=0) as file:

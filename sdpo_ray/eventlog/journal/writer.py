@@ -1,7 +1,7 @@
-"""The end of the journal that one process writes: a stream of segments, each the process's own from first to last byte.
+"""Write one process's stream of journal segments.
 
-A segment's room is allocated before anything is written to it, which makes a sync cheaper and finds a full disk while
-nothing is at stake. While it is written it is locked, so that a reader can tell a living writer from a dead one.
+A segment's space is allocated before anything is written to it: syncs get cheaper, and a full disk shows before any
+event depends on it. A segment is locked while it is written, so that a reader can tell a live writer from a dead one.
 """
 
 import errno
@@ -17,14 +17,14 @@ from sdpo_ray.errors import LogFull
 from sdpo_ray.eventlog.journal.segments import HEAD_BYTES, SUFFIX, frame, head
 from sdpo_ray.io.files import fsync_directory
 
-_LOOK_AGAIN_S = 1.0
+_RECHECK_S = 1.0
 
 
 class SegmentWriter:
-    """Writes segments to `directory`. For one thread.
+    """Writes segments to `directory`. Not thread-safe.
 
-    A segment is sealed when the next write does not fit, when it is `segment_s` old, and after any error. `max_bytes`
-    bounds what all segments in the directory take, whoever wrote them.
+    A segment is sealed when the next write does not fit, when it is `segment_s` seconds old, and after any error.
+    `max_bytes` bounds the size of all segments in the directory, those of other processes included.
     """
 
     def __init__(self, directory: Path, *, segment_bytes: int, segment_s: float, max_bytes: int, name: str) -> None:
@@ -34,7 +34,7 @@ class SegmentWriter:
         self._max_bytes = max_bytes
         # Time first, so that names sort by age; the random part makes them unique when the clock steps back.
         self._stream = f"{time.time_ns():020d}-{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._made = False
+        self._created_directory = False
         self._sequence = 0
         self._full_until = -float("inf")
         self._fd = -1
@@ -45,11 +45,11 @@ class SegmentWriter:
 
     @property
     def left_s(self) -> float | None:
-        """How long the segment may still be written, by a clock that never steps back; None where there is none."""
+        """Seconds until the open segment has to be sealed, by the monotonic clock; None when none is open."""
         return max(0.0, self._opened_at + self._segment_s - time.monotonic()) if self._fd >= 0 else None
 
     def write(self, payloads: Sequence[bytes]) -> None:
-        """Append the payloads and wait until they are on disk. After an OSError none of them counts."""
+        """Append the payloads and wait until they are on disk. Raises OSError (LogFull): then none was acknowledged."""
         size = sum(map(len, payloads)) + len(payloads) * len(frame(b"", salt=b"", synced=0))
         if self._fd >= 0 and (self._synced + size > self._size or not self.left_s):
             self.seal()
@@ -58,15 +58,15 @@ class SegmentWriter:
         try:
             self._sync(b"".join([frame(each, salt=self._salt, synced=self._synced) for each in payloads]))
         except OSError:
-            # After a failed sync the kernel may have dropped the pages, so this segment is never written again.
+            # After a failed sync the kernel may have dropped the pages, so this segment is not written again.
             self._abandon()
             raise
 
     def seal(self) -> None:
-        """Give back the room that is left, and the lock. The next write begins a new segment."""
+        """Release the unused space and the lock. The next write starts a new segment."""
         if self._fd < 0:
             return
-        # Where that fails, the zeros at the end tell a reader nothing, and go with the segment.
+        # If this fails, the zeros at the end do not disturb a reader, and are deleted with the segment.
         with suppress(OSError):
             os.ftruncate(self._fd, self._synced)
         os.close(self._fd)
@@ -74,10 +74,10 @@ class SegmentWriter:
 
     def _open(self, size: int) -> None:
         size = max(size, self._segment_bytes)
-        if not self._made:
-            # Once: a directory that is gone later is a volume that is not mounted, not one to make again.
-            _make(self._directory)
-            self._made = True
+        if not self._created_directory:
+            # Only once: a directory that disappears later is an unmounted volume, and must not be created again.
+            _make_directory(self._directory)
+            self._created_directory = True
         self._require_room(size)
         self._create()
         try:
@@ -91,7 +91,7 @@ class SegmentWriter:
         self._opened_at = time.monotonic()
 
     def _create(self) -> None:
-        """A locked, empty segment. One that a reader took for a dead writer's before it was locked is made again."""
+        """Create a locked, empty segment; again if a reader deleted it as a dead writer's before it was locked."""
         while self._fd < 0:
             self._path = self._directory / f"{self._stream}.{self._sequence:08d}{SUFFIX}"
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -107,10 +107,10 @@ class SegmentWriter:
     def _require_room(self, size: int) -> None:
         now = time.monotonic()
         if now >= self._full_until:
-            if _taken(self._directory) + size <= self._max_bytes:
+            if _used_bytes(self._directory) + size <= self._max_bytes:
                 return
-            # Looking costs a call a segment, and nothing is at hand that would tell us of room.
-            self._full_until = now + _LOOK_AGAIN_S
+            # The check costs one call per segment, and nothing signals free space, so check at most once a second.
+            self._full_until = now + _RECHECK_S
         raise LogFull(f"the journal in {self._directory} may take {self._max_bytes >> 20} MiB, and does")
 
     def _sync(self, data: bytes) -> None:
@@ -124,13 +124,13 @@ class SegmentWriter:
         empty = self._synced <= HEAD_BYTES
         self.seal()
         if empty:
-            # Where that fails, the next truncation does it.
+            # If this fails, the next truncation deletes it.
             with suppress(OSError):
                 self._path.unlink()
 
 
-def _make(directory: Path) -> None:
-    """With its parents, durably."""
+def _make_directory(directory: Path) -> None:
+    """Create the directory and its parents, durably."""
     missing = [each for each in (directory, *directory.parents) if not each.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for each in missing:
@@ -143,15 +143,15 @@ def _allocate(fd: int, size: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
-        # This file system cannot: it grows with each write.
+        # This file system cannot allocate: the file grows with each write.
 
 
-def _taken(directory: Path) -> int:
-    """Bytes of all segments that are there now."""
-    taken = 0
+def _used_bytes(directory: Path) -> int:
+    """Size of all segments in the directory."""
+    used = 0
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.name.endswith(SUFFIX):
                 with suppress(FileNotFoundError):
-                    taken += entry.stat().st_size
-    return taken
+                    used += entry.stat().st_size
+    return used

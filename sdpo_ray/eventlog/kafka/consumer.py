@@ -1,8 +1,8 @@
-"""The reading half of the event log on Kafka.
+"""Read the event log on Kafka.
 
-`poll` asks where each partition begins and ends, reads from the given positions towards those ends, and holds no
-partition afterwards, so that it depends on the positions alone. What retention dropped unread is an error, where
-`ray.data.read_kafka` would go on with a warning.
+`poll` looks up where each partition begins and ends, reads from the given positions towards those ends, and unassigns
+the partitions afterwards, so that its result depends on the positions alone. Events that retention dropped unread are
+an error; `ray.data.read_kafka` would continue with a warning.
 """
 
 import logging
@@ -23,13 +23,13 @@ from sdpo_ray.records import Event
 
 logger = logging.getLogger(__name__)
 _DEFAULTS = {
-    # Fetched in advance and thrown away at the end of a poll: little of it, and no long waits.
+    # Prefetched messages are thrown away at the end of a poll: keep them few, and waits short.
     "queued.max.messages.kbytes": 2048,
     "fetch.queue.backoff.ms": 10,
     "fetch.wait.max.ms": 50,
 }
 _REQUIRED = {
-    # The client insists on a name; it joins no group.
+    # librdkafka requires a group id; the consumer joins no group.
     "group.id": "sdpo-ray",
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
@@ -42,18 +42,18 @@ _LIKELY_BYTES = 4096
 
 
 class KafkaReader:
-    """Reads the topic from positions that the caller keeps. For one thread."""
+    """Reads the topic from positions that the caller keeps. Not thread-safe."""
 
     def __init__(self, config: KafkaConfig, *, name: str) -> None:
         self._topic = config.topic
         self._brokers = {"bootstrap.servers": config.brokers, "client.id": name}
         self._options = config.resolved_options
         self._truncates = True
-        self._seen = self._seen_bytes = 0
+        self._num_read = self._bytes_read = 0
 
     def partitions(self) -> list[str]:
         with _connection():
-            topic = self._watch.list_topics(self._topic, timeout=_TIMEOUT_S).topics[self._topic]
+            topic = self._metadata.list_topics(self._topic, timeout=_TIMEOUT_S).topics[self._topic]
         if topic.error is not None and topic.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             raise ConfigError(
                 f"Kafka has no topic {self._topic}: make it, for example with "
@@ -86,14 +86,14 @@ class KafkaReader:
                     num_bytes += len(payload)
                     moved[name] = message.offset() + 1
                 elif message.offset() > positions[name]:
-                    # The end may lie behind offsets that hold no message, such as a transaction's markers.
+                    # End of the partition. Offsets before it may hold no message, such as transaction markers.
                     moved[name] = message.offset()
                 if moved.get(name, 0) >= ends[name]:
                     at_end.add(name)
                 if reading <= at_end:
                     break
-        self._seen += len(events)
-        self._seen_bytes += num_bytes
+        self._num_read += len(events)
+        self._bytes_read += num_bytes
         return Batch(events=tuple(events), positions=moved, at_end=frozenset(at_end))
 
     def truncate(self, upto: Mapping[str, int]) -> None:
@@ -109,10 +109,10 @@ class KafkaReader:
 
     def backlog_bytes(self, after: Mapping[str, int]) -> int:
         behind = sum(max(0, end - max(begin, after.get(name, 0))) for name, (begin, end) in self._bounds().items())
-        return behind * (self._seen_bytes // self._seen if self._seen else _LIKELY_BYTES)
+        return behind * (self._bytes_read // self._num_read if self._num_read else _LIKELY_BYTES)
 
     def close(self) -> None:
-        for each in ("_consumer", "_watch"):
+        for each in ("_consumer", "_metadata"):
             if each in self.__dict__:
                 self.__dict__[each].close()
 
@@ -122,8 +122,8 @@ class KafkaReader:
             return Consumer(self._brokers | _DEFAULTS | self._options | _REQUIRED)
 
     @cached_property
-    def _watch(self) -> Any:
-        """On connections of its own: no answer waits behind a fetch that waits for data."""
+    def _metadata(self) -> Any:
+        """A client for metadata, with its own connections: replies do not queue behind a fetch that waits for data."""
         with _options():
             return Consumer(self._brokers | self._options | _REQUIRED)
 
@@ -133,26 +133,26 @@ class KafkaReader:
             return AdminClient({**self._brokers, **self._options})
 
     def _bounds(self) -> dict[str, tuple[int, int]]:
-        """Where each partition begins and ends now."""
+        """First and end offset of each partition as of now."""
         with _connection():
             return {
-                name: self._watch.get_watermark_offsets(_partition(name), timeout=_TIMEOUT_S)
+                name: self._metadata.get_watermark_offsets(_partition(name), timeout=_TIMEOUT_S)
                 for name in self.partitions()
             }
 
     def _messages(self, positions: Mapping[str, int]) -> Generator[Any, None, None]:
-        """What comes, each partition's end included, for as long as the caller goes on. Raises ConnectionError."""
+        """Yield messages and end-of-partition events until the caller stops. Raises ConnectionError, LostEvents."""
         if not positions:
             return
         with _connection():
             self._consumer.assign([_partition(*each) for each in positions.items()])
             try:
-                heard = time.monotonic()
-                while time.monotonic() < heard + _TIMEOUT_S:
+                last_message = time.monotonic()
+                while time.monotonic() < last_message + _TIMEOUT_S:
                     for message in self._consumer.consume(_MESSAGES, timeout=0.05):
-                        heard = time.monotonic()
+                        last_message = time.monotonic()
                         if message.error() is not None and message.error().code() != KafkaError._PARTITION_EOF:
-                            _refuse(message)
+                            _raise_error(message)
                         yield message
                 raise ConnectionError(f"Kafka sent nothing of {', '.join(sorted(positions))} for {_TIMEOUT_S:.0f} s")
             finally:
@@ -189,7 +189,7 @@ def _require_held(name: str, position: int, begin: int, end: int) -> None:
         raise LostEvents(f"{name} ends at {end}, and was read up to {position}: the topic was made anew")
 
 
-def _refuse(message: Any) -> None:
+def _raise_error(message: Any) -> None:
     name, error = f"{message.topic()}/{message.partition()}", message.error()
     if error.code() == KafkaError._AUTO_OFFSET_RESET:
         raise LostEvents(f"{name} no longer holds offset {message.offset()}: {error.str()}")

@@ -1,7 +1,7 @@
 """The event log on Kafka, for replicas that share no disk. A partition is `topic/number`; a position is its offset.
 
-The topic is the operator's to make, with `cleanup.policy=delete`, `min.insync.replicas` of at least 2, and a retention
-longer than the jobs may ever stand still. Neither a consumer group nor a committed offset is used: the table keeps the
+The operator creates the topic, with `cleanup.policy=delete`, `min.insync.replicas` of at least 2, and a retention
+longer than the jobs may ever be down. Neither a consumer group nor a committed offset is used: the table keeps the
 positions. The options are librdkafka's: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md.
 """
 
@@ -16,9 +16,9 @@ from sdpo_ray.records import Event
 
 
 class KafkaLog:
-    """An `EventLog` on one topic; durable is what all in-sync replicas have. Connects when it is first used.
+    """An `EventLog` on one topic. An event is durable when all in-sync replicas have it. Connects on first use.
 
-    All calls that reach no broker in time raise ConnectionError. Raises ConfigError for an option nobody knows.
+    Calls that reach no broker in time raise ConnectionError; an unknown option raises ConfigError.
     """
 
     def __init__(self, config: KafkaConfig, *, name: str = "replica") -> None:
@@ -26,29 +26,29 @@ class KafkaLog:
         self._writer = KafkaWriter(config, name=name)
 
     def append(self, event: Event) -> "Future[None]":
-        """As `EventLog.append`. The future may hold LogFull, or the ConnectionError of a broker.
+        """See `EventLog.append`. The future may hold LogFull, or a ConnectionError.
 
-        What is not acknowledged in `delivery.timeout.ms` has failed, though it may have been written nevertheless.
+        An event that is not acknowledged within `delivery.timeout.ms` counts as failed, but may have been written.
         """
         return self._writer.append(event)
 
     def partitions(self) -> list[str]:
-        """By number. Raises ConfigError where the topic does not exist."""
+        """Names of the partitions, by number. Raises ConfigError when the topic does not exist."""
         return self._reader.partitions()
 
     def poll(self, after: Mapping[str, int], *, max_events: int, max_bytes: int) -> Batch:
-        """Raises LostEvents, too, where the log ends before a position: the topic was made anew."""
+        """See `EventLog.poll`. Raises LostEvents also when a partition ends before a position: a recreated topic."""
         return self._reader.poll(after, max_events=max_events, max_bytes=max_bytes)
 
     def truncate(self, upto: Mapping[str, int]) -> None:
-        """Delete the records where the broker knows DeleteRecords and allows it; else its retention does, in time."""
+        """Delete the records if the broker allows DeleteRecords; else the topic's retention deletes them later."""
         self._reader.truncate(upto)
 
     def backlog_bytes(self, after: Mapping[str, int]) -> int:
-        """The number of events behind the positions, times the mean size of those that were read."""
+        """Number of events after the positions, times the mean size of the events read so far."""
         return self._reader.backlog_bytes(after)
 
     def close(self) -> None:
-        """Wait for what is queued to be acknowledged, or to fail."""
+        """Wait until the queued events are acknowledged or have failed, then disconnect."""
         self._writer.close()
         self._reader.close()

@@ -1,7 +1,7 @@
-"""The writing half of the event log on Kafka.
+"""Write the event log on Kafka.
 
-The key of a message is its conversation's digest, so that an answer stands before its follow-up in one partition,
-while the many conversations of one user crowd none. Pairing does not need it: it only comes sooner.
+The key of a message is its conversation's digest. So an answer and its follow-up are in one partition, in order, while
+the conversations of a busy user spread over all partitions. Pairing does not depend on this; it only pairs sooner.
 """
 
 import threading
@@ -18,7 +18,7 @@ from sdpo_ray.records import Event, Turn
 
 _DEFAULTS = {
     "compression.type": "lz4",
-    # An answer's last words wait for its receipt.
+    # The end of an answer is held back until its receipt, so failures must not take long.
     "delivery.timeout.ms": 10_000,
     "queue.buffering.max.kbytes": 65_536,
 }
@@ -27,7 +27,7 @@ _POLL_S = 0.1
 
 
 class KafkaWriter:
-    """Sends events to the topic, and resolves their futures in a thread of its own. Thread-safe."""
+    """Sends events to the topic, and resolves their futures in its own thread. Thread-safe."""
 
     def __init__(self, config: KafkaConfig, *, name: str) -> None:
         self._topic = config.topic
@@ -42,7 +42,7 @@ class KafkaWriter:
     def append(self, event: Event) -> "Future[None]":
         payload = encode(event)
         durable: Future[None] = Future()
-        # As in the journal: a client that hangs up must not spoil the delivery report.
+        # As in the journal, it cannot be cancelled: a client that disconnects must not break the delivery report.
         durable.set_running_or_notify_cancel()
         with self._lock:
             if self._closed.is_set():
@@ -60,7 +60,7 @@ class KafkaWriter:
                 if reason.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                     raise DataError(_too_large(event_id(event), len(payload))) from error
                 self._broken = self._broken or reason.fatal() or reason.code() == KafkaError._FATAL
-                durable.set_exception(_refusal(reason))
+                durable.set_exception(_connection_error(reason))
         return durable
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class KafkaWriter:
             self._producer.poll(_POLL_S)
             if self._broken:
                 with self._lock:
-                    # A producer does not survive a fatal error; what it still held has failed with it.
+                    # A producer cannot be used after a fatal error; the events it still held have failed.
                     self._drain()
                     self._producer = self._connect()
                     self._broken = False
@@ -93,7 +93,7 @@ class KafkaWriter:
 
 
 def _key(event: Event) -> bytes | None:
-    """Feedback names no conversation: it may stand anywhere."""
+    """None, any partition, for feedback: it names no conversation."""
     return event.keys.conversation.encode() or None if isinstance(event, Turn) else None
 
 
@@ -103,12 +103,12 @@ def _settle(durable: "Future[None]", error: Any, message: Any) -> None:
     elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
         durable.set_exception(DataError(_too_large("the event", len(message.value() or b""))))
     else:
-        durable.set_exception(_refusal(error))
+        durable.set_exception(_connection_error(error))
 
 
 def _too_large(what: str, num_bytes: int) -> str:
     return f"{what} has {num_bytes} bytes: raise message.max.bytes in capture.kafka.options and of the topic"
 
 
-def _refusal(error: Any) -> ConnectionError:
+def _connection_error(error: Any) -> ConnectionError:
     return ConnectionError(f"Kafka did not take the event: {error.str()}")

@@ -1,7 +1,7 @@
-"""A 0.97 M-parameter policy that learns from hindsight on a laptop, and the recipe that makes it.
+"""A 0.97 M-parameter policy that learns from hindsight on a laptop, and its pre-training.
 
-`checkpoint/` is what `python -m sdpo_ray.simulate.tiny_policy.train` writes with its defaults; `training.json`
-in it holds the recipe and what was measured.
+`python -m sdpo_ray.simulate.tiny_policy.train` writes `checkpoint/` with its defaults; `training.json` in it holds the
+recipe and the measurements.
 """
 
 from pathlib import Path

@@ -1,16 +1,16 @@
-"""Pre-training conversations in which follow-ups matter, and no taste wins.
+"""Pre-training conversations that teach the policy to use follow-ups, without a preferred style.
 
 35 % plain questions, answered in a uniformly random style: the base policy is this mixture. 40 % questions with
 a hindsight block that holds a complaint, praise or an unrelated question. 15 % complaints answered on the
-second turn, 10 % new questions on the second turn. Answers obey the wishes they have read and are otherwise
-drawn from the same mixture, so that a follow-up moves the attributes it names and no others.
+second turn, 10 % new questions on the second turn. Answers satisfy the wishes in their context and are otherwise
+drawn from the same mixture, so that a follow-up changes the attributes it names and no others.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdpo_ray.chat import HINDSIGHT
+from sdpo_ray.chat import HINDSIGHT_BLOCKS
 from sdpo_ray.simulate.phrases import PRAISES, WORDINGS, Wish
 from sdpo_ray.simulate.style import STYLES, VARIANTS, Style, answer
 from sdpo_ray.simulate.world import Question, sample_prompt
@@ -22,15 +22,15 @@ _SYSTEMS = ("You are a helpful assistant.", "Answer the question of the user.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusConversation:
-    """Texts of user and assistant in turn, the user's first. Made here; read by `tokenizer.encode`."""
+    """Alternating texts of user and assistant, the user's first. Made here; read by `tokenizer.encode`."""
 
     turns: tuple[str, ...]
     system: str | None = None
 
 
 def with_hindsight(prompt: str, follow_up: str) -> str:
-    """Return `prompt` as the teacher reads it once the user has said `follow_up`."""
-    return prompt + HINDSIGHT["online"] + follow_up.strip()
+    """Return `prompt` with the hindsight block for `follow_up`, as the teacher reads it."""
+    return prompt + HINDSIGHT_BLOCKS["online"] + follow_up.strip()
 
 
 def sample_conversation(rng: random.Random) -> CorpusConversation:
@@ -69,7 +69,7 @@ def _complaint(rng: random.Random, wishes: Sequence[Wish]) -> str:
 
 
 def _some_wishes(rng: random.Random) -> tuple[Wish, ...]:
-    """One to three wishes for different attributes, one more often than not."""
+    """One to three wishes for different attributes; in three of five draws, one."""
     chosen = {wish.attribute: wish for wish in rng.choices(_WISHES, k=rng.choice((1, 1, 1, 2, 3)))}
     return tuple(chosen.values())
 
@@ -81,7 +81,7 @@ def _in_hindsight(rng: random.Random) -> tuple[str, ...]:
         wishes = _some_wishes(rng)
         follow_up = _complaint(rng, wishes)
     elif kind < 0.70:
-        # Praise that names an attribute reinforces it; praise that names none must teach nothing.
+        # Praise that names an attribute reinforces it; praise that names none must change nothing.
         wishes = (rng.choice(_WISHES),)
         follow_up = rng.choice(WORDINGS[wishes[0]].praises)
     elif kind < 0.80:
@@ -94,7 +94,7 @@ def _in_hindsight(rng: random.Random) -> tuple[str, ...]:
 
 
 def _after_complaint(rng: random.Random) -> tuple[str, ...]:
-    """The first answer is drawn before the complaint, so that a complaint to come does not colour it."""
+    """The first answer is drawn before the complaint, so that it does not depend on the complaint."""
     question = sample_prompt(rng, "train")
     style = rng.choice(STYLES)
     first = answer(question, style, variant=rng.randrange(VARIANTS))

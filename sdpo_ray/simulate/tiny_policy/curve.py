@@ -1,4 +1,4 @@
-"""The picture of one training run."""
+"""Draws the curves of one pre-training run."""
 
 from collections.abc import Sequence
 from pathlib import Path

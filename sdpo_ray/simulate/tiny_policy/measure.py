@@ -1,4 +1,4 @@
-"""What a tiny policy can do: how often it is right, and whether it follows a stated taste.
+"""Measures a tiny policy: its share of right answers, and whether it follows a stated taste.
 
 Answers are sampled at temperature 1 with no truncation, since that is how the policy is served.
 """
@@ -54,7 +54,7 @@ def sample_answers(
 def measure(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, *, step: int, loss: float, num_prompts: int, seed: int
 ) -> Measurement:
-    """Evaluate `model` on held-out prompts, the personas taking turns; torch's generator is left as it was."""
+    """Measure `model` on held-out prompts, with the personas in rotation. torch's generator keeps its state."""
     rng = random.Random(seed)
     asked = [sample_prompt(rng, "held_out") for _ in range(num_prompts)]
     personas = [list(PERSONAS.values())[index % len(PERSONAS)] for index in range(num_prompts)]
@@ -63,7 +63,7 @@ def measure(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         plain = sample_answers(model, tokenizer, [question.prompt for question in asked])
-        told = sample_answers(
+        in_hindsight = sample_answers(
             model,
             tokenizer,
             [with_hindsight(q.prompt, oracle_follow_up(p)) for q, p in zip(asked, personas, strict=True)],
@@ -73,9 +73,9 @@ def measure(
         step=step,
         loss=loss,
         right=_mean([is_right(q, text) for q, text in zip(asked, plain, strict=True)]),
-        right_in_hindsight=_mean([is_right(q, text) for q, text in zip(asked, told, strict=True)]),
+        right_in_hindsight=_mean([is_right(q, text) for q, text in zip(asked, in_hindsight, strict=True)]),
         base_violations=_mean([len(violations(p, text)) for p, text in zip(personas, plain, strict=True)]),
-        oracle_violations=_mean([len(violations(p, text)) for p, text in zip(personas, told, strict=True)]),
+        oracle_violations=_mean([len(violations(p, text)) for p, text in zip(personas, in_hindsight, strict=True)]),
     )
 
 

@@ -1,4 +1,4 @@
-"""The tiny policy itself, and what it is trained to do."""
+"""The tiny policy's model and its pre-training loss."""
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -20,7 +20,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
         head_dim=32,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        # transformers' 0.02 suits wide models: at width 128 it knew 12 % of the facts after 400 steps, this 71 %.
+        # At width 128, transformers' 0.02 learned 12 % of the facts in 400 steps, and this 71 %.
         initializer_range=0.06,
         use_cache=True,
         bos_token_id=None,
@@ -36,7 +36,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
 def answer_loss(model: Qwen3ForCausalLM, examples: list[EncodedExample], pad_id: int) -> torch.Tensor:
     """Mean of -log p over the tokens that an assistant wrote.
 
-    Padding is on the right, where a causal model's answers cannot see it, so no attention mask is needed.
+    Padding is on the right, where no token of a causal model attends to it, so no attention mask is needed.
     """
     width = max(len(example.ids) for example in examples)
     ids_BT = torch.tensor([[*e.ids, *[pad_id] * (width - len(e.ids))] for e in examples])

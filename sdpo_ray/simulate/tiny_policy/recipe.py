@@ -1,11 +1,11 @@
-"""Everything that decides the weights of a checkpoint."""
+"""Hyperparameters of the pre-training: all that determines the weights of a checkpoint."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What `train` follows. Written to `training.json`."""
+    """Hyperparameters of `train`. Written to `training.json`."""
 
     seed: int = 0
     num_steps: int = 4_000

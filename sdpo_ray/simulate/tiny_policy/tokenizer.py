@@ -33,7 +33,7 @@ class EncodedExample:
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learn a tokenizer whose every text survives a round trip; the three control tokens come first."""
+    """Train a byte-level tokenizer, which decodes every text to itself; the three control tokens come first."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -57,7 +57,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, conversation: CorpusConversation) -> EncodedExample:
-    """Render `conversation` as the chat template does, and mark what the assistant wrote."""
+    """Render `conversation` as the chat template does, and mark the assistant's tokens."""
     pieces = [(f"{START}system\n{conversation.system}{END}\n", False)] if conversation.system else []
     for index, text in enumerate(conversation.turns):
         if index % 2 == 0:

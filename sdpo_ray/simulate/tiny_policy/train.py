@@ -1,4 +1,4 @@
-"""Make the laptop policy: python -m sdpo_ray.simulate.tiny_policy.train --out DIR --seed 0."""
+"""Pre-trains the laptop policy: python -m sdpo_ray.simulate.tiny_policy.train --out DIR --seed 0."""
 
 import json
 import random
@@ -21,12 +21,12 @@ from sdpo_ray.simulate.tiny_policy.recipe import Recipe
 from sdpo_ray.simulate.tiny_policy.tokenizer import EncodedExample, encode, train_tokenizer
 
 _POOL = 8
-"""Batches drawn at a time and sorted by length together, so that a batch pads little."""
+"""Batches drawn at a time and sorted by length together, so that a batch has little padding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What a recipe made. Made by `train`; read by `save`."""
+    """Result of a recipe. Made by `train`; read by `save`."""
 
     recipe: Recipe
     model: Qwen3ForCausalLM
@@ -40,7 +40,7 @@ def train(
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     on_measurement: Callable[[Measurement], None] = lambda measurement: None,
 ) -> Trained:
-    """Train a tokenizer and a policy from nothing, telling the two callbacks how it goes."""
+    """Train a tokenizer and a policy from random weights; the callbacks receive each loss and each measurement."""
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     texts = (t for _ in range(recipe.num_tokenizer_conversations) for t in sample_conversation(rng).turns)
@@ -81,7 +81,7 @@ def save(trained: Trained, out: Path) -> None:
 def _losses(
     recipe: Recipe, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random
 ) -> Iterator[float]:
-    """Take one optimizer step for each loss that is asked for."""
+    """Loss of each optimizer step; a step is taken when its loss is requested."""
     batches = _batches(rng, tokenizer, recipe.batch_size)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
@@ -100,7 +100,7 @@ def _losses(
 
 
 def _batches(rng: random.Random, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> Iterator[list[EncodedExample]]:
-    """Batches without end, each of examples about equally long."""
+    """Endless batches, each of examples of similar length."""
     while True:
         pool = [encode(tokenizer, sample_conversation(rng)) for _ in range(_POOL * batch_size)]
         pool.sort(key=lambda example: len(example.ids))
@@ -114,7 +114,7 @@ def main(
     seed: Annotated[int, typer.Option(help="The same seed makes the same checkpoint on the same machine.")] = 0,
     steps: Annotated[int, typer.Option(min=20, help="Optimizer steps; fewer than these miss the floors.")] = 4_000,
 ) -> None:
-    """Train the tiny policy from nothing on one thread, measure it on held-out phrasings and save it."""
+    """Train the tiny policy from random weights on one thread, measure it on held-out phrasings and save it."""
     torch.set_num_threads(1)
     started_s = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

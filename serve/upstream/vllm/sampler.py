@@ -1,7 +1,7 @@
-"""vLLM's sampler, at less cost where the sampled tokens' log-probs alone are wanted. Runs in vLLM's worker.
+"""vLLM's sampler, cheaper where only the sampled tokens' log-probs are wanted, as recording does. Runs in the worker.
 
-That is what recording wants of every token. A rank compares a log-prob with those of the whole vocabulary, two thirds
-of what a log-prob costs to make; and to send it, vLLM encodes three arrays for each request.
+vLLM also ranks each token, which compares its log-prob with the whole vocabulary's and is two thirds of the cost of a
+log-prob; and to send a step's log-probs, it encodes three arrays for each request.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ _UNRANKED = ("<i8", (1,), bytes(8))
 
 
 class _Step(LogprobsLists):  # type: ignore[misc]
-    """What `LogprobsLists` is, where requests get one token each; a slice is encoded already.
+    """`LogprobsLists` of a step in which requests get one token each; a slice of it is encoded already.
 
-    Arrays travel as dtype, shape and bytes (`vllm/v1/serial_utils.py`), and are arrays again for whoever receives them.
+    Arrays are sent as dtype, shape and bytes (`vllm/v1/serial_utils.py`), and decoded into arrays again.
     """
 
     _ids: bytes
@@ -43,22 +43,22 @@ class _OnCpu(LogprobsTensors):  # type: ignore[misc]
 
 
 class LeanSampler(Sampler):  # type: ignore[misc]
-    """Gives the rank 0 where every request of a batch wants the sampled token's log-prob alone.
+    """Sampler that gives rank 0 where every request of a batch wants the sampled token's log-prob alone.
 
-    No answer of OpenAI's API shows it. Log-probs of prompts, where vLLM shows ranks, keep them.
+    No response of OpenAI's API shows the rank. Prompt log-probs, where vLLM shows ranks, keep them.
     """
 
-    _samples = False
+    _sampling = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self._samples = True
+        self._sampling = True
         try:
             return super().forward(*args, **kwargs)
         finally:
-            self._samples = False
+            self._sampling = False
 
     def gather_logprobs(self, logprobs: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor) -> LogprobsTensors:
-        if num_logprobs or not self._samples:
+        if num_logprobs or not self._sampling:
             return super().gather_logprobs(logprobs, num_logprobs, token_ids)
         ids = token_ids.unsqueeze(-1)
         found = (ids.to(torch.int32), logprobs.gather(-1, ids), torch.zeros_like(token_ids))

@@ -53,7 +53,7 @@ def test_a_run_without_the_file_asks_for_no_key_and_one_whose_last_key_was_revok
     key, keys = ApiKeys.load(path).add("acme")
     assert tenant(authenticator, CHAT, Headers()) is None
     assert tenant(authenticator, CHAT, bearer(key)) == tenant(authenticator, CHAT, bearer(key, "bearer")) == "acme"
-    assert keys.revoke(keys.keys[0].key_id).asked_for
+    assert keys.revoke(keys.keys[0].key_id).required
     assert tenant(authenticator, CHAT, bearer(key)) is None
 
 
@@ -119,7 +119,7 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_adds_lists_and_revokes(tmp_path: Path) -> None:
-    assert run(tmp_path, "list").stdout == "no keys: everybody may call, as tenant default\n"
+    assert run(tmp_path, "list").stdout == "no keys: requests need none, and belong to the tenant default\n"
     added = run(tmp_path, "add", "--tenant", "acme")
     keys = ApiKeys.load(tmp_path / "api_keys.json")
     assert tenant_of(keys, added.stdout.strip()) == "acme"

@@ -13,10 +13,11 @@ import pytest
 
 import sdpo_ray.capture.recorder as module
 from sdpo_ray.capture.chat_request import ChatRequest
+from sdpo_ray.capture.engine_response import EngineResponse
 from sdpo_ray.capture.feedback import FeedbackRequest
 from sdpo_ray.capture.pairing_keys import pairing_keys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.capture.recorder import THREAD_CHARS, EngineResponse, Recorder
+from sdpo_ray.capture.recorder import THREAD_CHARS, Recorder
 from sdpo_ray.records import Consent, Event, FinishReason, Message, Role, Sampling, ToolCall, Turn, VersionSpan
 from sdpo_ray.redaction import Redactor
 from sdpo_ray.redaction.turns import MAX_DIGITS

@@ -1,4 +1,4 @@
-"""Each preset by its values, written down here from the paper's Table 5 and from what its authors published."""
+"""Each preset by its values, written down here from the paper's text and its Table 5."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from sdpo_ray.config import PRESETS, DistillConfig
+from sdpo_ray.config.presets import REMOVED_PRESETS
 
 PRODUCT: dict[str, Any] = {
     "objective": "sdpo",
@@ -22,8 +23,6 @@ PRODUCT: dict[str, Any] = {
     "context.max_prompt_tokens": None,
     "context.max_response_tokens": None,
     "context.max_follow_up_tokens": 512,
-    "context.empty_system": False,
-    "context.end_token": "as_sampled",
     "context.truncated": "mask",
     "context.ignore_first_k": 0,
     "context.text_only": "refuse",
@@ -47,7 +46,7 @@ PRODUCT: dict[str, Any] = {
     "lora.alpha": 128,
     "workers.precision": "float32",
 }
-"""What the product adds to the paper, and what both leave alone: the preset `continual`."""
+"""The preset `continual`: every default of `[distill]` that a preset may change."""
 ON_POLICY: dict[str, Any] = {
     "lora.rank": 0,
     "teacher.kind": "live",
@@ -56,7 +55,7 @@ ON_POLICY: dict[str, Any] = {
     "signal.max_staleness": None,
     "drift.max_kl_to_base": None,
 }
-LOGS: dict[str, Any] = {
+LOGGED: dict[str, Any] = {
     "context.max_messages": 5,
     "context.max_prompt_tokens": 2048,
     "context.max_response_tokens": 2048,
@@ -76,37 +75,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "context.truncated": "train",
         "learning_rate": 5e-6,
     },
-    "paper_offline": {**ON_POLICY, **LOGS, "context.template": "paper"},
-    "official_offline_code": {
-        **ON_POLICY,
-        **LOGS,
-        "context.template": "offline_code",
-        "context.end_token": "always",
-        "context.ignore_first_k": 2,
-        "batch_size": 8 * 4 * 4,
-        "max_grad_norm": 10.0,
-        "optimizer": "adamw_8bit",
-        "workers.precision": "pure_bfloat16",
-    },
-    "official_online_code": {
-        **ON_POLICY,
-        "context.max_response_tokens": 2048,
-        "context.truncated": "train",
-        "context.empty_system": True,
-        "signal.baseline": "seq_mean",
-        "learning_rate": 5e-6,
-        "optimizer": "adamw_8bit",
-        "workers.precision": "pure_bfloat16",
-    },
-    "live_branch": {
-        **ON_POLICY,
-        "lora.rank": 256,
-        "lora.alpha": 512,
-        "signal.estimator": "topk_reverse_kl",
-        "learning_rate": 5e-6,
-        "batch_size": 1,
-        "adam_eps": 1e-6,
-    },
+    "paper_offline": {**ON_POLICY, **LOGGED, "context.template": "paper"},
 }
 
 
@@ -118,32 +87,31 @@ def value(config: DistillConfig, key: str) -> Any:
 
 
 def resolved(preset: str, **values: Any) -> DistillConfig:
-    """The preset where it may be: two of them ask for a GPU's optimizer."""
-    return DistillConfig(preset=preset, **values, workers={"use_gpu": True})  # type: ignore[arg-type]
+    return DistillConfig(preset=preset, **values)
 
 
 @pytest.mark.parametrize("preset", sorted(VALUES))
-def test_a_preset_is_these_values_and_the_product_s_default_elsewhere(preset: str):
+def test_a_preset_sets_these_values_and_keeps_the_defaults_elsewhere(preset: str):
     config = resolved(preset)
     assert {key: value(config, key) for key in PRODUCT} == PRODUCT | VALUES[preset]
 
 
-def test_every_preset_is_written_down_here():
+def test_every_preset_is_tested_here():
     assert PRESETS.keys() == VALUES.keys()
 
 
-def test_continual_is_what_holds_where_nothing_is_said():
+def test_continual_is_the_default_preset():
     assert DistillConfig() == DistillConfig(preset="continual")
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_what_a_run_file_says_wins_over_its_preset(preset: str):
-    said = {
+def test_values_of_the_run_file_override_the_preset(preset: str):
+    values: dict[str, Any] = {
         "learning_rate": 3e-7,
         "context": {"template": "offline_code", "max_messages": 9},
         "signal": {"max_staleness": 3},
     }
-    config = resolved(preset, **said)
+    config = resolved(preset, **values)
     assert config.learning_rate == 3e-7
     assert (config.context.template, config.context.max_messages, config.signal.max_staleness) == ("offline_code", 9, 3)
     untouched = resolved(preset)
@@ -151,18 +119,37 @@ def test_what_a_run_file_says_wins_over_its_preset(preset: str):
     assert config.signal.estimator == untouched.signal.estimator
 
 
-def test_a_preset_that_is_none_is_answered_with_those_that_are():
+def test_an_unknown_preset_is_answered_with_those_that_exist():
     with pytest.raises(ValidationError, match="'continual', 'paper_online', 'paper_offline'"):
-        DistillConfig(preset="paper")  # type: ignore[arg-type]
+        DistillConfig(preset="paper")
+
+
+@pytest.mark.parametrize("preset", sorted(REMOVED_PRESETS))
+def test_a_removed_preset_is_answered_with_what_to_use_instead(preset: str):
+    with pytest.raises(ValidationError, match=f"'{preset}' was removed: .* start from 'paper_offline'"):
+        DistillConfig(preset=preset)
+
+
+def test_an_unknown_estimator_is_answered_with_those_that_exist():
+    with pytest.raises(
+        ValidationError, match=r"one of sampled_token, topk_reverse_kl, full_kl, or package\.module:Class"
+    ):
+        DistillConfig(signal={"estimator": "kl"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("values", "remedy"),
     [
-        ({"preset": "official_offline_code"}, "on a CPU set optimizer = 'adamw'"),
+        ({"optimizer": "adamw_8bit"}, "on a CPU set optimizer = 'adamw'"),
         ({"preset": "paper_online", "teacher": {"kind": "adapter_off"}}, "set lora.rank"),
-        ({"preset": "live_branch", "signal": {"baseline": "seq_mean"}}, "belongs to the sampled_token estimator"),
-        ({"preset": "live_branch", "signal": {"clip": 2.0}}, "where distributions are compared, set signal.log_mix"),
+        (
+            {"signal": {"estimator": "topk_reverse_kl", "baseline": "seq_mean"}},
+            "belongs to the sampled_token estimator",
+        ),
+        (
+            {"signal": {"estimator": "topk_reverse_kl", "clip": 2.0}},
+            "where distributions are compared, set signal.log_mix",
+        ),
         ({"workers": {"offload": "optimizer"}}, "needs workers.zero_stage 1, 2 or 3"),
         ({"workers": {"offload": "all", "zero_stage": 2}}, "needs workers.zero_stage 3"),
         ({"workers": {"precision": "mixed_bfloat16"}}, "there are the fp32 masters"),

@@ -64,7 +64,7 @@ def test_progress_is_a_line_every_ten_seconds_and_at_the_end_of_the_stage() -> N
     on = console()
     lines = EventLines(on)
     now_s = time.time()
-    counts = {"needed": 48, "turns": 90, "interactions": 40, "not_admitted": {}}
+    counts = {"needed": 48, "turns": 90, "interactions": 40, "refused": {}}
     curated = [Curated(at_s=now_s + n, cycle=1, new_interactions=n, **counts) for n in range(25)]  # type: ignore[arg-type]
     lines.update(curated, TrafficStats())
     lines.update([Curated(at_s=now_s + 25, cycle=1, new_interactions=48, **counts)], TrafficStats())  # type: ignore[arg-type]

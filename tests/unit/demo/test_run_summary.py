@@ -37,7 +37,7 @@ GOOD = Summary(
     requests=Requests(total=1000, failed=0, errors={}),
     conversations=500,
     interactions=490,
-    not_admitted={},
+    refused={},
     max_versions_per_response=1,
     turns_receipted=1000,
     turns_stored=1000,

@@ -7,10 +7,10 @@ import pytest
 
 from sdpo_ray.config import Run, parse_run
 from sdpo_ray.errors import ConfigError
-from sdpo_ray.explain.interaction_lookup import champion, find, newest, policy_of
+from sdpo_ray.explain.interaction_lookup import champion, find_interaction, newest_interactions, policy_that_answered
 from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.records import Fingerprint, Interaction, Release
+from sdpo_ray.records import BASE_VERSION, Fingerprint, Interaction, Release
 from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, turns_to_arrow
 from sdpo_ray.tables.delta_table import Table
 from tests.support.conversations import turn
@@ -43,32 +43,32 @@ def filled(run: Run) -> Layout:
 
 
 def test_an_interaction_is_found_by_the_id_of_its_answered_turn(filled: Layout):
-    assert find(filled, "b") == interaction("b", at_s=7.0)
+    assert find_interaction(filled, "b") == interaction("b", at_s=7.0)
 
 
 def test_a_comment_is_found_by_its_own_id_and_by_the_turns_where_nobody_reacted_in_the_chat(filled: Layout):
     on_last = replace(interaction("f1", at_s=9.0), turn=turn("last"), follow_up_turn_id="f1")
     on_b = replace(interaction("f2", at_s=1.0), turn=turn("b"), follow_up_turn_id="f2")
     Table.interactions(filled).append(interactions_to_arrow([on_last, on_b]), {})
-    assert find(filled, "f1") == find(filled, "last") == on_last
-    assert find(filled, "f2") == on_b
-    assert find(filled, "b") == interaction("b", at_s=7.0)
+    assert find_interaction(filled, "f1") == find_interaction(filled, "last") == on_last
+    assert find_interaction(filled, "f2") == on_b
+    assert find_interaction(filled, "b") == interaction("b", at_s=7.0)
 
 
 def test_a_turn_without_a_follow_up_is_told_from_one_that_is_not_there(filled: Layout):
     with pytest.raises(ConfigError, match="turn last has no follow-up"):
-        find(filled, "last")
+        find_interaction(filled, "last")
     with pytest.raises(ConfigError, match="no turn nobody in the tables"):
-        find(filled, "nobody")
+        find_interaction(filled, "nobody")
 
 
 def test_the_newest_come_first(filled: Layout):
-    assert [each.interaction_id for each in newest(filled, 2)] == ["b", "c"]
+    assert [each.interaction_id for each in newest_interactions(filled, 2)] == ["b", "c"]
 
 
 def test_looking_at_a_run_that_is_not_there_says_so_and_makes_nothing(run: Run):
     layout = run.layout
-    for look in (lambda: find(layout, "a"), lambda: newest(layout, 5)):
+    for look in (lambda: find_interaction(layout, "a"), lambda: newest_interactions(layout, 5)):
         with pytest.raises(ConfigError):
             look()
     assert not layout.root.exists()
@@ -89,21 +89,21 @@ def test_the_policy_that_answered_is_asked_while_it_is_on_disk(run: Run, tmp_pat
     with sealed_directory(tmp_path / "elsewhere"):
         pass
     release(run, 2, tmp_path / "elsewhere")
-    assert policy_of(run, 2) == (tmp_path / "elsewhere", "v2, which made the answer")
+    assert policy_that_answered(run, 2) == (tmp_path / "elsewhere", "v2, which made the answer")
     candidate = run.layout.candidate(3)
     with sealed_directory(candidate):
         pass
-    assert policy_of(run, 3) == (candidate, "v3, which made the answer")
-    assert policy_of(run, 0) == (run.base, "v0, which made the answer")
+    assert policy_that_answered(run, 3) == (candidate, "v3, which made the answer")
+    assert policy_that_answered(run, BASE_VERSION) == (run.base, "v1, which made the answer")
 
 
 def test_the_champion_is_asked_where_it_is_gone_and_the_words_say_which(run: Run, tmp_path: Path):
-    path, words = policy_of(run, 4)
-    assert (path, words.split(";")[0]) == (run.base, "the run's base, for nothing was released yet")
+    path, words = policy_that_answered(run, 4)
+    assert (path, words.split(";")[0]) == (run.base, "the run's base, since nothing is released yet")
     served = release(run, 5, tmp_path / "v5")
     write_json(run.layout.release_pointer, served)
     assert champion(run) == (tmp_path / "v5", "v5, the champion")
     release(run, 4, tmp_path / "deleted")
-    path, words = policy_of(run, 4)
+    path, words = policy_that_answered(run, 4)
     assert path == tmp_path / "v5"
     assert words == "v5, the champion; v4, which made the answer, is no longer on disk"

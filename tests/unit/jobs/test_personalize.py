@@ -1,4 +1,4 @@
-"""The command line of personal policies: what it shows, and what it refuses before anything is started."""
+"""`sdpo personalize`: what it prints, and what it refuses before Ray is started."""
 
 import re
 import signal
@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from jobs import personalize
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.cluster import ray_session
 from sdpo_ray.config import Run
 from sdpo_ray.errors import DataError
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.personal import trainer
+from sdpo_ray.personal import train_owners
+from sdpo_ray.personal.mlflow_runs import PersonalRuns
 from sdpo_ray.personal.owners import Owner
 from sdpo_ray.personal.store import Attempt, known_owners
 from sdpo_ray.personal.trainer import ProgressCallbacks
@@ -45,7 +45,7 @@ def test_a_run_without_policies_says_so(layout: Layout):
     assert "no personal policies yet" in typed(layout, "--list")
 
 
-def test_the_list_says_who_is_served_and_what_is_stale_and_names_nobody(layout: Layout):
+def test_the_list_shows_served_and_stale_policies_without_user_names(layout: Layout):
     a_run(layout)
     write_json(layout.release_pointer, builders.release(layout.root / "v3", policy_version=3))
     shown = typed(layout, "--list")
@@ -57,7 +57,7 @@ def test_the_list_says_who_is_served_and_what_is_stale_and_names_nobody(layout: 
     write_json(layout.release_pointer, builders.release(layout.root / "v4", policy_version=4))
     assert typed(layout, "--list").count("stale: the shared policy answers") == 3
     learned(layout, owner_of(layout, "bob"), ended=False)
-    assert "the shared policy under way" in typed(layout, "--list")
+    assert "the shared policy in training" in typed(layout, "--list")
 
 
 @pytest.mark.parametrize(
@@ -67,34 +67,34 @@ def test_the_list_says_who_is_served_and_what_is_stale_and_names_nobody(layout: 
         ("--user", "ann", "--all"),
         ("--user", "ann", "--whole-tenant", "--list"),
         ("--all", "--list"),
-        ("--forget",),
-        ("--forget", "--all"),
-        ("--forget", "--list"),
+        ("--remove",),
+        ("--remove", "--all"),
+        ("--remove", "--list"),
     ],
 )
-def test_one_thing_is_asked_at_a_time(layout: Layout, arguments: tuple[str, ...]):
+def test_exactly_one_action_is_accepted(layout: Layout, arguments: tuple[str, ...]):
     assert "give one of --user, --whole-tenant, --all and --list" in typed(layout, *arguments, code=2)
 
 
-def test_somebody_and_their_whole_tenant_are_two_owners(layout: Layout):
-    assert "name somebody" in typed(layout, "--user", "ann", "--whole-tenant", "--set", "serve.adapters=1", code=2)
+def test_a_user_and_the_whole_tenant_are_refused_together(layout: Layout):
+    assert "name an owner" in typed(layout, "--user", "ann", "--whole-tenant", "--set", "serve.adapters=1", code=2)
 
 
-def test_a_laptop_without_adapters_is_told_what_to_set_before_anything_starts(layout: Layout):
-    for asked in (("--user", "ann"), ("--all",)):
-        assert "serve.adapters of 1 or more" in typed(layout, *asked, code=2)
+def test_a_run_that_serves_no_adapters_is_refused_before_anything_starts(layout: Layout):
+    for arguments in (("--user", "ann"), ("--all",)):
+        assert "serve.adapters of 1 or more" in typed(layout, *arguments, code=2)
     assert "--every-s belongs to --all" in typed(layout, "--user", "ann", "--every-s", "5", code=2)
     assert not layout.root.exists()
 
 
-class _Personalizer:
-    """Learns for two people who are due: the first has been erased, the second gets a policy."""
+class _Trainer:
+    """Trains two owners that are due: the first was erased, the second gets a policy."""
 
     learned: ClassVar[list[str]] = []
 
-    def __init__(self, run: Run, heard: ProgressCallbacks) -> None:
-        heard.says("here")
-        heard.steps(1, 2)
+    def __init__(self, run: Run, callbacks: ProgressCallbacks) -> None:
+        callbacks.on_step("here")
+        callbacks.on_progress(1, 2)
 
     def owners_due(self) -> list[Owner]:
         return [Owner(digest=name * 32, tenant="default", users=(name,)) for name in "ab"]
@@ -114,26 +114,24 @@ class _Personalizer:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Personalizer]]:
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Trainer]]:
     """Neither Ray nor a learner."""
-    monkeypatch.setattr(trainer, "PersonalTrainer", _Personalizer)
-    monkeypatch.setattr(ray_session, "ray_session", lambda run: nullcontext())
-    _Personalizer.learned.clear()
+    monkeypatch.setattr(train_owners, "PersonalTrainer", _Trainer)
+    monkeypatch.setattr(train_owners, "ray_session", lambda run: nullcontext())
+    _Trainer.learned.clear()
     before = signal.getsignal(signal.SIGTERM)
-    yield _Personalizer
+    yield _Trainer
     signal.signal(signal.SIGTERM, before)
 
 
-def test_all_goes_on_with_the_next_where_somebody_cannot_be_learned_from(layout: Layout, fake: type[_Personalizer]):
-    said = typed(layout, "--all", "--set", "serve.adapters=1")
-    assert "aaaaaaaaaaaa: 0 interactions to learn from" in said
-    assert "bbbbbbbbbbbb v2 over v7: PROMOTE gain 0.1 personal-b answers from now on" in said
+def test_all_continues_with_the_next_owner_when_one_cannot_be_trained(layout: Layout, fake: type[_Trainer]):
+    shown = typed(layout, "--all", "--set", "serve.adapters=1")
+    assert "aaaaaaaaaaaa: 0 interactions to learn from" in shown
+    assert "bbbbbbbbbbbb v2 over v7: PROMOTE gain 0.1 personal-b answers from now on" in shown
     assert fake.learned == ["b" * 32]
 
 
-def test_all_looks_again_until_it_is_stopped(
-    layout: Layout, fake: type[_Personalizer], monkeypatch: pytest.MonkeyPatch
-):
+def test_all_repeats_until_sigterm(layout: Layout, fake: type[_Trainer], monkeypatch: pytest.MonkeyPatch):
     slept: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -141,29 +139,29 @@ def test_all_looks_again_until_it_is_stopped(
         if len(slept) == 3:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(personalize.time, "sleep", sleep)
+    monkeypatch.setattr(train_owners.time, "sleep", sleep)
     assert "stopped" in typed(layout, "--all", "--every-s", "600", "--set", "serve.adapters=1")
     assert slept == [600.0] * 3
     assert len(fake.learned) == 3
 
 
-def test_forget_removes_one_policy_under_every_name_and_leaves_what_was_said(
+def test_remove_deletes_one_policy_under_every_pseudonym_and_keeps_the_interactions(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ):
     a_run(layout)
-    forgotten: list[str] = []
+    deleted: list[str] = []
 
     class Runs:
-        def forget(self, owners: Iterable[str]) -> int:
-            forgotten.extend(owners)
+        def erase(self, owners: Iterable[str]) -> int:
+            deleted.extend(owners)
             return 0
 
-    monkeypatch.setattr(trainer, "runs_of", lambda run, layout: Runs())
+    monkeypatch.setattr(PersonalRuns, "of", lambda run: Runs())
     ann = owner_of(layout, "ann").digest
     Pseudonyms.load(layout.pseudonym_keys).rotate()
-    assert "the shared policy answers from now on" in typed(layout, "--forget", "--user", "ann")
+    assert "the shared policy answers from now on" in typed(layout, "--remove", "--user", "ann")
     assert ann not in known_owners(layout)
     assert len(known_owners(layout)) == 2
-    assert forgotten == [owner_of(layout, "ann").digest, ann]
+    assert deleted == [owner_of(layout, "ann").digest, ann]
     assert Table.interactions(layout).num_rows == 6
-    assert "nothing to remove" in typed(layout, "--forget", "--user", "ann")
+    assert "nothing to remove" in typed(layout, "--remove", "--user", "ann")

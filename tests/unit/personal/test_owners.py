@@ -57,7 +57,7 @@ def test_after_a_key_rotation_the_old_policy_is_served_until_there_is_a_new_one(
 
 def test_no_owner_and_two_owners_are_refused(layout: Layout):
     for user, whole in ((None, False), ("", False), ("ann", True)):
-        with pytest.raises(ConfigError, match="name somebody"):
+        with pytest.raises(ConfigError, match="name an owner"):
             owner_named(layout, tenant="default", user=user, whole_tenant=whole)
 
 

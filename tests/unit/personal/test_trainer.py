@@ -1,4 +1,4 @@
-"""An update of a personal policy around its learner: what ends it, and what it leaves. The learner here is a fake."""
+"""The update of a personal policy around a fake learner: its outcomes, and what is on disk afterwards."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-import sdpo_ray.personal.trainer as update
 from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.config import Run, load_run, parse_run
 from sdpo_ray.distill.train.update_spec import GAINS_FILE
@@ -16,8 +15,10 @@ from sdpo_ray.evaluate.client import Answer, Answers
 from sdpo_ray.evaluate.questions import Questions
 from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.io.paths import Layout
+from sdpo_ray.personal import evaluation, trainer
 from sdpo_ray.personal import store as personal_store
 from sdpo_ray.personal.config import distill_config
+from sdpo_ray.personal.mlflow_runs import PersonalRuns
 from sdpo_ray.personal.trainer import PersonalTrainer, ProgressCallbacks
 from sdpo_ray.promote.run_log import CycleRecord
 from sdpo_ray.records import Candidate, Fingerprint, FinishReason, Gain, Interaction, Release, Turn, Verdict
@@ -29,41 +30,41 @@ from tests.support.user_data import hits, interactions_of
 from tests.unit.privacy.test_erasure import VICTIM, erase
 from tests.unit.privacy.test_erasure_personal import owner_of, people, store
 
-QUIET = ProgressCallbacks(says=lambda words: None, steps=lambda done, total: None)
-BOOKS: list[tuple[str, str, CycleRecord]] = []
+QUIET = ProgressCallbacks(on_step=lambda step: None, on_progress=lambda done, total: None)
+RECORDED: list[tuple[str, str, CycleRecord]] = []
 
 
 class Runs:
-    """In the place of MLflow."""
+    """Stands for MLflow."""
 
     def record(self, owner: str, name: str, entry: CycleRecord) -> None:
-        BOOKS.append((owner, name, entry))
+        RECORDED.append((owner, name, entry))
 
-    def forget(self, owners: Any) -> int:
+    def erase(self, owners: Any) -> int:
         return 0
 
 
 class Learner:
-    """Makes a candidate of nothing; `meanwhile` happens while it learns."""
+    """Makes a candidate without training; calls `meanwhile` in the middle."""
 
     def __init__(self) -> None:
         self.nats = 0.5
         self.meanwhile: Callable[[], object] = lambda: None
-        self.asked: dict[str, Any] = {}
+        self.arguments: dict[str, Any] = {}
 
-    def __call__(self, **asked: Any) -> Candidate:
-        self.asked = asked
-        held_out = read_interactions(asked["apart"])
+    def __call__(self, **arguments: Any) -> Candidate:
+        self.arguments = arguments
+        held_out = read_interactions(arguments["apart"])
         candidate = Candidate(
-            policy_version=asked["policy_version"],
-            parent_version=asked["parent"].policy_version,
-            path=str(asked["out"]),
-            snapshot_id=asked["snapshot"].snapshot_id,
+            policy_version=arguments["policy_version"],
+            parent_version=arguments["parent"].policy_version,
+            path=str(arguments["out"]),
+            snapshot_id=arguments["snapshot"].snapshot_id,
             fingerprint=Fingerprint(token_ids=(), logprobs=()),
             steps=(),
         )
         self.meanwhile()
-        with sealed_directory(asked["out"]) as aside:
+        with sealed_directory(arguments["out"]) as aside:
             (aside / "adapter").mkdir()
             (aside / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
             gains = [
@@ -81,7 +82,7 @@ def layout(tmp_path: Path) -> Layout:
 
 @pytest.fixture
 def run(layout: Layout) -> Run:
-    """Two people with forty interactions each, under v0."""
+    """Two users with forty interactions each, under v0."""
     said = people(layout, ("ann", VICTIM), follow_ups=40)
     turns = [turn for each in said.values() for turn in each]
     store(layout, turns, [each for one in said.values() for each in conversations_of(one)])
@@ -93,7 +94,7 @@ def run(layout: Layout) -> Run:
 
 
 def conversations_of(turns: list[Turn]) -> list[Interaction]:
-    """A conversation each, whose digests are the same in every run: a quarter of them is held out."""
+    """One conversation each, with fixed digests: a quarter of them is held out."""
     return [replace(each, conversation=f"{n:032x}") for n, each in enumerate(interactions_of(turns))]
 
 
@@ -114,27 +115,25 @@ def good_answers(policy: Release, path: Path, on_progress: Callable[[int], None]
 @pytest.fixture
 def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
     made = Learner()
-    BOOKS.clear()
-    monkeypatch.setattr(update, "distill", made)
-    monkeypatch.setattr(update, "runs_of", lambda run, layout: Runs())
+    RECORDED.clear()
+    monkeypatch.setattr(trainer, "distill", made)
+    monkeypatch.setattr(PersonalRuns, "of", lambda run: Runs())
     questions = Questions(prompts=tuple(f"q{n}" for n in range(40)), is_right=lambda prompt, text: True)
-    monkeypatch.setattr(update, "load_questions", lambda run: questions)
-    monkeypatch.setattr(update.EvalRunner, "answers", lambda self, *asked, temporary=False: good_answers(*asked))
+    monkeypatch.setattr(evaluation, "load_questions", lambda run: questions)
+    monkeypatch.setattr(evaluation.EvalRunner, "answers", lambda self, *args, temporary=False: good_answers(*args))
     return made
 
 
-def test_who_gained_is_served_over_the_champion_of_now_and_the_books_have_it(
-    run: Run, layout: Layout, learner: Learner
-):
+def test_a_policy_that_gained_is_served_over_the_champion_and_recorded(run: Run, layout: Layout, learner: Learner):
     ann = owner_of(layout, "ann")
     attempt = PersonalTrainer(run, QUIET).learn(ann)
     assert attempt.verdict is Verdict.PROMOTE, attempt.reasons
     policy = personal_store.served_policy(layout, ann.digest)
     assert policy is not None
     assert (policy.base_version, policy.name) == (3, attempt.name)
-    assert learner.asked["parent"].policy_version == 3
-    assert learner.asked["base"] == Path(learner.asked["parent"].path)
-    ((owner, name, entry),) = BOOKS
+    assert learner.arguments["parent"].policy_version == 3
+    assert learner.arguments["base"] == Path(learner.arguments["parent"].path)
+    ((owner, name, entry),) = RECORDED
     assert (owner, name, entry.snapshot) == (ann.digest, attempt.name, attempt.snapshot)
     assert entry.run.distill == distill_config(run)
     (event,) = [each for each in read_events(layout.events) if isinstance(each, PersonalUpdateFinished)]
@@ -142,7 +141,7 @@ def test_who_gained_is_served_over_the_champion_of_now_and_the_books_have_it(
     assert hits(layout.events.parent, ["ann"]).keys().isdisjoint({"events.jsonl"})
 
 
-def test_who_lost_keeps_the_shared_policy_and_the_reason_is_kept(run: Run, layout: Layout, learner: Learner):
+def test_a_policy_that_lost_is_not_served_and_its_reason_is_kept(run: Run, layout: Layout, learner: Learner):
     learner.nats = -0.5
     ann = owner_of(layout, "ann")
     attempt = PersonalTrainer(run, QUIET).learn(ann)
@@ -150,10 +149,10 @@ def test_who_lost_keeps_the_shared_policy_and_the_reason_is_kept(run: Run, layou
     assert "against what its user asked for" in attempt.reasons[0]
     assert personal_store.served_policy(layout, ann.digest) is None
     assert personal_store.newest_attempt(layout, ann.digest) == attempt
-    assert BOOKS[0][1] == ""
+    assert RECORDED[0][1] == ""
 
 
-def test_a_champion_that_moved_on_meanwhile_leaves_nothing_to_serve(run: Run, layout: Layout, learner: Learner):
+def test_a_champion_that_changed_meanwhile_holds_the_policy(run: Run, layout: Layout, learner: Learner):
     learner.meanwhile = lambda: serve(layout, 4)
     ann = owner_of(layout, "ann")
     attempt = PersonalTrainer(run, QUIET).learn(ann)
@@ -163,7 +162,7 @@ def test_a_champion_that_moved_on_meanwhile_leaves_nothing_to_serve(run: Run, la
     assert not list(layout.personal.rglob("adapter"))
 
 
-def test_what_was_erased_meanwhile_is_neither_served_nor_kept(run: Run, layout: Layout, learner: Learner):
+def test_an_erasure_meanwhile_leaves_nothing_of_the_update(run: Run, layout: Layout, learner: Learner):
     learner.meanwhile = lambda: erase(layout)
     for user in (VICTIM, None):
         owner = owner_of(layout, user)
@@ -173,10 +172,10 @@ def test_what_was_erased_meanwhile_is_neither_served_nor_kept(run: Run, layout: 
         with pytest.raises(NotReady, match="erased meanwhile"):
             PersonalTrainer(run, QUIET).learn(owner)
         assert personal_store.known_owners(layout) == []
-        assert BOOKS == []
+        assert RECORDED == []
 
 
-def test_what_the_learner_refuses_is_an_attempt_with_its_reason(run: Run, layout: Layout, learner: Learner):
+def test_a_refused_update_is_an_attempt_with_its_reason(run: Run, layout: Layout, learner: Learner):
     def refuse() -> None:
         raise LearnerError("drift stop at step 3")
 
@@ -186,7 +185,7 @@ def test_what_the_learner_refuses_is_an_attempt_with_its_reason(run: Run, layout
     assert attempt.reasons == ("no candidate: drift stop at step 3",)
 
 
-def test_an_update_that_was_broken_off_begins_anew(run: Run, layout: Layout, learner: Learner):
+def test_an_interrupted_update_starts_over(run: Run, layout: Layout, learner: Learner):
     def away() -> None:
         raise ReleaseError("the evaluator does not answer")
 
@@ -198,14 +197,14 @@ def test_an_update_that_was_broken_off_begins_anew(run: Run, layout: Layout, lea
     assert PersonalTrainer(run, QUIET).learn(ann).version == 1
 
 
-def test_too_little_to_learn_from_is_said_with_the_number(run: Run, layout: Layout, learner: Learner):
+def test_too_few_interactions_are_refused_with_their_number(run: Run, layout: Layout, learner: Learner):
     more = run.model_copy(update={"personal": run.personal.model_copy(update={"min_interactions": 41})})
     with pytest.raises(DataError, match=r"40 interactions to learn from: personal.min_interactions is 41"):
         PersonalTrainer(more, QUIET).learn(owner_of(layout, "ann"))
-    assert learner.asked == {}
+    assert learner.arguments == {}
 
 
-def test_a_policy_under_a_new_key_takes_the_place_of_the_one_before(run: Run, layout: Layout, learner: Learner):
+def test_a_policy_under_a_new_key_replaces_the_one_under_the_old_key(run: Run, layout: Layout, learner: Learner):
     before = owner_of(layout, "ann")
     PersonalTrainer(run, QUIET).learn(before)
     Pseudonyms.load(layout.pseudonym_keys).rotate()
@@ -214,18 +213,18 @@ def test_a_policy_under_a_new_key_takes_the_place_of_the_one_before(run: Run, la
     assert personal_store.known_owners(layout) == [after.digest]
 
 
-def test_a_run_whose_engines_serve_no_adapters_is_told_what_to_set(run: Run):
+def test_a_run_whose_engines_serve_no_adapters_is_refused_with_what_to_set(run: Run):
     adapters = {"lora": {"rank": 8, "alpha": 16}}
     for serving, distill in (({}, {}), ({"swap": "adapter", "adapters": 4}, adapters)):
-        asked = parse_run({"serve": serving, "distill": distill})
+        configured = parse_run({"serve": serving, "distill": distill})
         with pytest.raises(ConfigError, match=r"serve.swap = 'in_place' and serve.adapters of 1 or more"):
-            PersonalTrainer(asked, QUIET)
+            PersonalTrainer(configured, QUIET)
     small = parse_run({"serve": {"adapters": 1, "max_lora_rank": 4}})
     with pytest.raises(ConfigError, match=r"personal.rank = 8 is more than serve.max_lora_rank = 4"):
         PersonalTrainer(small, QUIET)
 
 
-def test_it_learns_as_the_run_does_but_for_its_own_section():
+def test_the_learner_has_the_runs_configuration_with_the_section_personal():
     laptop = load_run("jobs/recipes/laptop.toml")
     config = distill_config(laptop)
     assert (config.lora.rank, config.lora.alpha) == (laptop.personal.rank, laptop.personal.alpha)

@@ -145,7 +145,7 @@ def test_the_job_prints_trees(layout):
     assert "v2 of v1: PROMOTE, served" in shown
     shown = job(layout, "--release", "2").stdout
     assert "v2: cycle 1 learned from c0001, 2 interactions of 1 users" in shown
-    assert "v1: what everything starts from" in shown
+    assert "v1: the base policy" in shown
 
 
 def test_the_job_refuses_none_and_several_of_its_questions(layout):

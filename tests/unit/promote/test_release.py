@@ -13,7 +13,7 @@ from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.promote.alias_sync import AliasAction, choose_alias_action, sync_alias
 from sdpo_ray.promote.release import confirm, point_at, released_versions, rollback, served_release
-from sdpo_ray.records import Candidate, FileDigest, Fingerprint, Release
+from sdpo_ray.records import BASE_VERSION, Candidate, FileDigest, Fingerprint, Release
 
 FINGERPRINT = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
 
@@ -21,7 +21,7 @@ FINGERPRINT = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
 def candidate(policy_version: int) -> Candidate:
     return Candidate(
         policy_version=policy_version,
-        parent_version=0,
+        parent_version=1,
         path=f"/candidates/v{policy_version}",
         snapshot_id="s",
         fingerprint=FINGERPRINT,
@@ -30,9 +30,9 @@ def candidate(policy_version: int) -> Candidate:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
-    """A run that released versions 0, 1 and 2."""
+    """A run that released versions 1, 2 and 3."""
     layout = Layout(tmp_path)
-    for version in range(3):
+    for version in (1, 2, 3):
         point_at(layout, candidate(version))
     return layout
 
@@ -44,18 +44,18 @@ def served(layout: Layout) -> int:
 def test_a_release_is_recorded_and_pointed_at(tmp_path: Path):
     layout = Layout(tmp_path)
     assert served_release(layout) is None
-    first, second = point_at(layout, candidate(0)), point_at(layout, candidate(4))
-    assert (first.previous_version, second.previous_version) == (None, 0)
+    first, second = point_at(layout, candidate(1)), point_at(layout, candidate(4))
+    assert (first.previous_version, second.previous_version) == (None, 1)
     assert (second.path, second.fingerprint) == ("/candidates/v4", FINGERPRINT)
     assert served_release(layout) == second == read_json(layout.release(4), Release)
-    assert read_json(layout.release(0), Release) == first
-    assert released_versions(layout) == {0, 4}
+    assert read_json(layout.release(1), Release) == first
+    assert released_versions(layout) == {1, 4}
 
 
 @pytest.mark.parametrize("over_the_base", [True, False])
 def test_a_release_names_the_adapter_that_its_candidate_has_over_the_runs_base(tmp_path: Path, over_the_base: bool):
     layout = Layout(tmp_path)
-    base = point_at(layout, candidate(0))
+    base = point_at(layout, candidate(BASE_VERSION))
     folder = tmp_path / "v3" / "adapter"
     folder.mkdir(parents=True)
     beneath = base.path if over_the_base else "/candidates/v2"
@@ -76,28 +76,28 @@ def test_a_release_file_of_an_earlier_version_is_still_read(layout: Layout):
 
 def test_releasing_what_is_served_changes_nothing(layout: Layout):
     before = served_release(layout)
-    assert point_at(layout, candidate(2)) == before == served_release(layout)
+    assert point_at(layout, candidate(3)) == before == served_release(layout)
 
 
 def test_rolling_back_goes_to_what_was_served_before_and_on_from_there(layout: Layout):
-    assert rollback(layout).policy_version == 1
-    assert rollback(layout).policy_version == served(layout) == 0
-    with pytest.raises(ReleaseError, match="v0 is the first release; released so far: v0, v1, v2"):
+    assert rollback(layout).policy_version == 2
+    assert rollback(layout).policy_version == served(layout) == 1
+    with pytest.raises(ReleaseError, match="v1 is the first release; released so far: v1, v2, v3"):
         rollback(layout)
-    assert served(layout) == 0
+    assert served(layout) == 1
 
 
 def test_rolling_back_to_a_version_serves_its_own_record(layout: Layout):
-    record = read_json(layout.release(0), Release)
-    assert rollback(layout, 0) == record == served_release(layout)
-    assert released_versions(layout) == {0, 1, 2}
-    assert rollback(layout, 2).policy_version == served(layout) == 2
+    record = read_json(layout.release(1), Release)
+    assert rollback(layout, 1) == record == served_release(layout)
+    assert released_versions(layout) == {1, 2, 3}
+    assert rollback(layout, 3).policy_version == served(layout) == 3
 
 
 def test_rolling_back_to_what_was_never_released_says_what_was(layout: Layout):
-    with pytest.raises(ReleaseError, match="v7 was never released; released so far: v0, v1, v2"):
+    with pytest.raises(ReleaseError, match="v7 was never released; released so far: v1, v2, v3"):
         rollback(layout, 7)
-    assert served(layout) == 2
+    assert served(layout) == 3
 
 
 def test_there_is_nothing_to_roll_back_before_the_first_release(tmp_path: Path):
@@ -106,8 +106,8 @@ def test_there_is_nothing_to_roll_back_before_the_first_release(tmp_path: Path):
 
 
 def test_the_next_release_after_a_rollback_remembers_what_it_replaced(layout: Layout):
-    rollback(layout, 0)
-    assert point_at(layout, candidate(3)).previous_version == 0
+    rollback(layout, 1)
+    assert point_at(layout, candidate(4)).previous_version == 1
 
 
 class Replicas(ThreadingHTTPServer):
@@ -228,35 +228,35 @@ def follow(layout: Layout, aliases: Aliases, *passed: int) -> AliasAction:
     )
     assert followed.release == served_release(layout)
     assert aliases.version == served(layout)
-    return followed.move
+    return followed.action
 
 
 def test_an_alias_that_stays_moves_nothing(layout: Layout):
-    assert follow(layout, Aliases(2)) is AliasAction.STAY
-    assert served(layout) == 2
+    assert follow(layout, Aliases(3)) is AliasAction.STAY
+    assert served(layout) == 3
 
 
 def test_a_person_rolls_back_by_moving_the_alias(layout: Layout):
-    assert follow(layout, Aliases(0)) is AliasAction.FOLLOW
-    assert served_release(layout) == read_json(layout.release(0), Release)
+    assert follow(layout, Aliases(1)) is AliasAction.FOLLOW
+    assert served_release(layout) == read_json(layout.release(1), Release)
 
 
 def test_a_person_releases_what_passed_the_gate_by_moving_the_alias(layout: Layout):
     assert follow(layout, Aliases(5), 5) is AliasAction.FOLLOW
-    assert (served(layout), released_versions(layout)) == (5, {0, 1, 2, 5})
+    assert (served(layout), released_versions(layout)) == (5, {1, 2, 3, 5})
 
 
 @pytest.mark.parametrize("alias", [None, 5])
 def test_an_alias_moved_past_the_gate_or_deleted_is_put_back(layout: Layout, alias: int | None):
     assert follow(layout, Aliases(alias), 4, 6) is AliasAction.RESTORE
-    assert served(layout) == 2
+    assert served(layout) == 3
 
 
 def test_a_promotion_killed_between_alias_and_pointer_is_finished(layout: Layout):
-    aliases = Aliases(2)
-    aliases.move(3)
-    assert follow(layout, aliases, 3) is AliasAction.FOLLOW
-    assert served(layout) == 3
+    aliases = Aliases(3)
+    aliases.move(4)
+    assert follow(layout, aliases, 4) is AliasAction.FOLLOW
+    assert served(layout) == 4
 
 
 def test_an_alias_means_nothing_before_the_first_release(tmp_path: Path):

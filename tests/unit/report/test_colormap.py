@@ -2,41 +2,41 @@ import itertools
 
 import pytest
 
-from sdpo_ray.report.colormap import SATURATION, colour, contrast, hexadecimal, ink, luminance, strength
+from sdpo_ray.report.colormap import NORM, SATURATION, colour, contrast, hexadecimal, ink, luminance
 
 NATS = [0.0, 0.01, 0.05, 0.1, 0.3, 1.0, 3.0, 7.0, 15.0]
 
 
-def test_strength_is_symmetric_monotone_and_full_at_saturation():
-    assert [strength(-nats) for nats in NATS] == [-strength(nats) for nats in NATS]
-    assert all(a < b for a, b in itertools.pairwise(map(strength, NATS)))
-    assert strength(0.0) == 0.0
-    assert strength(SATURATION) == strength(100.0) == 1.0
-    assert strength(-SATURATION) == strength(-100.0) == -1.0
+def test_the_scale_is_symmetric_monotone_and_full_at_saturation():
+    assert [NORM(-nats) for nats in NATS] == pytest.approx([1 - NORM(nats) for nats in NATS])
+    assert all(a < b for a, b in itertools.pairwise(map(NORM, NATS)))
+    assert NORM(0.0) == 0.5
+    assert NORM(SATURATION) == NORM(100.0) == 1.0
+    assert NORM(-SATURATION) == NORM(-100.0) == 0.0
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_colours_grow_darker_with_the_size_of_the_advantage(sign: int):
-    shades = [luminance(colour(strength(sign * nats))) for nats in NATS]
+    shades = [luminance(colour(sign * nats)) for nats in NATS]
     assert all(a > b for a, b in itertools.pairwise(shades))
 
 
 def test_zero_is_white_small_is_near_white_and_the_sign_is_the_hue():
-    assert colour(strength(0.0)) == (255, 255, 255)
+    assert colour(0.0) == (255, 255, 255)
     for nats in (0.3, 1.0, 3.0, 15.0):
-        red, _, blue = colour(strength(nats))
+        red, _, blue = colour(nats)
         assert blue > red + 10
-        red, _, blue = colour(strength(-nats))
+        red, _, blue = colour(-nats)
         assert red > blue + 10
     for nats in (0.05, -0.05):
-        assert min(colour(strength(nats))) > 240
+        assert min(colour(nats)) > 240
     for nats in (15.0, -15.0):
-        assert luminance(colour(strength(nats))) < 0.05
+        assert luminance(colour(nats)) < 0.05
 
 
 def test_text_reads_on_every_colour():
-    for level in range(-1000, 1001):
-        background = colour(level / 1000)
+    for place in range(1001):
+        background = colour(NORM.inverse(place / 1000))
         assert contrast(ink(background), background) >= 4.5
 
 

@@ -8,9 +8,9 @@ import pytest
 from matplotlib.image import imread
 
 from sdpo_ray.records import TokenSignal
-from sdpo_ray.report.colormap import colour, strength
+from sdpo_ray.report.colormap import colour
 from sdpo_ray.report.token_html import CONTINUED, cells, strongest, write_html
-from sdpo_ray.report.token_png import write_cells, write_words
+from sdpo_ray.report.token_png import write_cells
 
 
 def signal(name: str = "a", **changes: object) -> TokenSignal:
@@ -60,7 +60,7 @@ def test_the_page_has_every_token_with_its_numbers(tmp_path: Path):
     for token, advantage, logprob in zip(page.tokens, signal().advantages, signal().logprobs, strict=True):
         assert f"A = {advantage:+.3f} nats" in token["data-tip"]
         assert f"log p(y|x) = {logprob:.3f}" in token["data-tip"]
-        assert "background:#{:02x}{:02x}{:02x};".format(*colour(strength(advantage))) in token["style"]
+        assert "background:#{:02x}{:02x}{:02x};".format(*colour(advantage)) in token["style"]
     assert "p(y|x,o) / p(y|x) = 12.2" in page.tokens[-1]["data-tip"]
     assert "What is the capital of France?" in page.text
     assert "Shorter please." in page.text
@@ -103,7 +103,7 @@ def at_rows(path: Path, column: float) -> np.ndarray:
 
 
 def holds(pixels: np.ndarray, nats: float) -> bool:
-    return bool((np.abs(pixels - np.array(colour(strength(nats)))).max(-1) <= 2).any())
+    return bool((np.abs(pixels - np.array(colour(nats))).max(-1) <= 2).any())
 
 
 def test_a_cell_has_the_colour_of_its_advantage(tmp_path: Path):
@@ -123,18 +123,11 @@ def test_relevant_is_left_and_unrelated_right_even_where_a_control_is_missing(tm
     image = imread(tmp_path / "cells.png")[..., :3] * 255
     left, right = np.split(image, [image.shape[1] // 2], axis=1)
     rows = {
-        nats: np.flatnonzero((np.abs(half - np.array(colour(strength(nats)))).max(-1) <= 2).mean(axis=1) > 0.3)
+        nats: np.flatnonzero((np.abs(half - np.array(colour(nats))).max(-1) <= 2).mean(axis=1) > 0.3)
         for nats, half in ((-14.0, left), (2.5, right))
     }
     assert len(rows[-14.0]) > 1.7 * len(rows[2.5]) > 0
     assert rows[2.5].min() > rows[-14.0].mean()
-
-
-def test_words_lie_on_the_colours_of_their_advantages(tmp_path: Path):
-    write_words([signal()], tmp_path / "words.png")
-    image = imread(tmp_path / "words.png")[..., :3].reshape(-1, 3) * 255
-    for nats in (-14.0, -0.5, 2.5):
-        assert holds(image, nats)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +142,6 @@ def test_words_lie_on_the_colours_of_their_advantages(tmp_path: Path):
 )
 def test_nothing_that_is_said_keeps_the_pictures_from_being_drawn(tmp_path: Path, hostile: dict[str, object]):
     shown = [signal(**hostile)]
-    write_words(shown, tmp_path / "words.png")
     write_cells(shown, tmp_path / "cells.png", unrelated=shown)
     write_html(shown, tmp_path / "index.html", title="hostile")
     assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())

@@ -183,7 +183,7 @@ def test_of_two_compactions_at_once_one_is_committed(tmp_path, monkeypatch):
     layout = Layout(tmp_path)
     table = Table.turns(layout)
     fill(table, 1, 6)
-    other, written = Table.turns(layout), compaction.written
+    other, written = Table.turns(layout), compaction.rewritten
     overtaken = []
 
     def after_another(*what: object) -> object:
@@ -194,7 +194,7 @@ def test_of_two_compactions_at_once_one_is_committed(tmp_path, monkeypatch):
             overtaken[0] = other.maintain(every=1, keep_files_h=1)
         return anew
 
-    monkeypatch.setattr(compaction, "written", after_another)
+    monkeypatch.setattr(compaction, "rewritten", after_another)
     assert table.maintain(every=1, keep_files_h=1)
     assert overtaken == [True]
     assert ids(table) == names(1, 8)

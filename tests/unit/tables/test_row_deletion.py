@@ -96,7 +96,7 @@ def test_rows_beside_a_deleted_one_stay_as_they_were(tmp_path):
 
 
 def test_deletion_from_many_files_takes_several_commits(tmp_path, monkeypatch):
-    monkeypatch.setattr(row_deletion, "_FILES_A_COMMIT", 2)
+    monkeypatch.setattr(row_deletion, "_FILES_PER_COMMIT", 2)
     table = Table.turns(Layout(tmp_path))
     for batch in range(5):
         table.append(turns_to_arrow([turn(f"a{batch}"), turn(f"b{batch}")]), {})
@@ -181,7 +181,7 @@ def test_a_deletion_begun_before_another_rewriting_is_done_again_on_top_of_it(tm
     layout = Layout(tmp_path)
     table, other = Table.turns(layout), Table.turns(layout)
     table.append(turns_to_arrow([turn(f"t{n}") for n in range(4)]), {"log": 1})
-    without, overtaken = row_deletion.written, []
+    without, overtaken = row_deletion.rewritten, []
 
     def after_another(*what: object, **how: object) -> object:
         anew = without(*what, **how)
@@ -192,7 +192,7 @@ def test_a_deletion_begun_before_another_rewriting_is_done_again_on_top_of_it(tm
             other.append(turns_to_arrow([turn("t4")]), {"log": 2})
         return anew
 
-    monkeypatch.setattr(row_deletion, "written", after_another)
+    monkeypatch.setattr(row_deletion, "rewritten", after_another)
     assert table.delete(["t1"]) == 1
     assert ids(table) == ["t0", "t2", "t4"]
 
@@ -201,7 +201,7 @@ def test_a_deletion_is_not_hindered_by_appends(tmp_path, monkeypatch):
     layout = Layout(tmp_path)
     table, other = Table.turns(layout), Table.turns(layout)
     table.append(turns_to_arrow([turn("t0"), turn("t1")]), {"log": 0})
-    without, tries = row_deletion.written, []
+    without, tries = row_deletion.rewritten, []
 
     def after_an_append(*what: object, **how: object) -> object:
         anew = without(*what, **how)
@@ -210,7 +210,7 @@ def test_a_deletion_is_not_hindered_by_appends(tmp_path, monkeypatch):
         assert other.append(turns_to_arrow([turn(f"new-{len(tries)}")]), {"log": len(tries)}) is not None
         return anew
 
-    monkeypatch.setattr(row_deletion, "written", after_an_append)
+    monkeypatch.setattr(row_deletion, "rewritten", after_an_append)
     assert table.delete(["t1"]) == 1
     assert len(tries) == 1
     assert ids(table) == ["new-1", "t0"]

@@ -9,7 +9,7 @@ import pytest
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.distill.attribution.relevance import RelevanceSample, measure, pick, read_relevance
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import Example
 from sdpo_ray.io.files import write_json
 from sdpo_ray.records import Interaction, Relevance
 from tests.support.builders import interaction

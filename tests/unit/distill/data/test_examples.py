@@ -11,6 +11,7 @@ import pytest
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import DistillConfig
+from sdpo_ray.distill.data.example import HINDSIGHT
 from sdpo_ray.records import FOREIGN, FinishReason, Interaction, Sampling
 from tests.support.builders import as_text, interaction, tiny_policy, with_turn
 from tests.support.examples import of_version, read_examples, read_one, refusal_of
@@ -26,15 +27,6 @@ def test_golden_17_the_end_token_is_learned_only_where_it_was_emitted(chat: Chat
     text, end = chat.text_ids("Paris"), (chat.eos_id,)
     assert read_one(chat, interaction(chat)).response_ids == text + end
     assert read_one(chat, _cut(interaction(chat)), truncated="train").response_ids == text
-
-
-def test_golden_17_the_end_token_is_added_where_the_preset_wants_it_always(chat: ChatFormat) -> None:
-    text, end = chat.text_ids("Paris"), (chat.eos_id,)
-    whole = read_one(chat, interaction(chat), end_token="always")
-    cut = read_one(chat, _cut(interaction(chat)), end_token="always", truncated="train")
-    assert whole.response_ids == cut.response_ids == text + end
-    assert whole.sampler_logprobs == interaction(chat).turn.response_logprobs
-    assert cut.sampler_logprobs == (), "nobody sampled the end token"
 
 
 @pytest.mark.parametrize("how", [FinishReason.LENGTH, FinishReason.ABORT])
@@ -73,7 +65,7 @@ def test_golden_17_an_answer_without_scored_tokens_gives_no_nan(tmp_path: Path, 
     config = DistillConfig.model_validate(values)
     short, long = interaction(chat, name="a"), interaction(chat, name="b", response="Nothing")
     found, _ = read_examples(chat, short, long, config=config)
-    assert rows(tuple(found), hindsight=True).target_N.tolist() == list(found[1].response_ids[k:])
+    assert rows(tuple(found), HINDSIGHT).target_N.tolist() == list(found[1].response_ids[k:])
     policy = StepPolicy(
         run=PackedLM(model),
         device=torch.device("cpu"),

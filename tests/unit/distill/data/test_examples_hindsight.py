@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from sdpo_ray.chat import ChatFormat
-from sdpo_ray.config import PRESETS, DistillConfig
+from sdpo_ray.chat import HINDSIGHT_BLOCKS, ChatFormat
+from sdpo_ray.config import DistillConfig
 from tests.support.builders import dialogue, interaction, tool_use
 from tests.support.examples import ONLINE_BLOCK, read_examples, read_one
 from tests.support.paths import CHECKPOINT
@@ -21,31 +21,23 @@ OFFLINE_BLOCK = (
 
 PAPER_BLOCK = "\nThe following is a future user message. Use this to guide your answer to the user prompt: "
 
-BLOCKS = {
-    "continual": ONLINE_BLOCK,
-    "paper_online": PAPER_BLOCK,
-    "paper_offline": PAPER_BLOCK,
-    "official_offline_code": OFFLINE_BLOCK,
-    "official_online_code": ONLINE_BLOCK,
-    "live_branch": ONLINE_BLOCK,
-}
+BLOCKS = {"online": ONLINE_BLOCK, "offline_code": OFFLINE_BLOCK, "paper": PAPER_BLOCK}
 
 TOOLS = json.dumps([{"type": "function", "function": {"name": "weather", "description": None, "parameters": {}}}])
 
 
-def test_golden_15_every_preset_is_tried_here() -> None:
-    assert BLOCKS.keys() == PRESETS.keys()
+def test_golden_15_every_template_is_tested_here() -> None:
+    assert BLOCKS.keys() == HINDSIGHT_BLOCKS.keys()
 
 
-@pytest.mark.parametrize("preset", BLOCKS)
-def test_golden_15_the_block_of_each_preset_is_at_the_end_of_the_last_user_message_only(
-    chat: ChatFormat, preset: str
+@pytest.mark.parametrize("template", BLOCKS)
+def test_golden_15_the_block_of_each_template_is_at_the_end_of_the_last_user_message_only(
+    chat: ChatFormat, template: str
 ) -> None:
     served = interaction(
         chat, prompt="2 + 2?", follow_up="  Shorter please.\n", history=dialogue("Hi", "Hello", system="Be kind.")
     )
-    values = {"optimizer": "adamw", "workers": {"precision": "float32"}}
-    found = read_one(chat, served, config=DistillConfig.model_validate({"preset": preset} | values))
+    found = read_one(chat, served, template=template)
     before = (
         "<|im_start|>system\nBe kind.<|im_end|>\n"
         "<|im_start|>user\nHi<|im_end|>\n"
@@ -54,7 +46,7 @@ def test_golden_15_the_block_of_each_preset_is_at_the_end_of_the_last_user_messa
     )
     after = "<|im_end|>\n<|im_start|>assistant\n"
     assert found.prompt_ids == served.turn.prompt_ids == chat.text_ids(before + after)
-    assert found.hindsight_ids == chat.text_ids(f"{before}{BLOCKS[preset]}Shorter please.{after}")
+    assert found.hindsight_ids == chat.text_ids(f"{before}{BLOCKS[template]}Shorter please.{after}")
 
 
 ASKED = [1, 283, 269, 201, 20, 223, 13, 223, 20, 33]
@@ -106,23 +98,10 @@ def test_golden_15_template_arguments_are_those_of_the_request_in_both_contexts(
         assert tool_chat.text(ids).endswith("<think></think>")
 
 
-def test_golden_15_no_system_message_is_added_and_a_stated_one_stays() -> None:
-    """Except where the preset says so: see the next test."""
-    assert not DistillConfig().context.empty_system
-    assert all(
-        preset.get("context", {}).get("empty_system", False) is (name == "official_online_code")
-        for name, preset in PRESETS.items()
-    )
-
-
-def test_golden_15_an_empty_system_message_is_added_on_request_where_there_is_none(chat: ChatFormat) -> None:
-    bare = read_one(chat, interaction(chat, prompt="Hi"), empty_system=True)
-    empty, asked = "<|im_start|>system\n<|im_end|>\n", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert chat.text(bare.prompt_ids) == empty + asked
-    assert chat.text(bare.hindsight_ids).startswith(empty)
-    assert bare.sampler_logprobs == (), "y was sampled after another x"
-    named = interaction(chat, history=dialogue(system="Be kind."))
-    assert read_one(chat, named, empty_system=True) == read_one(chat, named)
+def test_golden_15_no_system_message_is_added_and_a_stated_one_stays(chat: ChatFormat) -> None:
+    bare, named = interaction(chat, prompt="Hi"), interaction(chat, history=dialogue(system="Be kind."))
+    assert chat.text(read_one(chat, bare).prompt_ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert chat.text(read_one(chat, named).hindsight_ids).startswith("<|im_start|>system\nBe kind.<|im_end|>\n")
 
 
 @pytest.mark.parametrize("follow_up", ["", " ", "\n\t "])

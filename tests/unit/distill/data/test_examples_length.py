@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpo_ray.chat import ChatFormat
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import Example
 from sdpo_ray.records import Message, Role
 from tests.support.builders import dialogue, interaction, tool_use
 from tests.support.examples import ONLINE_BLOCK, read_examples, read_one, refusal_of

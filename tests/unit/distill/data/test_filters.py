@@ -17,16 +17,17 @@ def test_a_prompt_that_renders_differently_today_is_refused_also_where_it_would_
     served = interaction(chat, history=dialogue("a", "b"))
     other = with_turn(served, prompt_ids=served.turn.prompt_ids[1:])
     assert refusal_of(chat, other) == "prompt_mismatch"
-    assert refusal_of(chat, other, max_messages=1, empty_system=True) == "prompt_mismatch"
+    assert refusal_of(chat, other, max_messages=1) == "prompt_mismatch"
 
 
-def test_messages_that_the_template_refuses_are_refused(tmp_path: Path) -> None:
+def test_messages_that_the_template_refuses_are_refused(chat: ChatFormat, tmp_path: Path) -> None:
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TOOL_CHATML
-    chat = ChatFormat(tiny_policy(tmp_path, template=strict))
-    assert read_one(chat, interaction(chat)).first_scored == 0
-    assert refusal_of(chat, interaction(chat), empty_system=True) == "template_error"
-    odd = with_turn(interaction(chat), tools="[" * 100_000)
-    assert refusal_of(chat, odd) == "template_error"
+    strict_chat = ChatFormat(tiny_policy(tmp_path, template=strict))
+    assert read_one(strict_chat, interaction(strict_chat)).first_scored == 0
+    with_system = interaction(chat, history=dialogue(system="Be kind."))
+    assert refusal_of(strict_chat, with_system) == "template_error"
+    odd = with_turn(interaction(strict_chat), tools="[" * 100_000)
+    assert refusal_of(strict_chat, odd) == "template_error"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -38,7 +39,7 @@ def test_a_log_prob_that_is_no_number_is_refused(chat: ChatFormat, bad: float) -
 
 def test_a_zero_length_answer_is_refused(chat: ChatFormat) -> None:
     silent = with_turn(interaction(chat), response_ids=(), response_logprobs=())
-    assert refusal_of(chat, silent, end_token="always") == "empty_response"
+    assert refusal_of(chat, silent) == "empty_response"
     assert refusal_of(chat, as_text(interaction(chat), response=""), text_only="train") == "empty_response"
 
 

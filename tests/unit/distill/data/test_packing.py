@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import HINDSIGHT, PROMPT, Example
 from sdpo_ray.distill.data.packing import batches, micro_batches, rows, shard
 from tests.support.training_batches import CPU, made
 
@@ -91,7 +91,7 @@ def test_batches_keep_the_order_first_and_shuffle_later_epochs_by_seed() -> None
 @pytest.mark.parametrize("hindsight", [False, True])
 def test_sequences_lie_one_behind_the_other_and_exactly_the_responses_are_scored(hindsight: bool) -> None:
     first, second = made("a", 2, 3, 2, temperature=0.7), made("b", 1, 0, 1)
-    found = rows((first, second), hindsight=hindsight, device=CPU)
+    found = rows((first, second), HINDSIGHT if hindsight else PROMPT, device=CPU)
     context = first.hindsight_ids if hindsight else first.prompt_ids
     text = [*context, *first.response_ids]
     assert found.ids_1S.tolist() == [[*text, *second.prompt_ids, *second.response_ids]]
@@ -111,7 +111,7 @@ def test_golden_17_the_first_k_tokens_are_left_out_of_each_sequence_and_short_on
 ) -> None:
     k = 2
     items = [made(f"e{n}", 3, 4, n, first_scored=min(k, n)) for n in (1, 2, 5)]
-    found = rows(tuple(items), hindsight=hindsight, device=CPU)
+    found = rows(tuple(items), HINDSIGHT if hindsight else PROMPT, device=CPU)
     start = found.bounds.tolist()[2]
     context = len(items[2].hindsight_ids if hindsight else items[2].prompt_ids)
     assert found.row_N.tolist() == [2, 2, 2]
@@ -125,7 +125,7 @@ def test_each_scored_place_is_the_one_before_its_target(
     lengths: list[tuple[int, int, int]], k: int, hindsight: bool
 ) -> None:
     items = [made(f"e{i}", *sizes, first_scored=min(k, sizes[2])) for i, sizes in enumerate(lengths)]
-    found = rows(tuple(items), hindsight=hindsight, device=CPU)
+    found = rows(tuple(items), HINDSIGHT if hindsight else PROMPT, device=CPU)
     assert torch.equal(found.ids_1S[0, found.scored_N + 1], found.target_N)
     starts, ends = found.bounds[found.row_N.int()], found.bounds[found.row_N.int() + 1]
     assert ((starts <= found.scored_N) & (found.scored_N + 1 < ends)).all()
@@ -133,7 +133,7 @@ def test_each_scored_place_is_the_one_before_its_target(
 
 
 def test_an_empty_micro_batch_is_one_token_that_is_not_scored() -> None:
-    found = rows((), hindsight=False, device=CPU)
+    found = rows((), PROMPT, device=CPU)
     assert found.ids_1S.shape == (1, 1)
     assert found.bounds.tolist() == [0, 1]
     assert len(found.target_N) == len(found.row_N) == len(found.scored_N) == len(found.temperature_N) == 0

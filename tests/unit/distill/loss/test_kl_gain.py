@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo_ray.distill.loss.kl_gain import _AT_ONCE, _gained
+from sdpo_ray.distill.loss.kl_gain import _TOKENS_PER_PASS, _gain
 from sdpo_ray.distill.train.update_spec import GAINS_FILE, read_gains
 from sdpo_ray.errors import DataError
 from sdpo_ray.io.files import write_json
@@ -24,7 +24,7 @@ class Context:
 def gained(told: Tensor, before: Tensor, after: Tensor, *temperatures: float) -> list[float]:
     """Hidden states that are the logits themselves, by output weights of ones on the diagonal."""
     context: Any = Context(*(temperatures or (1.0,) * len(told)))
-    found: list[float] = _gained(context, told, before)(after, torch.eye(told.shape[1])).tolist()
+    found: list[float] = _gain(context, told, before)(after, torch.eye(told.shape[1])).tolist()
     return found
 
 
@@ -56,11 +56,11 @@ def test_a_policy_that_makes_the_answer_unlikely_does_not_seem_to_gain():
 
 def test_each_token_is_compared_at_its_own_temperature_and_chunks_change_nothing():
     torch.manual_seed(0)
-    count = 2 * _AT_ONCE + 3
+    count = 2 * _TOKENS_PER_PASS + 3
     told, before, after = torch.randn(3, count, 5)
     temperatures = [0.5 + 0.01 * n for n in range(count)]
     found = gained(told, before, after, *temperatures)
-    for n in (0, _AT_ONCE - 1, _AT_ONCE, count - 1):
+    for n in (0, _TOKENS_PER_PASS - 1, _TOKENS_PER_PASS, count - 1):
         p, q, r = ((each[n] / temperatures[n]).softmax(-1) for each in (before, told, after))
         assert found[n] == pytest.approx(kl(p, q) - kl(r, q), abs=1e-5)
 

@@ -151,7 +151,7 @@ def test_golden_8_with_its_kl_as_baseline_a_position_s_advantage_has_mean_zero()
     log_p_V, log_q_V = _logits(0, 6).log_softmax(-1), _logits(1, 6).log_softmax(-1)
     kl = (log_p_V.exp() * (log_p_V - log_q_V)).sum()
     pupil = table(torch.arange(6), learns(), weight_N=log_p_V.exp(), teacher_NV=log_q_V.expand(6, 6))
-    moved = policy_gradient(log_p_V, log_q_V - log_p_V, pupil._terms, learns().signal, baseline=-kl)
+    moved = policy_gradient(log_p_V, log_q_V - log_p_V, pupil.terms, learns().signal, baseline=-kl)
     assert abs(moved.coefficient_N.sum().item()) < 1e-15
     assert moved.coefficient_N.abs().sum() > 0.1
 
@@ -253,7 +253,7 @@ def test_a_scalar_baseline_does_not_move_the_expected_gradient() -> None:
     pupil = table(torch.arange(6), learns(), weight_N=log_p_V.exp(), teacher_NV=log_q_V.expand(6, 6))
 
     def ascent(baseline: float) -> Tensor:
-        moved = policy_gradient(log_p_V, log_q_V - log_p_V, pupil._terms, learns().signal, baseline=baseline)
+        moved = policy_gradient(log_p_V, log_q_V - log_p_V, pupil.terms, learns().signal, baseline=baseline)
         return moved.coefficient_N @ (torch.eye(6, dtype=torch.float64) - log_p_V.exp())
 
     torch.testing.assert_close(ascent(1.7), ascent(0.0), **_TIGHT)

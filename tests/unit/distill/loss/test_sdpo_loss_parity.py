@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import DistillConfig
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import Example
 from sdpo_ray.distill.data.packing import micro_batches
 from sdpo_ray.distill.model.load import load_packed, load_policy
 from tests.support.training_batches import alone, chosen, gradient, learns, made, step, table
@@ -104,9 +104,13 @@ def test_golden_12_and_13_the_official_online_loss_on_fixed_tensors_is_ppo_s_and
 _ITEMS = [made("a", 5, 4, 7), made("b", 9, 6, 1), made("c", 2, 11, 12), made("d", 4, 3, 3), made("e", 20, 5, 2)]
 
 
-def _official(preset: str) -> DistillConfig:
-    # As published but for what needs a GPU: their optimizer and weights in bf16.
-    return DistillConfig(preset=preset, optimizer="adamw", workers={"precision": "float32"})  # type: ignore[arg-type]
+_IGNORE_FIRST_K = 2
+"""Of the authors' offline script."""
+
+
+def _official(preset: str, **values: Any) -> DistillConfig:
+    """The settings of the authors' scripts but for 8-bit AdamW and bf16 weights, which need a GPU."""
+    return DistillConfig.model_validate({"preset": preset} | values)
 
 
 def _whole(model: Any, items: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,7 +128,8 @@ def _whole(model: Any, items: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_golden_13_the_official_offline_loss_through_a_whole_step(path: Path) -> None:
-    config = _official("official_offline_code")
+    context = {"template": "offline_code", "ignore_first_k": _IGNORE_FIRST_K}
+    config = _official("paper_offline", batch_size=128, max_grad_norm=10.0, context=context)
     k = config.context.ignore_first_k
     assert k == 2
     plain = load_policy(path).double()
@@ -143,7 +148,7 @@ def test_golden_13_the_official_online_loss_through_a_whole_step(path: Path) -> 
     student_BT, teacher_BT, is_pad_BT = _whole(plain, _ITEMS)
     official_online_loss(student_BT, teacher_BT, student_BT.detach(), is_pad_BT).backward()
     model = load_packed(path).double()
-    _, ours = step(model, micro_batches(_ITEMS, 64), _official("official_online_code"))
+    _, ours = step(model, micro_batches(_ITEMS, 64), _official("paper_online", signal={"baseline": "seq_mean"}))
     assert (ours - gradient(plain)).norm() <= 1e-6 * ours.norm()
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import DistillConfig
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import Example
 from sdpo_ray.distill.data.packing import MicroBatch, PackedRows, micro_batches, shard
 from sdpo_ray.distill.model.attention import PACKED, register
 from sdpo_ray.distill.model.load import load_packed, load_policy

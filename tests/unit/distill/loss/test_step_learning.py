@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdpo_ray.config import DistillConfig
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import Example
 from sdpo_ray.distill.data.packing import PackedRows, micro_batches
 from sdpo_ray.distill.loss.step import StepPolicy, run_step
 from sdpo_ray.distill.model.load import load_packed

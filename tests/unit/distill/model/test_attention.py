@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdpo_ray.distill.data.example import HINDSIGHT, PROMPT
 from sdpo_ray.distill.data.packing import PackedRows, rows
 from sdpo_ray.distill.model.attention import PACKED, packed_attention, register
 from sdpo_ray.distill.model.packed_lm import PackedLM
@@ -63,7 +64,7 @@ def _alone(model: Any, context: PackedRows) -> Tensor:
 @pytest.mark.parametrize("model_type", ["qwen3", "llama", "olmo2"])
 @pytest.mark.parametrize("hindsight", [False, True])
 def test_golden_20_packed_sequences_are_what_each_is_by_itself(model_type: str, theirs: str, hindsight: bool) -> None:
-    context = rows(_ITEMS, hindsight=hindsight, device=CPU)
+    context = rows(_ITEMS, HINDSIGHT if hindsight else PROMPT, device=CPU)
     expected = _alone(_model(theirs, model_type=model_type), context)
     found = _hidden(_model(PACKED, model_type=model_type), context)
     torch.testing.assert_close(found, expected, **_FP32)
@@ -73,7 +74,7 @@ def test_golden_20_packed_sequences_are_what_each_is_by_itself(model_type: str, 
 @pytest.mark.parametrize("window", [1, 4, 26, 100])
 def test_golden_20_a_sliding_window_is_transformers_own(window: int, theirs: str) -> None:
     # Sequences of 23, 3 and 17 tokens: longer than the window, and shorter.
-    context = rows(_ITEMS, hindsight=False, device=CPU)
+    context = rows(_ITEMS, PROMPT, device=CPU)
     sliding = _model(PACKED, window=window)
     assert sliding.config.layer_types == ["full_attention", "sliding_attention"]
     found = _hidden(sliding, context)
@@ -85,7 +86,7 @@ def test_golden_20_a_sliding_window_is_transformers_own(window: int, theirs: str
 @pytest.mark.parametrize("window", [None, 4])
 def test_golden_20_nothing_leaks_from_one_sequence_into_another(window: int | None) -> None:
     model = _model(PACKED, window=window)
-    context = rows(_ITEMS, hindsight=False, device=CPU)
+    context = rows(_ITEMS, PROMPT, device=CPU)
     embedded: list[Tensor] = []
 
     def keep(module: Any, args: Any, output: Tensor) -> Tensor:

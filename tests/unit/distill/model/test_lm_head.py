@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sdpo_ray.distill.data.example import HINDSIGHT
+from sdpo_ray.distill.loss.sdpo_loss import TeacherScores
 from sdpo_ray.distill.model.lm_head import chunks, fused_loss, logits, logprobs
 from tests.support.training_batches import SIGNALS, learns, table
 
@@ -161,7 +163,7 @@ def test_golden_21_no_tensor_is_larger_than_the_logits_of_one_chunk(signal: dict
     teacher_ND = hidden_ND.detach().flip(0)
     pupil = table(target_N, config, weight_N=torch.ones(num_tokens), row_N=torch.arange(num_tokens) // 4)
     if config.signal.compares_distributions:
-        pupil._taught = type(pupil._taught)(hindsight=teacher_ND)
+        pupil.teacher = TeacherScores(by_context={HINDSIGHT: teacher_ND})
     with _Largest() as largest:
         pupil.loss(hidden_ND, weight_VD).backward()
     assert largest.elements == 5 * vocabulary

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdpo_ray.config import DistillConfig
-from sdpo_ray.distill.data.examples import Example
+from sdpo_ray.distill.data.example import PROMPT, Example
 from sdpo_ray.distill.data.packing import rows
 from sdpo_ray.distill.loss.step import StepPolicy, run_step
 from sdpo_ray.distill.loss.teacher import Teacher
@@ -243,7 +243,7 @@ def saved_bytes(model: Any) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = PackedLM(model)(rows(examples(TOKENS), hindsight=False), lambda hidden_ND, weight_VD: hidden_ND)
+        hidden = PackedLM(model)(rows(examples(TOKENS), PROMPT), lambda hidden_ND, weight_VD: hidden_ND)
     assert hidden.requires_grad
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
 

@@ -8,7 +8,7 @@ import httpx
 from sdpo_ray.headers import POLICY_VERSION
 from sdpo_ray.records.run_events import ShadowResponse
 from sdpo_ray.telemetry import read_events
-from serve.canary.shadow import AT_ONCE
+from serve.canary.shadow import MAX_COPIES
 from tests.support.canary import CHAMPION_TEXT, FakeCanary, UsersApp, chat_body, users_of, with_client
 from tests.support.recorded_engine import text_of
 
@@ -55,10 +55,10 @@ def test_shadow_copies_delay_no_request_and_are_dropped_over_the_limit(users_app
                 )
                 received.append(text_of(reply))
             assert router.counters.values["shadow.dropped"] > 0
-            assert len(canary.asked) == AT_ONCE
+            assert len(canary.asked) == MAX_COPIES
             assert canary.waits is not None
             canary.waits.set()
-            while users_app.counted.get("shadow.answered", 0) < AT_ONCE:
+            while users_app.counted.get("shadow.answered", 0) < MAX_COPIES:
                 await asyncio.sleep(0.01)
             return received
 

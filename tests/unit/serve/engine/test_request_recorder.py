@@ -8,7 +8,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
-from sdpo_ray.capture.recorder import EngineResponse
+from sdpo_ray.capture.engine_response import EngineResponse
 from sdpo_ray.records import FinishReason, Sampling, ToolCall, VersionSpan
 from serve.engine.request_recorder import CallsOf, RequestRecorder, sampling_of
 from serve.request_context import ChatContext, RequestContext

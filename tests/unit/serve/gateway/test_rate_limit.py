@@ -44,9 +44,9 @@ async def ask(
     limiter: LocalRateLimiter, limits: LimitsConfig, who: str = "k1", *, tokens: int = 0
 ) -> RateLimitDecision:
     """One request that is over at once."""
-    decision = await limiter.enter(who, limits)
+    decision = await limiter.acquire(who, limits)
     if not decision.refused:
-        await limiter.leave(who, limits, decision.ticket, tokens)
+        await limiter.release(who, limits, decision.ticket, tokens)
     return decision
 
 
@@ -103,16 +103,16 @@ def test_requests_at_once_are_counted_until_they_are_over_or_lost(monkeypatch: p
 
     async def scenario() -> list[str]:
         limiter, limits = LocalRateLimiter(60), LimitsConfig(concurrent=2)
-        first = await limiter.enter("k", limits)
-        await limiter.enter("k", limits)
-        refused = await limiter.enter("k", limits)
+        first = await limiter.acquire("k", limits)
+        await limiter.acquire("k", limits)
+        refused = await limiter.acquire("k", limits)
         assert refused.retry_after_s == 1
-        await limiter.leave("k", limits, first.ticket, 0)
-        again = await limiter.enter("k", limits)
-        full = await limiter.enter("k", limits)
+        await limiter.release("k", limits, first.ticket, 0)
+        again = await limiter.acquire("k", limits)
+        full = await limiter.acquire("k", limits)
         # A replica that died never says that its requests are over.
         monotonic.now += 61
-        lost = await limiter.enter("k", limits)
+        lost = await limiter.acquire("k", limits)
         return [refused.refused, again.refused, full.refused, lost.refused]
 
     assert run(scenario()) == ["concurrent", "", "concurrent", ""]
@@ -121,10 +121,10 @@ def test_requests_at_once_are_counted_until_they_are_over_or_lost(monkeypatch: p
 def test_a_refused_request_costs_nothing(clock: Clock) -> None:
     async def scenario() -> str:
         limiter, limits = LocalRateLimiter(60), LimitsConfig(requests_per_minute=5, concurrent=1)
-        held = await limiter.enter("k", limits)
+        held = await limiter.acquire("k", limits)
         for _ in range(20):
-            assert (await limiter.enter("k", limits)).refused == "concurrent"
-        await limiter.leave("k", limits, held.ticket, 0)
+            assert (await limiter.acquire("k", limits)).refused == "concurrent"
+        await limiter.release("k", limits, held.ticket, 0)
         return (await ask(limiter, limits, "k")).headers["x-ratelimit-remaining-requests"]
 
     assert run(scenario()) == "3"
@@ -150,9 +150,9 @@ def test_who_comes_back_after_retry_after_is_let_in_and_a_second_earlier_is_not(
         decision = await ask(limiter, limits)
         assume(decision.refused)
         clock.now += max(0.0, decision.retry_after_s - 1.003)
-        early = await limiter.enter("k1", limits)
+        early = await limiter.acquire("k1", limits)
         clock.now += min(decision.retry_after_s, 1.003)
-        return decision.retry_after_s, early.refused, (await limiter.enter("k1", limits)).refused
+        return decision.retry_after_s, early.refused, (await limiter.acquire("k1", limits)).refused
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "time", clock)
@@ -184,10 +184,10 @@ def test_seconds_until_under_is_when_the_windows_have_slid_below_the_limit(
 def test_a_ticket_that_comes_back_before_it_was_asked_for_is_never_out() -> None:
     async def scenario() -> list[str]:
         shared, limits = RateLimiterActor(60), LimitsConfig(concurrent=1)
-        await shared.leave("k", limits, "late", 0)
-        given_up = await shared.enter("k", limits, "late")
+        await shared.release("k", limits, "late", 0)
+        given_up = await shared.acquire("k", limits, "late")
         assert given_up.ticket == ""
-        return [(await shared.enter("k", limits, ticket)).refused for ticket in ("first", "second")]
+        return [(await shared.acquire("k", limits, ticket)).refused for ticket in ("first", "second")]
 
     assert run(scenario()) == ["", "concurrent"]
 

@@ -13,7 +13,7 @@ from serve.gateway.auth import UserAuthenticator
 from serve.gateway.middleware import GatewayMiddleware
 from serve.gateway.observability import Observability
 from serve.request_context import request_context_of
-from tests.support.otlp_collector import Telescope, attributes
+from tests.support.otlp_collector import OtlpCollector, attributes
 from tests.support.recorded_engine import health_of
 
 CHAT = "/v1/chat/completions"
@@ -42,17 +42,17 @@ def test_a_request_is_a_span_under_the_client_s_with_a_child_for_each_stage_and_
             await client.post(f"{CHAT}?q={CANARY}", json={"user": CANARY}, headers=headers)
             await client.post(CHAT, json={})
 
-    with Telescope() as telescope:
+    with OtlpCollector() as collector:
         observability = Observability(
-            ServeConfig(otlp_endpoint=telescope.endpoint), replica="r1", registry=CollectorRegistry()
+            ServeConfig(otlp_endpoint=collector.endpoint), replica="r1", registry=CollectorRegistry()
         )
         asyncio.run(ask(observability))
         observability.close()
-    own, alone = (span for span in telescope.spans if span.name == f"POST {CHAT}")
+    own, alone = (span for span in collector.spans if span.name == f"POST {CHAT}")
     assert (own.trace_id.hex(), own.parent_span_id.hex()) == (TRACE, PARENT)
     assert passed_on[0] == f"00-{TRACE}-{own.span_id.hex()}-01"
     assert (alone.trace_id.hex() != TRACE, alone.parent_span_id) == (True, b"")
-    children = [span for span in telescope.spans if span.parent_span_id == own.span_id]
+    children = [span for span in collector.spans if span.parent_span_id == own.span_id]
     assert [span.name for span in children] == ["gate", "engine", "journal"]
     for child in children:
         assert child.end_time_unix_nano - child.start_time_unix_nano >= 2_000_000
@@ -62,4 +62,4 @@ def test_a_request_is_a_span_under_the_client_s_with_a_child_for_each_stage_and_
     assert (said["gen_ai.usage.input_tokens"], said["gen_ai.usage.output_tokens"]) == (12, 34)
     assert (said["sdpo.policy_version"], said["sdpo.tenant"]) == (5, "default")
     assert own.status.code == 2
-    assert b"4711" not in b"".join(telescope.received)
+    assert b"4711" not in b"".join(collector.received)

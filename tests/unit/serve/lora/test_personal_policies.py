@@ -13,7 +13,7 @@ from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, FileDigest, Fingerprint, PersonalPolicy
 from serve.lora.lora_cache import CacheFull, LoRACache
-from serve.lora.personal_policies import LOOK_S, PersonalPolicies
+from serve.lora.personal_policies import RECHECK_S, PersonalPolicies
 from serve.request_context import ChatContext, LoadedAdapter, RequestContext
 
 
@@ -111,7 +111,7 @@ def test_a_policy_learned_under_an_earlier_key_still_answers(scene: Scene):
     scene.keys = scene.keys.rotate()
     assert scene.ask("ann") == "ann@1"
     scene.write(scene.owner("ann"), name="ann@2")
-    scene.now += LOOK_S
+    scene.now += RECHECK_S
     assert scene.ask("ann") == "ann@2"
 
 
@@ -137,7 +137,7 @@ def test_a_refused_policy_is_tried_once_until_its_pointer_is_written_again(scene
     scene.cache.against["ann@1"] = SwapError("torn")
     for _ in range(3):
         assert scene.ask() == ""
-        scene.now += LOOK_S
+        scene.now += RECHECK_S
     assert scene.cache.asked == ["ann@1"]
     scene.write(scene.owner(), name="ann@2")
     assert scene.ask() == "ann@2"
@@ -150,7 +150,7 @@ def test_where_all_adapters_are_busy_the_shared_policy_answers_and_the_next_requ
     assert scene.ask() == ""
     del scene.cache.against["ann@1"]
     assert scene.ask() == "ann@1"
-    assert scene.personal.counters.values == {"crowded": 1, "served": 1}
+    assert scene.personal.counters.values == {"cache_full": 1, "served": 1}
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", "\x00"])
@@ -161,7 +161,7 @@ def test_a_pointer_that_is_none_costs_nobody_an_answer(scene: Scene, content: st
     assert scene.ask() == ""
     assert scene.personal.counters.values == {"unreadable": 1}
     scene.write(scene.owner())
-    scene.now += LOOK_S
+    scene.now += RECHECK_S
     assert scene.ask() == "ann@1"
 
 
@@ -185,7 +185,7 @@ def test_a_pointer_is_looked_at_once_a_second_and_counts_no_more_when_it_is_gone
     assert len(looks) == 1
     scene.layout.personal_pointer(scene.owner()).unlink()
     assert scene.ask() == "ann@1"
-    scene.now += LOOK_S
+    scene.now += RECHECK_S
     assert scene.ask() == ""
 
 
@@ -198,7 +198,7 @@ def test_the_rest_of_a_request_goes_on_with_the_policy_it_began_with(scene: Scen
             assert adapter is None
         chat.admitted = True
         scene.write(owner_digest(scene.keys.pairing_key, tenant="t", pseudonym=""), name="tenant@1")
-        scene.now += LOOK_S
+        scene.now += RECHECK_S
         async with scene.personal.select(chat) as adapter:
             assert adapter is None
 

@@ -52,17 +52,17 @@ def test_a_torn_file_is_named(checkpoint: Path, cut: int):
 def test_a_file_with_something_behind_its_tensors_is_refused(checkpoint: Path):
     with (checkpoint / "model.safetensors").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(DataError, match="and its header speaks of"):
+    with pytest.raises(DataError, match=r"model\.safetensors is torn, .*not fully covered"):
         checkpoint_io.headers(checkpoint)
 
 
 def test_a_header_of_other_things_is_refused(checkpoint: Path):
     for header in (b"[]", b'{"a": 1}', b'{"a": {"dtype": "F32"}}', b"\xff"):
         (checkpoint / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-        with pytest.raises(DataError, match="has no header"):
+        with pytest.raises(DataError, match=r"model\.safetensors is torn, .*invalid (JSON|UTF-8) in header"):
             checkpoint_io.headers(checkpoint)
     (checkpoint / "model.safetensors").write_bytes((1 << 60).to_bytes(8, "little"))
-    with pytest.raises(DataError, match="no safetensors file"):
+    with pytest.raises(DataError, match=r"no safetensors file: .*header too large"):
         checkpoint_io.headers(checkpoint)
 
 

@@ -13,7 +13,7 @@ from sdpo_ray.errors import SwapError
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.promote.release import point_at
-from sdpo_ray.records import Canary, Candidate, Fingerprint, Release
+from sdpo_ray.records import BASE_VERSION, Canary, Candidate, Fingerprint, Release
 from serve.weights import release_watcher
 from serve.weights.release_watcher import ReleasePointer, ReleaseWatcher, first_whole, start
 
@@ -22,14 +22,14 @@ FINGERPRINT = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
-    """Versions 0, 1 and 2 were released one after the other; their weights are whole."""
+    """Versions 1, 2 and 3 were released one after the other; their weights are whole."""
     layout = Layout(tmp_path)
-    for version in range(3):
+    for version in range(1, 4):
         path = tmp_path / f"weights-{version}"
         path.mkdir()
         save_file({"a": torch.ones(1)}, path / "model.safetensors")
         candidate = Candidate(
-            policy_version=version, parent_version=0, path=str(path), snapshot_id="", fingerprint=FINGERPRINT
+            policy_version=version, parent_version=BASE_VERSION, path=str(path), snapshot_id="", fingerprint=FINGERPRINT
         )
         point_at(layout, candidate)
     return layout
@@ -64,10 +64,10 @@ def versions(releases: Iterable[Release]) -> list[int]:
 
 def test_a_replica_starts_on_the_pointer_then_on_what_was_served_before(layout: Layout):
     known = ReleasePointer(layout, "users").to_start_on()
-    assert versions(known) == [2, 1, 0]
+    assert versions(known) == [3, 2, 1]
     swapper = FakeSwapper(known[0])
     asyncio.run(start(swapper, known, loaded=known[0]))
-    assert swapper.tried == ["verify v2"]
+    assert swapper.tried == ["verify v3"]
 
 
 def test_before_the_first_release_there_is_nothing_to_start_on(tmp_path: Path):
@@ -76,8 +76,8 @@ def test_before_the_first_release_there_is_nothing_to_start_on(tmp_path: Path):
 
 def test_releases_that_name_each_other_as_the_one_before_are_each_tried_once(layout: Layout):
     one = ReleasePointer(layout, "users").to_start_on()[1]
-    write_json(layout.release(1), replace(one, previous_version=2))
-    assert versions(ReleasePointer(layout, "users").to_start_on()) == [2, 1, 0]
+    write_json(layout.release(2), replace(one, previous_version=3))
+    assert versions(ReleasePointer(layout, "users").to_start_on()) == [3, 2, 1]
 
 
 def test_a_replica_comes_up_on_the_release_before_one_that_is_gone_or_wrong(layout: Layout):
@@ -85,16 +85,16 @@ def test_a_replica_comes_up_on_the_release_before_one_that_is_gone_or_wrong(layo
     (Path(known[0].path) / "model.safetensors").unlink()
     loaded = first_whole(known)
     assert loaded == known[1]
-    swapper = FakeSwapper(known[1], refuse={2, 1})
+    swapper = FakeSwapper(known[1], refuse={3, 2})
     asyncio.run(start(swapper, known, loaded=loaded))
-    assert swapper.tried == ["to v2", "verify v1", "to v0"]
+    assert swapper.tried == ["to v3", "verify v2", "to v1"]
     assert swapper.serving == known[2]
 
 
 def test_a_replica_that_can_serve_nothing_says_so(layout: Layout):
     known = ReleasePointer(layout, "users").to_start_on()
-    with pytest.raises(SwapError, match="no release that is known of checks out: not this one"):
-        asyncio.run(start(FakeSwapper(known[0], refuse={0, 1, 2}), known, loaded=known[0]))
+    with pytest.raises(SwapError, match="no known release checks out: not this one"):
+        asyncio.run(start(FakeSwapper(known[0], refuse={1, 2, 3}), known, loaded=known[0]))
 
 
 def test_the_evaluator_follows_a_pointer_of_its_own(layout: Layout):
@@ -102,24 +102,24 @@ def test_the_evaluator_follows_a_pointer_of_its_own(layout: Layout):
     assert pointer.read() is None
     release = ReleasePointer(layout, "users").to_start_on()[1]
     write_json(layout.eval_pointer, replace(release, previous_version=None))
-    assert versions(pointer.to_start_on()) == [1, 0]
+    assert versions(pointer.to_start_on()) == [2, 1]
 
 
-def test_a_canary_serves_the_candidate_on_canary_and_else_what_users_are(layout: Layout):
+def test_a_canary_serves_the_candidate_and_without_one_the_users_release(layout: Layout):
     pointer = ReleasePointer(layout, "canary")
-    assert versions(pointer.to_start_on()) == [2, 1, 0]
+    assert versions(pointer.to_start_on()) == [3, 2, 1]
     before = pointer.stamp()
-    on_canary = replace(ReleasePointer(layout, "users").to_start_on()[0], policy_version=3, previous_version=2)
-    canary = Canary(candidate=on_canary, champion_version=2, mode="canary", share=0.1, started_at_s=0.0)
+    candidate = replace(ReleasePointer(layout, "users").to_start_on()[0], policy_version=4, previous_version=3)
+    canary = Canary(candidate=candidate, champion_version=3, mode="canary", share=0.1, started_at_s=0.0)
     write_json(layout.canary_pointer, canary)
     assert pointer.stamp() != before
-    assert versions(pointer.to_start_on()) == [3, 2, 1, 0]
+    assert versions(pointer.to_start_on()) == [4, 3, 2, 1]
     layout.canary_pointer.unlink()
     assert pointer.read() == ReleasePointer(layout, "users").read()
 
 
 def test_a_follower_tries_a_release_once_and_says_why_it_is_not_served(layout: Layout, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(release_watcher, "FOLLOW_S", 0.001)
+    monkeypatch.setattr(release_watcher, "POLL_S", 0.001)
 
     async def until(follower: ReleaseWatcher, refused: str | None) -> None:
         async with asyncio.timeout(5):
@@ -128,12 +128,12 @@ def test_a_follower_tries_a_release_once_and_says_why_it_is_not_served(layout: L
 
     async def run() -> None:
         known = ReleasePointer(layout, "users").to_start_on()
-        swapper = FakeSwapper(known[1], refuse={2})
+        swapper = FakeSwapper(known[1], refuse={3})
         follower = ReleaseWatcher(ReleasePointer(layout, "users"), swapper)
         following = asyncio.ensure_future(follower.follow())
-        await until(follower, "v2: not this one")
+        await until(follower, "v3: not this one")
         await asyncio.sleep(0.01)
-        assert swapper.tried == ["to v2"]
+        assert swapper.tried == ["to v3"]
         write_json(layout.release_pointer, known[2])
         await until(follower, None)
         assert swapper.serving == known[2]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdpo_ray.chat import HINDSIGHT
+from sdpo_ray.chat import HINDSIGHT_BLOCKS
 from sdpo_ray.simulate.phrases import HELD_OUT_PRAISES, WORDINGS
 from sdpo_ray.simulate.tiny_policy import CHECKPOINT
 from sdpo_ray.simulate.tiny_policy.corpus import CorpusConversation, sample_conversation, with_hindsight
@@ -70,7 +70,7 @@ def test_a_plain_question_is_answered_in_every_style_about_equally_often(convers
 def test_every_answer_to_a_question_is_right(conversations):
     for turns in (c.turns for c in conversations):
         for said, reply in zip(turns[::2], turns[1::2], strict=True):
-            asked = said.split(HINDSIGHT["online"])[0]
+            asked = said.split(HINDSIGHT_BLOCKS["online"])[0]
             if find_question(asked):
                 assert is_right(asked, reply), turns
 
