@@ -38,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.unit)
 
 
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """The paths of an empty run, in a folder with a space in its name."""
+    return Layout(tmp_path / "a run")
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """A Ray cluster for this session, without a dashboard and with HAProxy as in `make demo`. Yields its address."""

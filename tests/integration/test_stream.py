@@ -26,11 +26,6 @@ from tests.support.journals import record
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
 
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "a run")
-
-
 def curator(layout: Layout, **config: object) -> Curator:
     # The turns of these tests are from 1970.
     curate = CurateConfig(**{"max_age_days": 1e6, "max_per_user_hour": 0} | config)  # type: ignore[arg-type]
