@@ -8,15 +8,16 @@ import typer
 from sdpo_ray.capture.api_key_lines import api_key_lines
 from sdpo_ray.capture.api_keys import ApiKeys
 from sdpo_ray.capture.pseudonyms import Pseudonyms
+from sdpo_ray.cli.help_text import HelpCommand
 from sdpo_ray.cli.options import LAPTOP, Overrides, RunFile, plain_errors, read_run
 
 _EXAMPLE = "\b\nsdpo keys add --tenant shop --requests-per-minute 600\nsdpo keys list"
-_HELP = f"Manage the API keys of tenants and the keys of users' pseudonyms.\n\n{_EXAMPLE}"
 _LIMIT = "{}; 0 for no limit. Default: that of the section `serve.limits` of the run file."
+_HELP = f"Manage the API keys of tenants and the keys of users' pseudonyms.\n\n{_EXAMPLE}"
 app = typer.Typer(help=_HELP, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def rotate(run: RunFile = LAPTOP, overrides: Overrides = None) -> None:
     """Make a new key for users' pseudonyms.
 
@@ -28,7 +29,7 @@ def rotate(run: RunFile = LAPTOP, overrides: Overrides = None) -> None:
     typer.echo(f"pseudonyms are made with key {pseudonyms.key_ids[0]} now, the newest of {len(pseudonyms.key_ids)}")
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def add(
     tenant: Annotated[str, typer.Option(help="Tenant of the requests that carry this key.")],
     requests_per_minute: Annotated[int | None, typer.Option(min=0, help=_LIMIT.format("Requests a minute"))] = None,
@@ -51,7 +52,7 @@ def add(
         typer.echo("every request needs a key from now on", err=True)
 
 
-@app.command("list")
+@app.command("list", cls=HelpCommand)
 def list_keys(run: RunFile = LAPTOP, overrides: Overrides = None) -> None:
     """List the API keys by id, tenant, day and own limits."""
     with plain_errors():
@@ -59,7 +60,7 @@ def list_keys(run: RunFile = LAPTOP, overrides: Overrides = None) -> None:
             typer.echo(line)
 
 
-@app.command()
+@app.command(cls=HelpCommand)
 def revoke(
     key_id: Annotated[str, typer.Argument(help="Id as `sdpo keys list` shows it.")],
     run: RunFile = LAPTOP,
@@ -67,8 +68,7 @@ def revoke(
 ) -> None:
     """Refuse an API key from now on. A run whose last key is revoked answers every request with 401."""
     with plain_errors():
-        left = len(_api_keys(run, overrides).revoke(key_id).keys)
-    typer.echo(f"key {key_id} is revoked; {left} left")
+        typer.echo(f"key {key_id} is revoked; {len(_api_keys(run, overrides).revoke(key_id).keys)} left")
 
 
 def _api_keys(run: Path, overrides: list[str] | None) -> ApiKeys:

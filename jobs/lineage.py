@@ -31,7 +31,7 @@ def main(
     with plain_errors():
         if sum(each is not None for each in (user, release, turn)) != 1:
             raise ConfigError("give one of --user, --release and --turn")
-        from sdpo_ray.privacy.lineage_query import ancestors_of, lineage_of
+        from sdpo_ray.privacy.lineage import ancestors_of, lineage_of
 
         layout = resolved.layout
         found = ancestors_of(layout, release) if release is not None else lineage_of(layout, tenant, user, turn)

@@ -64,13 +64,12 @@ def sdpo(
     """Serve a language model, learn from its users' reactions, and release each update that a gate accepts.
 
     \b
-    sdpo demo                                all of it on this machine, with a small model
-    ray start --head                         or on a cluster, with a run file of your own:
-    sdpo deploy --run my.toml                serve its policy on http://127.0.0.1:8000/v1
-    sdpo continual --run my.toml             learn from those who use it
+    sdpo demo                       all of it on this machine, with a small model
+    ray start --head                your own model, on a cluster:
+    sdpo deploy --run my.toml       serve it on http://127.0.0.1:8000/v1
+    sdpo continual --run my.toml    learn from its users
 
-    `sdpo COMMAND --help` explains a command with an example. `sdpo --install-completion` lets the shell complete
-    commands, options, run files and their keys.
+    `sdpo COMMAND --help` shows what a command does, with an example.
     """
 
 

@@ -1,8 +1,8 @@
-"""Chat messages to token ids, with the policy's own template.
+"""Chat messages to token ids, with the policy's own chat template.
 
-User text never becomes a control token: every control string in a message is broken by a zero-width
-space before the template sees it. `serve` and `distill` call the same function, so the prompt that was
-served and the contexts that are learned from are rendered alike.
+User text never becomes a control token: every control string in a message is broken by a zero-width space before the
+template renders it. `serve` and `distill` call the same function, so the served prompt and the training contexts are
+rendered alike.
 """
 
 import json
@@ -33,8 +33,8 @@ HINDSIGHT_BLOCKS = {
     ),
     "paper": "\nThe following is a future user message. Use this to guide your answer to the user prompt: ",
 }
-"""What stands between a user's message and the follow-up in the context (x, o), by name. Sources: Table 1 of arXiv
-2603.12273, `online_sdpo_trainer.py` and `offline_sdpo_trainer.py` of lasgroup/user_interactions."""
+"""Text between a user's message and the follow-up in the context (x, o), by name of the template. Sources: Table 1 of
+arXiv 2603.12273, `online_sdpo_trainer.py` and `offline_sdpo_trainer.py` of lasgroup/user_interactions."""
 
 _BREAK = "\u200b"
 _FIXED: dict[str, Any] = {
@@ -44,24 +44,24 @@ _FIXED: dict[str, Any] = {
     "add_generation_prompt": True,
     "continue_final_message": False,
 }
-"""Arguments of a template that are not the client's to give: vLLM, too, overrides or refuses them."""
+"""Template arguments that a client cannot set; vLLM also overrides or refuses them."""
 
 
 class ControlTokens:
-    """The strings that a tokenizer would turn into control tokens."""
+    """The strings that a tokenizer encodes as control tokens."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
         strings = sorted({token for token in tokens if len(token) > 1}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, strings))) if strings else None
 
     def escape(self, text: str) -> str:
-        """Return `text` with each control string broken after its first character; else unchanged."""
+        """`text` with each control string broken by a zero-width space after its first character."""
         if self._pattern is None:
             return text
         return self._pattern.sub(lambda match: match[0][0] + _BREAK + match[0][1:], text)
 
     def escape_json(self, value: Any) -> Any:
-        """A copy of a JSON value with the control strings in all its strings and keys broken."""
+        """A copy of a JSON value with `escape` applied to all its strings and keys."""
         if isinstance(value, str):
             return self.escape(value)
         if isinstance(value, list):
@@ -72,7 +72,7 @@ class ControlTokens:
 
 
 def call_arguments(text: str) -> dict[str, Any]:
-    """The arguments of a tool call as templates read them: none where `text` is no JSON object, as in vLLM."""
+    """The arguments of a tool call as an object for templates; empty where `text` is no JSON object, as in vLLM."""
     try:
         arguments = json.loads(text)
     except (ValueError, RecursionError):
@@ -92,37 +92,37 @@ class ChatFormat:
         self.eos_id: int = self._tokenizer.eos_token_id
 
     def prompt_ids(self, messages: Sequence[Message], *, tools: str = "", template_kwargs: str = "") -> tuple[int, ...]:
-        """Token ids of the prompt that asks for the next assistant message.
+        """Token ids of the prompt for the next assistant message.
 
-        `tools` and `template_kwargs` are JSON as on a `Turn`; empty means none. Raises DataError where the template
-        or the tokenizer has no prompt for them.
+        `tools` and `template_kwargs` are JSON as on a `Turn`; empty means none. Raises DataError where the template or
+        the tokenizer fails on them.
         """
         from jinja2 import TemplateError
 
         try:
-            asked = self.control.escape_json(json.loads(template_kwargs)) if template_kwargs else {}
-            offered = self.control.escape_json(json.loads(tools)) if tools else None
-            chat = [self._rendered(message) for message in messages]
-            text = self._tokenizer.apply_chat_template(**asked | _FIXED, conversation=chat, tools=offered)
+            arguments = self.control.escape_json(json.loads(template_kwargs)) if template_kwargs else {}
+            escaped_tools = self.control.escape_json(json.loads(tools)) if tools else None
+            chat = [self._template_message(message) for message in messages]
+            text = self._tokenizer.apply_chat_template(**arguments | _FIXED, conversation=chat, tools=escaped_tools)
             return self.text_ids(text)
         except (TemplateError, TypeError, ValueError, RecursionError) as error:
             raise DataError(f"no prompt for these messages: {error}") from error
 
     def text_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of `text` as it stands, control strings included, nothing added."""
+        """Token ids of `text` unchanged: control strings become control tokens, and nothing is added."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Where each token of `text_ids(text)` begins and ends, in characters; parts of a character have all of it."""
+        """Start and end in characters of each token of `text_ids(text)`; tokens that share a character all span it."""
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """The text that token ids spell, control tokens included."""
+        """The text of token ids, with control tokens as they are written."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
-    def _rendered(self, message: Message) -> dict[str, Any]:
-        """A message as templates read it: arguments of a call as an object, control strings broken in all text."""
+    def _template_message(self, message: Message) -> dict[str, Any]:
+        """A message as templates read it: tool call arguments as an object, all text escaped."""
         chat: dict[str, Any] = {"role": message.role.value, "content": message.content}
         if message.tool_calls:
             chat["tool_calls"] = [

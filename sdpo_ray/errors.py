@@ -1,27 +1,27 @@
-"""Every exception this project raises on purpose.
+"""Exceptions that this project raises.
 
     SdpoError
-    ├── ConfigError      (ValueError)    a run file, flag or environment the user can correct
-    ├── DataError        (ValueError)    a record that contradicts itself; refused, never padded
-    │   ├── CorruptLog                   bytes of the event log that were acknowledged do not check out
-    │   ├── LostEvents                   the event log no longer holds what was not read yet
-    │   └── TooManyDigits                a record is a table of numbers, and takes too long to redact
-    ├── LogFull          (OSError)       the event log has no room for more; turns are answered and not recorded
-    ├── NotReady         (RuntimeError)  a hand-over directory without its READY marker
-    ├── SwapError        (RuntimeError)  new weights could not be served; the old ones still are
+    ├── ConfigError      (ValueError)    a run file, flag or environment variable that the user can correct
+    ├── DataError        (ValueError)    a record that contradicts itself; refused, never repaired
+    │   ├── CorruptLog                   acknowledged bytes of the event log fail their checksum
+    │   ├── LostEvents                   the event log no longer holds events that were not read
+    │   └── TooManyDigits                a record is a table of numbers, which takes too long to redact
+    ├── LogFull          (OSError)       the event log is full; turns are answered and not recorded
+    ├── NotReady         (RuntimeError)  a directory without its READY marker
+    ├── SwapError        (RuntimeError)  new weights could not be loaded; the old ones are still served
     ├── ReleaseError     (RuntimeError)  replicas did not confirm a release in time
     └── LearnerError     (RuntimeError)  an update that must not become a candidate
 
-All of them carry one message and pickle, since Ray carries them between processes.
+Each carries one message and can be pickled, because Ray passes them between processes.
 """
 
 
 class SdpoError(Exception):
-    """Base of every error raised on purpose."""
+    """Base class of this project's exceptions."""
 
 
 class ConfigError(SdpoError, ValueError):
-    """The user wrote something we cannot run; the message says what to write instead."""
+    """The user's configuration cannot be run; the message says what to write instead."""
 
 
 class DataError(SdpoError, ValueError):
@@ -29,31 +29,31 @@ class DataError(SdpoError, ValueError):
 
 
 class CorruptLog(DataError):
-    """An acknowledged record of the event log fails its checksum, or is no event."""
+    """An acknowledged record of the event log fails its checksum, or is not an event."""
 
 
 class TooManyDigits(DataError):
-    """A record is a table of numbers: looking for phone numbers in it would hold up everybody else."""
+    """A record is a table of numbers: the search for phone numbers in it would delay all other requests."""
 
 
 class LostEvents(DataError):
-    """The event log begins behind the position that was read last: events were dropped before they were stored."""
+    """The event log starts after the position that was read last: events were dropped before they were stored."""
 
 
 class LogFull(SdpoError, OSError):
-    """The event log is at its bound. It takes events again by itself once there is room."""
+    """The event log has reached its size limit. It accepts events again once there is room."""
 
 
 class NotReady(SdpoError, RuntimeError):
-    """A directory handed over between stages has no READY marker: it does not exist yet."""
+    """A directory passed between stages has no READY marker: it is incomplete."""
 
 
 class SwapError(SdpoError, RuntimeError):
-    """New weights were refused by the engine; what served before still serves."""
+    """The engine refused new weights; the previous ones are still served."""
 
 
 class ReleaseError(SdpoError, RuntimeError):
-    """The served policy did not become the released one in time."""
+    """Replicas did not confirm the released policy in time."""
 
 
 class LearnerError(SdpoError, RuntimeError):

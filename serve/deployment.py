@@ -155,7 +155,7 @@ class PolicyDeployment:
         """Headers about the policy that is served now."""
         headers = {
             POLICY_VERSION: str(self._swapper.serving.policy_version),
-            STALL_S: f"{self._swapper.stall_s:.3f}",
+            STALL_S: f"{self._swapper.stall.total_s:.3f}",
         }
         if self._release_watcher.refused is not None:
             reason = without_paths(self._release_watcher.refused)

@@ -53,7 +53,8 @@ def commands_page() -> str:
     paths = (path for path in (REPOSITORY / "jobs").glob("[a-z]*.py") if path.stem != "sdpo")
     for path in sorted(paths):
         module = importlib.import_module(f"jobs.{path.stem}")
-        lines += _command(f"python jobs/{path.name}", path.stem, _click_command(module))
+        verb = path.stem.replace("_", "-")
+        lines += _command(f"sdpo {verb}", verb, _click_command(module))
     return "\n".join(lines)
 
 

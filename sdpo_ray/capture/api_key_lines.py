@@ -8,7 +8,7 @@ from sdpo_ray.capture.api_keys import ApiKeys
 
 def api_key_lines(known: ApiKeys) -> Iterator[str]:
     """Id, tenant, day and own limits of each key; one line that says so if requests need none."""
-    if not known.asked_for:
+    if not known.required:
         yield "no keys: requests need none, and belong to the tenant default"
     for key in known.keys:
         own = {"requests/min": key.requests_per_minute, "tokens/min": key.tokens_per_minute, "at once": key.concurrent}

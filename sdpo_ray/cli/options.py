@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sdpo_ray.cli.help_text import HelpCommand
 from sdpo_ray.cli.run_files import LAPTOP, complete_override, complete_run_file, locate_run_file
 from sdpo_ray.config import Run, load_run, to_json
 from sdpo_ray.errors import SdpoError
@@ -58,7 +59,7 @@ def plain_errors() -> Iterator[None]:
 def single_command(function: Callable[..., None]) -> typer.Typer:
     """A command line with `function` as its only command."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(function)
+    app.command(cls=HelpCommand)(function)
     return app
 
 

@@ -1,1 +1,1 @@
-"""A Ray cluster on this machine, and deployment to one that is there."""
+"""Start a Ray cluster on this machine, connect to one, deploy to one."""

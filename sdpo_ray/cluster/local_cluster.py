@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine, started and stopped by us alone: own ports, own folder, own processes."""
+"""Start and stop a Ray cluster on this machine with its own ports, folder and processes."""
 
 import contextlib
 import os
@@ -33,23 +33,23 @@ ENVIRONMENT = {
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
+    """A TCP port of the loopback interface that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def require_port(port: int, purpose: str) -> None:
-    """Raise ConfigError when somebody else listens on `port`."""
+    """Raise ConfigError if a process listens on `port`."""
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise ConfigError(
-                f"port {port} is in use, and {purpose} needs it: stop what listens there, or choose another"
+                f"port {port} is in use, and {purpose} needs it: stop the process that listens there, or choose another"
             )
 
 
 class LocalCluster:
-    """`ray start --head --block` as a child; a context manager that leaves nothing behind."""
+    """`ray start --head --block` as a child process: a context manager that stops it and deletes its folder."""
 
     def __init__(self, *, num_cpus: int, log: Path) -> None:
         self._num_cpus = num_cpus
@@ -66,18 +66,18 @@ class LocalCluster:
 
     @property
     def pid(self) -> int:
-        """The process that all others of the cluster descend from."""
+        """Root process of the cluster."""
         assert self._process is not None, "the cluster is not started"
         return self._process.pid
 
     @property
     def logs(self) -> Path:
-        """Ray's logs; they go with the cluster."""
+        """Directory of Ray's logs; deleted with the cluster."""
         return self._folder / "session_latest" / "logs"
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment for whatever is to talk to this cluster; `python` and `ray` are this interpreter's."""
+        """Environment of a process that connects to this cluster; `python` and `ray` are this interpreter's."""
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return {**kept, **ENVIRONMENT, **self._haproxy, "PATH": path, "RAY_ADDRESS": self.address}
@@ -125,11 +125,11 @@ class LocalCluster:
             ):
                 return
             time.sleep(0.2)
-        raise ConfigError(f"Ray did not start; its words are in {self._log}")
+        raise ConfigError(f"Ray did not start; its output is in {self._log}")
 
 
 def stop_tree(pid: int, grace_s: float = 10) -> None:
-    """Stop a process and all its descendants: ask first, then kill what is left."""
+    """Stop a process and all its descendants: SIGTERM first, SIGKILL after `grace_s` seconds."""
     try:
         root = psutil.Process(pid)
         family = [root, *root.children(recursive=True)]

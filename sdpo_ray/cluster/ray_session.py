@@ -1,4 +1,4 @@
-"""Connected to the Ray cluster that is there, else to one of our own."""
+"""Connect to the running Ray cluster, or start one for the duration of a block."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,10 @@ from sdpo_ray.errors import ConfigError
 
 @contextmanager
 def ray_session(run: Run) -> Iterator[None]:
-    """Connected to the cluster that is there, else to one on this machine for as long as the block runs."""
+    """Be connected to the running cluster, or to one on this machine that ends with the block.
+
+    Raises ConfigError if RAY_ADDRESS is set and no cluster answers there.
+    """
     import ray
 
     from sdpo_ray.cluster.local_cluster import ENVIRONMENT
@@ -27,7 +30,7 @@ def ray_session(run: Run) -> Iterator[None]:
             raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}") from None
         typer.echo("no Ray cluster is running: starting one on this machine until the update is done", err=True)
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-        # Each worker asks for one logical CPU, and there must be one for all of them at once.
+        # Each worker requests one logical CPU, and all of them run at once.
         num_cpus = max(os.cpu_count() or 1, run.distill.workers.num_workers + 1)
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
     try:

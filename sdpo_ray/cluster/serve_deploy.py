@@ -29,7 +29,7 @@ def deploy(
 ) -> None:
     """Deploy the applications (all, or those named in `only`) with this run's file, port and overrides.
 
-    Waits until all of them run. Raises ConfigError with Ray Serve's words when they do not.
+    With `wait`, returns when all of them run. Raises ConfigError with Ray Serve's message if it refuses or fails.
     """
     config = serve_config(run, run_file, overrides, only=only)
     url = f"{dashboard}/api/serve/applications/"
@@ -46,18 +46,18 @@ def deploy(
 
 
 def serve_config(run: Run, run_file: Path, overrides: list[str], *, only: Collection[str] = ()) -> dict[str, Any]:
-    """What `serve deploy` reads: serve/config.yaml with this run's file, address and overrides.
+    """Content of a Serve config file: serve/config.yaml with this run's file, address and overrides.
 
-    A run that puts candidates on trial has an application more: serve/canary.yaml. How many replicas there are stands
-    beside the arguments, not in them: Ray Serve starts all replicas again when an argument changes.
+    A run with a canary uses serve/canary.yaml, which has one application more. The number of replicas is not among the
+    arguments, because Ray Serve restarts all replicas of an application when an argument changes.
     """
     file = SERVE / ("config.yaml" if run.promote.canary.mode == "off" else "canary.yaml")
     config: dict[str, Any] = yaml.safe_load(file.read_text())
     config["http_options"] |= {"host": run.serve.host, "port": run.serve.port}
     config["applications"] = [each for each in config["applications"] if not only or each["name"] in only]
-    lasting = [each for each in overrides if not each.startswith(_SCALE)]
+    arguments = [each for each in overrides if not each.startswith(_SCALE)]
     for application in config["applications"]:
-        application["args"] |= {"run_file": str(run_file), "overrides": list(lasting)}
+        application["args"] |= {"run_file": str(run_file), "overrides": list(arguments)}
         if application["args"]["audience"] == "users":
             application["deployments"] = [{"name": "policy", **run.serve.replicas}]
     return config
@@ -75,5 +75,5 @@ def _wait(url: str, num_applications: int) -> None:
         if "DEPLOY_FAILED" in states:
             break
         time.sleep(0.3)
-    words = "; ".join(f"{name}: {a['status']} {a['message'][-1500:]}" for name, a in applications.items())
-    raise ConfigError(f"Ray Serve could not deploy: {words}")
+    details = "; ".join(f"{name}: {a['status']} {a['message'][-1500:]}" for name, a in applications.items())
+    raise ConfigError(f"Ray Serve could not deploy: {details}")

@@ -11,7 +11,7 @@ from sdpo_ray.config.workers import WorkersConfig
 
 
 class ContextConfig(Section):
-    """`[distill.context]`: the contexts x and (x, o) of an interaction, and which tokens of y are scored."""
+    """The contexts x and (x, o) of an interaction, and which tokens of y are scored."""
 
     template: Literal["online", "offline_code", "paper"] = "online"
     """Wording of the hindsight block, a key of `sdpo_ray.chat.HINDSIGHT_BLOCKS`."""
@@ -37,7 +37,7 @@ class ContextConfig(Section):
 
 
 class TeacherConfig(Section):
-    """`[distill.teacher]`: the policy that scores y under hindsight."""
+    """The policy that scores y under hindsight."""
 
     kind: Literal["live", "ema", "frozen", "adapter_off"] = "ema"
     """The current policy; its exponential moving average; the update's parent; or the base beneath the adapter."""
@@ -54,7 +54,7 @@ class TeacherConfig(Section):
 
 
 class DriftConfig(Section):
-    """`[distill.drift]`: how far from the base the policy may drift during an update."""
+    """How far from the base the policy may drift during an update."""
 
     kl_penalty: float = Field(default=0.0, ge=0)
     """Weight of KL(policy || base) in the loss, by the sampled tokens; above 0 the base scores every interaction."""
@@ -67,7 +67,7 @@ class DriftConfig(Section):
 
 
 class LoraConfig(Section):
-    """`[distill.lora]`: low-rank adapters (arXiv 2106.09685) on all linear layers but the head."""
+    """Low-rank adapters (arXiv 2106.09685) on all linear layers but the head."""
 
     rank: int = Field(default=64, ge=0)
     """Rank of the adapter; 0 trains all parameters."""
@@ -76,7 +76,7 @@ class LoraConfig(Section):
 
 
 class DistillConfig(Section):
-    """`[distill]`: one update."""
+    """One update."""
 
     preset: str = "continual"
     """Named values that apply where the run file gives none: `continual`, `paper_online`, `paper_offline`."""

@@ -1,4 +1,4 @@
-"""What every section of a run file is: frozen, closed to unknown keys, and able to say "none" in TOML."""
+"""The base class of every section of a run file: frozen, without unknown keys, with "none" for None."""
 
 from typing import Any, get_args
 
@@ -6,12 +6,14 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Section(BaseModel):
+    """One section of a run file."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
     def _read_none(cls, values: Any) -> Any:
-        """TOML has no null: "none" stands for it where a key may be None."""
+        """Read "none" as None where a key may be None, since TOML has no null."""
         if not isinstance(values, dict):
             return values
         optional = {name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}

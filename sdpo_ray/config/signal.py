@@ -12,7 +12,7 @@ ESTIMATORS = ("sampled_token", "topk_reverse_kl", "full_kl")
 
 
 class SignalConfig(Section):
-    """`[distill.signal]`: what each token of y is moved by."""
+    """What each token of y is moved by."""
 
     estimator: str = "sampled_token"
     """The learning signal: `sampled_token` (SDPO), `topk_reverse_kl`, `full_kl`, or `package.module:Class` of a class

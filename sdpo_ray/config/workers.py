@@ -8,7 +8,7 @@ from sdpo_ray.config.section import Section
 
 
 class WorkersConfig(Section):
-    """`[distill.workers]`: where and in what precision an update is computed."""
+    """Where and in what precision an update is computed."""
 
     num_workers: int = Field(default=1, ge=1)
     """Ray Train workers."""

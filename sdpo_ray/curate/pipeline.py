@@ -8,14 +8,11 @@ them in blocks. A round takes at most `curate.max_batch_turns` turns, however la
 Run one curator per root. A second one does no harm, but loses its commits to the first.
 """
 
-import logging
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -23,22 +20,20 @@ import pyarrow.dataset as ds
 from sdpo_ray.config import CaptureConfig, CurateConfig
 from sdpo_ray.curate.admission.limits import HOUR_S, AdmissionCounts, within_limits
 from sdpo_ray.curate.admission.reasons import NotAdmitted
-from sdpo_ray.curate.admission.task import REASON, TASKS, AdmissionTask, admit_block
+from sdpo_ray.curate.admission.task import REASON, AdmissionTask
 from sdpo_ray.curate.ingest import ingest, positions
 from sdpo_ray.curate.pairing import Pair, pair
 from sdpo_ray.curate.pairing_index import index, pairing_cursor, related
+from sdpo_ray.curate.parallel_admission import admit_tasks
 from sdpo_ray.eventlog.protocol import EventLog
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.tables.arrow_schemas import INTERACTION, feedback_from_arrow
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.tables.tombstones import Tombstones
-from sdpo_ray.upstream.ray import DATA_PROGRESS_LOGGER
 
 _DECIDED, _SEEN, _FEEDBACK = "pending.decided", "pending.seen", "feedback.decided"
 """Positions in `interactions`: those of `PairingCursor`, and the batch of `feedback` whose comments are decided."""
 _LIMIT_COLUMNS = list(AdmissionCounts.__dataclass_fields__)
-_TASKS_PER_BLOCK = 1024
-_CPUS_PER_BLOCK = 0.25
 _DAY_S = 86_400
 
 
@@ -171,23 +166,8 @@ class Curator:
         """The admitted interactions, oldest follow-up first, and the refusals by reason."""
         if not tasks:
             return INTERACTION.empty_table(), Counter()
-        import ray
-        import ray.data
-
-        _quieten_ray_data()
         now_s = time.time()
-        # Ray keeps as many idle workers as there are CPUs; more would start anew each time, which takes seconds.
-        workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        blocks = list(self._blocks(tasks, workers))
-        outcomes = ray.data.from_arrow(blocks).map_batches(
-            admit_block,
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=_CPUS_PER_BLOCK,
-            compute=ray.data.TaskPoolStrategy(size=min(workers, len(blocks))),
-            fn_kwargs={"curate": self._curate, "capture": self._capture, "now_s": now_s},
-        )
-        rows = pa.concat_tables(ray.get(outcomes.to_arrow_refs()))
+        rows = admit_tasks(tasks, self.turns, curate=self._curate, capture=self._capture, now_s=now_s)
         refused = Counter(reason for reason in rows[REASON].to_pylist() if reason is not None)
         admitted = rows.filter(ds.field(REASON).is_null()).select(INTERACTION.names)
         over = self._over_limits(admitted, now_s)
@@ -195,15 +175,6 @@ class Curator:
         within = admitted.filter(pc.invert(is_over))
         ordered = within.sort_by([("follow_up_at_s", "ascending"), ("interaction_id", "ascending")])
         return ordered, refused + Counter(reason.value for reason in over.values())
-
-    def _blocks(self, tasks: Sequence[AdmissionTask], workers: int) -> Iterable[pa.Table]:
-        """Rows of `TASKS`, sorted by batch, in few blocks: each block decodes all data files of its answers."""
-        ordered = sorted(tasks, key=lambda each: (each.answer_batch, each.follow_up_batch, each.answer))
-        size = max(_TASKS_PER_BLOCK, math.ceil(len(ordered) / workers))
-        for start in range(0, len(ordered), size):
-            block = ordered[start : start + size]
-            batches = {batch for each in block for batch in (each.answer_batch, each.follow_up_batch) if batch}
-            yield _block(block, self.turns.files(batches))
 
     def _over_limits(self, new: pa.Table, now_s: float) -> dict[str, NotAdmitted]:
         if not new.num_rows:
@@ -228,29 +199,3 @@ def _task(pair: Pair) -> AdmissionTask:
         follow_up=pair.follow_up.turn_id,
         follow_up_batch=pair.follow_up.turn_batch,
     )
-
-
-def _block(tasks: Sequence[AdmissionTask], files: Sequence[str]) -> pa.Table:
-    rows = [
-        {
-            "answer": each.answer,
-            "follow_up": each.follow_up,
-            "feedback": None if each.feedback is None else msgspec.to_builtins(each.feedback),
-            # `admit_block` collects the files over all rows: one row has to name them.
-            "files": files if number == 0 else [],
-        }
-        for number, each in enumerate(tasks)
-    ]
-    return pa.Table.from_pylist(rows, schema=TASKS)
-
-
-def _quieten_ray_data() -> None:
-    """Switch off plans and progress bars, which a micro-batch every few seconds would print each time."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # This logger warns that the progress bars are off.
-    logging.getLogger(DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)

@@ -13,8 +13,9 @@ from sdpo_ray.curate.sampling import COUNTED_COLUMNS, LIGHT_COLUMNS, count_train
 from sdpo_ray.errors import DataError
 from sdpo_ray.io.files import is_ready, read_json, sealed_directory, write_json
 from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.tables.arrow_schemas import interactions_from_arrow, write_interactions
+from sdpo_ray.tables.arrow_schemas import interactions_from_arrow
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import write_interactions
 
 HELD_OUT = "held_out"
 """Directory within a personal policy's snapshot that holds its held-out interactions."""

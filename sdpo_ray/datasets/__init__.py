@@ -1,1 +1,1 @@
-"""Conversation logs from other systems: import, conversion, export."""
+"""Import conversation logs of other systems, and export interactions and feedback for other trainers."""

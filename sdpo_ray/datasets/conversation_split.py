@@ -1,8 +1,8 @@
-"""A logged conversation becomes its interactions, or is refused by name; pure. The limits are the paper's.
+"""Split a logged conversation into interactions, or refuse it with a reason. Pure; default limits are the paper's.
 
-x is what came before an answer: system prompts in front, then the last few messages with text, from the first user's
-on, alternating. Of several messages of one role in a row the last stays, since that is the one that was answered;
-the authors' code keeps the first. Calls of tools and their results are never dropped for that.
+The prompt x of an answer holds the leading system prompts, then the last few non-empty messages, starting with a
+user's and alternating. Of consecutive messages of one role the last is kept, since it is the one that was answered;
+the SDPO authors' code keeps the first. Tool calls and tool results are never dropped by this rule.
 """
 
 import hashlib
@@ -21,23 +21,23 @@ from sdpo_ray.records import Consent, FinishReason, Interaction, Message, Role, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitLimits:
-    """What of a log is learned from. Made by `jobs.import_logs`."""
+    """Which conversations and answers of a log are imported. Made by `jobs.import_logs`; read by `LogReader`."""
 
     min_messages: int = 3
-    """Of a conversation; system prompts do not count, here and in `max_messages`."""
+    """Fewest messages of a conversation. System prompts do not count, here and in `max_messages`."""
     max_messages: int = 5
-    """Of x."""
+    """Most messages of a prompt."""
     max_conversation_chars: int = 100_000
     max_answer_chars: int = 4096
     max_question_chars: int | None = None
     language: str | None = "en"
-    """A code in `curate.language.LANGUAGES`; None for any."""
+    """Code in `curate.language.LANGUAGES`; None for any language."""
     drop_toxic: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitConversation:
-    """What became of one record. Made by `unroll`; read by `datasets.import_snapshot`."""
+    """Interactions of one record, and what was refused. Made by `split_conversation`; read by `datasets.log_reader`."""
 
     interactions: tuple[Interaction, ...]
     refused: Counter[NotImported]
@@ -46,9 +46,9 @@ class SplitConversation:
 def split_conversation(
     conversation: LoggedConversation, *, tenant: str, limits: SplitLimits, detect: Detect
 ) -> SplitConversation:
-    """Every answer of a conversation that a user's message follows, in their order."""
+    """An interaction for each answer that a user's message follows, in order."""
     messages = conversation.messages
-    if (reason := _refuse(conversation, limits, detect)) is not None:
+    if (reason := _refusal(conversation, limits, detect)) is not None:
         return SplitConversation(interactions=(), refused=Counter([reason]))
     answers = _answers(messages)[-1 if conversation.last_only else 0 :]
     found = [_interaction(conversation, index, tenant, limits.max_messages) for index in answers]
@@ -59,12 +59,12 @@ def split_conversation(
 
 
 def _answers(messages: Sequence[Message]) -> list[int]:
-    """Where the assistant's messages are that a user's message follows."""
+    """Indices of the assistant messages that a user message follows."""
     roles = [message.role for message in messages]
     return [index for index, pair in enumerate(pairwise(roles)) if pair == (Role.ASSISTANT, Role.USER)]
 
 
-def _refuse(conversation: LoggedConversation, limits: SplitLimits, detect: Detect) -> NotImported | None:
+def _refusal(conversation: LoggedConversation, limits: SplitLimits, detect: Detect) -> NotImported | None:
     messages = conversation.messages
     if sum(message.role is not Role.SYSTEM for message in messages) < limits.min_messages:
         return NotImported.TOO_FEW_MESSAGES
@@ -78,14 +78,14 @@ def _refuse(conversation: LoggedConversation, limits: SplitLimits, detect: Detec
         return NotImported.TOO_LONG_ANSWER
     if limits.max_question_chars is not None and _longest(messages, Role.USER) > limits.max_question_chars:
         return NotImported.TOO_LONG_QUESTION
-    return _refuse_language(conversation, limits.language, detect) if limits.language is not None else None
+    return _language_refusal(conversation, limits.language, detect) if limits.language is not None else None
 
 
 def _longest(messages: Sequence[Message], role: Role) -> int:
     return max((len(message.content) for message in messages if message.role is role), default=0)
 
 
-def _refuse_language(conversation: LoggedConversation, language: str, detect: Detect) -> NotImported | None:
+def _language_refusal(conversation: LoggedConversation, language: str, detect: Detect) -> NotImported | None:
     if conversation.language:
         return None if is_stated(conversation.language, language) else NotImported.NOT_LANGUAGE
     found = detect(sample(conversation.messages))
@@ -97,7 +97,7 @@ def _refuse_language(conversation: LoggedConversation, language: str, detect: De
 def _interaction(
     conversation: LoggedConversation, index: int, tenant: str, max_messages: int
 ) -> Interaction | NotImported:
-    answer, said = conversation.messages[index], conversation.messages[index + 1].content
+    answer, follow_up = conversation.messages[index], conversation.messages[index + 1].content
     prompt = prompt_before(conversation.messages[:index], max_messages)
     if not prompt:
         return NotImported.NO_USER_PROMPT
@@ -105,10 +105,10 @@ def _interaction(
         return NotImported.ANSWER_CALLS_TOOLS
     if not answer.content.strip():
         return NotImported.EMPTY_RESPONSE
-    if not said.strip():
+    if not follow_up.strip():
         return NotImported.EMPTY_FOLLOW_UP
-    # Of the words alone, so that a second import, and a second copy of a conversation, give the same id.
-    content = (prompt, conversation.tools, conversation.template_kwargs, answer.content, said)
+    # A digest of the content alone: importing the same conversation again gives the same id.
+    content = (prompt, conversation.tools, conversation.template_kwargs, answer.content, follow_up)
     interaction_id = hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:32]
     turn = Turn(
         turn_id=interaction_id,
@@ -132,7 +132,7 @@ def _interaction(
     return Interaction(
         interaction_id=interaction_id,
         turn=turn,
-        follow_up=said,
+        follow_up=follow_up,
         follow_up_turn_id="",
         follow_up_at_s=conversation.times_s[index + 1],
         conversation=conversation_digest(conversation),
@@ -140,14 +140,14 @@ def _interaction(
 
 
 def conversation_digest(conversation: LoggedConversation) -> str:
-    """The log's own id of the conversation, or its first user's message: what `sessionize.conversation` is to turns."""
+    """Digest of the log's conversation id, or else of the first user message; groups the held-out split."""
     opening = next((each.content for each in conversation.messages if each.role is Role.USER), "")
-    words = ("id", conversation.key) if conversation.key else ("opening", opening)
-    return hashlib.sha256(msgspec.json.encode(words)).hexdigest()
+    identity = ("id", conversation.key) if conversation.key else ("opening", opening)
+    return hashlib.sha256(msgspec.json.encode(identity)).hexdigest()
 
 
 def prompt_before(messages: Sequence[Message], max_messages: int) -> tuple[Message, ...]:
-    """The x of the answer that came after `messages`; empty where they do not end with what an assistant answers."""
+    """Prompt of the answer that follows `messages`; empty if it would not end with a user message or a tool result."""
     system = tuple(takewhile(lambda message: message.role is Role.SYSTEM, messages))
     others = [m for m in messages[len(system) :] if m.role is Role.TOOL or m.tool_calls or m.content.strip()]
     others = others[-max_messages:]

@@ -1,4 +1,4 @@
-"""What of a run's tables, or of a snapshot, is exported: some rows at a time, never the whole of it in memory."""
+"""Select the rows of an export from tables or a snapshot, a batch at a time."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,36 +17,32 @@ from sdpo_ray.datasets.export_rows import ExportKind, interaction_rows, label_ro
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback, Turn
-from sdpo_ray.tables.arrow_schemas import (
-    SNAPSHOT_FILE,
-    feedback_from_arrow,
-    interactions_from_arrow,
-    turns_from_arrow,
-)
+from sdpo_ray.tables.arrow_schemas import feedback_from_arrow, interactions_from_arrow, turns_from_arrow
 from sdpo_ray.tables.create import table_exists
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import SNAPSHOT_FILE
 
 UNEDITED = "unedited"
-"""The edited answer is the answer."""
+"""Reason: the edited answer equals the answer."""
 _ROWS_AT_ONCE = 2_000
 _FEEDBACK_AT_ONCE = 20_000
-"""Feedback may be on turns anywhere in their table, which is read once for so many."""
+"""The turns of feedback may be anywhere in their table, which is read once for each so many rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportQuery:
-    """Which rows; None for any."""
+    """Filters of an export; None for any value. Made by `jobs.export`."""
 
     since_s: float | None = None
-    """Unix time of the follow-up, or the feedback."""
+    """Earliest Unix time of the follow-up or the feedback."""
     until_s: float | None = None
-    """Rows of this time and later are left out."""
+    """Rows at this Unix time and later are left out."""
     tenant: str | None = None
     version: int | None = None
-    """Of the policy that answered."""
+    """Version of the policy that answered."""
 
     def rows(self, time_column: str) -> ds.Expression | None:
-        """All but the version, as a filter of rows."""
+        """Filter by time and tenant; None for all rows."""
         parts = [
             *([ds.field(time_column) >= self.since_s] if self.since_s is not None else []),
             *([ds.field(time_column) < self.until_s] if self.until_s is not None else []),
@@ -57,20 +53,20 @@ class ExportQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSelection:
-    """What `selection` found. Read by `jobs.export`."""
+    """Rows that a query selects. Made by this module; read by `datasets.export`."""
 
     num_rows: int
-    """Before anything is left out."""
+    """Including those that will be left out."""
     tables: Iterator[pa.Table]
-    """Some rows at a time."""
+    """Batches of rows."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Rows that cannot be exported, by reason; whole when `tables` is at its end."""
+    """Rows that cannot be exported, by reason; complete once `tables` is exhausted."""
 
 
-def from_snapshot(directory: Path, selection: ExportQuery) -> ExportSelection:
-    """The interactions of a snapshot, in the order of training."""
+def from_snapshot(directory: Path, query: ExportQuery) -> ExportSelection:
+    """Interactions of a snapshot, in the order of training."""
     rows = ds.dataset(directory / SNAPSHOT_FILE)
-    where = _of_version(selection)
+    where = _of_version(query)
     batches = rows.to_batches(filter=where, batch_size=_ROWS_AT_ONCE, use_threads=False)
     return ExportSelection(
         num_rows=rows.count_rows(filter=where),
@@ -78,10 +74,10 @@ def from_snapshot(directory: Path, selection: ExportQuery) -> ExportSelection:
     )
 
 
-def from_table(layout: Layout, selection: ExportQuery) -> ExportSelection:
-    """The interactions of the table, in the order in which they were admitted."""
+def from_table(layout: Layout, query: ExportQuery) -> ExportSelection:
+    """Interactions of the table, in the order of admission. Raises ConfigError if there is no table."""
     _require(layout, "interactions")
-    table, where = Table.interactions(layout), _of_version(selection)
+    table, where = Table.interactions(layout), _of_version(query)
     counts = _by_batch(table, where)
 
     def tables() -> Iterator[pa.Table]:
@@ -93,12 +89,12 @@ def from_table(layout: Layout, selection: ExportQuery) -> ExportSelection:
     return ExportSelection(num_rows=sum(counts.values()), tables=tables())
 
 
-def from_feedback(layout: Layout, selection: ExportQuery, what: ExportKind) -> ExportSelection:
-    """Preferences or labels, in the order in which the feedback came."""
+def from_feedback(layout: Layout, query: ExportQuery, what: ExportKind) -> ExportSelection:
+    """Preferences or labels, in the order of the feedback. Raises ConfigError if there is no table."""
     _require(layout, "feedback")
     table, turns = Table.feedback(layout), Table.turns(layout)
     has = ds.field("edited") != "" if what is ExportKind.PREFERENCES else ds.field("thumb").is_valid()
-    where = _all([each for each in (has, selection.rows("given_at_s")) if each is not None])
+    where = _all([each for each in (has, query.rows("given_at_s")) if each is not None])
     make: Callable[[Sequence[tuple[Feedback, Turn]]], pa.Table] = (
         preference_rows if what is ExportKind.PREFERENCES else label_rows
     )
@@ -109,38 +105,38 @@ def from_feedback(layout: Layout, selection: ExportQuery, what: ExportKind) -> E
         for after, upto in _spans(counts, _FEEDBACK_AT_ONCE):
             rows = table.read(where=where, after=after, upto=upto)
             ordered = rows.sort_by([("given_at_s", "ascending"), ("feedback_id", "ascending")])
-            yield make(_with_turns(feedback_from_arrow(ordered), turns, selection, what, left_out))
+            yield make(_with_turns(feedback_from_arrow(ordered), turns, query, what, left_out))
 
     return ExportSelection(num_rows=sum(counts.values()), tables=tables(), left_out=left_out)
 
 
 def _with_turns(
-    given: Sequence[Feedback], turns: Table, selection: ExportQuery, what: ExportKind, left_out: Counter[str]
+    given: Sequence[Feedback], turns: Table, query: ExportQuery, what: ExportKind, left_out: Counter[str]
 ) -> list[tuple[Feedback, Turn]]:
     ids = pa.array({each.turn_id for each in given}, pa.string())
     found = {turn.turn_id: turn for turn in turns_from_arrow(turns.read(where=ds.field("turn_id").isin(ids)))}
     kept = []
     for feedback in given:
         turn = found.get(feedback.turn_id)
-        reason = _unfit(turn, feedback, what)
+        reason = _reason_to_leave_out(turn, feedback, what)
         if reason is not None:
             left_out[reason] += 1
-        elif turn is not None and selection.version in (None, turn.policy_version):
+        elif turn is not None and query.version in (None, turn.policy_version):
             kept.append((feedback, turn))
     return kept
 
 
-def _unfit(turn: Turn | None, feedback: Feedback, what: ExportKind) -> str | None:
-    if isinstance(said := reaction_in_comment(turn, feedback), NotAdmitted):
-        return said.value
+def _reason_to_leave_out(turn: Turn | None, feedback: Feedback, what: ExportKind) -> str | None:
+    if isinstance(reaction := reaction_in_comment(turn, feedback), NotAdmitted):
+        return reaction.value
     if turn is None or not turn.consent is feedback.consent is Consent.TRAIN:
         return NotAdmitted.NO_CONSENT.value
     return UNEDITED if what is ExportKind.PREFERENCES and feedback.edited == turn.response else None
 
 
-def _of_version(selection: ExportQuery) -> ds.Expression | None:
-    version = [] if selection.version is None else [ds.field("policy_version") == selection.version]
-    return _all([each for each in (selection.rows("follow_up_at_s"), *version) if each is not None])
+def _of_version(query: ExportQuery) -> ds.Expression | None:
+    version = [] if query.version is None else [ds.field("policy_version") == query.version]
+    return _all([each for each in (query.rows("follow_up_at_s"), *version) if each is not None])
 
 
 def _all(parts: Sequence[ds.Expression]) -> ds.Expression | None:
@@ -148,13 +144,13 @@ def _all(parts: Sequence[ds.Expression]) -> ds.Expression | None:
 
 
 def _by_batch(table: Table, where: ds.Expression | None) -> dict[int, int]:
-    """How many rows each batch has, oldest batch first."""
+    """Number of rows of each batch, oldest batch first."""
     counted = pc.value_counts(table.read(["batch"], where=where, upto=table.batch)["batch"])
     return dict(sorted((each["values"], each["counts"]) for each in counted.to_pylist()))
 
 
 def _spans(counts: dict[int, int], at_once: int) -> Iterator[tuple[int, int]]:
-    """Neighbouring batches with about `at_once` rows together, as (after, upto)."""
+    """Ranges (after, upto] of neighbouring batches with about `at_once` rows together."""
     after, num_rows = 0, 0
     for batch, n in counts.items():
         num_rows += n

@@ -1,8 +1,8 @@
-"""Interactions and feedback as rows that other trainers read; pure. The counterpart of `datasets.formats`.
+"""Convert interactions and feedback into rows for other trainers. Pure; the counterpart of `datasets.formats`.
 
-Messages are OpenAI's. `interactions` are the importer's own `triples`, and TRL's prompt and completion; `preferences`
-are TRL's for DPO, `labels` its for KTO (https://huggingface.co/docs/trl/dataset_formats). `tools` and `template_kwargs`
-are JSON in a text, for no two tools have one Arrow type; TRL reads the former so, too.
+Messages are OpenAI's. `interactions` are the importer's format `triples`, and TRL's prompt-completion; `preferences`
+are TRL's for DPO, `labels` for KTO (https://huggingface.co/docs/trl/dataset_formats). `tools` and `template_kwargs`
+are JSON text, since tools have no common Arrow type; TRL also reads `tools` as text.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,10 +71,11 @@ _COLUMNS: dict[ExportKind, dict[str, pa.DataType]] = {
     ExportKind.LABELS: {"prompt": _MESSAGES, "completion": _MESSAGES, "label": pa.bool_(), **_OF_FEEDBACK, **_OF_TURN},
 }
 SCHEMAS = {what: pa.schema(list(columns.items())) for what, columns in _COLUMNS.items()}
-"""The columns of an export. `created` is the Unix time at which the prompt arrived, like all times here in seconds."""
+"""Columns of each export. Times are Unix seconds; `created` is the arrival of the prompt."""
 
 
 def interaction_rows(interactions: Iterable[Interaction]) -> pa.Table:
+    """Rows with prompt, completion and user_response."""
     rows = [
         _of_turn(each.turn)
         | {
@@ -91,8 +92,8 @@ def interaction_rows(interactions: Iterable[Interaction]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMAS[ExportKind.INTERACTIONS])
 
 
-def preference_rows(given: Iterable[tuple[Feedback, Turn]]) -> pa.Table:
-    """Rows of feedback that edits the answer of the turn beside it."""
+def preference_rows(pairs: Iterable[tuple[Feedback, Turn]]) -> pa.Table:
+    """Rows with prompt, chosen and rejected, from feedback that edits the answer of its turn."""
     rows = [
         _of_turn(turn)
         | _of_feedback(feedback)
@@ -101,13 +102,13 @@ def preference_rows(given: Iterable[tuple[Feedback, Turn]]) -> pa.Table:
             "chosen": _answer(feedback.edited),
             "rejected": _answer(turn.response),
         }
-        for feedback, turn in given
+        for feedback, turn in pairs
     ]
     return pa.Table.from_pylist(rows, schema=SCHEMAS[ExportKind.PREFERENCES])
 
 
-def label_rows(given: Iterable[tuple[Feedback, Turn]]) -> pa.Table:
-    """Rows of feedback with a thumb on the answer of the turn beside it."""
+def label_rows(pairs: Iterable[tuple[Feedback, Turn]]) -> pa.Table:
+    """Rows with prompt, completion and label, from feedback with a thumb on the answer of its turn."""
     rows = [
         _of_turn(turn)
         | _of_feedback(feedback)
@@ -116,15 +117,15 @@ def label_rows(given: Iterable[tuple[Feedback, Turn]]) -> pa.Table:
             "completion": _answer(turn.response),
             "label": feedback.thumb is Thumb.UP,
         }
-        for feedback, turn in given
+        for feedback, turn in pairs
     ]
     return pa.Table.from_pylist(rows, schema=SCHEMAS[ExportKind.LABELS])
 
 
 def json_lines(rows: pa.Table) -> Iterator[bytes]:
-    """Each row as a line of JSON, without the parts of messages that are not there."""
+    """Each row as a line of JSON, without null fields."""
     for row in rows.to_pylist():
-        yield msgspec.json.encode(_without_nothing(row)) + b"\n"
+        yield msgspec.json.encode(_without_nulls(row)) + b"\n"
 
 
 def _of_turn(turn: Turn) -> dict[str, object]:
@@ -165,7 +166,7 @@ def _messages(messages: Sequence[Message]) -> list[dict[str, object]]:
     ]
 
 
-def _without_nothing(value: Any) -> Any:
+def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_nothing(each) for name, each in value.items() if each is not None}
-    return [_without_nothing(each) for each in value] if isinstance(value, list) else value
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value

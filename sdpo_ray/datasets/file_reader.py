@@ -1,7 +1,11 @@
-"""Rows of log files, read in a stream: JSON Lines, one JSON array or Parquet, gzipped or not, told apart by bytes.
+"""Stream the rows of a log file: JSON Lines, one JSON array or Parquet, gzipped or not, detected by its first bytes.
 
-A row that cannot be read is a row without a record, and the next one is read all the same. No more than one row, or
-one small batch of Parquet, is in memory at a time.
+A row that cannot be parsed gives a row without a record, and the next one is read. At most one row, or one small
+batch of Parquet, is in memory at a time.
+
+Arrays are read with the standard library's `raw_decode`. ijson 3.6.0 (yajl2_c) is no substitute for files of unknown
+origin: 100,000 nested brackets take all memory, a lone surrogate silently becomes "?", an integer over 64 bits or a
+byte that is not UTF-8 ends the whole file, and elements have no limit.
 """
 
 import gzip
@@ -20,7 +24,7 @@ import pyarrow.parquet as pq
 from sdpo_ray.errors import DataError
 
 MAX_RECORD_BYTES = 16 << 20
-"""A longer line is stepped over unread: it holds no conversation worth having, and might fill the memory."""
+"""A longer line is skipped unread: it is no conversation to train on, and could fill the memory."""
 
 _ROWS_A_BATCH = 64
 _CHUNK_CHARS = 1 << 16
@@ -30,20 +34,20 @@ _BETWEEN = re.compile(r"[ \t\r\n,]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRow:
-    """One line, array element or row of Parquet. Made by `read_rows`; read by `datasets.import_snapshot`."""
+    """One line, array element or row of Parquet. Made by `read_rows`; read by `datasets.log_reader`."""
 
     number: int
-    """From 1: of the line in a file of lines, else of the record."""
+    """From 1: the line number in a file of lines, else the record's."""
     record: Mapping[str, Any] | None
-    """None where the row is no JSON object, or a line too long to be read."""
+    """None if the row is no JSON object, or a line over the limit."""
     bytes_done: int
-    """Bytes of the file that were read so far, about."""
+    """Approximate bytes of the file read so far."""
 
 
 def read_rows(path: Path, fields: Collection[str]) -> Iterator[LogRow]:
-    """The rows of a file in its order, blank lines aside; of Parquet only the columns in `fields`.
+    """The rows of a file in order, without blank lines; of Parquet only the columns in `fields`.
 
-    Raises DataError where the file is missing or broken: a gzip or an array that breaks off, damaged Parquet.
+    Raises DataError for a missing or broken file: a truncated gzip or array, damaged Parquet.
     """
     try:
         with path.open("rb") as raw:
@@ -59,10 +63,10 @@ def read_rows(path: Path, fields: Collection[str]) -> Iterator[LogRow]:
 
 
 def _json_rows(stream: _Stream, raw: BufferedReader) -> Iterator[LogRow]:
-    """Rows of an array of objects where the text begins as one, else of lines."""
-    beginning = stream.read(_CHUNK_CHARS).lstrip(b"\xef\xbb\xbf \t\r\n")
+    """Rows of an array if the text begins with one of objects, else rows of lines."""
+    head = stream.read(_CHUNK_CHARS).lstrip(b"\xef\xbb\xbf \t\r\n")
     stream.seek(0)
-    is_array = beginning.startswith(b"[") and beginning[1:].lstrip().startswith((b"{", b"]"))
+    is_array = head.startswith(b"[") and head[1:].lstrip().startswith((b"{", b"]"))
     return _array_rows(stream, raw) if is_array else _line_rows(stream, raw)
 
 
@@ -87,7 +91,7 @@ def _record(line: bytes) -> Mapping[str, Any] | None:
 
 
 def _array_rows(stream: _Stream, raw: BufferedReader) -> Iterator[LogRow]:
-    """Elements of one array. Raises DataError at one that is not JSON: where the next begins is not known."""
+    """Elements of one array. Raises DataError at one that is not JSON, since the start of the next is unknown."""
     with TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape") as text:
         decoder = json.JSONDecoder()
         buffer = text.read(_CHUNK_CHARS)
@@ -99,11 +103,11 @@ def _array_rows(stream: _Stream, raw: BufferedReader) -> Iterator[LogRow]:
             try:
                 value, at = decoder.raw_decode(buffer, at)
             except (ValueError, RecursionError) as error:
-                # As much again as there is, so that a long element is not tried again with every chunk.
+                # Double the buffer, so that a long element is not parsed again for every chunk.
                 left = len(buffer) - at
                 more = text.read(max(left, _CHUNK_CHARS)) if left < MAX_RECORD_BYTES else ""
                 if not more:
-                    raise DataError(f"record {number + 1} of its array is no JSON, or broken off") from error
+                    raise DataError(f"record {number + 1} of its array is not JSON, or is truncated") from error
                 buffer, at = buffer[at:] + more, 0
                 continue
             number += 1

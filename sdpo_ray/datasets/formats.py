@@ -1,7 +1,7 @@
-"""Records of the logs of elsewhere become conversations: WildChat, WildFeedback, OpenAI messages, plain triples; pure.
+"""Parse records of conversation logs: WildChat, WildFeedback, OpenAI messages, plain triples. Pure.
 
-A record that is not what its format says is refused. Nothing is read that a log does not state: no language is guessed
-here, and times are those of `datasets.log_fields.times_of`.
+A record that does not match its format is refused. Nothing is inferred that a log does not state: no language is
+detected here, and missing times follow `datasets.log_fields.times_of`.
 """
 
 import hashlib
@@ -32,21 +32,21 @@ class LoggedConversation:
 
     messages: tuple[Message, ...]
     times_s: tuple[float, ...]
-    """Unix time of each message, never falling."""
+    """Unix time of each message, non-decreasing."""
     key: str
-    """The log's own id of the conversation; empty where it states none."""
+    """The log's id of the conversation; empty if it has none."""
     user: str
-    """Digest of the log's id of the user, 32 hex digits; empty where it states none."""
+    """Digest of the log's id of the user, 32 hex digits; empty if it has none."""
     language: str
-    """As the log states it, in small letters; empty where it does not."""
+    """As the log states it, in lower case; empty if it does not."""
     toxic: bool
-    """Whether the log calls any of it toxic."""
+    """Whether the log marks the record or a message as toxic."""
     tools: str
     """JSON as on a `Turn`."""
     template_kwargs: str
     """JSON as on a `Turn`."""
     last_only: bool
-    """Only the last answer is an interaction of this record: a triple."""
+    """Whether only the last answer is an interaction, as in a triple."""
 
 
 _KEYS = ("conversation_hash", "conversation_id", "session_id", "conversation")
@@ -64,7 +64,7 @@ _PARTS = (
     "toxic",
 )
 FIELDS = frozenset((*_PARTS, *_KEYS, *_USERS, *_LANGUAGES, *TIMES))
-"""Every key of a record that is looked at."""
+"""Every key of a record that is read."""
 _ROLES = {role.value: role for role in Role} | {
     "human": Role.USER,
     "gpt": Role.ASSISTANT,
@@ -74,7 +74,7 @@ _ROLES = {role.value: role for role in Role} | {
 
 
 def detect_format(record: Mapping[str, Any]) -> Format:
-    """The format of a file whose first record this is. Raises ConfigError where its keys do not tell."""
+    """The format of a file, from its first record. Raises ConfigError if the keys match no format."""
     if {"prompt", "completion", "user_response"} <= record.keys():
         return Format.TRIPLES
     if "messages" in record:
@@ -84,13 +84,13 @@ def detect_format(record: Mapping[str, Any]) -> Format:
     if "conversation" in record:
         hashed = "conversation_hash" in record or "conversation_id" in record
         return Format.WILDCHAT if hashed else Format.WILDFEEDBACK
-    # Escaped: what is in a log may be meant for a terminal.
+    # Escaped: a log may contain terminal control sequences.
     keys = ", ".join(sorted(key[:40].encode("unicode_escape").decode() for key in record)[:12])
-    raise ConfigError(f"the first record has none of the keys of a known format, only: {keys}; name it with --format")
+    raise ConfigError(f"the first record has none of the keys of a known format, only: {keys}; give --format")
 
 
 def read_record(record: Mapping[str, Any], form: Format, *, number: int) -> LoggedConversation:
-    """One record, the `number`-th of an import. Raises DataError where it is not what its format says."""
+    """Parse the `number`-th record of an import. Raises DataError if it does not match the format."""
     raw: Sequence[Mapping[str, Any]]
     if form is Format.TRIPLES:
         raw = [
@@ -119,7 +119,7 @@ def read_record(record: Mapping[str, Any], form: Format, *, number: int) -> Logg
 
 
 def _listed(value: object, role: Role) -> Sequence[Mapping[str, Any]]:
-    """The messages of a part of a triple, which may be one message, or its text alone."""
+    """Messages of a part of a triple: a list of messages, one message, or a text."""
     if isinstance(value, str):
         return [{"role": role.value, "content": value}]
     return mappings([value] if isinstance(value, Mapping) else value)

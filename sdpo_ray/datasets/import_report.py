@@ -1,4 +1,4 @@
-"""What becomes of a log's records: why one is not learned from, and the report that counts them."""
+"""Reasons why a record or an answer of a log is not imported, and the report that counts them."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,38 +7,38 @@ from sdpo_ray.datasets.formats import Format
 
 
 class NotImported(StrEnum):
-    """Why a record or one of its answers gives no interaction; in the order in which it is looked for."""
+    """Why a record or one of its answers gives no interaction, in the order of the checks."""
 
     MALFORMED = "malformed"
-    """The record is no JSON object, or not what its format says."""
+    """The record is no JSON object, or does not match its format."""
     TOO_FEW_MESSAGES = "too_few_messages"
     NO_FOLLOW_UP = "no_follow_up"
     """No answer in the record is followed by a user's message."""
     TOXIC = "toxic"
-    """The log calls it so."""
+    """The log marks it as toxic."""
     TOO_LONG_CONVERSATION = "too_long_conversation"
     TOO_LONG_ANSWER = "too_long_answer"
-    """One of the answers in the record is too long."""
+    """One of the record's answers is too long."""
     TOO_LONG_QUESTION = "too_long_question"
-    """One of the users' messages in the record is too long."""
+    """One of the record's user messages is too long."""
     NOT_LANGUAGE = "not_language"
-    """The log states another language, or another one is detected."""
+    """The log states another language, or another is detected."""
     UNCLEAR_LANGUAGE = "unclear_language"
-    """The log states none, and none can be detected: numbers, signs, code."""
+    """The log states none, and none can be detected: numbers, symbols, code."""
     NO_USER_PROMPT = "no_user_prompt"
-    """What came before the answer does not end with a user's message or the result of a tool."""
+    """The messages before the answer do not end with a user message or a tool result."""
     EMPTY_RESPONSE = "empty_response"
     ANSWER_CALLS_TOOLS = "answer_calls_tools"
-    """The answer is more than its text."""
+    """The answer holds tool calls, not only text."""
     EMPTY_FOLLOW_UP = "empty_follow_up"
     DUPLICATE = "duplicate"
-    """The same x, y and o came before, in whichever conversation."""
+    """The same prompt, answer and follow-up were imported before, in any conversation."""
     NOT_DRAWN = "not_drawn"
-    """More interactions were found than asked for."""
+    """More interactions were found than the limit of the import."""
 
     @property
     def of_records(self) -> bool:
-        """Whether it counts records; the others count answers that a user's message follows."""
+        """Whether the reason counts records; the others count answers that a user message follows."""
         return list(NotImported).index(self) < list(NotImported).index(NotImported.NO_USER_PROMPT)
 
 
@@ -50,12 +50,12 @@ class Source:
     format: Format
     num_records: int
     first_malformed: int | None
-    """Line, or record, of the first that could not be read."""
+    """Line or record number of the first row that could not be parsed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotImportedCount:
-    """How often one reason was found."""
+    """How often one reason occurred."""
 
     reason: NotImported
     of: str
@@ -66,12 +66,12 @@ class NotImportedCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportReport:
-    """`refusals.json`: what became of every record. Made by `Import`; read by people and `jobs.import_logs`."""
+    """`refusals.json`: counts of an import. Made by `SnapshotImport`; printed by `datasets.import_logs`."""
 
     sources: tuple[Source, ...]
     num_records: int
     num_answers: int
-    """Answers followed by a user's message, in the records that were not refused."""
+    """Answers that a user message follows, in the records that were not refused."""
     num_train: int
     num_held_out: int
     refused: tuple[NotImportedCount, ...]

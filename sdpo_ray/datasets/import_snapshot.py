@@ -1,8 +1,7 @@
-"""Logs of elsewhere become one snapshot to learn from, in one pass over their files.
+"""Import log files as one snapshot to train on, in one pass over the files.
 
-The interactions that are kept are in memory, the logs never are. Which are drawn, and the order of training, follow
-from the seed and the ids alone: keep those whose digests with the seed are smallest, in that order. So the
-order of the files plays no part in either.
+Only the drawn interactions are in memory. The draw and the order of training depend on the seed and the ids alone: the
+interactions whose digests with the seed are smallest are kept, in that order, whatever the order of the files.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ from sdpo_ray.datasets.log_reader import LogReader
 from sdpo_ray.errors import ConfigError, DataError
 from sdpo_ray.io.files import sealed_directory, write_json
 from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.tables.arrow_schemas import write_interactions
+from sdpo_ray.tables.snapshot_files import write_interactions
 
 
 class SnapshotImport:
@@ -34,10 +33,10 @@ class SnapshotImport:
         self._refused: Counter[NotImported] = Counter()
         self._seen: set[bytes] = set()
         self._drawn: list[tuple[int, Interaction]] = []
-        """A heap with the largest digest on top: what goes when a smaller one comes."""
+        """A heap with the largest digest first: the one to drop for a smaller digest."""
 
     def add(self, path: Path, form: Format | None, on_bytes: Callable[[int], None]) -> None:
-        """Read one file, as `LogReader.read` does, and draw from it."""
+        """Read one file, as `LogReader.read` does, and draw from its interactions."""
         for interaction in self._reader.read(path, form, on_bytes):
             self._keep(interaction)
 
@@ -63,7 +62,7 @@ class SnapshotImport:
     def write(self, final: Path) -> Snapshot:
         """Seal the snapshot, with `refusals.json` and the held-out interactions beside it.
 
-        Raises ConfigError where something has that name, DataError where there is nothing to learn from.
+        Raises ConfigError if `final` exists, DataError if there is nothing to train on.
         """
         if final.exists():
             raise ConfigError(f"{final} exists: name a new directory")
@@ -76,8 +75,7 @@ class SnapshotImport:
             digest = write_interactions(aside, train)
             snapshot = Snapshot(
                 snapshot_id=f"{final.name}-{digest[:12]}",
-                # Of no table.
-                table_version=0,
+                table_version=0,  # There is no table.
                 seed=self._seed,
                 rule=self._rule(len(train), len(held_out)),
                 interaction_ids=tuple(each.interaction_id for each in train),
@@ -105,7 +103,7 @@ class SnapshotImport:
             heapq.heappushpop(self._drawn, entry)
 
     def _split(self) -> tuple[Sequence[Interaction], Sequence[Interaction]]:
-        """What is learned from and what is held out, each in the order in which it was drawn."""
+        """Training and held-out interactions, each in the order of the draw."""
         drawn = [each for _, each in sorted(self._drawn, key=lambda entry: -entry[0])]
         train = [each for each in drawn if not is_held_out(each.conversation, self._held_out)]
         return train, [each for each in drawn if is_held_out(each.conversation, self._held_out)]

@@ -1,7 +1,7 @@
-"""Fields of a log's record: text, JSON, ids and times, read or refused; pure.
+"""Read the fields of a log record: text, JSON, ids and times. Pure.
 
-Times that a log does not state, or states unreadably, are those of the message before; where it states none at all,
-the record's number stands for them, in seconds.
+A missing or unreadable time is that of the previous message. If a record has no time at all, its number stands in, in
+seconds.
 """
 
 import json
@@ -14,21 +14,21 @@ from typing import Any
 from sdpo_ray.errors import DataError
 
 TIMES = ("timestamp", "created_at", "created")
-"""Where a record or a message may state its time."""
+"""Fields in which a record or a message may state its time."""
 
 _MILLISECONDS_FROM = 1e11
-"""As seconds, the year 5138."""
+"""Larger values are milliseconds; as seconds, this is the year 5138."""
 
 
 def mappings(value: object) -> Sequence[Mapping[str, Any]]:
-    """A list of JSON objects. Raises DataError for anything else, as all of this module does."""
+    """`value` as a list of JSON objects. Raises DataError for anything else."""
     if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
         raise DataError("no list of messages")
     return value
 
 
 def text_of(value: object) -> str:
-    """A content: text, or parts that all are text. None is the content of a message that has none."""
+    """Text of a message content: a string, or a list of text parts; empty for None. Raises DataError otherwise."""
     if isinstance(value, list):
         parts = [each.get("text") if each.get("type") == "text" else value for each in mappings(value)]
         return "\n".join(map(_plain, parts))
@@ -47,7 +47,7 @@ def _plain(value: object) -> str:
 
 
 def json_of(value: object) -> str:
-    """JSON of what a client sent, which a log may state as text already; empty for nothing."""
+    """JSON text of `value`, which may already be JSON text; empty for nothing. Raises DataError for invalid JSON."""
     try:
         if isinstance(value, str) and value:
             json.loads(value)
@@ -58,14 +58,14 @@ def json_of(value: object) -> str:
 
 
 def stated(record: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The first of these fields that holds a text or a whole number."""
+    """The first of these fields that holds a non-empty string or an integer, as a string; else empty."""
     found = (record.get(name) for name in names)
-    words = (str(value) for value in found if isinstance(value, str | int) and not isinstance(value, bool))
-    return _plain(next(filter(None, words), ""))
+    texts = (str(value) for value in found if isinstance(value, str | int) and not isinstance(value, bool))
+    return _plain(next(filter(None, texts), ""))
 
 
 def times_of(record: Mapping[str, Any], raw: Sequence[Mapping[str, Any]], number: int) -> tuple[float, ...]:
-    """Unix time of each message of the `number`-th record, never falling."""
+    """Unix time of each message of the `number`-th record, non-decreasing."""
     stated = [_time(each) for each in raw]
     known = [time for time in (*stated, _time(record)) if time is not None]
     first = known[0] if known else float(number)
@@ -73,13 +73,13 @@ def times_of(record: Mapping[str, Any], raw: Sequence[Mapping[str, Any]], number
 
 
 def _time(fields: Mapping[str, Any]) -> float | None:
-    """Unix seconds of a record or message: stated in seconds, milliseconds, ISO 8601 or a Parquet timestamp."""
+    """Unix seconds of a record or message, from seconds, milliseconds, ISO 8601 or a Parquet timestamp; else None."""
     value = next((fields[name] for name in TIMES if fields.get(name) is not None), None)
     try:
         if isinstance(value, str):
             value = datetime.fromisoformat(value)
         if isinstance(value, datetime):
-            # Logs state UTC where they name no zone.
+            # Without a zone, logs mean UTC.
             value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
         seconds = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Logs of elsewhere, file by file, as the interactions that are in them; what is not one is counted by name."""
+"""Read log files as interactions, and count what is not imported by reason."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,25 +14,26 @@ from sdpo_ray.errors import ConfigError, DataError
 from sdpo_ray.records import Interaction
 
 WILDCHAT_QUESTION_CHARS = 4096
-"""The authors limit users' messages, too, but of WildChat alone."""
+"""The SDPO authors limit user messages of WildChat only."""
 
 
 class LogReader:
-    """Reads log files and keeps count. The logs are never in memory."""
+    """Reads log files in a stream, and counts records, answers and refusals over all of them."""
 
     def __init__(self, limits: SplitLimits) -> None:
         self._limits = limits
         self._detect = detector()
         self.sources: list[Source] = []
-        """The files that were read to their end."""
+        """Files read to the end."""
         self.refused: Counter[NotImported] = Counter()
         self.num_answers = 0
-        """Answers that a user's message follows, in the records that were not refused."""
+        """Answers that a user message follows, in the records that were not refused."""
 
     def read(self, path: Path, form: Format | None, on_bytes: Callable[[int], None]) -> Iterator[Interaction]:
-        """The interactions of one file, `form` or what its first record looks like; tell how many bytes are read.
+        """Yield the interactions of one file; without `form`, the first record decides the format.
 
-        Raises DataError where the file cannot be read, ConfigError where its format cannot be told.
+        `on_bytes` is called with the bytes read so far. Raises DataError if the file cannot be read, ConfigError if its
+        format is not recognised.
         """
         num_records, first_malformed = 0, None
         for row in read_rows(path, FIELDS):
@@ -45,7 +46,7 @@ class LogReader:
                 self.refused[NotImported.MALFORMED] += 1
                 first_malformed = first_malformed or row.number
             else:
-                yield from self._unroll(conversation, form)
+                yield from self._split(conversation, form)
         if form is None:
             raise DataError(f"{path} has no record that can be read")
         source = Source(name=path.name, format=form, num_records=num_records, first_malformed=first_malformed)
@@ -55,15 +56,15 @@ class LogReader:
     def num_records(self) -> int:
         return sum(source.num_records for source in self.sources)
 
-    def _unroll(self, conversation: LoggedConversation, form: Format) -> tuple[Interaction, ...]:
+    def _split(self, conversation: LoggedConversation, form: Format) -> tuple[Interaction, ...]:
         limits = self._limits
         if form is Format.WILDCHAT and limits.max_question_chars is None:
             limits = replace(limits, max_question_chars=WILDCHAT_QUESTION_CHARS)
-        unrolled = split_conversation(conversation, tenant=form.value, limits=limits, detect=self._detect)
-        self.refused += unrolled.refused
-        self.num_answers += len(unrolled.interactions)
-        self.num_answers += sum(n for reason, n in unrolled.refused.items() if not reason.of_records)
-        return unrolled.interactions
+        split = split_conversation(conversation, tenant=form.value, limits=limits, detect=self._detect)
+        self.refused += split.refused
+        self.num_answers += len(split.interactions)
+        self.num_answers += sum(n for reason, n in split.refused.items() if not reason.of_records)
+        return split.interactions
 
 
 def _detected(path: Path, row: LogRow) -> Format:
@@ -74,7 +75,7 @@ def _detected(path: Path, row: LogRow) -> Format:
 
 
 def _conversation(row: LogRow, form: Format | None, number: int) -> LoggedConversation | None:
-    """The conversation of a row; None where the row is malformed."""
+    """The conversation of a row; None for a malformed row."""
     if row.record is None or form is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""One file of rows, Parquet or JSON Lines by its name: written aside, then renamed."""
+"""Write rows into one file, Parquet or JSON Lines by its name: into a temporary file, then renamed."""
 
 import gzip
 import os
@@ -19,13 +19,13 @@ Write = Callable[[pa.Table], None]
 
 @contextmanager
 def open_row_writer(out: Path, what: ExportKind) -> Iterator[Write]:
-    """Give what writes rows into `out`, which is there, whole, when the block ends well, and else is not.
+    """Yield a function that writes rows. `out` appears, complete, when the block ends without an exception.
 
-    Raises ConfigError where `out` exists, before or after, and for names that tell no format.
+    Raises ConfigError if `out` exists before or after the block, or if its name has no known ending.
     """
     form = next((end for end in (".parquet", ".jsonl", ".jsonl.gz") if out.name.endswith(end)), None)
     if form is None:
-        raise ConfigError(f"{out.name} tells no format: name it .parquet, .jsonl or .jsonl.gz")
+        raise ConfigError(f"{out.name} has no known format: name it .parquet, .jsonl or .jsonl.gz")
     _refuse_to_overwrite(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.{os.getpid()}")
@@ -53,7 +53,7 @@ def _parquet(file: IO[bytes], what: ExportKind, stack: ExitStack) -> Write:
 
 
 def _lines(file: IO[bytes], form: str, stack: ExitStack) -> Write:
-    # Without a time in it, the same rows give the same file.
+    # mtime=0: the same rows give the same file.
     lines = stack.enter_context(gzip.GzipFile(fileobj=file, mode="wb", mtime=0)) if form.endswith(".gz") else file
 
     def write(rows: pa.Table) -> None:

@@ -18,7 +18,7 @@ from sdpo_ray.personal.store import Attempt
 from sdpo_ray.promote.run_log import CycleRecord
 from sdpo_ray.records import Candidate, Decision, Release, Report, Snapshot, Verdict
 from sdpo_ray.records.run_events import PersonalUpdateFinished
-from sdpo_ray.tables.arrow_schemas import read_erased
+from sdpo_ray.tables.snapshot_files import read_erased
 from sdpo_ray.telemetry import EventFile
 
 

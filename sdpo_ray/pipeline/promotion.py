@@ -83,9 +83,9 @@ class Promotion:
                 set_champion=self._registry.set_champion,
                 passed=self._passed,
             )
-        if result.move is AliasAction.STAY:
+        if result.action is AliasAction.STAY:
             return
-        event = AliasFollowed if result.move is AliasAction.FOLLOW else AliasRestored
+        event = AliasFollowed if result.action is AliasAction.FOLLOW else AliasRestored
         self._events.write(event(alias_version=result.alias_version, champion_version=result.release.policy_version))
 
     def _passed(self, policy_version: int) -> Candidate | None:

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.io.files import is_ready
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import store
-from sdpo_ray.privacy.run_history import LearnedVersion, RunHistory, UpdateRecord
-from sdpo_ray.privacy.user_footprint import UserFootprint
+from sdpo_ray.privacy.data_subject import find_data_subject
+from sdpo_ray.privacy.run_history import LearnedVersion, RunHistory, UpdateRecord, read_run_history
+from sdpo_ray.privacy.snapshot_erasure import users_of as users_of_snapshot
+from sdpo_ray.privacy.user_footprint import UserFootprint, UserTables, footprint_of
 from sdpo_ray.records import BASE_VERSION, Verdict
-from sdpo_ray.tables.arrow_schemas import read_erased
+from sdpo_ray.tables.snapshot_files import read_erased
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,26 @@ class Ancestor:
     verdict: Verdict | None
     released: bool
     served: bool
+
+
+def lineage_of(layout: Layout, tenant: str, user: str | None, turn: str | None) -> Lineage:
+    """Snapshots and policies that drew from a user, or from one turn without its conversation.
+
+    Raises ConfigError if neither is given, or there is no run.
+    """
+    subject = find_data_subject(layout, tenant=tenant, user=user, turn_ids=() if turn is None else (turn,))
+    footprint = footprint_of(UserTables.of(layout), subject.users, also=subject.turn_ids)
+    own = footprint.source_ids | footprint.interaction_ids
+    ids = subject.interaction_ids(layout, footprint) if turn is None else own
+    return trace_lineage(read_run_history(layout), footprint, ids, store.snapshot_uses(layout, ids))
+
+
+def ancestors_of(layout: Layout, release: str) -> list[Ancestor]:
+    """A policy version such as `v7`, its parent, and so on to the base. Raises ConfigError for another form."""
+    number = release.removeprefix("v")
+    if not number.isdecimal():
+        raise ConfigError(f"--release {release}: a policy version is a number, such as v7")
+    return ancestors(read_run_history(layout), int(number), users_of_snapshot)
 
 
 def trace_lineage(

@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from sdpo_ray.io.files import fsync_directory, write_json
-from sdpo_ray.tables.arrow_schemas import ERASED_FILE, SNAPSHOT_FILE, ErasedRow, read_erased
+from sdpo_ray.tables.snapshot_files import ERASED_FILE, SNAPSHOT_FILE, ErasedRow, read_erased
 
 _ASIDE = f".{SNAPSHOT_FILE}.aside"
 

@@ -1,7 +1,7 @@
-"""What flows: one frozen record for every arrow of the design.
+"""Frozen records that pass between stages.
 
-Each record says who makes it and who reads it. `msgspec` encodes and validates them, so a record read
-back from disk is exactly the record that was written. No dict crosses a module boundary.
+Each record names the modules that make and read it. `msgspec` encodes and validates them, so a record read back from
+disk equals the record that was written.
 """
 
 from sdpo_ray.records.cycles import CycleOutcome, CycleStart, cycle_of_version, version_of_cycle

@@ -1,4 +1,4 @@
-"""How a cycle of the training loop starts and ends."""
+"""Records of the start and the end of a training cycle."""
 
 from dataclasses import dataclass
 
@@ -8,25 +8,28 @@ from sdpo_ray.records.turns import BASE_VERSION
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CycleStart:
-    """What a cycle started from; fixed once, so that a resumed cycle does the same work."""
+    """Inputs of a cycle, written once, so that a resumed cycle does the same work.
+
+    Made and read by `pipeline.cycle`.
+    """
 
     cycle: int
     policy_version: int
-    """The version its candidate will have."""
+    """Version of its candidate."""
     parent_version: int
     seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CycleOutcome:
-    """How a cycle ended."""
+    """Outcome of a cycle. Made by `pipeline.cycle`; read by commands and `demo`."""
 
     cycle: int
     policy_version: int
     verdict: Verdict
     reasons: tuple[str, ...]
     champion_version: int
-    """What is served after it."""
+    """Version that is served after the cycle."""
 
 
 def version_of_cycle(cycle: int) -> int:

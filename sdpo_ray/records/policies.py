@@ -1,4 +1,4 @@
-"""What becomes of a policy: proposed, evaluated, judged, released."""
+"""Records of a policy as it is proposed, evaluated, judged and released."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -8,6 +8,8 @@ from sdpo_ray.records.turns import RefusalCount
 
 
 class Verdict(StrEnum):
+    """The gate's verdict on a candidate."""
+
     PROMOTE = "PROMOTE"
     HOLD = "HOLD"
     REJECT = "REJECT"
@@ -17,8 +19,8 @@ class Verdict(StrEnum):
 class Fingerprint:
     """Log-probs that a policy's weights must reproduce on a fixed text.
 
-    `logprobs[i]` is log p(token_ids[i + 1] | token_ids[:i + 1]). Made by `distill.train.export`, away from
-    the serving engine; read by `serve.weights.swapper`, which refuses weights whose engine disagrees.
+    `logprobs[i]` is log p(token_ids[i + 1] | token_ids[:i + 1]), in nats. Made by `distill.train.export` with
+    transformers; read by `serve.weights.swapper`, which refuses weights where the engine's log-probs differ.
     """
 
     token_ids: tuple[int, ...]
@@ -27,7 +29,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileDigest:
-    """What a file held when it was exported. Made by `distill.train.export`; `serve.weights.checkpoint_io` refuses anything else."""
+    """Digest of an exported file. Made by `distill.train.export`; verified by `serve.weights.checkpoint_io`."""
 
     name: str
     """Path within the candidate's directory."""
@@ -36,7 +38,7 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """One optimizer step of an update. Made by `distill.train.learner`; read by `promote.registry`."""
+    """Metrics of one optimizer step. Made by `distill.train.learner`; read by `promote.registry`."""
 
     step: int
     loss: float
@@ -49,61 +51,64 @@ class StepMetrics:
     num_tokens: int
     """Scored tokens."""
     sampler_gap: float
-    """Mean |log p(learner) - log p(sampler)| over response tokens, nats: off-policyness of the batch."""
+    """Mean |log p(learner) - log p(sampler)| over response tokens, nats: how far off-policy the batch is."""
     learning_rate: float = 0.0
     entropy: float = 0.0
-    """Mean -log p(y) over scored tokens, nats: the entropy, as the answers at hand sample it."""
+    """Mean -log p(y) over scored tokens, nats: an estimate of the entropy from the batch's responses."""
     kl_to_base: float = 0.0
     """KL(policy || base) over the vocabulary, nats, mean over the watched tokens of the batch."""
     tis_capped: float = 0.0
-    """Share of scored tokens whose importance weight was cut."""
+    """Share of scored tokens whose importance weight was capped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSignal:
-    """What each token of one answer is moved by. Made by `distill.signal`; drawn by `report.token_png`."""
+    """Attribution of a follow-up to the tokens of its response.
+
+    Made by `distill.attribution.token_attribution`; read by `report.token_png` and `report.token_html`.
+    """
 
     interaction_id: str
     prompt: str
-    """The user's message that was answered."""
+    """The last user message of the prompt."""
     follow_up: str
     tokens: tuple[str, ...]
-    """The answer, a string a token."""
+    """The response, one string per token."""
     advantages: tuple[float, ...]
-    """log p(y_t | x, o, y_<t) - log p(y_t | x, y_<t) of one policy, nats, neither bounded nor centred."""
+    """log p(y_t | x, o, y_<t) - log p(y_t | x, y_<t) of one policy, nats, not bounded and without a baseline."""
     logprobs: tuple[float, ...]
-    """log p(y_t | x, y_<t)."""
+    """log p(y_t | x, y_<t), nats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relevance:
-    """Whether a follow-up says anything about its answer. Made by `distill.attribution.relevance`; recorded by `promote.registry`.
+    """How much a follow-up concerns its response, for the record only: it does not weight the interaction.
 
-    Recorded, not acted on: every interaction is learned from alike.
+    Made by `distill.attribution.relevance`; read by `promote.registry`.
     """
 
     interaction_id: str
     signal: float
-    """Mean |A| over the scored tokens under the follow-up that the answer got, nats, before the first step."""
+    """Mean |A| over the scored tokens under the response's own follow-up, nats, before the first step."""
     floor: float
-    """The same under the follow-up of another conversation's answer: what words of no concern move."""
+    """The same under the follow-up of another conversation: the effect of an unrelated text."""
 
     @property
     def weight(self) -> float:
-        """signal / (signal + floor): 1/2 where the follow-up moves the answer no more than a stranger's does."""
+        """signal / (signal + floor): 1/2 where the follow-up has no more effect than an unrelated one."""
         return self.signal / (self.signal + self.floor) if self.signal + self.floor else 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """What an adapter gained on one interaction that it never saw. Made by `distill.loss.kl_gain`; read by `evaluate`."""
+    """Gain of an adapter on one held-out interaction. Made by `distill.loss.kl_gain`; read by `evaluate`."""
 
     interaction_id: str
     conversation: str
     num_tokens: int
-    """Scored tokens of the answer."""
+    """Scored tokens of the response."""
     nats: float
-    """Over those tokens together: how much closer the policy came to what the one beneath says under hindsight."""
+    """Sum over those tokens: reduction of KL to the shared policy under hindsight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +124,11 @@ class Candidate:
     steps: tuple[StepMetrics, ...] = ()
     refusals: tuple[RefusalCount, ...] = ()
     alterations: tuple[RefusalCount, ...] = ()
-    """Interactions learned from in part: a history cut, a follow-up shortened, an answer that is not scored."""
+    """Interactions trained on in part: a history cut, a follow-up shortened, a response that is not scored."""
     signals: tuple[TokenSignal, ...] = ()
-    """Of a few interactions, before the first step."""
+    """Attributions of a few interactions, before the first step."""
     digests: tuple[FileDigest, ...] = ()
-    """Of the files of weights that may be served."""
+    """Digests of the files that may be served."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +146,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What the benchmarks found. Made by `evaluate.suite`; read by `promote`."""
+    """Scores of a candidate. Made by `evaluate.suite`; read by `promote`."""
 
     policy_version: int
     base_version: int
@@ -150,6 +155,7 @@ class Report:
     scores: tuple[Score, ...]
 
     def score(self, name: str) -> Score | None:
+        """The score of this name; None where there is none."""
         return next((score for score in self.scores if score.name == name), None)
 
 
@@ -164,9 +170,9 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """What should be served. Made by `promote.release`; read by `serve`.
+    """The policy to serve. Made by `promote.release`; read by `serve`.
 
-    The file `release.json` is the pointer that every replica follows, also one that starts late.
+    The file `release.json` is the release pointer, which every replica polls and reads when it starts.
     """
 
     policy_version: int
@@ -175,46 +181,47 @@ class Release:
     fingerprint: Fingerprint
     released_at_s: float = field(default=0.0)
     adapter: str = ""
-    """Directory of the LoRA adapter that makes this policy of the run's base; empty where the weights are whole. Read
-    where `serve.swap` is `adapter`."""
+    """Directory of the LoRA adapter that turns the run's base into this policy; empty where there is none. Read where
+    `serve.swap` is `adapter`."""
     digests: tuple[FileDigest, ...] = ()
-    """As on `Candidate`; empty for what was not exported here, which only its fingerprint vouches for."""
+    """As on `Candidate`; empty for a policy that this project did not export, which only its fingerprint verifies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canary:
-    """A candidate among users, before it is promoted. Made by `promote.canary`; read by `serve.canary.router`.
+    """A candidate on live traffic before it is promoted. Made by `promote.canary`; read by `serve.canary.router`.
 
-    The file `canary.json` holds it; without the file nobody meets a candidate.
+    Stored as the file `canary.json`; without the file no request reaches a candidate.
     """
 
     candidate: Release
     champion_version: int
     mode: Literal["shadow", "canary"]
     share: float
-    """Of conversations."""
+    """Share of conversations."""
     started_at_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersonalPolicy:
-    """A LoRA adapter over one shared policy, for one user or tenant. Made by jobs; read by `serve.lora.personal_policies`.
+    """A LoRA adapter over one shared policy, for one user or tenant.
 
-    The file `personal/<owner>.json` points at it. Where the shared policy has moved on, it is stale and not served.
+    Made by `personal.trainer`; read by `serve.lora.personal_policies`. Stored as the file `personal/<owner>.json`. It
+    is not served once the shared policy has another version than `base_version`.
     """
 
     owner: str
     """Keyed digest of tenant and pseudonym: `capture.chat_request.owners`."""
     version: int
-    """Counts this owner's personal policies from 1."""
+    """Number of this owner's personal policy, from 1."""
     name: str
-    """What the engine knows it by; never used again for other weights."""
+    """The adapter's name in the engine; never reused for other weights."""
     adapter: str
     """Directory in peft's format."""
     base_version: int
-    """Of the shared policy beneath it."""
+    """Policy version beneath the adapter."""
     fingerprint: Fingerprint
-    """Of the shared policy with the adapter."""
+    """Fingerprint of the shared policy with the adapter."""
     released_at_s: float
     digests: tuple[FileDigest, ...] = ()
-    """Of the adapter's weights."""
+    """Digest of the adapter's weights."""

@@ -65,16 +65,22 @@ def _spacy(model: str) -> Any:
 def _blank() -> Any:
     import spacy
     from presidio_analyzer.nlp_engine import SlimSpacyNlpEngine
+    from spacy.language import Language
+
+    # Presidio compares lemmas near a match with words such as "ssn"; a blank pipeline sets no lemmas.
+    Language.component("sdpo_lower_lemmas", func=_lower_lemmas)
 
     class Blank(SlimSpacyNlpEngine):
         def load(self) -> None:
-            self.nlp: Any = {"en": spacy.blank("en")}
-
-        def process_text(self, text: str, language: str) -> Any:
-            # Presidio compares lemmas near a match with words such as "ssn"; a blank pipeline sets no lemmas.
-            doc = self.nlp[language](text)
-            for token in doc:
-                token.lemma_ = token.lower_
-            return self._doc_to_nlp_artifact(doc, language)
+            nlp = spacy.blank("en")
+            nlp.add_pipe("sdpo_lower_lemmas")
+            self.nlp: Any = {"en": nlp}
 
     return Blank()
+
+
+def _lower_lemmas(doc: Any) -> Any:
+    """Use each token in small letters as its lemma."""
+    for token in doc:
+        token.lemma_ = token.lower_
+    return doc

@@ -73,7 +73,7 @@ class _Tally:
             raise TooManyDigits(f"more than {MAX_DIGITS} digits")
 
     def content(self, text: str) -> str:
-        """Redact; as JSON if it looks like it: tool results and some answers are JSON, whose escapes may hide entities."""
+        """Redact; as JSON if it looks so: tool results and some answers are JSON, whose escapes may hide entities."""
         return self.json(text) if text.lstrip()[:1] in ("{", "[") else self.text(text)
 
     def message(self, message: Message) -> Message:

@@ -15,7 +15,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
 from sdpo_ray.records import TokenSignal
-from sdpo_ray.report.colormap import COLOURS, NORM, TICKS
+from sdpo_ray.report.colormap import COLOURS, NORM, TICKS, colour, hexadecimal, ink
 
 _FONT = "DejaVu Sans Mono"
 _BEYOND = "#d4d4d4"
@@ -23,6 +23,10 @@ _BEYOND = "#d4d4d4"
 _EDGE = "#8a8a8a"
 _LABEL = 36
 """Characters of a row's label."""
+_READABLE = 18
+"""Longest answer, in tokens, of a panel whose cells show their text."""
+_CELL_TEXT = 8
+"""Characters that fit such a cell."""
 
 
 def write_cells(signals: Sequence[TokenSignal], path: Path, *, unrelated: Sequence[TokenSignal] = ()) -> None:
@@ -61,6 +65,8 @@ def _cells(axes: Any, signals: Sequence[TokenSignal | None]) -> None:
         row[: len(advantages)] = advantages
     axes.imshow(nats, cmap=COLOURS, norm=NORM, aspect="auto", interpolation="nearest")
     axes.set_facecolor(_BEYOND)
+    if nats.shape[1] <= _READABLE:
+        _write_tokens(axes, signals)
     for edge in range(1, len(rows)):
         axes.axhline(edge - 0.5, color=_EDGE, linewidth=0.8)
     axes.set_xlabel("token", fontsize=9)
@@ -70,6 +76,23 @@ def _cells(axes: Any, signals: Sequence[TokenSignal | None]) -> None:
         label.set_parse_math(False)
     axes.tick_params(length=0, axis="y")
     axes.tick_params(labelsize=8, axis="x")
+
+
+def _write_tokens(axes: Any, signals: Sequence[TokenSignal | None]) -> None:
+    for row, signal in enumerate(signals):
+        for column, (token, nats) in enumerate(zip(signal.tokens, signal.advantages, strict=True) if signal else ()):
+            text = _drawable("".join(token.split()))
+            axes.text(
+                column,
+                row,
+                text if len(text) <= _CELL_TEXT else text[: _CELL_TEXT - 2] + "..",
+                color=hexadecimal(ink(colour(nats))),
+                family=_FONT,
+                fontsize=5,
+                horizontalalignment="center",
+                verticalalignment="center",
+                parse_math=False,
+            )
 
 
 def _label(signal: TokenSignal | None) -> str:

@@ -49,8 +49,8 @@ class SimulatedClient:
             return
         await self._think()
         reaction = react(self._persona, answer, self._rng)
-        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": reaction}]
-        await self._send(user, messages)
+        reply = [{"role": "assistant", "content": answer}, {"role": "user", "content": reaction}]
+        await self._send(user, messages + reply)
         self._traffic.conversations += 1
         await self._think()
 

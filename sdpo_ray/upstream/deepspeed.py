@@ -33,18 +33,18 @@ _use = partial(PrivateUse, distribution="deepspeed", version="0.19.8")
 
 PRIVATE_USES = (
     _use(
-        symbol="deepspeed.runtime.zero.partition_parameters.Init: parameter.ds_tensor",
+        symbol="deepspeed.runtime.zero.partition_parameters.Init.ds_tensor",
         reason="the teacher's weights replace this worker's shard of each parameter and are averaged with it",
         until="DeepSpeed has a public way to read and replace the local shard of a ZeRO-3 parameter",
     ),
     _use(
-        symbol="deepspeed.runtime.zero.partition_parameters.Init: parameter.ds_id",
+        symbol="deepspeed.runtime.zero.partition_parameters.Init.ds_id",
         reason="`GatheredParameters` accepts partitioned parameters alone, and nothing public tells which are",
         until="`GatheredParameters` accepts whole parameters too",
     ),
     _use(
-        symbol="deepspeed.ops.__compatible_ops__",
-        reason="emptied, so that no collective is compiled on a CPU",
+        symbol="deepspeed.ops._probe_compatible_ops",
+        reason="its result `deepspeed.ops.__compatible_ops__` is emptied, so that no collective is compiled on a CPU",
         until="DeepSpeed has an option that keeps the torch backend's own collectives",
     ),
 )

@@ -47,19 +47,24 @@ _use = partial(PrivateUse, distribution="transformers", version="5.19.0")
 
 PRIVATE_USES = (
     _use(
-        symbol="transformers.models.*.modeling_*.*RotaryEmbedding._buffers['inv_freq']",
-        reason="loading under ZeRO-3 rounds the buffers to the weights' bf16",
+        symbol="transformers.models.qwen3.modeling_qwen3.Qwen3RotaryEmbedding",
+        reason="`inv_freq`, here Qwen3's, is computed again: loading under ZeRO-3 rounds it to the weights' bf16",
         until="transformers loads buffers under ZeRO-3 in their own precision",
     ),
     _use(
-        symbol="transformers.modeling_layers.GradientCheckpointingLayer.training",
-        reason="checkpointing is active only in training mode, where dropout would make teacher and student differ",
+        symbol="transformers.modeling_layers.GradientCheckpointingLayer.__call__",
+        reason="it checkpoints only where `training` is set, but training mode of the model would switch dropout on",
         until="`gradient_checkpointing_enable` works in evaluation mode",
     ),
     _use(
         symbol="transformers.integrations.deepspeed._hf_deepspeed_config_weak_ref",
         reason="`from_pretrained` shards what it loads for as long as the `HfDeepSpeedConfig` object is referred to",
         until="`from_pretrained` takes the ZeRO configuration as an argument",
+    ),
+    _use(
+        symbol="transformers.masking_utils._preprocess_mask_arguments",
+        reason="creates no mask for an attention without a registered mask function, such as `distill.model.attention`",
+        until="`AttentionInterface.register` says whether the attention needs a mask",
     ),
     PrivateUse(
         distribution="liger-kernel",

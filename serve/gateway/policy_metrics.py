@@ -62,8 +62,14 @@ class PolicyMetrics(Collector):
         )
         yield GaugeMetricFamily("sdpo_policy_version", "Policy version that answers now.", value=version)
         yield GaugeMetricFamily(
-            "sdpo_swap_stall_seconds", "How long the last swap held new requests.", value=self._swapper.stall_s
+            "sdpo_swap_stall_seconds", "How long the last swap held new requests.", value=self._swapper.stall.total_s
         )
+        phases = GaugeMetricFamily(
+            "sdpo_swap_stall_phase_seconds", "The same, by what it was spent on.", labels=["phase"]
+        )
+        for phase in ("drain", "load", "verify"):
+            phases.add_metric([phase], getattr(self._swapper.stall, f"{phase}_s"))
+        yield phases
         yield GaugeMetricFamily("sdpo_swap_refused", "1 while the named release is refused.", value=self._refused())
 
     def _journal(self) -> Iterator[Metric]:

@@ -12,7 +12,7 @@ from sdpo_ray.records import Release
 from serve.lora.lora_cache import LoRACache, LoRAEngine
 from serve.request_context import ChatContext, LoadedAdapter
 from serve.weights.checkpoint_io import within
-from serve.weights.swapper import TOLERANCE, require_match
+from serve.weights.swapper import TOLERANCE, StallPhases, require_match
 
 logger = logging.getLogger(__name__)
 _RETIRE_POLL_S = 0.5
@@ -24,7 +24,7 @@ class LoRASwapper:
     `base` is the directory of the weights in the engine; a release without an adapter is those weights.
     """
 
-    stall_s = 0.0
+    stall = StallPhases()
     broken = False
 
     def __init__(self, engine: LoRAEngine, cache: LoRACache, serving: Release, *, base: Path, dtype: str) -> None:

@@ -17,6 +17,7 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.io.watched_file import FileStamp, file_stamp
 from sdpo_ray.records import BASE_VERSION, Canary, Release
 from serve.weights import checkpoint_io
+from serve.weights.swapper import StallPhases
 
 logger = logging.getLogger("ray.serve")
 
@@ -28,7 +29,7 @@ class WeightSwapper(Protocol):
     """Puts releases into an engine: `serve.weights.swapper.Swapper` or `serve.lora.lora_swapper.LoRASwapper`."""
 
     serving: Release
-    stall_s: float
+    stall: StallPhases
     broken: bool
 
     async def to(self, release: Release) -> None: ...

@@ -15,6 +15,8 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from sdpo_ray.errors import SwapError
@@ -32,6 +34,22 @@ DRAIN_S = 10.0
 
 UpdateSlot = Callable[[], AbstractAsyncContextManager[bool]]
 """Entered by one replica of the run at a time; yields whether new requests go to other replicas meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StallPhases:
+    """Seconds of one hold of new requests, by what they were spent on."""
+
+    drain_s: float = 0.0
+    """Until the requests that were in the engine had finished."""
+    load_s: float = 0.0
+    """Until the staged weights were in the model; 0 for a hold that was given up before."""
+    verify_s: float = 0.0
+    """Until the fingerprint was reproduced, or the old weights were restored."""
+
+    @property
+    def total_s(self) -> float:
+        return self.drain_s + self.load_s + self.verify_s
 
 
 class SwappableEngine(Protocol):
@@ -111,8 +129,8 @@ class Swapper:
         self._slot = slot
         self._patience_s = patience_s
         self.serving = serving
-        self.stall_s = 0.0
-        """Longest time in seconds that the last swap held new requests without a break."""
+        self.stall = StallPhases()
+        """The longest hold of the last swap."""
         self.broken = False
         """True when not even the old weights could be restored: the replica must be restarted."""
 
@@ -122,7 +140,7 @@ class Swapper:
             await self._engine.stage(release.path, release.digests)
         except Exception as error:
             raise SwapError(f"v{release.policy_version} cannot be read: {error}") from error
-        self.stall_s, patience_s = 0.0, self._patience_s
+        self.stall, patience_s = StallPhases(), self._patience_s
         async with self._slot() as rerouted:
             if rerouted:
                 with suppress(TimeoutError):
@@ -130,7 +148,14 @@ class Swapper:
             while not await self._swapped(release, patience_s):
                 await asyncio.sleep(patience_s)
                 patience_s *= 2
-        logger.info("serving v%d; new requests waited %.3f s", release.policy_version, self.stall_s)
+        logger.info(
+            "serving v%d; new requests waited %.3f s: drain %.3f, load %.3f, verify %.3f",
+            release.policy_version,
+            self.stall.total_s,
+            self.stall.drain_s,
+            self.stall.load_s,
+            self.stall.verify_s,
+        )
 
     async def verify(self, release: Release) -> None:
         """Raise SwapError unless the engine reproduces the release's fingerprint."""
@@ -140,7 +165,7 @@ class Swapper:
 
     async def _swapped(self, release: Release, patience_s: float) -> bool:
         """Swap with new requests held; False, with the hold lifted, when old requests take longer than `patience_s`."""
-        began = time.monotonic()
+        times = [time.monotonic()]
         await self._gate.hold()
         try:
             try:
@@ -150,8 +175,10 @@ class Swapper:
                     await self._engine.drained()
             except TimeoutError:
                 return False
+            times.append(time.monotonic())
             try:
                 await self._engine.load(release.policy_version)
+                times.append(time.monotonic())
                 await self.verify(release)
             except Exception as error:
                 await self._restore(error)
@@ -159,7 +186,8 @@ class Swapper:
             self.serving, self.broken = release, False
             return True
         finally:
-            self.stall_s = max(self.stall_s, time.monotonic() - began)
+            times.append(time.monotonic())
+            self.stall = max(self.stall, _phases(times), key=lambda phases: phases.total_s)
             if not self.broken:
                 self._gate.admit()
 
@@ -172,6 +200,12 @@ class Swapper:
             self.broken = True
             logger.exception("v%d could not be restored after: %s", self.serving.policy_version, cause)
             raise
+
+
+def _phases(times: Sequence[float]) -> StallPhases:
+    """Return the phases between the start of a hold, each phase that was finished, and the end of the hold."""
+    names = ("drain_s", "load_s", "verify_s")
+    return StallPhases(**{name: end - start for name, (start, end) in zip(names, pairwise(times), strict=False)})
 
 
 def require_match(fingerprint: Fingerprint, logprobs: tuple[float, ...], *, tolerance: float) -> None:

@@ -128,7 +128,7 @@ def defined(symbol: str) -> bool:
     source = path / "__init__.py" if path.is_dir() else path
     node: ast.AST | None = ast.parse(source.read_text()) if source.is_file() else None
     for name in names:
-        node = next((each for each in _scope(node) if name in _names(each)), None) if node is not None else None
+        node = next((each for each in _scope(node) if name in _assigned(each)), None) if node is not None else None
     return node is not None
 
 
@@ -140,6 +140,13 @@ def _scope(node: ast.AST) -> Iterator[ast.AST]:
             node, ast.ClassDef
         ):
             yield from _scope(child) if not isinstance(child, ast.ClassDef) else ()
+
+
+def _assigned(node: ast.AST) -> set[str]:
+    """As `_names`, and attributes that are set on any other variable, as `parameter.x = ...` in DeepSpeed's `Init`."""
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        return {node.attr}
+    return _names(node)
 
 
 def _names(node: ast.AST) -> set[str]:

@@ -14,12 +14,8 @@ from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.io.files import read_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Snapshot
-from sdpo_ray.tables.arrow_schemas import (
-    feedback_from_arrow,
-    interactions_from_arrow,
-    read_interactions,
-    rows_digest,
-)
+from sdpo_ray.tables.arrow_schemas import feedback_from_arrow, interactions_from_arrow
+from sdpo_ray.tables.snapshot_files import read_interactions, rows_digest
 from tests.faults.crash import CURATE, MAX_BYTES, SEGMENT_BYTES, START_S, Processes, fresh_seed
 from tests.faults.repetitions import KILLS, SLOW
 from tests.faults.simulated_users import Note, Person, read_notes

@@ -1,4 +1,4 @@
-"""Kernels on a GPU against plain torch. Run `pytest tests/gpu` on a machine with a GPU."""
+"""The GPU kernels against plain torch. Run with `pytest tests/gpu` on a machine with a GPU."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def _score(policy: Path, dtype: Any, device: str, kernels: Any = "torch") -> tor
 
 
 @pytest.mark.parametrize("kernels", ["torch", "auto"])
-def test_packed_bf16_scores_on_a_gpu_are_those_of_fp32_on_the_cpu(kernels: str, tmp_path: Path) -> None:
+def test_packed_bf16_scores_on_a_gpu_are_close_to_fp32_on_the_cpu(kernels: str, tmp_path: Path) -> None:
     policy = tiny_policy(tmp_path)
     exact, fast = _score(policy, "float32", "cpu"), _score(policy, "bfloat16", "cuda", kernels)
     assert (fast - exact).abs().mean() < 0.05
@@ -58,7 +58,7 @@ def test_fp32_scores_on_a_gpu_are_those_on_the_cpu(tmp_path: Path) -> None:
     torch.testing.assert_close(_score(policy, "float32", "cuda"), _score(policy, "float32", "cpu"), rtol=0, atol=1e-3)
 
 
-def test_the_head_s_gradient_in_bf16_points_where_fp32_does() -> None:
+def test_the_head_s_gradient_in_bf16_has_the_direction_of_fp32() -> None:
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(300, 64), torch.randn(5000, 64) * 0.1, torch.randint(0, 5000, (300,))
 

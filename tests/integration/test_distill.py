@@ -56,7 +56,7 @@ def interactions(policy: Path) -> list[Interaction]:
 
 @pytest.fixture(scope="module")
 def drawn(interactions: list[Interaction], tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """A snapshot of the interactions and two that are not trainable."""
+    """The interactions, two of which are not trainable."""
     stale = with_turn(replace(interactions[0], interaction_id="stale"), prompt_ids=(1, 2, 3))
     silent = with_turn(replace(interactions[1], interaction_id="silent"), response_ids=(), response_logprobs=())
     drawn = [stale, *interactions[:6], silent, *interactions[6:]]

@@ -27,8 +27,9 @@ from sdpo_ray.privacy.erasure import Erasure
 from sdpo_ray.privacy.user_footprint import UserTables
 from sdpo_ray.promote.registry import Registry
 from sdpo_ray.records import BASE_VERSION, Candidate, Interaction, Verdict, version_of_cycle
-from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions, turns_to_arrow
+from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, turns_to_arrow
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import read_interactions
 from tests.support.conversations import dialogue, turn
 from tests.support.cycle_records import entry
 from tests.support.journals import append_all

@@ -138,7 +138,7 @@ def test_what_is_dropped_between_looking_and_reading_is_lost_too(cluster, log, m
 
 def test_a_topic_that_was_made_anew_is_not_taken_for_one_without_news(log):
     write(log, turn("t0"))
-    with pytest.raises(LostEvents, match=r"ends at \d, and was read up to 70: the topic was made anew"):
+    with pytest.raises(LostEvents, match=r"ends at \d, and was read up to 70: the topic was recreated"):
         log.poll(dict.fromkeys(log.partitions(), 70), max_events=10, max_bytes=MIB)
 
 

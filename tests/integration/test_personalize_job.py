@@ -30,8 +30,9 @@ from sdpo_ray.privacy.erasure import Erasure
 from sdpo_ray.records import BASE_VERSION, Interaction, Message, Release, Role, Verdict
 from sdpo_ray.simulate.users import PERSONAS, react, violations
 from sdpo_ray.simulate.world import sample_prompt
-from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions
+from sdpo_ray.tables.arrow_schemas import interactions_to_arrow
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import read_interactions
 from tests.support.builders import interaction, release, snapshot, tiny_policy
 from tests.support.paths import CHECKPOINT
 from tests.support.serving import Served

@@ -209,7 +209,9 @@ def test_a_new_champion_retires_the_old_one(registry: Registry, client: Any, roo
     ("word", "review"),
     [(None, None), ("approved", "approved"), (" Rejected ", "rejected"), ("looks good", None), ("", None)],
 )
-def test_a_person_reviews_by_a_tag(registry: Registry, client: Any, root: Path, word: str | None, review: str | None):
+def test_a_review_is_a_tag_of_the_model_version(
+    registry: Registry, client: Any, root: Path, word: str | None, review: str | None
+):
     cycle = next(CYCLES)
     registry.record_cycle(entry(cycle, root=root))
     if word is not None:
@@ -217,7 +219,7 @@ def test_a_person_reviews_by_a_tag(registry: Registry, client: Any, root: Path, 
     assert registry.review(version_of_cycle(cycle)) == review
 
 
-def test_an_alias_that_a_person_moved_or_deleted_is_seen(root: Path, client: Any):
+def test_an_alias_that_was_moved_or_deleted_is_seen(root: Path, client: Any):
     fresh = Registry(Layout(root / "aliases"), model_name="policy")
     own = type(client)(tracking_uri=fresh.tracking_uri, registry_uri=fresh.tracking_uri)
     fresh.register_base(base(root), served=base(root))
@@ -290,7 +292,7 @@ def test_a_cycle_without_a_candidate_is_a_model_version_too_so_that_the_next_one
     assert fresh.versions()[1].reasons == "no candidate: gradient norm is nan at step 2"
 
 
-def test_a_version_that_a_person_deleted_does_not_shift_the_next_ones_number(root: Path, client: Any):
+def test_a_version_that_was_deleted_does_not_shift_the_next_ones_number(root: Path, client: Any):
     fresh = Registry(Layout(root / "deleted"), model_name="policy")
     own = type(client)(tracking_uri=fresh.tracking_uri, registry_uri=fresh.tracking_uri)
     fresh.register_base(base(root), served=base(root))

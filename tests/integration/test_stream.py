@@ -20,7 +20,7 @@ from sdpo_ray.records import Consent, Feedback, Interaction, Redaction, Thumb
 from sdpo_ray.redaction import Redactor, redact_turn
 from sdpo_ray.tables.arrow_schemas import feedback_from_arrow, interactions_from_arrow, turns_from_arrow
 from sdpo_ray.tables.delta_table import Table
-from tests.support.conversations import Town, changed, chat, dialogue, may_pair, towns, turn, undisputed
+from tests.support.conversations import Scenario, changed, chat, dialogue, may_pair, scenarios, turn, unambiguous_pairs
 from tests.support.journals import record
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -341,12 +341,12 @@ def test_of_two_curators_that_decide_the_same_turns_one_commits(layout: Layout, 
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(towns(max_turns=10, forgetful=True), st.data())
+@given(scenarios(max_turns=10, lossy=True), st.data())
 def test_wherever_the_stage_dies_no_pair_is_wrong_lost_or_repeated(
-    tmp_path_factory: pytest.TempPathFactory, town: Town, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, scenario: Scenario, data: st.DataObject
 ):
     layout = Layout(tmp_path_factory.mktemp("run"))
-    rest = list(town.turns)
+    rest = list(scenario.turns)
     while rest:
         size = data.draw(st.integers(1, len(rest)), label="recorded")
         cut = data.draw(st.integers(0, size), label="by the first replica")
@@ -356,19 +356,19 @@ def test_wherever_the_stage_dies_no_pair_is_wrong_lost_or_repeated(
         rest = rest[size:]
         advance_and_die(layout, data.draw(st.integers(0, 9), label="dies at"), after=data.draw(st.booleans()))
     settle(curator(layout, max_copies=99))
-    by_id = {each.turn_id: each for each in (*town.turns, *town.forgotten)}
+    by_id = {each.turn_id: each for each in (*scenario.turns, *scenario.not_stored)}
     assert sorted(turns_from_arrow(Table.turns(layout).read()), key=lambda each: each.turn_id) == sorted(
-        town.turns, key=lambda each: each.turn_id
+        scenario.turns, key=lambda each: each.turn_id
     )
-    known = {each.turn_id for each in town.turns}
+    known = {each.turn_id for each in scenario.turns}
     for each in stored(layout).values():
         follow_up = by_id[each.follow_up_turn_id]
         assert each.turn == by_id[each.interaction_id]
         assert may_pair(each.turn, follow_up)
         assert each.follow_up == follow_up.messages[-1].content
-        if (parent := town.parents.get(follow_up.turn_id)) in known:
+        if (parent := scenario.parents.get(follow_up.turn_id)) in known:
             assert parent == each.interaction_id
     found = {(each.follow_up_turn_id, each.interaction_id) for each in stored(layout).values()}
-    assert undisputed(town.turns) <= found
+    assert unambiguous_pairs(scenario.turns) <= found
     positions = {name: Table.interactions(layout).position(name) or 0 for name in ("pending.decided", "pending.seen")}
     assert set(positions.values()) == {Table.pending(layout).batch}

@@ -1,4 +1,4 @@
-"""Candidates with an adapter over a base: merged weights for the reference, and the files that peft and vLLM read."""
+"""Candidates with an adapter over a base: merged weights, and the adapter in peft's format."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ LORA = LoraConfig(rank=4, alpha=8)
 
 
 def adapted(base: Path, path: Path, *, version: int, seed: int, scale: float = 0.05) -> Candidate:
-    """A candidate whose adapter is noise of `seed`, in the format of `distill`."""
+    """A candidate whose adapter is noise of `seed`, exported as `distill` does."""
     import torch
 
     model: Any = load_policy(base)
@@ -51,7 +51,7 @@ def adapter_release(candidate: Candidate) -> Release:
 
 
 def personal(candidate: Candidate, owner: str, *, base_version: int = BASE_VERSION, **more: Any) -> PersonalPolicy:
-    """The candidate's adapter as a personal policy of `owner`."""
+    """The candidate's adapter as the personal policy of `owner`."""
     return PersonalPolicy(
         **{
             "owner": owner,
@@ -67,7 +67,7 @@ def personal(candidate: Candidate, owner: str, *, base_version: int = BASE_VERSI
 
 
 def rewrite(folder: Path, change: Any) -> None:
-    """Apply `change` to the dict of the adapter's tensors in `folder`, and write them."""
+    """Rewrite the adapter in `folder` after applying `change` to the dict of its tensors."""
     from safetensors.torch import load_file, save_file
 
     tensors: Mapping[str, Any] = load_file(folder / WEIGHTS)

@@ -21,7 +21,7 @@ from sdpo_ray.records import (
     Turn,
     VersionSpan,
 )
-from sdpo_ray.tables.arrow_schemas import write_interactions
+from sdpo_ray.tables.snapshot_files import write_interactions
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -1,4 +1,4 @@
-"""Turns, and people whose turns are known to be theirs."""
+"""Turns and conversations for tests, and hypothesis strategies of conversations whose true pairs are known."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ KEY = b"the key of pairing of all tests"
 
 
 def chat(*texts: str) -> tuple[Message, ...]:
-    """User and assistant by turns, a user first."""
+    """Messages with alternating roles, a user's first."""
     roles = (Role.USER, Role.ASSISTANT)
     return tuple(Message(role=roles[index % 2], content=text) for index, text in enumerate(texts))
 
 
 def turn(turn_id: str, *texts: str, response: str = "Paris.", at_s: float = 100.0, **changes: Any) -> Turn:
-    """An answered request that took one second; `texts` are its messages. Its user and conversation id are raw."""
+    """An answered request that took one second; `texts` are its messages. User and conversation id stay as given."""
     stated: dict[str, Any] = {
         "turn_id": turn_id,
         "tenant": "default",
@@ -43,7 +43,7 @@ def turn(turn_id: str, *texts: str, response: str = "Paris.", at_s: float = 100.
 
 
 def changed(before: Turn, **changes: Any) -> Turn:
-    """`before` with other values, and the keys that the recorder would give it then."""
+    """`before` with other values, and the pairing keys that the recorder would then compute."""
     after = replace(before, **changes)
     if "keys" in changes:
         return after
@@ -58,7 +58,7 @@ def changed(before: Turn, **changes: Any) -> Turn:
     return replace(after, keys=keys)
 
 
-def waiting(each: Turn, *, batch: int = 1) -> PairingRow:
+def pairing_row(each: Turn, *, batch: int = 1) -> PairingRow:
     """The row of `pending` that a turn becomes."""
     return PairingRow(
         turn_id=each.turn_id,
@@ -73,7 +73,7 @@ def waiting(each: Turn, *, batch: int = 1) -> PairingRow:
 
 
 def dialogue(name: str, *, follow_ups: int = 1, at_s: float = 100.0, **changes: Any) -> list[Turn]:
-    """One person's conversation: an opening of their own, then `follow_ups` reactions."""
+    """The conversation of one user: an opening, then `follow_ups` reactions."""
     texts = [f"question of {name}"]
     turns = []
     for index in range(follow_ups + 1):
@@ -84,28 +84,28 @@ def dialogue(name: str, *, follow_ups: int = 1, at_s: float = 100.0, **changes: 
 
 
 @dataclass(frozen=True)
-class Town:
-    """What several people said, in the order in which answers were finished and became durable."""
+class Scenario:
+    """Turns of several users, in the order in which the answers were finished and became durable."""
 
     turns: list[Turn]
-    """Those that may be stored."""
-    forgotten: list[Turn]
-    """Those whose users forbade it."""
+    """Turns that are stored."""
+    not_stored: list[Turn]
+    """Turns without consent, which are not stored."""
     parents: dict[str, str]
-    """Turn to the turn whose answer its user read and reacted to, stored or not."""
+    """Turn id to the id of the turn whose answer the user reacted to, stored or not."""
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What hypothesis shows of an example."""
-        printer.text("Town:\n" + "\n".join(map(self._line, (*self.turns, *self.forgotten))))
+        """How hypothesis prints an example."""
+        printer.text("Scenario:\n" + "\n".join(map(self._line, (*self.turns, *self.not_stored))))
 
     def _line(self, each: Turn) -> str:
-        said = [message.content or "call" for message in each.messages]
-        who = (each.tenant, each.user, each.conversation_id)
+        texts = [message.content or "call" for message in each.messages]
+        caller = (each.tenant, each.user, each.conversation_id)
         times = f"{each.started_at_s}-{each.finished_at_s}"
-        return f"{each.turn_id} {times} {who} {said} -> {each.response}; reacts to {self.parents.get(each.turn_id)}"
+        return f"{each.turn_id} {times} {caller} {texts} -> {each.response}; reacts to {self.parents.get(each.turn_id)}"
 
     def continued(self) -> int:
-        """Turns that a decision is due on."""
+        """Number of turns that pairing has to decide."""
         return sum(bool(each.keys.parent) for each in self.turns)
 
 
@@ -114,12 +114,12 @@ def may_pair(answer: Turn, follow_up: Turn) -> bool:
     same_caller = all(
         getattr(answer, name) == getattr(follow_up, name) for name in ("tenant", "user", "conversation_id")
     )
-    said = (*answer.messages, Message(role=Role.ASSISTANT, content=answer.response))
-    return same_caller and follow_up.messages[:-1] == said and follow_up.messages[-1].role is Role.USER
+    history = (*answer.messages, Message(role=Role.ASSISTANT, content=answer.response))
+    return same_caller and follow_up.messages[:-1] == history and follow_up.messages[-1].role is Role.USER
 
 
 def brute_force(turns: Sequence[Turn]) -> dict[str, str]:
-    """Follow-up to answer, on the words themselves: one answer fits, and all who follow it say the same."""
+    """Follow-up id to answer id, by text: exactly one answer fits, and all its follow-ups have the same text."""
     fitting = {f.turn_id: [a for a in turns if may_pair(a, f) and a.finished_at_s <= f.started_at_s] for f in turns}
     certain = {f.turn_id: fits[0].turn_id for f in turns if len(fits := fitting[f.turn_id]) == 1}
     expected = {}
@@ -132,19 +132,19 @@ def brute_force(turns: Sequence[Turn]) -> dict[str, str]:
     return expected
 
 
-def undisputed(turns: Sequence[Turn]) -> set[tuple[str, str]]:
-    """Follow-up and answer of those whom no other turn could take from each other, however the log is read."""
+def unambiguous_pairs(turns: Sequence[Turn]) -> set[tuple[str, str]]:
+    """(follow-up, answer) of the pairs without a competing turn: they are paired however the log is read."""
     pairs, by_id = brute_force(turns), {each.turn_id: each for each in turns}
     return {(f, a) for f, a in pairs.items() if sum(may_pair(by_id[a], each) for each in turns) == 1}
 
 
 @dataclass
-class _Person:
+class _User:
     tenant: str
     user: str
     conversation_id: str
     consents: bool
-    said: list[Turn]
+    turns: list[Turn]
 
 
 _DAY_S = 86_400.0
@@ -153,17 +153,17 @@ _ANSWERS = st.sampled_from(["yes", "yes", "maybe"])
 
 
 @st.composite
-def towns(draw: st.DrawFn, *, max_turns: int = 14, forgetful: bool = False, unsteady: bool = False) -> Town:
-    """People with few words, so that strangers say the same; they branch, edit, regenerate, use tools and come back.
+def scenarios(draw: st.DrawFn, *, max_turns: int = 14, lossy: bool = False, clock_steps: bool = False) -> Scenario:
+    """Users with few phrases, so that several send the same text; they branch, edit, regenerate, use tools, return.
 
-    `forgetful` towns hold people whose turns are not stored; in `unsteady` ones clocks step back.
+    With `lossy`, turns of some users are not stored; with `clock_steps`, clocks step back and forth.
     """
-    people = [
-        _Person(
+    users = [
+        _User(
             draw(st.sampled_from(["default", "default", "other"])),
             draw(st.sampled_from(["", "", "u1", "u2"])),
             draw(st.sampled_from(["", "", "c1"])),
-            not forgetful or draw(st.booleans()),
+            not lossy or draw(st.booleans()),
             [],
         )
         for _ in range(3)
@@ -173,29 +173,29 @@ def towns(draw: st.DrawFn, *, max_turns: int = 14, forgetful: bool = False, unst
     now = 0.0
     for index in range(draw(st.integers(1, max_turns))):
         now += draw(st.sampled_from([0.0, 0.5, 1.0, 1.0, 3 * _DAY_S]))
-        person = draw(st.sampled_from(people))
-        read = [each for each in person.said if _durable_at(made, each) <= now]
-        parent, messages = _ask(draw, read, parents)
+        user = draw(st.sampled_from(users))
+        read = [each for each in user.turns if _durable_at(made, each) <= now]
+        parent, messages = _request(draw, read, parents)
         took = draw(st.sampled_from([0.25, 1.5]))
-        error_s = draw(st.sampled_from([0.0, 0.0, -2.0, 5.0])) if unsteady else 0.0
+        error_s = draw(st.sampled_from([0.0, 0.0, -2.0, 5.0])) if clock_steps else 0.0
         new = turn(
             f"t{index:02d}",
             messages=messages,
             response=draw(_ANSWERS),
-            tenant=person.tenant,
-            user=person.user,
-            conversation_id=person.conversation_id,
+            tenant=user.tenant,
+            user=user.user,
+            conversation_id=user.conversation_id,
             started_at_s=now + error_s,
             finished_at_s=now + error_s + took,
         )
         if parent is not None:
             parents[new.turn_id] = parent
-        person.said.append(new)
-        made.append((now + took, new, person.consents))
+        user.turns.append(new)
+        made.append((now + took, new, user.consents))
     made.sort(key=lambda each: (each[0], each[1].turn_id))
-    return Town(
+    return Scenario(
         turns=[each for _, each, stored in made if stored],
-        forgotten=[each for _, each, stored in made if not stored],
+        not_stored=[each for _, each, stored in made if not stored],
         parents=parents,
     )
 
@@ -204,21 +204,23 @@ def _durable_at(made: Sequence[tuple[float, Turn, bool]], one: Turn) -> float:
     return next(at_s for at_s, each, _ in made if each is one)
 
 
-def _ask(draw: st.DrawFn, read: Sequence[Turn], parents: Mapping[str, str]) -> tuple[str | None, tuple[Message, ...]]:
-    """What somebody who has read these answers sends next, and the turn they react to, if any."""
-    what = draw(st.sampled_from(["open", "react", "react", "react", "again", "edit", "result"]))
-    if what == "open" or not read:
+def _request(
+    draw: st.DrawFn, read: Sequence[Turn], parents: Mapping[str, str]
+) -> tuple[str | None, tuple[Message, ...]]:
+    """The next messages of a user who has read these answers, and the id of the turn they react to, if any."""
+    action = draw(st.sampled_from(["open", "react", "react", "react", "again", "edit", "result"]))
+    if action == "open" or not read:
         return None, chat(draw(_WORDS))
     last = draw(st.sampled_from(read))
-    said = (*last.messages, Message(role=Role.ASSISTANT, content=last.response))
-    match what:
+    history = (*last.messages, Message(role=Role.ASSISTANT, content=last.response))
+    match action:
         case "again":
-            # Regenerated, or sent twice by a client that lost the connection: it reacts to what the first one did.
+            # Regenerated, or sent twice by a client that lost the connection: it reacts to the same turn as the first.
             return parents.get(last.turn_id), last.messages
         case "edit":
-            edited = replace(said[0], content=draw(_WORDS))
-            return None if edited != said[0] else last.turn_id, (edited, *said[1:], *chat(draw(_WORDS)))
+            edited = replace(history[0], content=draw(_WORDS))
+            return None if edited != history[0] else last.turn_id, (edited, *history[1:], *chat(draw(_WORDS)))
         case "result":
-            # The client answers a call with a tool's result: nobody reacts.
+            # The client sends the result of a tool call, which is no reaction of the user.
             return None, (*last.messages, *tool_use(result=draw(_WORDS)))
-    return last.turn_id, (*said, *chat(draw(_WORDS)))
+    return last.turn_id, (*history, *chat(draw(_WORDS)))

@@ -1,11 +1,11 @@
-"""Responses of an engine, for recorders without one."""
+"""Engine responses for tests of the recorder without an engine."""
 
 from sdpo_ray.capture.engine_response import EngineResponse
 from sdpo_ray.records import FinishReason, Sampling, VersionSpan
 
 
 def answered(text: str) -> EngineResponse:
-    """A response with one token a byte and equal log-probs."""
+    """A response with one token per byte, all with the same log-prob."""
     ids = tuple(text.encode())
     return EngineResponse(
         choice=0,

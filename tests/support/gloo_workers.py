@@ -1,4 +1,4 @@
-"""Learners in separate processes that are joined by gloo, like a Ray Train worker group without Ray."""
+"""Learners in separate processes joined by gloo, as in a Ray Train worker group, without Ray."""
 
 import os
 import random
@@ -20,19 +20,19 @@ BATCH = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One update of `examples()` in batches of five; with two workers the last one leaves a shard empty."""
+    """One update of `examples()` in batches of five; with two workers the last batch leaves one shard empty."""
 
     config: DistillConfig
     epochs: int = 1
     resume_after: int | None = None
-    """Steps after which a checkpoint is saved and a new learner resumes from it."""
+    """Save a checkpoint after so many steps and resume in a new learner."""
     checkpoints: Path | None = None
-    """Folder of the checkpoint; a run resumes from one that exists."""
+    """Directory of the checkpoint; an existing one is resumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """The result of an update, gathered on the CPU."""
+    """The result of an update: whole tensors on the CPU."""
 
     weights: dict[str, torch.Tensor]
     teacher: dict[str, torch.Tensor]
@@ -40,7 +40,7 @@ class Learned:
 
 
 def examples() -> list[Example]:
-    """Eleven interactions of random tokens: one is not scored at all, some are stale, some have a sampler's scores."""
+    """Eleven interactions of random tokens: one has no scored token, some are stale, some have sampler log-probs."""
     rng = random.Random(0)
 
     def ids(n: int) -> tuple[int, ...]:
@@ -102,32 +102,32 @@ def _learn(rank: int, num_workers: int, policy: Path, case: Case, directory: Pat
     def learner() -> Learner:
         return Learner(policy, case.config, num_steps=6, seed=0, rank=rank, num_workers=num_workers)
 
-    mine = learner()
-    kept = checkpoint.load(directory, mine, rank=rank, num_workers=num_workers)
+    current = learner()
+    kept = checkpoint.load(directory, current, rank=rank, num_workers=num_workers)
     steps = [] if kept is None else kept[0]
-    scorer = load_base(policy, case.config, mine.device)
+    scorer = load_base(policy, case.config, current.device)
     base = BaseScores(
-        view=view_of(scorer, examples()[::2], case.config, same_head=mine.has_adapter),
+        view=view_of(scorer, examples()[::2], case.config, same_head=current.has_adapter),
         logprobs={
             item.interaction_id: torch.full((len(item.response_ids) - item.first_scored,), -2.0) for item in examples()
         },
     )
     for index, batch in enumerate(batches(examples(), BATCH, case.epochs, seed=0)):
-        if index < mine.progress.step:
+        if index < current.progress.step:
             continue
         if index == case.resume_after:
-            checkpoint.save(directory, mine, steps, (), rank=rank, num_workers=num_workers)
-            mine = learner()
-            kept = checkpoint.load(directory, mine, rank=rank, num_workers=num_workers)
+            checkpoint.save(directory, current, steps, (), rank=rank, num_workers=num_workers)
+            current = learner()
+            kept = checkpoint.load(directory, current, rank=rank, num_workers=num_workers)
             assert kept is not None
             steps = kept[0]
-        steps.append(mine.step(batch, base)[0])
+        steps.append(current.step(batch, base)[0])
     if case.checkpoints is None:
         shutil.rmtree(directory, ignore_errors=True)
     return Learned(
-        weights=gather_parameters(mine.trained, keep=rank == 0),
+        weights=gather_parameters(current.trained, keep=rank == 0),
         teacher={}
         if case.config.teacher.kind == "live"
-        else gather_teacher(mine.teacher, mine.trained, keep=rank == 0),
+        else gather_teacher(current.teacher, current.trained, keep=rank == 0),
         steps=steps,
     )

@@ -9,7 +9,7 @@ from sdpo_ray.records import Event
 
 
 class MemoryLog:
-    """An `EventLog` of named lists; `retention` drops what nobody has read, as a broker does."""
+    """An `EventLog` of named lists; `retention` drops unread events, as a broker does."""
 
     def __init__(self, *, partitions: int = 1) -> None:
         self._events: dict[str, list[Event]] = {f"p{n}": [] for n in range(partitions)}
@@ -25,7 +25,7 @@ class MemoryLog:
         self._begins[partition] += events
 
     def remove(self, partition: str) -> None:
-        """Drop a partition, as somebody who has stored all of it does with a segment."""
+        """Drop a partition, as another ingest does once it has stored all of it."""
         del self._events[partition]
 
     @property
@@ -42,7 +42,7 @@ class MemoryLog:
         return list(self._events)
 
     def poll(self, after: Mapping[str, int], *, max_events: int, max_bytes: int) -> Batch:
-        """Number of events; each counts as one byte."""
+        """See `EventLog.poll`; each event counts as one byte."""
         events: list[Event] = []
         positions: dict[str, int] = {}
         at_end = set(after.keys() - self._events.keys())

@@ -70,7 +70,7 @@ def made(name: str, num_prompt: int, num_block: int, num_response: int, **change
 
 
 def batch() -> list[Example]:
-    """Five interactions, 33 tokens, 31 of them scored; two temperatures; one is half as heavy as the others."""
+    """Five interactions, 33 tokens, 31 of them scored; two temperatures; one has half the weight of the others."""
     return [
         made("a", 5, 4, 7),
         made("b", 9, 6, 1, temperature=0.7),
@@ -179,7 +179,7 @@ def table(
 
 
 class Tree:
-    """Every answer of `length` tokens out of `vocabulary`; a policy is one row of logits a prefix, [P, V]."""
+    """Every response of `length` tokens over `vocabulary`; a policy is one row of logits per prefix, [P, V]."""
 
     def __init__(self, vocabulary: int, length: int) -> None:
         prefixes = [each for n in range(length) for each in product(range(vocabulary), repeat=n)]
@@ -197,9 +197,9 @@ class Tree:
         return logits_PV.log_softmax(-1)[self.prefix_N, self.target_N].view(-1, self.length)
 
     def expected(self, student_PV: Tensor, teacher_PV: Tensor, config: DistillConfig, **known: Any) -> Tensor:
-        """The expected loss over the student's own answers, with gradient; their probabilities are constants."""
+        """The expected loss over the student's own responses, with gradient; their probabilities are constants."""
         probability_N = self.logp(student_PV).sum(-1).exp().detach().repeat_interleave(self.length)
-        pupil = table(
+        student = table(
             self.target_N,
             config,
             weight_N=probability_N,
@@ -207,7 +207,7 @@ class Tree:
             row_N=self.row_N,
             **known,
         )
-        return pupil.loss(student_PV[self.prefix_N], torch.eye(self.shape[1], dtype=torch.float64))
+        return student.loss(student_PV[self.prefix_N], torch.eye(self.shape[1], dtype=torch.float64))
 
     def visited(self, student_PV: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
         """sum over prefixes of P(prefix) value(log pi [P, V]) [P]; the probabilities are constants."""

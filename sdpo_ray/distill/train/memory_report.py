@@ -10,7 +10,7 @@ from sdpo_ray.distill.model.model_spec import read_model_spec
 from sdpo_ray.distill.train.memory import MemoryEstimate, estimate
 from sdpo_ray.distill.train.update_spec import num_steps
 from sdpo_ray.records import Snapshot
-from sdpo_ray.tables.arrow_schemas import read_interactions
+from sdpo_ray.tables.snapshot_files import read_interactions
 
 _GIB = 2**30
 _SPARE = 0.1

@@ -42,7 +42,7 @@ from sdpo_ray.records import (
     StepMetrics,
     TokenSignal,
 )
-from sdpo_ray.tables.arrow_schemas import read_erased, read_interactions
+from sdpo_ray.tables.snapshot_files import read_erased, read_interactions
 from sdpo_ray.telemetry import Counters
 
 _NON_FINITE = "non_finite_advantage"

@@ -186,7 +186,7 @@ def _require_held(name: str, position: int, begin: int, end: int) -> None:
             f"{name} begins at {begin}, and was read up to {position}: {begin - position} events were dropped unread"
         )
     if position > end:
-        raise LostEvents(f"{name} ends at {end}, and was read up to {position}: the topic was made anew")
+        raise LostEvents(f"{name} ends at {end}, and was read up to {position}: the topic was recreated")
 
 
 def _raise_error(message: Any) -> None:

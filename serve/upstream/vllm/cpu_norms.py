@@ -1,7 +1,7 @@
 """RMS norms by vLLM's own CPU kernels, which its wheel contains and does not use.
 
-vLLM 0.32 leaves its kernels to GPUs (`vllm/kernels/vllm_c.py`): on a CPU a norm is seven torch operations, and norms are
-a sixth of a small model's step. Import this before the model is made, in the process that makes it.
+vLLM 0.32 leaves its kernels to GPUs (`vllm/kernels/vllm_c.py`): on a CPU a norm is seven torch operations, and
+norms are a sixth of a small model's step. Import this before the model is made, in the process that makes it.
 """
 
 from typing import Any

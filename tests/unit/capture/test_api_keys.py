@@ -1,4 +1,4 @@
-"""Keys of the API: who may call, and for which tenant."""
+"""API keys: which requests they allow, and for which tenant."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ CHAT = "/v1/chat/completions"
 
 
 def tenant(authenticator: Authenticator, path: str, headers: Headers) -> str | None:
-    """Whose requests they are that come with these headers; None for one who may not enter."""
+    """Tenant of a request with these headers; None if the request is refused."""
     caller = authenticator.caller(path, headers)
     return caller and caller.tenant
 
@@ -34,7 +34,7 @@ def bearer(key: str, scheme: str = "Bearer") -> Headers:
     return Headers({"Authorization": f"{scheme} {key}"})
 
 
-def test_a_key_is_kept_as_its_digest_alone_and_names_its_tenant(tmp_path: Path) -> None:
+def test_only_the_digest_of_a_key_is_stored_and_it_names_its_tenant(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.json"
     key, keys = ApiKeys.load(path).add("acme")
     other, keys = keys.add("umbrella")
@@ -46,7 +46,7 @@ def test_a_key_is_kept_as_its_digest_alone_and_names_its_tenant(tmp_path: Path) 
     assert len(key) > 40
 
 
-def test_a_run_without_the_file_asks_for_no_key_and_one_whose_last_key_was_revoked_does(tmp_path: Path) -> None:
+def test_a_run_without_the_file_requires_no_key_and_one_whose_last_key_was_revoked_does(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.json"
     authenticator = UserAuthenticator(path)
     assert tenant(authenticator, CHAT, Headers()) == "default"
@@ -57,7 +57,7 @@ def test_a_run_without_the_file_asks_for_no_key_and_one_whose_last_key_was_revok
     assert tenant(authenticator, CHAT, bearer(key)) is None
 
 
-def test_a_door_that_was_closed_stays_closed_when_the_file_goes_away_or_breaks(tmp_path: Path) -> None:
+def test_keys_stay_required_when_the_file_is_deleted_or_broken(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.json"
     key, _ = ApiKeys.load(path).add("acme")
     authenticator = UserAuthenticator(path)
@@ -73,7 +73,7 @@ def test_a_door_that_was_closed_stays_closed_when_the_file_goes_away_or_breaks(t
 @pytest.mark.parametrize(
     "headers", [{}, {"authorization": "Bearer"}, {"authorization": "Basic k"}, {"authorization": "k"}]
 )
-def test_whatever_is_no_bearer_key_does_not_enter(tmp_path: Path, headers: dict[str, str]) -> None:
+def test_headers_without_a_valid_bearer_key_are_refused(tmp_path: Path, headers: dict[str, str]) -> None:
     ApiKeys.load(tmp_path / "api_keys.json").add("acme")
     authenticator = UserAuthenticator(tmp_path / "api_keys.json")
     assert tenant(authenticator, CHAT, Headers(headers)) is None
@@ -100,17 +100,19 @@ def test_a_tenant_has_a_plain_name(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_key_s_own_limits_stand_before_the_run_s_and_old_files_have_none(tmp_path: Path) -> None:
+def test_limits_of_a_key_override_those_of_the_run_and_are_optional_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.json"
     ApiKeys.load(path).add("acme", requests_per_minute=5, concurrent=0)
-    run_s = LimitsConfig(requests_per_minute=60, tokens_per_minute=1000, concurrent=4)
+    of_run = LimitsConfig(requests_per_minute=60, tokens_per_minute=1000, concurrent=4)
     expected = LimitsConfig(requests_per_minute=5, tokens_per_minute=1000, concurrent=0)
-    assert ApiKeys.load(path).keys[0].limits(run_s) == expected
-    old = [{"key_id": "k", "tenant": "acme", "sha256": hashlib.sha256(b"old").hexdigest(), "made_at_s": 1.0}]
-    path.write_text(json.dumps(old))
-    found = ApiKeys.load(path).found("old")
+    assert ApiKeys.load(path).keys[0].limits(of_run) == expected
+    without_limits = [
+        {"key_id": "k", "tenant": "acme", "sha256": hashlib.sha256(b"plain").hexdigest(), "made_at_s": 1.0}
+    ]
+    path.write_text(json.dumps(without_limits))
+    found = ApiKeys.load(path).found("plain")
     assert found is not None
-    assert found.limits(run_s) == run_s
+    assert found.limits(of_run) == of_run
 
 
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""What a request says of itself, and what may be kept of it."""
+"""Reading chat requests and their consent."""
 
 import json
 
@@ -26,12 +26,12 @@ TRAIN, NONE = Consent.TRAIN, Consent.NONE
         ("none", "train", TRAIN, NONE),
     ],
 )
-def test_consent_is_what_was_said_and_the_stricter_word_counts(header, metadata, default, expected):
+def test_stated_consent_counts_and_the_stricter_of_two_wins(header, metadata, default, expected):
     headers = {} if header is None else {"x-sdpo-consent": header}
     assert consent_of(headers, None if metadata is None else {"consent": metadata}, default) is expected
 
 
-def test_consent_in_unknown_words_is_an_error_and_no_guess():
+def test_an_unknown_consent_is_an_error():
     with pytest.raises(DataError, match="maybe"):
         consent_of({"x-sdpo-consent": "maybe"}, None, TRAIN)
 
@@ -55,7 +55,7 @@ def test_consent_in_unknown_words_is_an_error_and_no_guess():
         [{"role": "developer", "content": "x"}, {"role": "user", "content": "x"}],
     ],
 )  # fmt: skip
-def test_what_is_not_a_text_chat_that_ends_with_the_user_or_a_tool_is_not_recorded(messages):
+def test_only_a_text_chat_that_ends_with_the_user_or_a_tool_is_recorded(messages):
     assert text_messages(messages) == ()
 
 
@@ -85,10 +85,13 @@ def test_calls_of_tools_and_their_results_are_kept_as_the_client_sent_them():
     )
 
 
-def test_a_call_beside_text_and_a_call_without_arguments_are_kept():
+def test_a_call_next_to_text_and_a_call_without_arguments_are_kept():
     bare = {"id": "c2", "function": {"name": "now"}}
-    said = [{"role": "assistant", "content": "Let me look.", "tool_calls": [bare]}, {"role": "user", "content": "ok"}]
-    assert text_messages(said)[0] == Message(
+    chat = [
+        {"role": "assistant", "content": "Let me look.", "tool_calls": [bare]},
+        {"role": "user", "content": "ok"},
+    ]
+    assert text_messages(chat)[0] == Message(
         role=Role.ASSISTANT,
         content="Let me look.",
         tool_calls=(ToolCall(call_id="c2", name="now", arguments="{}"),),
@@ -123,7 +126,7 @@ def test_template_arguments_are_sorted_by_name_and_keep_what_they_hold():
     assert json.loads(template_arguments(stated)) == {"enable_thinking": False, "reasoning_effort": "high"}
 
 
-def test_a_request_with_tools_says_so():
+def test_a_request_with_tools_has_them():
     tools = [{"type": "function", "function": {"name": "weather"}}]
     body = {"messages": TOOL_CHAT, "tools": tools, "chat_template_kwargs": {"enable_thinking": False}}
     asked = read_request(body, {}, turn_id="t", tenant="acme", default=TRAIN, now_s=1.0)
@@ -140,21 +143,21 @@ def test_a_request_with_tools_says_so():
     )
 
 
-def test_a_tenant_has_a_default_of_its_own_or_the_deployments():
+def test_a_tenant_has_its_own_default_or_the_deployments():
     capture = CaptureConfig(consent=TRAIN, tenants={"bank": TenantConfig(consent=NONE)})
     assert [default_consent(capture, tenant) for tenant in ("bank", "acme", "")] == [NONE, TRAIN, TRAIN]
     strict = CaptureConfig(consent=NONE, tenants={"acme": TenantConfig(consent=TRAIN)})
     assert [default_consent(strict, tenant) for tenant in ("bank", "acme")] == [NONE, TRAIN]
 
 
-def test_who_speaks_is_what_the_client_said_and_nothing_of_it_prints():
+def test_user_and_conversation_are_as_the_client_sent_them_and_the_repr_hides_them():
     body = {"messages": [{"role": "user", "content": "my secret"}], "user": "alice@example.org"}
     asked = read_request(body, {}, turn_id="t", tenant="acme", default=TRAIN, now_s=1.0)
     assert (asked.tenant, asked.user) == ("acme", "alice@example.org")
     assert "alice" not in repr(asked)
     assert "secret" not in f"{asked}"
-    for nobody in (None, "", 7, ["alice"]):
-        unnamed = read_request(body | {"user": nobody}, {}, turn_id="t", tenant="acme", default=TRAIN, now_s=1.0)
+    for anonymous in (None, "", 7, ["alice"]):
+        unnamed = read_request(body | {"user": anonymous}, {}, turn_id="t", tenant="acme", default=TRAIN, now_s=1.0)
         assert unnamed.user == ""
 
 

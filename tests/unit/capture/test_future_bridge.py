@@ -18,7 +18,7 @@ def finish(each: "Future[int]", number: int) -> None:
     each.set_exception(OSError(f"no {number}")) if number % 5 == 0 else each.set_result(number)
 
 
-def test_everybody_gets_their_own_result_or_error_from_any_thread():
+def test_each_waiter_gets_its_own_result_or_error_from_any_thread():
     made = futures(1000)
 
     async def main() -> list[int | BaseException]:
@@ -37,7 +37,7 @@ def test_everybody_gets_their_own_result_or_error_from_any_thread():
         assert str(result) == (f"no {number}" if number % 5 == 0 else str(number))
 
 
-def test_what_is_done_at_once_wakes_the_loop_once(monkeypatch):
+def test_futures_done_together_wake_the_loop_once(monkeypatch):
     made = futures(64)
 
     async def main() -> int:
@@ -54,7 +54,7 @@ def test_what_is_done_at_once_wakes_the_loop_once(monkeypatch):
     assert asyncio.run(main()) == 1
 
 
-def test_many_wait_for_one_and_who_hangs_up_disturbs_no_other():
+def test_many_tasks_await_one_future_and_a_cancelled_one_disturbs_no_other():
     (shared,) = futures(1)
 
     async def main() -> list[int]:
@@ -69,13 +69,13 @@ def test_many_wait_for_one_and_who_hangs_up_disturbs_no_other():
     assert asyncio.run(main()) == [5] * 8
 
 
-def test_what_was_done_before_needs_no_waiting():
+def test_a_future_that_is_done_already_returns_at_once():
     (done,) = futures(1)
     done.set_result(7)
     assert asyncio.run(settled(done)) == 7
 
 
-def test_who_hangs_up_cancels_nothing_and_disturbs_nobody():
+def test_a_cancelled_task_cancels_no_future_and_disturbs_no_other():
     first, second = futures(2)
 
     async def main() -> int:

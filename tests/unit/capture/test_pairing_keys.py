@@ -1,4 +1,4 @@
-"""The digests by which a follow-up finds its answer."""
+"""The digests that pair a follow-up with its answer."""
 
 import hashlib
 import hmac
@@ -17,8 +17,8 @@ KEY = bytes(range(32))
 
 
 def keys(*texts: str, response: str = "ho", **changes: Any) -> PairingKeys:
-    said = {"key": KEY, "tenant": "t", "user": "alice", "conversation_id": "", "messages": dialogue(*texts)}
-    return pairing_keys(**said | {"response": response} | changes)
+    arguments = {"key": KEY, "tenant": "t", "user": "alice", "conversation_id": "", "messages": dialogue(*texts)}
+    return pairing_keys(**arguments | {"response": response} | changes)
 
 
 def test_keys_are_hmacs_over_fields_behind_their_lengths() -> None:
@@ -51,13 +51,13 @@ def test_a_follow_up_names_the_answer_it_follows_and_no_other() -> None:
 @pytest.mark.parametrize(
     "change", [{"tenant": "u"}, {"user": "bob"}, {"user": ""}, {"conversation_id": "c"}, {"key": b""}]
 )
-def test_nobody_else_has_any_of_these_keys(change: dict[str, Any]) -> None:
+def test_any_change_of_the_caller_or_text_changes_the_keys(change: dict[str, Any]) -> None:
     mine, theirs = (keys("hi", "ho", "more", **each) for each in ({}, change))
     ours = {mine.prompt, mine.parent, mine.continuation, mine.conversation}
     assert ours.isdisjoint({theirs.prompt, theirs.parent, theirs.continuation, theirs.conversation})
 
 
-def test_only_a_user_who_speaks_after_an_assistant_follows_anything() -> None:
+def test_only_a_user_message_after_an_assistant_message_is_a_follow_up() -> None:
     system = Message(role=Role.SYSTEM, content="Be brief.")
     assert keys("hi").parent == ""
     assert keys(messages=(system, *dialogue("hi"))).parent == ""
@@ -65,10 +65,10 @@ def test_only_a_user_who_speaks_after_an_assistant_follows_anything() -> None:
     used = (*dialogue("Warm?"), *tool_use())
     assert keys(messages=used).parent == ""
     answered = keys(messages=used, response="21 C.").continuation
-    said = (*used, Message(role=Role.ASSISTANT, content="21 C."), Message(role=Role.USER, content="In F?"))
-    assert keys(messages=said).parent == answered
+    history = (*used, Message(role=Role.ASSISTANT, content="21 C."), Message(role=Role.USER, content="In F?"))
+    assert keys(messages=history).parent == answered
     for other in (tool_use("c2"), tool_use(result="22 C"), tool_use(arguments='{"city":"Paris"}')):
-        assert keys(messages=(*said[:1], *other, *said[3:])).parent != answered
+        assert keys(messages=(*history[:1], *other, *history[3:])).parent != answered
 
 
 def test_a_conversation_is_the_opening_with_its_system_prompt_unless_it_has_an_id() -> None:
@@ -82,7 +82,7 @@ def test_a_conversation_is_the_opening_with_its_system_prompt_unless_it_has_an_i
     st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3), st.text(max_size=3), st.text(max_size=3)), min_size=2,
              max_size=2, unique=True),
 )  # fmt: skip
-def test_no_two_people_or_openings_look_alike(two: list[tuple[str, str, str, str]]) -> None:
+def test_different_callers_or_openings_have_different_keys(two: list[tuple[str, str, str, str]]) -> None:
     one, other = (
         pairing_keys(key=KEY, tenant=a, user=b, conversation_id=c, messages=dialogue(d), response="")
         for a, b, c, d in two
@@ -91,6 +91,6 @@ def test_no_two_people_or_openings_look_alike(two: list[tuple[str, str, str, str
     assert one.continuation != other.continuation
 
 
-def test_text_without_a_form_in_utf_8_has_no_keys() -> None:
+def test_text_without_a_utf_8_form_has_no_keys() -> None:
     with pytest.raises(UnicodeEncodeError):
         keys("\ud800")

@@ -1,4 +1,4 @@
-"""Who spoke, under names that only the keys can make again."""
+"""Pseudonyms of users, and their keys."""
 
 import hashlib
 import hmac
@@ -29,7 +29,7 @@ def test_a_pseudonym_is_an_hmac_of_the_user_under_the_newest_key(tmp_path: Path)
     assert key["key"] not in repr(pseudonyms)
 
 
-def test_the_keys_are_their_owners_alone_and_stay_as_they_are(tmp_path: Path) -> None:
+def test_the_file_of_keys_is_private_and_loading_it_again_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "pseudonyms.json"
     first = Pseudonyms.load(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -39,11 +39,11 @@ def test_the_keys_are_their_owners_alone_and_stay_as_they_are(tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith("aside")] == []
 
 
-def test_a_rotation_renames_everybody_keeps_the_key_of_pairing_and_forgets_no_name(tmp_path: Path) -> None:
+def test_a_rotation_changes_all_pseudonyms_and_keeps_the_pairing_key_and_old_pseudonyms(tmp_path: Path) -> None:
     path = tmp_path / "pseudonyms.json"
     first = Pseudonyms.load(path)
     second = first.rotate()
-    # Rotated from a stale copy: what somebody else made meanwhile is kept.
+    # Rotated from a stale copy: a key that another process added meanwhile is kept.
     third = first.rotate()
     assert third.all_of("alice") == (third.of("alice"), second.of("alice"), first.of("alice"))
     assert len(set(third.all_of("alice"))) == 3
@@ -62,7 +62,7 @@ def test_processes_that_make_the_keys_at_once_end_up_with_the_same_ones(tmp_path
             assert len(set(pool.map(_load, [path] * 8, chunksize=1))) == 1
 
 
-def test_a_file_that_is_none_of_ours_is_an_error_and_is_left_alone(tmp_path: Path) -> None:
+def test_a_malformed_file_is_an_error_and_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "pseudonyms.json"
     path.write_text('{"keys": 7}')
     with pytest.raises(DataError, match=r"pseudonyms\.json"):

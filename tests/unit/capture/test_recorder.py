@@ -1,4 +1,4 @@
-"""What was asked and answered becomes a turn in the log, redacted and keyed, or is counted by the reason why not."""
+"""Requests and responses become redacted, keyed turns in the log, or are counted by the reason against it."""
 
 import asyncio
 import logging
@@ -54,7 +54,7 @@ def only(log: MemoryLog) -> Turn:
     return turn
 
 
-def test_a_recorded_turn_is_what_was_asked_and_answered(recorder: Recorder, log: MemoryLog) -> None:
+def test_a_recorded_turn_has_the_request_and_the_response(recorder: Recorder, log: MemoryLog) -> None:
     assert asyncio.run(recorder.record(ASKED, answered()))
     turn = only(log)
     assert (turn.turn_id, turn.response_ids, turn.response_logprobs) == ("t", (3, 4), (-0.5, -0.25))
@@ -72,11 +72,11 @@ def test_a_recorded_turn_has_the_tools_and_template_arguments_of_its_request(
     assert (only(log).tools, only(log).template_kwargs) == ("[1]", "{}")
 
 
-def test_user_and_conversation_are_kept_under_pseudonyms_and_the_keys_are_of_the_words(
+def test_user_and_conversation_are_stored_as_pseudonyms_and_the_keys_are_of_the_original_text(
     recorder: Recorder, log: MemoryLog, tmp_path: Path
 ) -> None:
-    said = dialogue("I am jane@example.org", "Hello jane@example.org", "Shorter")
-    asked = replace(ASKED, user="jane@example.org", conversation_id="mail-jane@example.org", messages=said)
+    messages = dialogue("I am jane@example.org", "Hello jane@example.org", "Shorter")
+    asked = replace(ASKED, user="jane@example.org", conversation_id="mail-jane@example.org", messages=messages)
     assert asyncio.run(recorder.record(asked, answered(response="Hi, jane@example.org")))
     turn, pseudonyms = only(log), Pseudonyms.load(tmp_path / "pseudonyms.json")
     assert "jane" not in repr(turn)
@@ -87,14 +87,14 @@ def test_user_and_conversation_are_kept_under_pseudonyms_and_the_keys_are_of_the
         tenant="acme",
         user="jane@example.org",
         conversation_id="mail-jane@example.org",
-        messages=said,
+        messages=messages,
         response="Hi, jane@example.org",
     )
     assert (turn.prompt_ids, turn.response_ids, turn.response_logprobs) == ((), (), ())
     assert recorder.redactions.values == {"email": 3}
 
 
-def test_a_follow_up_finds_its_answer_though_the_key_of_pseudonyms_was_rotated(tmp_path: Path, log: MemoryLog) -> None:
+def test_a_follow_up_is_paired_over_a_rotation_of_the_pseudonym_key(tmp_path: Path, log: MemoryLog) -> None:
     path = tmp_path / "pseudonyms.json"
     recorder = Recorder(log, Redactor(KINDS), lambda: Pseudonyms.load(path), timeout_s=15)
     asked = replace(ASKED, user="jane")
@@ -108,7 +108,7 @@ def test_a_follow_up_finds_its_answer_though_the_key_of_pseudonyms_was_rotated(t
     assert second.keys.parent == first.keys.continuation
 
 
-def test_a_full_disk_costs_the_receipt_and_not_the_answer_until_there_is_room_again(
+def test_a_full_disk_costs_the_receipt_and_not_the_answer_until_there_is_space_again(
     recorder: Recorder, log: MemoryLog
 ) -> None:
     log.error = OSError(28, "No space left on device")
@@ -134,7 +134,7 @@ def test_text_that_cannot_be_written_is_refused_and_the_next_turn_is_not(recorde
     assert asyncio.run(recorder.record(ASKED, answered()))
 
 
-def test_further_choices_have_ids_of_their_own(recorder: Recorder, log: MemoryLog) -> None:
+def test_further_choices_have_their_own_ids(recorder: Recorder, log: MemoryLog) -> None:
     for choice in (0, 1):
         asyncio.run(recorder.record(ASKED, answered(choice=choice)))
     assert [event.turn_id for event in log.events] == ["t", "t-1"]
@@ -146,7 +146,7 @@ def test_calls_and_the_name_of_a_personal_policy_are_on_the_turn(recorder: Recor
     assert (only(log).response_calls, only(log).adapter) == ((call,), "ann@v2")
 
 
-def test_an_answer_that_was_broken_off_is_recorded_as_such_and_ended_when_its_last_token_came(
+def test_an_aborted_answer_is_recorded_as_such_with_the_time_of_its_last_token(
     recorder: Recorder, log: MemoryLog
 ) -> None:
     broken = replace(answered(response="h"), finish_reason=FinishReason.ABORT, finished_at_s=3.0)
@@ -155,7 +155,7 @@ def test_an_answer_that_was_broken_off_is_recorded_as_such_and_ended_when_its_la
     assert (turns["t"].finish_reason, turns["t"].finished_at_s) == (FinishReason.ABORT, 3.0)
     assert turns["t-1"].finished_at_s > 1e9
     assert recorder.counters.values == {"recorded": 2, "aborted": 1}
-    # Whoever goes on from the words they saw is paired with them.
+    # A follow-up that repeats the text the user saw is paired with it.
     asyncio.run(recorder.record(replace(ASKED, messages=dialogue("hi", "h", "Go on")), answered()))
     last = log.events[-1]
     assert isinstance(last, Turn)
@@ -168,7 +168,7 @@ def test_answers_are_stored_together_and_one_that_fails_costs_the_receipt(record
     assert recorder.counters.values == {"recorded": 2, "not_recorded.DataError": 1}
 
 
-def test_what_is_stored_for_nobody_is_stored_to_the_end(recorder: Recorder, log: MemoryLog) -> None:
+def test_turns_recorded_in_the_background_are_stored_to_the_end(recorder: Recorder, log: MemoryLog) -> None:
     async def leave() -> None:
         recorder.record_later(ASKED, answered())
         while not recorder.counters.values:
@@ -178,14 +178,14 @@ def test_what_is_stored_for_nobody_is_stored_to_the_end(recorder: Recorder, log:
     assert len(log.events) == 1
 
 
-def test_what_will_not_be_recorded_is_counted_by_reason(recorder: Recorder) -> None:
+def test_requests_that_are_not_recorded_are_counted_by_reason(recorder: Recorder) -> None:
     refused, picture = replace(ASKED, consent=Consent.NONE), replace(ASKED, messages=())
     assert [recorder.wants(asked) for asked in (ASKED, refused, picture)] == [True, False, False]
     assert recorder.counters.values == {"not_recorded.no_consent": 1, "not_recorded.not_a_text_chat": 1}
 
 
 class BrokenRedactor(Redactor):
-    """Fails, and repeats in its error what it was given."""
+    """Fails with an error that repeats its input."""
 
     def redact(self, text: str) -> Any:
         raise ValueError(f"cannot redact {text}")
@@ -197,7 +197,7 @@ GIVEN = FeedbackRequest(
 )  # fmt: skip
 
 
-def test_what_cannot_be_redacted_is_not_recorded_and_appears_in_no_log_line(
+def test_a_turn_that_cannot_be_redacted_is_not_recorded_and_appears_in_no_log_line(
     tmp_path: Path, log: MemoryLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     pseudonyms = Pseudonyms.load(tmp_path / "pseudonyms.json")
@@ -221,7 +221,7 @@ def test_what_cannot_be_redacted_is_not_recorded_and_appears_in_no_log_line(
         lambda asked: (replace(asked, messages=dialogue("my secret")), answered(logprobs=())),
     ],
 )
-def test_no_log_line_repeats_what_was_said(
+def test_no_log_line_repeats_user_text(
     recorder: Recorder,
     caplog: pytest.LogCaptureFixture,
     spoil: Callable[[ChatRequest], tuple[ChatRequest, EngineResponse]],
@@ -243,7 +243,7 @@ def test_a_log_that_repeats_an_event_in_its_error_is_not_quoted(
 
 
 @pytest.mark.parametrize(("longer", "elsewhere"), [(0, False), (1, True)])
-def test_a_long_turn_is_redacted_in_a_thread_of_its_own(
+def test_a_long_turn_is_redacted_in_a_thread(
     recorder: Recorder, log: MemoryLog, monkeypatch: pytest.MonkeyPatch, longer: int, elsewhere: bool
 ) -> None:
     threads: list[threading.Thread] = []
@@ -253,13 +253,13 @@ def test_a_long_turn_is_redacted_in_a_thread_of_its_own(
         return turn
 
     monkeypatch.setattr(module, "redact_turn", redact)
-    said = dialogue("x" * (THREAD_CHARS - len("ho") + longer))
-    assert asyncio.run(recorder.record(replace(ASKED, messages=said), answered()))
+    messages = dialogue("x" * (THREAD_CHARS - len("ho") + longer))
+    assert asyncio.run(recorder.record(replace(ASKED, messages=messages), answered()))
     assert [thread is not threading.main_thread() for thread in threads] == [elsewhere]
 
 
 @pytest.mark.parametrize("choices", [1, 3])
-def test_who_hangs_up_while_turns_are_stored_leaves_them_stored_and_counted(tmp_path: Path, choices: int) -> None:
+def test_a_client_that_disconnects_leaves_its_turns_stored_and_counted(tmp_path: Path, choices: int) -> None:
     class SlowLog(MemoryLog):
         def __init__(self) -> None:
             super().__init__()
@@ -275,7 +275,7 @@ def test_who_hangs_up_while_turns_are_stored_leaves_them_stored_and_counted(tmp_
 
     async def hang_up() -> None:
         storing = asyncio.ensure_future(recorder.record(ASKED, *(answered(choice=n) for n in range(choices))))
-        # The log has them before anybody waits.
+        # The log has them before the result is awaited.
         assert len(log.events) == choices
         await asyncio.sleep(0)
         storing.cancel()
@@ -318,7 +318,7 @@ def test_a_log_that_fails_every_turn_is_logged_once_and_counted_each_time(
     assert caplog.text.count("not recorded") == 2
 
 
-def test_a_table_of_numbers_is_not_recorded_and_counted_by_name(recorder: Recorder, log: MemoryLog) -> None:
+def test_a_turn_with_too_many_digits_is_not_recorded_and_counted_by_name(recorder: Recorder, log: MemoryLog) -> None:
     table = dialogue("3.14 " * MAX_DIGITS)
     assert not asyncio.run(recorder.record(replace(ASKED, messages=table), answered()))
     assert (log.events, recorder.counters.values) == ([], {"not_recorded.TooManyDigits": 1})

@@ -43,7 +43,7 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path):
 
 
 @pytest.mark.parametrize("override", ["seed", "seed.x=1"])
-def test_an_override_that_is_none_says_so(tmp_path, override):
+def test_a_malformed_override_is_refused(tmp_path, override):
     path = tmp_path / "run.toml"
     path.write_text("seed = 1\n")
     with pytest.raises(ConfigError):

@@ -1,4 +1,4 @@
-"""Event log -> tables, on real Delta tables; the log is a fake, and the real journal at the end."""
+"""Ingest into real Delta tables, from an event log in memory and, at the end, from a real journal."""
 
 import threading
 from collections import Counter
@@ -54,7 +54,7 @@ class RunTables:
 
     @property
     def stored(self) -> list[Turn]:
-        """As a new process finds them, by id; each is there once."""
+        """As a new process reads them, sorted by id; asserts that each is there once."""
         found = sorted(turns_from_arrow(Table.turns(self.layout).read()), key=lambda each: each.turn_id)
         assert len({each.turn_id for each in found}) == len(found)
         return found
@@ -113,12 +113,12 @@ def test_a_large_backlog_is_ingested_in_bounded_commits_over_all_partitions(tabl
     assert tables.batch_sizes[4:] == [2, 2, 1]
 
 
-def test_what_is_written_while_a_backlog_is_ingested_does_not_keep_it_for_ever(tables: RunTables):
+def test_an_ingest_ends_although_events_are_written_meanwhile(tables: RunTables):
     log = MemoryLog()
     log.put(*(turn(f"t{n}") for n in range(4)))
 
     def busy(event: Event) -> bool:
-        """For each event that is read, another one is written elsewhere."""
+        """For each event that is read, write another one to another partition."""
         log.put(turn(f"{event.turn_id}-echo"), partition="busy")
         return False
 
@@ -140,7 +140,7 @@ def test_a_turn_that_is_delivered_twice_is_kept_once_and_counted(tables: RunTabl
     assert tables.stored == [turn("t0"), turn("t1"), turn("t2")]
 
 
-def test_feedback_that_is_sent_twice_is_one_and_no_fault(tables: RunTables):
+def test_feedback_that_is_sent_twice_is_stored_once_and_not_counted(tables: RunTables):
     log = MemoryLog()
     log.put(given_on("t0"), given_on("t0", given_at_s=300.0), given_on("t0", "f1", comment="", thumb="up"))
     assert tables.ingest(log) == Ingested(num_turns=0, num_feedback=2, refused=Counter())
@@ -158,7 +158,7 @@ def test_feedback_may_come_before_its_turn(tables: RunTables):
     assert len(tables.stored_feedback) == 1
 
 
-def test_what_an_erased_user_left_in_the_log_never_enters_and_is_counted(tables: RunTables):
+def test_events_of_an_erased_user_are_not_stored_and_are_counted(tables: RunTables):
     log = MemoryLog()
     log.put(
         turn("t0", user="ann"), turn("t1", user="bob"), given_on("t1", user="ann"), given_on("t1", "f1", user="bob")
@@ -169,7 +169,7 @@ def test_what_an_erased_user_left_in_the_log_never_enters_and_is_counted(tables:
     assert log.num_events == 0
 
 
-def test_a_log_that_holds_only_what_is_refused_is_left_behind_all_the_same(tables: RunTables):
+def test_a_log_of_duplicates_alone_is_truncated_too(tables: RunTables):
     log = MemoryLog()
     log.put(turn("t0"), turn("t0"))
     tables.ingest(log)
@@ -191,7 +191,7 @@ def test_lost_events_stop_everything_and_nothing_is_truncated(tables: RunTables)
 
 
 class Killed(BaseException):
-    """Like a process that ends."""
+    """Stands for the end of the process."""
 
 
 def die(*_: object, **__: object) -> None:
@@ -258,7 +258,7 @@ def overtaken_by(log: EventLog, tables: RunTables, table: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("table", ["feedback", "turns"])
-def test_an_ingest_overtaken_by_another_looks_again(tables: RunTables, monkeypatch: pytest.MonkeyPatch, table: str):
+def test_an_ingest_overtaken_by_another_reads_again(tables: RunTables, monkeypatch: pytest.MonkeyPatch, table: str):
     log = MemoryLog()
     log.put(turn("t0"), turn("t1"), given_on("t1"))
     monkeypatch.setattr(log, "truncate", lambda upto: None)
@@ -287,7 +287,7 @@ def test_events_that_another_ingest_stored_and_truncated_in_between_are_not_lost
     assert (tables.ids, others[0].num_turns) == (["t0", "t1"], 2)
 
 
-def test_a_partition_that_another_ingest_stored_and_removed_is_waited_for_no_longer(
+def test_a_partition_that_another_ingest_stored_and_removed_counts_as_finished(
     tables: RunTables, monkeypatch: pytest.MonkeyPatch
 ):
     log = MemoryLog(partitions=2)
@@ -388,7 +388,7 @@ def test_a_corrupt_journal_stops_the_ingest_and_stays(tables: RunTables):
 
 @settings(deadline=None, max_examples=15)
 @given(st.data())
-def test_whatever_is_delivered_however_often_and_wherever_the_ingest_dies_each_event_is_stored_once(
+def test_each_event_is_stored_once_for_any_deliveries_and_any_kills(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ):
     tables, log = RunTables(tmp_path_factory.mktemp("run")), MemoryLog(partitions=0)

@@ -1,4 +1,4 @@
-"""What of the tables speaks for or against a policy since a moment, look by look."""
+"""Online metrics of policies from the tables, over several calls."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ SINCE_S = 1000.0
 
 
 class Tables:
-    """The three tables of a run, and somebody who looks at them."""
+    """The three tables of a run, and online metrics of them."""
 
     def __init__(self, folder: Path) -> None:
         layout = Layout(folder)
@@ -27,7 +27,7 @@ class Tables:
     def store(self, *turns: Turn) -> None:
         assert self.turns.append(turns_to_arrow(turns), {}) is not None
 
-    def hear(self, *feedback: Feedback) -> None:
+    def add_feedback(self, *feedback: Feedback) -> None:
         assert self.feedback.append(feedback_to_arrow(feedback), {}) is not None
 
     def admit(self, *interactions: Interaction) -> None:
@@ -55,7 +55,7 @@ def reacted(to: Turn, follow_up: str, *, at_s: float | None = None) -> Interacti
     )
 
 
-def said(to: str, *, at_s: float = SINCE_S + 10, **what: Any) -> Feedback:
+def feedback_on(to: str, *, at_s: float = SINCE_S + 10, **what: Any) -> Feedback:
     stated = {"tenant": "default", "user": "", "consent": Consent.TRAIN, "given_at_s": at_s}
     return Feedback(feedback_id=f"f-{to}-{at_s}", turn_id=to, **(stated | what))
 
@@ -97,11 +97,11 @@ def test_the_first_reaction_of_a_conversation_counts_and_no_other(tables: Tables
         },
     ],
 )
-def test_what_says_nothing_of_one_policy_in_the_canary_is_left_out(tables: Tables, left_out: dict[str, Any]):
+def test_answers_that_say_nothing_about_one_policy_are_left_out(tables: Tables, left_out: dict[str, Any]):
     one = answered("a", 7, **left_out)
     tables.store(one)
     tables.admit(reacted(one, "Too long.", at_s=SINCE_S + 5))
-    tables.hear(said("a", thumb=Thumb.DOWN))
+    tables.add_feedback(feedback_on("a", thumb=Thumb.DOWN))
     assert tables.look.reactions() == []
     assert tables.look.finished() == []
 
@@ -115,12 +115,12 @@ def test_what_says_nothing_of_one_policy_in_the_canary_is_left_out(tables: Table
         ({"edited": "Paris, in France.", "thumb": Thumb.UP}, True),
     ],
 )
-def test_thumbs_and_edited_answers_speak_and_words_do_not_count_twice(
+def test_thumbs_and_edited_answers_are_reactions_and_comments_do_not_count_twice(
     tables: Tables, what: dict[str, Any], complaint: bool
 ):
     one = answered("a", 7)
     tables.store(one)
-    tables.hear(said("a", **what))
+    tables.add_feedback(feedback_on("a", **what))
     tables.admit(reacted(one, "Too long."), reacted(answered("b", 3), "Too long."))
     assert tables.look.reactions() == [
         ObservedReaction(policy_version=7, complaint=complaint),
@@ -128,15 +128,15 @@ def test_thumbs_and_edited_answers_speak_and_words_do_not_count_twice(
     ]
 
 
-def test_feedback_waits_for_its_turn_and_a_strangers_counts_for_nothing(tables: Tables):
-    tables.hear(said("a", thumb=Thumb.DOWN), said("b", thumb=Thumb.DOWN, tenant="other"))
+def test_feedback_waits_for_its_turn_and_feedback_of_another_user_does_not_count(tables: Tables):
+    tables.add_feedback(feedback_on("a", thumb=Thumb.DOWN), feedback_on("b", thumb=Thumb.DOWN, tenant="other"))
     assert tables.look.reactions() == []
     tables.store(answered("a", 7), answered("b", 7))
     assert tables.look.reactions() == [ObservedReaction(policy_version=7, complaint=True)]
     assert tables.look.reactions() == []
 
 
-def test_answers_that_were_given_whole_are_timed(tables: Tables):
+def test_answers_that_were_not_aborted_are_timed(tables: Tables):
     tables.store(
         answered("late", 7, at_s=SINCE_S + 20, finished_at_s=SINCE_S + 23),
         answered("soon", 3, at_s=SINCE_S + 10),
@@ -150,7 +150,7 @@ def test_answers_that_were_given_whole_are_timed(tables: Tables):
     assert tables.look.finished() == []
 
 
-def test_a_second_one_who_looks_finds_what_the_first_found(tables: Tables):
+def test_a_second_reader_finds_what_the_first_found(tables: Tables):
     tables.store(answered("a", 7), answered("b", 3))
     tables.admit(reacted(answered("a", 7), "Too long."))
     first = (tables.look.finished(), tables.look.reactions())

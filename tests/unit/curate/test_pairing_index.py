@@ -12,12 +12,12 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import PairingKeys, Turn
 from sdpo_ray.tables.arrow_schemas import PENDING, turns_to_arrow
 from sdpo_ray.tables.delta_table import Table
-from tests.support.conversations import Town, dialogue, towns, turn, waiting
+from tests.support.conversations import Scenario, dialogue, pairing_row, scenarios, turn
 
 
 class Tables:
     def __init__(self, root: Path, *batches: Sequence[Turn]) -> None:
-        """Each batch is a commit of turns, indexed."""
+        """Commit and index each batch of turns."""
         self.layout = Layout(root)
         self.turns, self.pending = Table.turns(self.layout), Table.pending(self.layout)
         for batch in batches:
@@ -37,13 +37,13 @@ def names(found: Sequence[PairingRow]) -> list[str]:
     return sorted(each.turn_id for each in found)
 
 
-def test_every_turn_waits_as_a_light_row_with_its_place_in_the_tables(tmp_path):
+def test_every_turn_is_indexed_by_a_small_row_with_its_batch(tmp_path):
     ann, bob = dialogue("ann"), dialogue("bob")
     tables = Tables(tmp_path, ann, bob)
-    assert tables.rows == [*(waiting(each, batch=1) for each in ann), *(waiting(each, batch=2) for each in bob)]
+    assert tables.rows == [*(pairing_row(each, batch=1) for each in ann), *(pairing_row(each, batch=2) for each in bob)]
 
 
-def test_the_side_table_holds_no_words():
+def test_the_index_holds_no_user_text():
     columns = {"turn_id", "prompt", "parent", "continuation", "started_at_s", "finished_at_s", "turn_batch"}
     assert set(PENDING.names) == columns
     assert not columns & {"user", "tenant", "messages", "response", "conversation_id"}
@@ -104,7 +104,7 @@ def test_a_backlog_is_indexed_in_batches_of_the_size_of_a_round(tmp_path):
     assert (tables.pending.position("turns"), len(tables.rows)) == (5, 16)
 
 
-def test_turns_without_keys_are_nobodys_to_pair(tmp_path):
+def test_turns_without_keys_are_not_indexed(tmp_path):
     tables = Tables(tmp_path, [turn("t0", keys=PairingKeys())], [turn("t1")])
     assert names(tables.rows) == ["t1"]
     assert tables.pending.position("turns") == 2
@@ -145,7 +145,7 @@ def test_related_are_the_new_ones_with_all_that_share_a_key_and_nothing_else(tmp
         "ann-1",
     ]
     assert names(related(tables.pending, PairingCursor(decided=3, upto=3, seen=3), newest=tables.pending.batch)) == []
-    # Answers that came since the last round bring what waited for them.
+    # Answers that arrived since the last round bring their waiting follow-ups.
     assert names(related(tables.pending, PairingCursor(decided=2, upto=2, seen=1), newest=tables.pending.batch)) == [
         "ann-1",
         "ann-2",
@@ -154,17 +154,17 @@ def test_related_are_the_new_ones_with_all_that_share_a_key_and_nothing_else(tmp
     ]
 
 
-def test_openings_bring_nobody(tmp_path):
+def test_openings_are_related_to_no_turn(tmp_path):
     tables = Tables(tmp_path, [turn(f"t{n}", "hello") for n in range(3)])
     assert related(tables.pending, PairingCursor(decided=0, upto=1, seen=1), newest=tables.pending.batch) == []
 
 
 @settings(deadline=None, max_examples=15)
-@given(towns(forgetful=True, unsteady=True), st.data())
+@given(scenarios(lossy=True, clock_steps=True), st.data())
 def test_pairing_what_is_related_gives_what_pairing_everything_gives(
-    tmp_path_factory: pytest.TempPathFactory, town: Town, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, scenario: Scenario, data: st.DataObject
 ):
-    turns, batches = list(town.turns), []
+    turns, batches = list(scenario.turns), []
     while turns:
         size = data.draw(st.integers(1, len(turns)))
         batches.append(turns[:size])
@@ -177,7 +177,7 @@ def test_pairing_what_is_related_gives_what_pairing_everything_gives(
     assert (set(found.pairs), found.not_paired) == (set(expected.pairs), expected.not_paired)
 
 
-def test_an_answer_that_waited_too_long_is_forgotten_and_what_follows_it_is_unknown(tmp_path):
+def test_an_expired_answer_is_unknown_to_its_follow_up(tmp_path):
     first, second = dialogue("ann")
     tables = Tables(tmp_path, [first], [turn("t0", at_s=500.0)])
     assert tables.pending.maintain(every=2, keep_files_h=24, expire_before_s=300.0)

@@ -1,4 +1,4 @@
-"""The draw: which rows, in which proportions, and that nothing is drawn that must not be."""
+"""Sampling: which rows are drawn, in which proportions, and which never."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ Row = Mapping[str, object]
 
 
 def row(number: int, **changes: object) -> Row:
-    """Interaction `i0007` of a conversation, a batch and a second of its own; the highest number is the newest."""
+    """Interaction `i0007` with its own conversation, batch and second; the highest number is the newest."""
     fields: dict[str, object] = {
         "interaction_id": f"i{number:04d}",
         "follow_up_at_s": NOW_S - 1000 + number,
@@ -42,7 +42,7 @@ def row(number: int, **changes: object) -> Row:
 
 
 def table(rows: Sequence[Row], *, chunk: int = 7) -> pa.Table:
-    """The rows in several chunks, as a table of many files gives them."""
+    """The rows in several chunks, as a table of many files returns them."""
     whole = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     return pa.Table.from_batches(whole.to_batches(max_chunksize=chunk), schema=SCHEMA)
 
@@ -74,7 +74,7 @@ def trainable(rows: Sequence[Row], *, champion_version: int = 0, **changes: obje
 
 
 def shares(rows: Sequence[Row], **changes: object) -> dict[str, float]:
-    """How often each interaction is drawn, of many draws by as many seeds."""
+    """How often each interaction is drawn, over many seeds."""
     light_rows, setting = table(rows), config(**changes)
     seen = Counter(
         name
@@ -90,7 +90,7 @@ def not_drawn(plan: Plan) -> dict[str, int]:
     return {each.reason: each.n for each in plan.not_drawn}
 
 
-def test_nothing_is_drawn_twice_and_never_more_than_there_is():
+def test_no_interaction_is_drawn_twice():
     assert sorted(draw(light(3), seed=1).interaction_ids) == ["i0000", "i0001", "i0002"]
 
 
@@ -106,7 +106,7 @@ def test_the_same_rows_and_seed_give_the_same_plan_whatever_their_order(random, 
 
 def test_of_the_same_second_the_id_tells_which_is_newer():
     rows = [row(n, follow_up_at_s=NOW_S) for n in range(6)]
-    # Half-life 1 and no luck: the weights are 1, 1/2, 1/4 and so on, in the order of the ids.
+    # Half-life 1, all u equal: the weights are 1, 1/2, 1/4 and so on, in the order of the ids.
     first = Counter(
         draw(rows, seed=seed, snapshot_size=1, recency_half_life=1).interaction_ids[0] for seed in range(4000)
     )
@@ -135,7 +135,7 @@ def test_two_of_three_are_drawn_as_one_after_the_other_without_replacement():
 
 
 def inclusion(people: Sequence[str], weights: Sequence[float], *, size: int, cap: int) -> list[float]:
-    """P(each is drawn) when one after the other is drawn in proportion to its weight, and full users drop out."""
+    """P(each is drawn) for sequential draws in proportion to weight, without users that have reached the cap."""
 
     @cache
     def after(taken: tuple[int, ...]) -> tuple[float, ...]:
@@ -213,7 +213,7 @@ def test_the_newest_held_out_interactions_are_named_newest_first():
     assert draw(rows, held_out=1e-9).held_out_ids == ("i0008", "i0007", "i0006", "i0005")
 
 
-def test_the_held_out_share_of_conversations_is_the_one_asked_for():
+def test_the_held_out_share_of_conversations_is_the_configured_one():
     count = sum(is_held_out(f"conversation {n}", 0.1) for n in range(20_000))
     # Four standard deviations of a share of 0.1 in 20,000 are 0.0085.
     assert count / 20_000 == pytest.approx(0.1, abs=0.0085)
@@ -225,7 +225,7 @@ def test_a_larger_share_holds_out_what_a_smaller_one_did():
         assert is_held_out(f"c{n}", 0.5) or not is_held_out(f"c{n}", 0.2)
 
 
-def test_one_named_user_gets_no_more_than_the_cap_and_nobody_in_particular_has_none():
+def test_a_named_user_is_held_to_the_cap_and_anonymous_users_are_not():
     rows = [row(n, user="k1.ada") for n in range(10, 30)] + [row(n, user="k1.bob") for n in range(8)]
     plan = draw(rows, snapshot_size=10, max_user_share=0.3)
     taken = Counter("ada" if name >= "i0010" else "bob" for name in plan.interaction_ids)
@@ -267,7 +267,7 @@ def test_a_share_is_kept_for_what_an_earlier_draw_could_have_taken():
 
 
 @pytest.mark.parametrize(("last_batch", "old"), [(0, 0), (2, 2), (199, 19), (200, 20)])
-def test_a_side_that_has_too_few_leaves_its_places_to_the_other(last_batch: int, old: int):
+def test_an_old_or_new_half_with_too_few_rows_leaves_its_places_to_the_other(last_batch: int, old: int):
     plan = draw(light(200), last_batch=last_batch, snapshot_size=20, replay_share=0.25)
     assert len(plan.interaction_ids) == 20
     assert sum(name < f"i{last_batch:04d}" for name in plan.interaction_ids) == old
@@ -324,7 +324,7 @@ def test_caps_and_mix_hold_nothing_held_out_is_drawn_and_everything_is_accounted
     cap = max(1, int(limits["max_user_share"] * size))  # type: ignore[operator]
     people = Counter((each["tenant"], each["user"]) for each in taken if each["user"])
     assert max(people.values(), default=0) <= cap
-    # Whoever is left over might have been drawn: then the snapshot is full.
+    # Rows are left over only when the snapshot is full.
     if NotDrawn.LEFT_OVER in not_drawn(plan):
         assert len(taken) == size
 
@@ -344,7 +344,7 @@ def test_caps_and_mix_hold_nothing_held_out_is_drawn_and_everything_is_accounted
         assert sum(each in old for each in taken) >= min(len(old), quota)
 
 
-def test_the_rule_is_told_in_numbers():
+def test_the_rule_states_its_numbers():
     assert draw(light(10), champion_version=2).rule == (
         "4 of 10 trainable interactions without replacement, weight halved by every 2 newer ones; "
         "answers at most 8 versions older than v2, follow-ups at most 90 days old; "
@@ -352,7 +352,7 @@ def test_the_rule_is_told_in_numbers():
     )
 
 
-def test_nothing_gives_an_empty_plan():
+def test_no_rows_give_an_empty_plan():
     plan = draw([])
     assert (plan.interaction_ids, plan.held_out_ids, plan.not_drawn) == ((), (), ())
     assert trainable([]) == 0

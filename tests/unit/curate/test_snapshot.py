@@ -1,4 +1,4 @@
-"""Snapshots drawn from a real table: what is on disk is what was drawn, once."""
+"""Snapshots of a real table: the directory holds what was drawn, and is drawn once."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +14,9 @@ from sdpo_ray.errors import DataError
 from sdpo_ray.io.files import is_ready, read_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.tables.arrow_schemas import interactions_to_arrow, read_interactions, rows_digest
+from sdpo_ray.tables.arrow_schemas import interactions_to_arrow
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import read_interactions, rows_digest
 from tests.support.builders import interaction
 from tests.support.paths import CHECKPOINT
 
@@ -101,7 +102,7 @@ def test_the_same_seed_and_rows_give_the_same_snapshot_however_they_were_committ
     assert (first.digest, first.snapshot_id) == (second.digest, second.snapshot_id)
 
 
-def test_what_is_new_to_the_next_draw_is_what_came_behind_the_last_batch(chat: ChatFormat, tmp_path: Path):
+def test_rows_after_the_last_batch_are_new_to_the_next_draw(chat: ChatFormat, tmp_path: Path):
     layout = Layout(tmp_path)
     table = table_of(layout, some(chat, 0, 20))
     snapshot = drawn(table, layout.snapshot(1), held_out=0)
@@ -123,7 +124,7 @@ def test_an_older_share_is_taken_from_the_batches_of_the_draw_before(chat: ChatF
     assert "4 for 4 that an earlier draw could have taken" in snapshot.rule
 
 
-def test_nothing_to_draw_is_said_with_the_rule(chat: ChatFormat, tmp_path: Path):
+def test_nothing_to_draw_is_an_error_with_the_rule(chat: ChatFormat, tmp_path: Path):
     layout = Layout(tmp_path)
     table = table_of(layout, some(chat, 0, 3))
     with pytest.raises(DataError, match="nothing to draw: 0 of 0 trainable"):
@@ -141,7 +142,7 @@ def test_the_rows_are_found_where_compaction_and_erasure_have_put_them(chat: Cha
     assert snapshot.last_batch == 10
 
 
-def test_what_is_erased_while_a_snapshot_is_drawn_is_not_in_it(
+def test_rows_erased_while_a_snapshot_is_drawn_are_not_in_it(
     chat: ChatFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     layout = Layout(tmp_path)

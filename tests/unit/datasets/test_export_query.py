@@ -18,13 +18,9 @@ from sdpo_ray.datasets.export_rows import SCHEMAS, ExportKind
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Consent, Feedback, Interaction, Thumb
-from sdpo_ray.tables.arrow_schemas import (
-    feedback_to_arrow,
-    interactions_to_arrow,
-    read_interactions,
-    turns_to_arrow,
-)
+from sdpo_ray.tables.arrow_schemas import feedback_to_arrow, interactions_to_arrow, turns_to_arrow
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import read_interactions
 from tests.support.builders import interaction, snapshot, with_turn
 from tests.support.paths import CHECKPOINT
 
@@ -189,7 +185,7 @@ def test_what_is_exported_our_own_importer_reads(root: Path, tmp_path: Path, int
     ("arguments", "words"),
     [
         ((), "give --out FILE"),
-        (("--out", "rows.csv"), "rows.csv tells no format"),
+        (("--out", "rows.csv"), "rows.csv has no known format"),
         (("--out", "rows.jsonl", "--what", "tokens"), "there are interactions, preferences, labels"),
         (("--out", "rows.jsonl", "--since", "yesterday"), "'yesterday' is no ISO 8601 date or time"),
         (("--out", "rows.jsonl", "--tenant", "nobody"), "nothing to export"),

@@ -1,4 +1,4 @@
-"""Rows of log files: whatever is in them, the next row is read."""
+"""Rows of log files: after a malformed row the next one is read."""
 
 import gzip
 import json
@@ -129,6 +129,11 @@ def test_elements_longer_than_what_is_read_at_once_are_whole(tmp_path: Path):
     assert records(write(tmp_path / "log.json", json.dumps(rows).encode())) == rows
 
 
+def test_an_element_with_half_a_surrogate_pair_or_a_huge_integer_is_read_as_it_is(tmp_path: Path):
+    path = write(tmp_path / "log.json", b'[{"a": "\\ud800"}, {"a": 99999999999999999999999}]')
+    assert records(path) == [{"a": "\ud800"}, {"a": 99999999999999999999999}]
+
+
 def test_an_element_that_is_no_object_is_one_malformed_row(tmp_path: Path):
     assert numbers(write(tmp_path / "log.json", b'[{"a": 1}, 5, null, {"a": 2}]')) == [
         (1, True),
@@ -143,6 +148,7 @@ def test_an_element_that_is_no_object_is_one_malformed_row(tmp_path: Path):
     [
         (b'[{"a": 1}, {"a": 2', "record 2"),
         (b'[{"a": 1}, oops, {"a": 2}]', "record 2"),
+        (b'[{"a": 1}, ' + b"[" * 100_000, "record 2"),
         (gzip.compress(lines())[:-20], "log.json"),
         (b"\x1f\x8bgarbage", "log.json"),
         (b"PAR1garbage", "log.json"),

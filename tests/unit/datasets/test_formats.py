@@ -56,7 +56,7 @@ def test_each_format_is_told_by_the_keys_of_its_first_record():
     assert detect_format({"messages": []}) is Format.OPENAI
     assert detect_format({"conversations": [], "chosen": {}, "rejected": {}}) is Format.WILDFEEDBACK
     assert detect_format({"conversation": [], "conversation_hash": "h", "model": "m"}) is Format.WILDCHAT
-    with pytest.raises(ConfigError, match=r"only: text, title; name it with --format"):
+    with pytest.raises(ConfigError, match=r"only: text, title; give --format"):
         detect_format({"title": "", "text": ""})
     with pytest.raises(ConfigError, match=r"only: \\x1b\[31m\\ud83d;"):
         detect_format({"\x1b[31m\ud83d": ""})

@@ -18,7 +18,7 @@ from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.files import is_ready, read_json, require_ready
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Feedback, Interaction, Snapshot, Turn
-from sdpo_ray.tables.arrow_schemas import read_interactions, rows_digest
+from sdpo_ray.tables.snapshot_files import read_interactions, rows_digest
 from tests.support.paths import SHARED_DATA
 
 HH = SHARED_DATA / "hh_rlhf" / "derived" / "helpful-base_interactions.jsonl"
@@ -167,7 +167,7 @@ def test_the_users_messages_of_wildchat_alone_are_limited_unless_asked(tmp_path:
         (("log.jsonl", "--language", "tlh"), "there are ar, de, en"),
         (("log.jsonl", "--format", "openai"), "nothing to learn from"),
         (("log.jsonl", "--language", "de"), "nothing to learn from"),
-        (("odd.jsonl",), "only: title; name it with --format"),
+        (("odd.jsonl",), "only: title; give --format"),
         (("empty.jsonl",), "no record that can be read"),
         (("broken.json",), "record 2 of its array"),
     ],

@@ -122,8 +122,8 @@ def test_an_engine_that_refuses_ends_the_evaluation(endpoint: Endpoint):
     [
         ("version", "2", "v3 is evaluated, but 2 answered"),
         ("version", None, "no version answered"),
-        ("usage", None, "did not count"),
-        ("finish_reason", "content_filter", "broke off with 'content_filter'"),
+        ("usage", None, "sent no token count"),
+        ("finish_reason", "content_filter", "ended with 'content_filter'"),
     ],
 )
 def test_an_answer_that_proves_nothing_about_the_candidate_is_refused(

@@ -61,7 +61,7 @@ def test_golden_29_a_win_rate_reports_both_tie_rules_and_how_many_pairs_were_dec
     assert [score.n for score in scores] == [4, 5, 5]
 
 
-def test_nothing_but_ties_is_no_signal_and_no_error():
+def test_all_pairs_tied_is_no_signal_and_no_error():
     scores = win_rate("vs_champion", answers("a", "b"), answers("c", "d"), judge=shorter_wins, confidence=0.95)
     dropped, half, coverage = scores
     assert (dropped.n, dropped.low, dropped.high) == (0, 0.0, 1.0)
@@ -69,7 +69,7 @@ def test_nothing_but_ties_is_no_signal_and_no_error():
     assert coverage.value == 0
 
 
-def test_a_judge_that_likes_whatever_comes_first_decides_nothing():
+def test_a_judge_that_prefers_the_first_answer_decides_nothing():
     assert compare(lambda prompt, a, b: "A", "p", "ours", "theirs") is PairResult.TIE
 
 

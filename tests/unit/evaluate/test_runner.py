@@ -65,7 +65,7 @@ def answers(layout: Layout, version: int, *, num_prompts: int = 8, temporary: bo
     return evaluation(layout, num_prompts).answers(policy, path, lambda done: None, temporary=temporary)
 
 
-def test_a_policy_is_asked_once_and_again_where_the_questions_are_others(layout: Layout, engine: Engine):
+def test_answers_are_generated_once_and_again_when_the_questions_change(layout: Layout, engine: Engine):
     first = answers(layout, 3)
     assert answers(layout, 3) == first
     assert engine.asked == [3]
@@ -73,7 +73,7 @@ def test_a_policy_is_asked_once_and_again_where_the_questions_are_others(layout:
     assert engine.asked == [3, 3]
 
 
-def test_two_who_evaluate_at_once_take_turns(layout: Layout, engine: Engine):
+def test_concurrent_evaluations_wait_for_each_other(layout: Layout, engine: Engine):
     engine.go_on.clear()
     found: dict[int, Answers] = {}
     threads = [threading.Thread(target=lambda v=v: found.update({v: answers(layout, v)})) for v in (4, 1 << 48)]
@@ -81,7 +81,7 @@ def test_two_who_evaluate_at_once_take_turns(layout: Layout, engine: Engine):
     assert engine.entered.wait(timeout=10)
     threads[1].start()
     threads[1].join(timeout=0.5)
-    assert read_json(layout.eval_pointer, Release).policy_version == 4, "the other one waits"
+    assert read_json(layout.eval_pointer, Release).policy_version == 4, "the second evaluation waits"
     engine.go_on.set()
     for thread in threads:
         thread.join(timeout=10)
@@ -91,7 +91,7 @@ def test_two_who_evaluate_at_once_take_turns(layout: Layout, engine: Engine):
     }
 
 
-def test_the_engine_goes_back_from_weights_that_will_be_gone(layout: Layout, engine: Engine):
+def test_the_engine_goes_back_after_a_temporary_policy(layout: Layout, engine: Engine):
     answers(layout, 4)
     before = read_json(layout.eval_pointer, Release)
     assert {each.policy_version for each in answers(layout, 5, temporary=True)} == {5}

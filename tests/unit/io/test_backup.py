@@ -1,4 +1,4 @@
-"""What a backup holds, and that it is one a run can go on from."""
+"""A backup has all files of a run, and a run can continue from it."""
 
 import sqlite3
 from pathlib import Path
@@ -38,7 +38,7 @@ def copy(layout: Layout, to: Path, keys_to: Path | None = None) -> list[tuple[in
     return seen
 
 
-def test_everything_is_copied_but_secrets_locks_and_drafts(layout: Layout, tmp_path: Path):
+def test_everything_is_copied_except_secrets_locks_and_partial_files(layout: Layout, tmp_path: Path):
     to = tmp_path / "backup"
     assert copy(layout, to) == [(1, 1)]
     assert is_ready(to)
@@ -46,7 +46,7 @@ def test_everything_is_copied_but_secrets_locks_and_drafts(layout: Layout, tmp_p
     assert {path.name for path in to.rglob("*") if path.is_file()} == {"READY", "model.safetensors"}
 
 
-def test_secrets_go_where_they_are_told_to_and_stay_private(layout: Layout, tmp_path: Path):
+def test_secrets_are_copied_to_their_own_directory_and_stay_private(layout: Layout, tmp_path: Path):
     for secret in secret_files(layout):
         secret.chmod(0o600)
     copy(layout, tmp_path / "backup", tmp_path / "vault")
@@ -54,7 +54,7 @@ def test_secrets_go_where_they_are_told_to_and_stay_private(layout: Layout, tmp_
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "vault").iterdir()} == {0o600}
 
 
-def test_a_directory_that_holds_anything_is_left_alone(layout: Layout, tmp_path: Path):
+def test_a_directory_that_is_not_empty_is_refused(layout: Layout, tmp_path: Path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
     with pytest.raises(ConfigError, match="not empty"):

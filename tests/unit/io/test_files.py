@@ -20,7 +20,7 @@ def test_a_record_reads_back_exactly(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", '{"name": 1, "parts": []}', '{"name": "x"}'])
-def test_a_file_that_is_no_such_record_is_refused(tmp_path, content):
+def test_a_file_of_another_record_is_refused(tmp_path, content):
     (tmp_path / "thing.json").write_text(content)
     with pytest.raises(DataError, match="is not a Thing"):
         read_json(tmp_path / "thing.json", Thing)
@@ -35,7 +35,7 @@ def test_a_directory_exists_only_once_it_is_sealed(tmp_path):
     assert (require_ready(final) / "weights").read_text() == "w"
 
 
-def test_what_an_interrupted_attempt_left_is_neither_ready_nor_kept(tmp_path):
+def test_leftovers_of_an_interrupted_attempt_are_neither_ready_nor_kept(tmp_path):
     final = tmp_path / "v0001"
     with pytest.raises(KeyboardInterrupt), sealed_directory(final) as aside:
         (aside / "half").write_text("half")

@@ -7,7 +7,7 @@ from sdpo_ray.io.locks import data_lock
 from sdpo_ray.io.paths import Layout
 
 
-def test_one_at_a_time_has_the_turn_and_the_other_is_told_that_it_waits(tmp_path):
+def test_one_process_at_a_time_has_the_lock_and_the_other_reports_that_it_waits(tmp_path):
     layout, waits, order = Layout(tmp_path / "new"), threading.Event(), []
 
     def other() -> None:
@@ -23,7 +23,7 @@ def test_one_at_a_time_has_the_turn_and_the_other_is_told_that_it_waits(tmp_path
     assert order == ["first", "other"]
 
 
-def test_who_waits_is_next_before_one_who_asks_again_at_once(tmp_path):
+def test_a_waiting_process_comes_before_one_that_acquires_again_at_once(tmp_path):
     layout, waits, stop, turns, got = Layout(tmp_path), threading.Event(), threading.Event(), [], []
 
     def greedy() -> None:
@@ -46,9 +46,9 @@ def test_who_waits_is_next_before_one_who_asks_again_at_once(tmp_path):
     assert max(got) <= 2
 
 
-def test_an_error_inside_gives_the_turn_back(tmp_path):
+def test_an_error_in_the_block_releases_the_lock(tmp_path):
     layout = Layout(tmp_path)
     with pytest.raises(ZeroDivisionError), data_lock(layout):
         raise ZeroDivisionError
-    with data_lock(layout, on_wait=lambda: pytest.fail("somebody still has it")):
+    with data_lock(layout, on_wait=lambda: pytest.fail("the lock is still held")):
         pass

@@ -47,7 +47,7 @@ def needed(name: str, *overrides: str) -> MemoryEstimate:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_recipe_renders_to_what_it_is_and_dry_runs(path: Path):
+def test_every_recipe_prints_its_resolved_configuration_and_dry_runs(path: Path):
     status, printed = run("--run", path, "--print-config")
     assert status == 0
     assert parse_run(json.loads(printed)) == load_run(path)
@@ -79,7 +79,7 @@ def test_the_recipes_are_columns_of_table_5():
     for run in (summaries, chats):
         assert (run.distill.preset, run.distill.teacher.kind, run.distill.lora.rank) == ("paper_online", "live", 0)
         context = run.distill.context
-        # The words around the follow-up are under a hundred tokens.
+        # The text of the hindsight block is under a hundred tokens.
         longest = (context.max_prompt_tokens or 0) + (context.max_response_tokens or 0) + context.max_follow_up_tokens
         assert longest + 100 <= run.policy.max_model_len
 
@@ -93,7 +93,7 @@ def test_the_recipes_fit_where_their_comments_say():
     assert "fits:" in verdict(needed("qwen3_8b_8gpu", SMALL[3]), A100_GIB)
 
 
-def test_a_worker_that_does_not_fit_is_told_what_to_change():
+def test_the_verdict_on_a_worker_that_does_not_fit_names_the_key_to_change():
     activations = verdict(needed("qwen3_8b_8gpu"), A100_GIB)
     assert "set activation_checkpointing" in activations
     states = verdict(needed("qwen3_8b_8gpu", "distill.workers.num_workers=1", "distill.optimizer=adamw"), A100_GIB)
@@ -136,13 +136,13 @@ def test_a_dry_run_counts_the_steps_and_tokens_of_a_snapshot(tmp_path: Path, mon
         (["--dry-run", "--set", "distill.optimizer=adamw_8bit"], "needs workers.use_gpu"),
     ],
 )
-def test_what_is_missing_is_said_in_plain_words(arguments: list[str], words: str):
+def test_a_missing_argument_is_named_in_the_error(arguments: list[str], words: str):
     status, printed = run(*arguments)
     assert status == 2
     assert words in printed
 
 
-def test_a_parent_that_is_no_policy_is_named_before_ray_is_started(tmp_path: Path):
+def test_a_parent_that_is_not_a_policy_is_refused_before_ray_is_started(tmp_path: Path):
     from sdpo_ray.io.files import write_json
 
     chat = ChatFormat(tiny_policy(tmp_path / "policy"))

@@ -14,8 +14,8 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal.draw import draw_personal
 from sdpo_ray.privacy.snapshot_erasure import snapshots_under
 from sdpo_ray.records import Snapshot
-from sdpo_ray.tables.arrow_schemas import read_interactions
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import read_interactions
 from tests.support.personal import CHAMPION, NOW_S, chats, eligible_of, table_of
 
 

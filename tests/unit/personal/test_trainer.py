@@ -23,7 +23,7 @@ from sdpo_ray.personal.trainer import PersonalTrainer, ProgressCallbacks
 from sdpo_ray.promote.run_log import CycleRecord
 from sdpo_ray.records import Candidate, Fingerprint, FinishReason, Gain, Interaction, Release, Turn, Verdict
 from sdpo_ray.records.run_events import PersonalUpdateFinished
-from sdpo_ray.tables.arrow_schemas import read_interactions
+from sdpo_ray.tables.snapshot_files import read_interactions
 from sdpo_ray.telemetry import read_events
 from tests.support import builders
 from tests.support.erasing import VICTIM, erase

@@ -17,8 +17,8 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.privacy import derived_data, snapshot_erasure
 from sdpo_ray.privacy.user_footprint import UserTables
 from sdpo_ray.records import Candidate, Consent, Feedback, Interaction, Snapshot, Turn
-from sdpo_ray.tables.arrow_schemas import read_erased, read_interactions
 from sdpo_ray.tables.delta_table import Table
+from sdpo_ray.tables.snapshot_files import read_erased, read_interactions
 from sdpo_ray.tables.tombstones import Tombstones
 from tests.support.conversations import changed, dialogue
 from tests.support.erasing import VICTIM, Killed, erase, erase_job

@@ -1,4 +1,4 @@
-"""What becomes of a candidate on trial, by what is seen of it; and the file that serving follows."""
+"""The decision on a canary by its outcomes, and the file that serving follows."""
 
 import random
 from pathlib import Path
@@ -137,7 +137,7 @@ def test_too_few_answers_in_time_hold_the_candidate():
     assert "5 answers of 40 after 2.0 h" in ruling[1]
 
 
-def test_a_shadows_answers_count_though_nobody_reacts_to_them():
+def test_answers_in_shadow_count_without_reactions():
     asked, rng = judge(rules(mode="shadow")), random.Random(8)
     time_answers(asked, rng, 40, times=1.0)
     ruling = asked.ruling(STARTED_S)

@@ -1,4 +1,4 @@
-"""What a personal policy has to show, and the statistics behind it."""
+"""The gate for personal policies, and the statistics of their gain."""
 
 import math
 from dataclasses import replace
@@ -87,7 +87,7 @@ def test_a_score_that_is_missing_or_impossible_is_refused(name: str, wrong: tupl
     assert decided(report(**{name.replace(".", "__"): wrong})).verdict is Verdict.REJECT
 
 
-def test_nobody_judges_it_by_the_crowds_taste():
+def test_no_win_rate_is_required_of_it():
     assert not any(name.startswith("win_rate") for name in REQUIRED_OF_PERSONAL)
 
 

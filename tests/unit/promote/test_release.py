@@ -236,12 +236,12 @@ def test_an_alias_that_stays_moves_nothing(layout: Layout):
     assert served(layout) == 3
 
 
-def test_a_person_rolls_back_by_moving_the_alias(layout: Layout):
+def test_moving_the_alias_to_an_earlier_release_rolls_back(layout: Layout):
     assert follow(layout, Aliases(1)) is AliasAction.FOLLOW
     assert served_release(layout) == read_json(layout.release(1), Release)
 
 
-def test_a_person_releases_what_passed_the_gate_by_moving_the_alias(layout: Layout):
+def test_moving_the_alias_to_what_passed_the_gate_releases_it(layout: Layout):
     assert follow(layout, Aliases(5), 5) is AliasAction.FOLLOW
     assert (served(layout), released_versions(layout)) == (5, {1, 2, 3, 5})
 
@@ -259,6 +259,6 @@ def test_a_promotion_killed_between_alias_and_pointer_is_finished(layout: Layout
     assert served(layout) == 4
 
 
-def test_an_alias_means_nothing_before_the_first_release(tmp_path: Path):
+def test_an_alias_before_the_first_release_is_an_error(tmp_path: Path):
     with pytest.raises(ReleaseError, match="start serving first"):
         follow(Layout(tmp_path), Aliases(1))

@@ -46,7 +46,7 @@ def test_curves_scores_intervals_and_refusals_become_points():
     assert len(found) == len(set(found)) == 2 * 11 + 3 + 3 + 2 * 4
 
 
-def test_a_cycle_whose_follow_ups_were_held_against_nothing_has_no_relevance():
+def test_a_cycle_without_measured_relevance_has_no_points_of_it():
     assert not [point for point in points(replace(entry(4), relevance=())) if point.name.startswith("relevance")]
 
 

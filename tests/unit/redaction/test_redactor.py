@@ -1,4 +1,4 @@
-"""A text without personal data: what comes out of it, whatever is found."""
+"""The redactor's output, for real and generated text."""
 
 import json
 from collections import Counter
@@ -39,13 +39,13 @@ PIECES = st.one_of(
 TEXTS = st.lists(PIECES, max_size=12).map("".join)
 
 
-def test_every_find_is_replaced_by_its_kind_and_counted() -> None:
+def test_every_entity_is_replaced_by_its_kind_and_counted() -> None:
     text = "I am jane@example.com, +44 20 7946 0958, card 4111 1111 1111 1111; jane@example.com again."
     expected = "I am [email], [phone], card [card]; [email] again."
     assert REDACTOR.redact(text) == (expected, Counter(email=2, phone=1, card=1))
 
 
-def test_a_text_without_a_find_is_the_same_text() -> None:
+def test_a_text_without_entities_stays() -> None:
     text = "What is the capital of France? [email] me the 3 biggest towns by 2024-05-01."
     redacted, counts = REDACTOR.redact(text)
     assert redacted == text
@@ -53,14 +53,14 @@ def test_a_text_without_a_find_is_the_same_text() -> None:
     assert REDACTOR.redact("") == ("", Counter())
 
 
-def test_only_the_kinds_that_are_asked_for_are_taken_out() -> None:
+def test_only_the_configured_kinds_are_redacted() -> None:
     text = "jane@example.com or 4111111111111111"
     assert Redactor(["card"]).redact(text) == ("jane@example.com or [card]", Counter(card=1))
     assert Redactor([]).redact(text) == (text, Counter())
     assert tuple(Run().capture.redact) == ALL, "a run looks for every kind unless told otherwise"
 
 
-def test_of_finds_that_overlap_the_longest_is_taken() -> None:
+def test_of_overlapping_entities_the_longest_is_replaced() -> None:
     assert REDACTOR.redact("https://jane:pw@10.1.2.3/")[0] == "https://[secret]@[ip]/"
     token = "eyJ" + "hbGciOiJIUzI1NiJ9.eyJ" + "tYWlsIjoiYUBiLmNjIn0.c2lnbmF0dXJl"
     assert REDACTOR.redact(f"{token}@example.com")[0] == "[email]", "the token is the address's local part"
@@ -122,7 +122,7 @@ def test_json_escapes_hide_nothing() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no {json: jane@example.com", "[" * 200_000 + "jane@example.com"])
-def test_what_is_no_json_is_redacted_as_text(text: str) -> None:
+def test_text_that_is_not_json_is_redacted_as_text(text: str) -> None:
     assert REDACTOR.redact_json(text)[0] == text.replace("jane@example.com", "[email]")
 
 
@@ -131,11 +131,11 @@ def test_a_number_too_long_for_python_is_still_json() -> None:
     assert REDACTOR.redact_json(f'[{digits}, "a@example.com"]')[0] == f'[{digits}, "[email]"]'
 
 
-def test_what_is_revealed_by_a_find_beside_it_is_found_too() -> None:
+def test_an_entity_revealed_by_replacing_its_neighbour_is_found() -> None:
     assert REDACTOR.redact("jane@example.com4111111111111111")[0] == "[email][card]"
 
 
-def test_text_made_to_reveal_one_find_after_the_other_is_cut_short_and_nothing_of_it_stays() -> None:
+def test_adversarial_text_that_reveals_entity_after_entity_is_replaced_whole() -> None:
     key = "AIza" + "0123456789abcdefghijklmnopqrstuvwxy"
     redacted, counts = REDACTOR.redact(f"before {key * 1000} after")
     assert redacted == "before " + "[secret]" * 5
@@ -151,8 +151,8 @@ HOSTILE = [
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("unit", HOSTILE)
-def test_no_text_of_100_kb_takes_longer_than_its_length(unit: str) -> None:
-    """At the square of its length each of them would take hours."""
+def test_redaction_time_is_linear_in_the_length_of_the_text(unit: str) -> None:
+    """In quadratic time each of them would take hours."""
     text = (unit * 100_000)[:100_000]
     redacted, counts = REDACTOR.redact(text)
     assert (redacted == text) is (not counts)
@@ -165,12 +165,12 @@ def test_no_text_of_100_kb_takes_longer_than_its_length(unit: str) -> None:
         ({"kinds": ["phone"], "phone_regions": ["UK"]}, "capture.phone_regions: UK: "),
     ],
 )
-def test_what_there_is_not_is_said_at_once(arguments: dict[str, list[str]], message: str) -> None:
+def test_unknown_kinds_regions_and_entities_are_refused(arguments: dict[str, list[str]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Redactor(**arguments)  # type: ignore[arg-type]
 
 
-def test_a_missing_presidio_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_presidio_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "presidio_analyzer", None)
     with pytest.raises(ConfigError, match=r"pip install 'sdpo-ray\[pii\]'"):
         Redactor([], presidio=["US_SSN"])

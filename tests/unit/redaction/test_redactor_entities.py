@@ -129,7 +129,7 @@ POSITIVES = [
 
 
 @pytest.mark.parametrize(("kind", "text"), POSITIVES)
-def test_it_is_found_whole_in_a_sentence(kind: EntityType, text: str) -> None:
+def test_an_entity_is_found_whole_in_a_sentence(kind: EntityType, text: str) -> None:
     for before, after in (
         ("", ""),
         ("It is ", "."),
@@ -172,7 +172,7 @@ def test_it_is_found_whole_in_a_sentence(kind: EntityType, text: str) -> None:
         ),
     ],
 )
-def test_what_stands_around_it_stays(text: str, redacted: str) -> None:
+def test_text_around_an_entity_stays(text: str, redacted: str) -> None:
     assert REDACTOR.redact(text)[0] == redacted
 
 
@@ -217,11 +217,11 @@ def test_what_stands_around_it_stays(text: str, redacted: str) -> None:
         "https://example.com:8080/a@b, http://a:80/",
     ],
 )
-def test_what_only_looks_like_it_stays(text: str) -> None:
+def test_text_that_only_looks_like_an_entity_stays(text: str) -> None:
     assert REDACTOR.redact(text) == (text, {})
 
 
-def test_in_ten_thousand_texts_of_real_people_one_number_and_one_address_are_found() -> None:
+def test_in_ten_thousand_real_texts_one_number_and_one_address_are_found() -> None:
     file = SHARED_DATA / "hh_rlhf" / "derived" / "helpful-base_interactions.jsonl"
     if not file.exists():
         pytest.skip("the conversations of hh_rlhf are not here")
@@ -233,7 +233,7 @@ def test_in_ten_thousand_texts_of_real_people_one_number_and_one_address_are_fou
     assert found == {"phone": 1, "email": 1}
 
 
-def test_ten_digits_of_one_region_are_no_number_in_another() -> None:
+def test_ten_digits_of_one_region_are_not_a_phone_number_in_another() -> None:
     assert Redactor(["phone"], phone_regions=["DE"]).redact("202-555-0123")[1] == {}
     assert Redactor(["phone"], phone_regions=["ES"]).redact("612 34 56 78")[1] == {"phone": 1}
     assert Redactor(["phone"]).redact("202-555-0123 or +34 612 34 56 78")[0] == "202-555-0123 or [phone]"

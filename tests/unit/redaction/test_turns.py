@@ -1,4 +1,4 @@
-"""Turns and feedback as they may be written."""
+"""Redaction of turns and feedback."""
 
 import json
 from dataclasses import replace
@@ -56,12 +56,12 @@ def feedback(**changes: object) -> Feedback:
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 
-def test_a_turn_in_which_nothing_is_found_is_the_same_object() -> None:
+def test_a_turn_without_entities_is_the_same_object() -> None:
     clean = turn()
     assert redact_turn(clean, REDACTOR) is clean
 
 
-def test_a_redacted_turn_loses_what_would_spell_it_and_keeps_everything_else() -> None:
+def test_a_redacted_turn_loses_ids_and_log_probs_and_keeps_everything_else() -> None:
     asked = (Message(role=Role.SYSTEM, content="Be kind."), Message(role=Role.USER, content=f"I am {VICTIM}."))
     written = redact_turn(turn(messages=asked, response=f"Hi {VICTIM} at 10.1.2.3"), REDACTOR)
     assert written == turn(
@@ -116,9 +116,9 @@ def test_an_answer_in_json_stays_json_and_its_escapes_hide_nothing() -> None:
 
 
 def test_equal_messages_are_redacted_alike_whatever_is_around_them() -> None:
-    said = Message(role=Role.USER, content="Call 202-555-0123, or 2025550123?")
-    alone = redact_turn(turn(messages=(said,)), REDACTOR)
-    later = redact_turn(turn(messages=(said, Message(role=Role.ASSISTANT, content=VICTIM), said)), REDACTOR)
+    question = Message(role=Role.USER, content="Call 202-555-0123, or 2025550123?")
+    alone = redact_turn(turn(messages=(question,)), REDACTOR)
+    later = redact_turn(turn(messages=(question, Message(role=Role.ASSISTANT, content=VICTIM), question)), REDACTOR)
     assert alone.messages[0] == later.messages[0] == later.messages[2]
 
 
@@ -127,7 +127,7 @@ def test_a_turn_redacted_once_is_redacted_further_by_a_redactor_of_other_kinds()
     assert redact_turn(first, REDACTOR).redactions == (Redaction(kind="email", n=1), Redaction(kind="ip", n=1))
 
 
-def test_feedback_is_redacted_where_something_is_found() -> None:
+def test_feedback_with_entities_is_redacted() -> None:
     clean = feedback()
     assert redact_feedback(clean, REDACTOR) is clean
     written = redact_feedback(feedback(comment=f"Ask {VICTIM}", edited="Call +44 20 7946 0958"), REDACTOR)
@@ -139,7 +139,7 @@ def test_feedback_is_redacted_where_something_is_found() -> None:
     assert redact_feedback(written, REDACTOR) is written
 
 
-def test_a_table_of_numbers_is_refused_whichever_of_its_texts_they_are_in() -> None:
+def test_too_many_digits_over_all_texts_of_a_record_are_refused() -> None:
     half = Message(role=Role.USER, content="12.5, " * (MAX_DIGITS // 5))
     assert redact_turn(turn(messages=(half,), response="7" * 9), REDACTOR).response == "7" * 9
     for texts in ({"messages": (half, half)}, {"messages": (half,), "response": half.content}):
@@ -149,5 +149,5 @@ def test_a_table_of_numbers_is_refused_whichever_of_its_texts_they_are_in() -> N
         redact_feedback(feedback(edited="1" * (MAX_DIGITS + 1)), REDACTOR)
 
 
-def test_whatever_feedback_is_taken_over_http_is_no_table_of_numbers() -> None:
+def test_feedback_accepted_over_http_never_has_too_many_digits() -> None:
     assert MAX_COMMENT_CHARS + MAX_EDITED_CHARS <= MAX_DIGITS

@@ -1,4 +1,4 @@
-"""The simulated people at one seat: who they say they are."""
+"""One simulated client: the user names that it sends."""
 
 import asyncio
 import random

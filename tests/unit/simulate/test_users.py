@@ -1,4 +1,4 @@
-"""Simulated people: what they dislike, what they say, how they judge."""
+"""Simulated users: violated wishes, reactions, judgement."""
 
 import random
 
@@ -39,29 +39,31 @@ def test_an_even_mixture_of_styles_violates_five_thirds_of_a_wish(name):
 
 def test_a_complaint_is_about_one_violated_attribute_and_each_gets_its_turn():
     rng = random.Random(0)
-    heard = {react(CONCISE, "Great question! Paris. I hope this helps! 😊", rng) for _ in range(300)}
-    assert heard == {*_complaints("filler", False), *_complaints("emoji", False)}
+    reactions = {react(CONCISE, "Great question! Paris. I hope this helps! 😊", rng) for _ in range(300)}
+    assert reactions == {*_complaints("filler", False), *_complaints("emoji", False)}
 
 
 def test_an_answer_without_fault_is_praised_and_half_of_the_praise_says_why():
     rng = random.Random(0)
-    heard = [react(CONCISE, "Paris.", rng) for _ in range(1_000)]
+    reactions = [react(CONCISE, "Paris.", rng) for _ in range(1_000)]
     reasons = {praise for wish in CONCISE.wishes for praise in WORDINGS[wish].praises}
-    assert set(heard) == {*PRAISES, *reasons}
-    assert 0.45 < sum(text in reasons for text in heard) / len(heard) < 0.55
+    assert set(reactions) == {*PRAISES, *reasons}
+    assert 0.45 < sum(text in reasons for text in reactions) / len(reactions) < 0.55
 
 
 def test_held_out_wordings_are_only_said_when_asked_for():
-    familiar = {text for said in WORDINGS.values() for text in (*said.complaints, *said.praises)} | set(PRAISES)
-    held_out = {text for said in WORDINGS.values() for text in said.held_out_complaints} | set(HELD_OUT_PRAISES)
+    familiar = {text for phrases in WORDINGS.values() for text in (*phrases.complaints, *phrases.praises)} | set(
+        PRAISES
+    )
+    held_out = {text for phrases in WORDINGS.values() for text in phrases.held_out_complaints} | set(HELD_OUT_PRAISES)
     assert familiar.isdisjoint(held_out)
     rng = random.Random(0)
     assert {react(CONCISE, text, rng, split="held_out") for text in (CHATTY, "Paris.") for _ in range(200)} <= held_out
 
 
 def test_no_wording_voices_two_wishes():
-    said = [text for words in WORDINGS.values() for text in (*words.complaints, *words.held_out_complaints)]
-    assert len(said) == len(set(said)) == 9 * 6 + 9 * 3
+    texts = [text for words in WORDINGS.values() for text in (*words.complaints, *words.held_out_complaints)]
+    assert len(texts) == len(set(texts)) == 9 * 6 + 9 * 3
 
 
 def test_a_wish_changes_its_own_attribute_and_no_other():
@@ -73,7 +75,7 @@ def test_a_wish_changes_its_own_attribute_and_no_other():
     assert (after.filler, after.emoji, after.bold) == (True, True, False)
 
 
-def test_the_oracle_states_the_whole_taste():
+def test_the_oracle_states_every_wish():
     assert oracle_follow_up(CONCISE) == "Shorter please. Skip the filler. No emojis please."
 
 

@@ -32,12 +32,9 @@ from sdpo_ray.tables.arrow_schemas import (
     feedback_to_arrow,
     interactions_from_arrow,
     interactions_to_arrow,
-    read_interactions,
-    rows_digest,
     split_of,
     turns_from_arrow,
     turns_to_arrow,
-    write_interactions,
 )
 from tests.support.conversations import turn
 
@@ -184,21 +181,3 @@ def test_a_row_that_contradicts_itself_is_refused():
     )
     with pytest.raises(DataError, match="1 response ids, 2 log-probs"):
         turns_from_arrow(broken)
-
-
-def test_a_snapshot_is_read_back_in_its_order_and_its_digest_depends_on_it(tmp_path):
-    made = [
-        Interaction(
-            interaction_id=name,
-            turn=turn(name),
-            follow_up="shorter",
-            follow_up_turn_id="f",
-            follow_up_at_s=1.0,
-            conversation=name,
-        )
-        for name in ("b", "a", "c")
-    ]
-    digest = write_interactions(tmp_path, made)
-    assert read_interactions(tmp_path) == made
-    assert digest == rows_digest(read_interactions(tmp_path))
-    assert digest != rows_digest(sorted(made, key=lambda each: each.interaction_id))

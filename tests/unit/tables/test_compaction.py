@@ -1,4 +1,4 @@
-"""Compaction, checkpoints, vacuum: nothing is lost, and nothing stays that should not."""
+"""Compaction, checkpoints and vacuum lose no row and leave no stale file."""
 
 import os
 import time
@@ -17,7 +17,7 @@ from tests.support.conversations import turn
 
 
 def fill(table: Table, start: int, stop: int) -> None:
-    """Batches of one turn each, named for their number, at that many seconds."""
+    """Append one turn per number: its id is the number, and so is its time in seconds."""
     for number in range(start, stop):
         assert table.append(turns_to_arrow([turn(f"t{number:03d}", at_s=float(number))]), {"log": number}) == number
 
@@ -87,7 +87,7 @@ def test_positions_rows_and_batches_are_all_in_the_checkpoint(tmp_path):
     table.maintain(every=2, keep_files_h=1)
     log = Path(layout.table("turns")) / "_delta_log"
     (checkpoint,) = log.glob("*.checkpoint.parquet")
-    # What a log's retention leaves in the end: the checkpoint, and entries behind it.
+    # As after the log's retention: only the checkpoint and the entries after it are left.
     version = int(checkpoint.name[:20])
     for entry in log.glob("*.json"):
         if int(entry.stem) <= version:
@@ -135,7 +135,7 @@ def test_replaced_files_stay_for_readers_until_their_time_is_over(tmp_path):
     assert ids(reader) == names(1, 8)
 
 
-def test_what_a_killed_writer_left_is_read_by_nobody_and_removed_when_it_is_old(tmp_path):
+def test_leftovers_of_a_killed_writer_are_not_read_and_are_removed_when_old(tmp_path):
     layout = Layout(tmp_path)
     table = Table.turns(layout)
     fill(table, 1, 4)
@@ -151,7 +151,7 @@ def test_what_a_killed_writer_left_is_read_by_nobody_and_removed_when_it_is_old(
     assert ids(table) == names(1, 6)
 
 
-def test_rows_that_waited_too_long_expire(tmp_path):
+def test_rows_expire_by_time(tmp_path):
     table = Table.turns(Layout(tmp_path))
     fill(table, 1, 11)
     # A turn takes a second: the one of batch 4 was finished at 5.
@@ -160,7 +160,7 @@ def test_rows_that_waited_too_long_expire(tmp_path):
     assert (table.num_rows, table.batch, table.position("log")) == (7, 10, 10)
 
 
-def test_of_two_maintainers_at_once_one_has_nothing_to_do(tmp_path, monkeypatch):
+def test_of_two_maintenances_at_once_one_does_nothing(tmp_path, monkeypatch):
     layout = Layout(tmp_path)
     table = Table.turns(layout)
     fill(table, 1, 6)
@@ -201,7 +201,7 @@ def test_of_two_compactions_at_once_one_is_committed(tmp_path, monkeypatch):
     assert table.num_rows == 7
 
 
-def test_an_append_begun_before_a_compaction_is_committed_behind_it(tmp_path):
+def test_an_append_that_started_before_a_compaction_commits_after_it(tmp_path):
     layout = Layout(tmp_path)
     table = Table.turns(layout)
     fill(table, 1, 6)
@@ -212,7 +212,7 @@ def test_an_append_begun_before_a_compaction_is_committed_behind_it(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["_expire", "_compact", "_vacuum"])
-def test_a_maintainer_that_dies_between_steps_leaves_a_whole_table(tmp_path, monkeypatch, step):
+def test_a_maintenance_killed_between_steps_leaves_a_complete_table(tmp_path, monkeypatch, step):
     class Killed(BaseException):
         pass
 

@@ -41,8 +41,8 @@ def directory(layout: Layout, name: str = "turns") -> Path:
 
 @given(st.lists(st.text(), unique=True, max_size=4), st.text(), st.none() | st.integers(-(2**63), 2**63 - 1))
 @settings(deadline=None, max_examples=10)
-def test_turns_come_back_from_the_table_as_they_were(tmp_path_factory, names, said, seed):
-    made = [turn(name, said, response=said) for name in names]
+def test_turns_come_back_from_the_table_as_they_were(tmp_path_factory, names, text, seed):
+    made = [turn(name, text, response=text) for name in names]
     table = Table.turns(Layout(tmp_path_factory.mktemp("run")))
     assert table.append(rows(*made), {}) == 1
     stored = table.read()
@@ -52,7 +52,7 @@ def test_turns_come_back_from_the_table_as_they_were(tmp_path_factory, names, sa
 
 def test_each_of_the_four_tables_holds_its_rows_and_their_batch(tmp_path):
     layout = Layout(tmp_path)
-    said = Feedback(
+    feedback = Feedback(
         feedback_id="f", turn_id="t", tenant="a", user="", consent=Consent.TRAIN, comment="shorter", given_at_s=1.0
     )
     made = Interaction(
@@ -66,7 +66,7 @@ def test_each_of_the_four_tables_holds_its_rows_and_their_batch(tmp_path):
     waiting = pa.Table.from_pylist([{"turn_id": "t0", "continuation": "k", "finished_at_s": 2.0}], schema=PENDING)
     for table, appended, schema in (
         (Table.turns(layout), rows(turn("t0")), TURN),
-        (Table.feedback(layout), feedback_to_arrow([said]), FEEDBACK),
+        (Table.feedback(layout), feedback_to_arrow([feedback]), FEEDBACK),
         (Table.pending(layout), waiting, PENDING),
         (Table.interactions(layout), interactions_to_arrow([made]), INTERACTION),
     ):
@@ -96,7 +96,7 @@ def test_a_position_can_be_committed_without_rows(tmp_path):
     assert (table.position("log"), table.num_rows, table.batch, ids(table)) == (5, 0, 1, [])
 
 
-def test_of_two_writers_at_once_the_second_commits_nothing_until_it_looked_again(tmp_path):
+def test_of_two_writers_at_once_the_second_commits_nothing_until_it_refreshes(tmp_path):
     one, other = Table.turns(Layout(tmp_path)), Table.turns(Layout(tmp_path))
     assert one.append(rows(turn("t0")), {"log": 1}) == 1
     for positions in ({"log": 1}, {"log": 2}, {"another log": 1}):
@@ -108,7 +108,7 @@ def test_of_two_writers_at_once_the_second_commits_nothing_until_it_looked_again
     assert ids(one, after=1) == ["t1"]
 
 
-def test_rows_are_found_by_what_they_hold_and_by_the_batch_that_brought_them(tmp_path):
+def test_rows_are_selected_by_content_and_by_batch(tmp_path):
     table = Table.turns(Layout(tmp_path))
     for number in range(4):
         table.append(rows(turn(f"t{number}", user=f"u{number % 2}", at_s=float(number))), {})
@@ -120,7 +120,7 @@ def test_rows_are_found_by_what_they_hold_and_by_the_batch_that_brought_them(tmp
     assert ids(table, where=ds.field("finished_at_s") >= 3.0) == ["t2", "t3"]
 
 
-def test_the_files_of_batches_are_theirs_alone_while_the_table_is_not_compacted(tmp_path):
+def test_files_of_a_batch_hold_no_other_batch_before_compaction(tmp_path):
     table = Table.turns(Layout(tmp_path))
     for number in range(4):
         table.append(rows(turn(f"t{number}")), {})
@@ -132,7 +132,7 @@ def test_the_files_of_batches_are_theirs_alone_while_the_table_is_not_compacted(
     assert table.files([]) == table.files([99]) == []
 
 
-def test_what_lies_outside_the_batches_is_not_opened(tmp_path):
+def test_files_outside_the_batches_are_not_opened(tmp_path):
     table = Table.turns(Layout(tmp_path))
     table.append(rows(turn("t0", at_s=1.0)), {})
     (old,) = table.files()
@@ -159,8 +159,8 @@ def test_an_append_that_cannot_be_written_raises_and_leaves_nothing_behind(tmp_p
     assert table.append(rows(turn("t0")), {"log": 1}) == 1
 
 
-def test_a_commit_that_was_made_although_it_failed_is_not_made_twice(tmp_path, monkeypatch):
-    """An object store may answer a commit with an error and have made it."""
+def test_a_commit_that_was_made_but_reported_as_failed_is_not_repeated(tmp_path, monkeypatch):
+    """An object store may report an error for a commit that it made."""
     from sdpo_ray.tables.commits import commit_rows
 
     table = Table.turns(Layout(tmp_path))

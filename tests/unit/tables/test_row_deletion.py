@@ -1,4 +1,4 @@
-"""Erasure: what was taken out is in no byte of the table's directory."""
+"""Deletion and purge: deleted rows are in no byte of the table's directory."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ def ids(table: Table, **how) -> list[str]:
 
 
 def hits(directory: Path, words: list[str]) -> Counter[str]:
-    """How many files hold each word: in their bytes, or in the values that their pages decode to."""
+    """Number of files that hold each word, in their bytes or in the decoded values of their pages."""
     found: Counter[str] = Counter()
     for path in directory.rglob("*"):
         if path.is_file():
@@ -32,7 +32,7 @@ def hits(directory: Path, words: list[str]) -> Counter[str]:
 
 
 def decoded(path: Path) -> bytes:
-    """Every value of a Parquet file, as Arrow lays it out: strings in full, one after the other."""
+    """All values of a Parquet file in Arrow's memory layout, where strings are contiguous."""
     rows, sink = pq.read_table(path), pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as stream:
         stream.write_table(rows)
@@ -40,14 +40,14 @@ def decoded(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("compression", ["UNCOMPRESSED", "ZSTD"])
-def test_after_erasure_no_byte_of_40000_rows_spells_the_victim(tmp_path, monkeypatch, compression):
+def test_after_erasure_no_byte_of_40000_rows_holds_the_erased_user(tmp_path, monkeypatch, compression):
     monkeypatch.setattr(commits, "WRITER", WriterProperties(compression=compression, max_row_group_size=4096))
     layout = Layout(tmp_path)
     table = Table.turns(layout)
     victims = [f"victim-{number:05d}" for number in range(0, 40_000, 997)]
     words = ["zebra in the attic", "vic.tim@example.org", "pseudonym-of-vic", *victims]
-    said = turn("t", "It is the zebra in the attic.", response="Write to vic.tim@example.org.", user="pseudonym-of-vic")
-    two = turns_to_arrow([turn("t"), said])
+    gone = turn("t", "It is the zebra in the attic.", response="Write to vic.tim@example.org.", user="pseudonym-of-vic")
+    two = turns_to_arrow([turn("t"), gone])
     for batch in range(40):
         numbers = range(1000 * batch, 1000 * batch + 1000)
         rows = two.take(pa.array([n % 997 == 0 for n in numbers]).cast(pa.int8()))
@@ -69,7 +69,7 @@ def test_after_erasure_no_byte_of_40000_rows_spells_the_victim(tmp_path, monkeyp
     assert len(ids(again, after=29, upto=40)) == 11_000 - 11
 
 
-def test_deletion_takes_out_rows_by_id_and_nothing_else(tmp_path):
+def test_deletion_removes_rows_by_id_and_nothing_else(tmp_path):
     table = Table.turns(Layout(tmp_path))
     odd = ["it's", 'a "b"', "a\\b", "%_", "'); DROP TABLE turns; --", "\u00e9\u4e2d", "", "line\nline"]
     for batch in range(3):
@@ -84,7 +84,7 @@ def test_deletion_takes_out_rows_by_id_and_nothing_else(tmp_path):
     assert table.delete(["nobody"]) == table.delete([]) == 0
 
 
-def test_rows_beside_a_deleted_one_stay_as_they_were(tmp_path):
+def test_other_rows_of_a_rewritten_file_stay_as_they_were(tmp_path):
     table = Table.turns(Layout(tmp_path))
     made = [turn(f"t{n}", f"question {n}", user=f"u{n}", at_s=float(n)) for n in range(5)]
     table.append(turns_to_arrow(made), {})
@@ -106,7 +106,7 @@ def test_deletion_from_many_files_takes_several_commits(tmp_path, monkeypatch):
     assert ids(table) == [f"b{batch}" for batch in range(5)]
 
 
-def test_the_log_never_says_which_rows_were_taken_out(tmp_path):
+def test_the_delta_log_does_not_name_deleted_rows(tmp_path):
     layout = Layout(tmp_path)
     table = Table.turns(layout)
     table.append(turns_to_arrow([turn("secret-id", user="secret-user"), turn("t")]), {})
@@ -139,7 +139,7 @@ def test_user_text_is_in_no_log_entry_checkpoint_or_statistic(tmp_path):
     assert spelled() == Counter()
 
 
-def test_a_purge_removes_what_a_killed_writer_left_however_young(tmp_path):
+def test_a_purge_removes_leftovers_of_a_killed_writer_of_any_age(tmp_path):
     layout = Layout(tmp_path)
     table = Table.turns(layout)
     table.append(turns_to_arrow([turn("t0")]), {"log": 1})
@@ -151,8 +151,8 @@ def test_a_purge_removes_what_a_killed_writer_left_however_young(tmp_path):
     assert (ids(table), table.position("log")) == (["t0"], 1)
 
 
-def test_a_writer_that_was_under_way_during_a_purge_cannot_commit_a_file_that_is_gone(tmp_path, monkeypatch):
-    """Its file was written, and removed by the purge, before it could commit."""
+def test_a_writer_in_progress_during_a_purge_cannot_commit_a_purged_file(tmp_path, monkeypatch):
+    """The writer's file was written, and deleted by the purge, before the commit."""
     layout = Layout(tmp_path)
     table = Table.turns(layout)
     table.append(turns_to_arrow([turn("t0")]), {"log": 1})
@@ -160,7 +160,7 @@ def test_a_writer_that_was_under_way_during_a_purge_cannot_commit_a_file_that_is
     names = row_deletion.TableLocation.names
 
     def with_one_under_way(place: row_deletion.TableLocation) -> list[str]:
-        # In the middle of the purge: the writer looked at the table before, and its file is there.
+        # During the purge: the writer opened the table before, and its file exists.
         found = names(place)
         if not pending:
             pending.append("part-00000-under-way-c000.zstd.parquet")
@@ -177,7 +177,7 @@ def test_a_writer_that_was_under_way_during_a_purge_cannot_commit_a_file_that_is
     assert ids(Table.turns(layout)) == ["t0", "t1"]
 
 
-def test_a_deletion_begun_before_another_rewriting_is_done_again_on_top_of_it(tmp_path, monkeypatch):
+def test_a_deletion_that_conflicts_with_another_rewrite_is_repeated_on_top_of_it(tmp_path, monkeypatch):
     layout = Layout(tmp_path)
     table, other = Table.turns(layout), Table.turns(layout)
     table.append(turns_to_arrow([turn(f"t{n}") for n in range(4)]), {"log": 1})
@@ -216,7 +216,7 @@ def test_a_deletion_is_not_hindered_by_appends(tmp_path, monkeypatch):
     assert ids(table) == ["new-1", "t0"]
 
 
-def test_an_append_begun_before_a_deletion_is_committed_behind_it(tmp_path):
+def test_an_append_that_started_before_a_deletion_commits_after_it(tmp_path):
     layout = Layout(tmp_path)
     table = Table.turns(layout)
     table.append(turns_to_arrow([turn("t0"), turn("t1")]), {"log": 0})

@@ -1,4 +1,4 @@
-"""What Ray is told of HAProxy: names that it reads, paths that fit, ports that two clusters do not share."""
+"""Environment of HAProxy mode: names that Ray reads, paths that fit, ports that two clusters do not share."""
 
 import ast
 import importlib.util
@@ -14,7 +14,7 @@ MAX_SOCKET_CHARS = 107
 NODE_ID_CHARS = 56
 
 
-def test_ray_reads_every_variable_that_it_is_told():
+def test_ray_reads_every_variable_that_is_set():
     spec = importlib.util.find_spec("ray")
     assert spec is not None
     assert spec.submodule_search_locations is not None

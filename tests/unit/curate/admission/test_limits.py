@@ -1,4 +1,4 @@
-"""Times are seconds; an hour is the 3600 s before, its first second left out."""
+"""Limits per hour. Times are seconds; an hour is the 3600 s before, without its first instant."""
 
 from collections import Counter
 
@@ -49,7 +49,7 @@ def test_users_of_two_tenants_with_one_name_are_two_users():
     assert over(*came, max_per_user_hour=1) == {}
 
 
-def test_nobody_knows_the_anonymous_apart_so_only_the_tenants_limit_holds_them():
+def test_only_the_tenants_limit_applies_to_anonymous_users():
     came = [one(str(n), float(n), user="") for n in range(4)]
     assert over(*came, max_per_user_hour=1) == {}
     assert over(*came, max_per_tenant_hour=3) == {"3": NotAdmitted.TENANT_FLOOD}
@@ -73,7 +73,7 @@ def test_copies_that_are_among_those_before_are_counted_once():
     assert over(one("b", 1.0, content="same"), before=before, copies={"same": 1}, max_copies=2) == {}
 
 
-def test_what_is_refused_takes_no_place():
+def test_refused_interactions_do_not_count():
     came = [one("a", 0.0, content="same"), one("b", 1.0, content="same"), one("c", 2.0), one("d", 3.0)]
     expected = {"b": NotAdmitted.DUPLICATE, "d": NotAdmitted.USER_FLOOD}
     assert over(*came, max_per_user_hour=2, max_per_tenant_hour=2) == expected

@@ -17,19 +17,19 @@ GIVEN = Feedback(
 )
 
 
-def test_a_comment_is_what_the_user_said_of_the_answer_word_for_word():
+def test_a_comment_is_a_reaction_word_for_word():
     assert reaction_in_comment(ANSWER, GIVEN) == Reaction(
         interaction_id="f1", text=" Say it in a sentence. ", source_id="f1", consent=Consent.TRAIN, at_s=500.0
     )
 
 
 def test_consent_to_the_comment_goes_with_it():
-    said = reaction_in_comment(ANSWER, replace(GIVEN, consent=Consent.NONE))
-    assert isinstance(said, Reaction)
-    assert said.consent is Consent.NONE
+    reaction = reaction_in_comment(ANSWER, replace(GIVEN, consent=Consent.NONE))
+    assert isinstance(reaction, Reaction)
+    assert reaction.consent is Consent.NONE
 
 
-def test_a_comment_on_a_turn_that_is_not_there_is_refused():
+def test_a_comment_on_an_unknown_turn_is_refused():
     assert reaction_in_comment(None, GIVEN) is NotAdmitted.UNKNOWN_TURN
 
 
@@ -40,11 +40,11 @@ def test_a_comment_of_another_tenant_or_user_is_refused():
     assert reaction_in_comment(*unrotated) is NotAdmitted.NOT_THEIRS
 
 
-def test_pseudonyms_under_two_keys_say_nothing_of_whose_they_are_and_the_turns_id_stands_for_it():
+def test_pseudonyms_under_two_keys_are_not_compared():
     assert isinstance(reaction_in_comment(ANSWER, replace(GIVEN, user="k2.ann")), Reaction)
     assert reaction_in_comment(ANSWER, replace(GIVEN, user="k2.ann", tenant="bank")) is NotAdmitted.NOT_THEIRS
 
 
-def test_whoever_knows_a_turns_id_may_comment_on_it_without_a_name():
+def test_an_anonymous_client_that_knows_a_turns_id_may_comment_on_it():
     assert isinstance(reaction_in_comment(ANSWER, replace(GIVEN, user="")), Reaction)
     assert isinstance(reaction_in_comment(replace(ANSWER, user=""), GIVEN), Reaction)

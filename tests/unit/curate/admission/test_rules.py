@@ -19,7 +19,7 @@ AS_TEXT = {"prompt_ids": (), "response_ids": (), "response_logprobs": (), "versi
 def rules(
     *, now_s: float = 120.0, languages: tuple[str, ...] = (), found: str | None = "en", **config: int
 ) -> AdmissionRules:
-    """Twenty characters are the longest follow-up, thirty the longest answer; "@" is what should have been redacted."""
+    """Follow-ups have at most 20 characters, answers 30; "@" counts as text that has to be redacted."""
     lengths = {"max_follow_up_chars": 20, "max_response_chars": 30} | config
     return AdmissionRules(
         config=CurateConfig(languages=languages, **lengths),
@@ -30,13 +30,13 @@ def rules(
 
 
 def decided(
-    answer: Turn = ANSWER, said: Reaction = REACTION, by: AdmissionRules | None = None
+    answer: Turn = ANSWER, reaction: Reaction = REACTION, by: AdmissionRules | None = None
 ) -> Interaction | NotAdmitted:
-    return admit(answer, said, by or rules())
+    return admit(answer, reaction, by or rules())
 
 
-def test_a_sound_pair_becomes_an_interaction_word_for_word():
-    assert decided(said=replace(REACTION, text=" shorter\n")) == Interaction(
+def test_a_valid_pair_becomes_an_interaction_word_for_word():
+    assert decided(reaction=replace(REACTION, text=" shorter\n")) == Interaction(
         interaction_id="t1",
         turn=ANSWER,
         follow_up=" shorter\n",
@@ -46,14 +46,14 @@ def test_a_sound_pair_becomes_an_interaction_word_for_word():
     )
 
 
-def test_what_was_said_is_the_last_message_of_the_follow_up_and_its_own_answer_plays_no_part():
+def test_the_reaction_is_the_last_message_of_the_follow_up_and_not_its_answer():
     follow_up = turn("t2", "Capital of France?", "It is  Paris.", "shorter", at_s=110.0)
     broken = replace(follow_up, finish_reason=FinishReason.ABORT, response_ids=(), response_logprobs=())
     assert reaction_in_turn(ANSWER, follow_up) == reaction_in_turn(ANSWER, broken) == REACTION
 
 
 @pytest.mark.parametrize(
-    ("reason", "answer", "said"),
+    ("reason", "answer", "reaction"),
     [
         (NotAdmitted.NO_CONSENT, replace(ANSWER, consent=Consent.NONE), REACTION),
         (NotAdmitted.NO_CONSENT, ANSWER, replace(REACTION, consent=Consent.NONE)),
@@ -84,12 +84,12 @@ def test_what_was_said_is_the_last_message_of_the_follow_up_and_its_own_answer_p
         ),
     ],
 )
-def test_what_is_unsound_is_refused_by_name(reason, answer, said):
-    assert decided(answer, said) is reason
+def test_an_invalid_pair_is_refused_with_its_reason(reason, answer, reaction):
+    assert decided(answer, reaction) is reason
 
 
 def test_the_first_reason_in_the_order_of_the_list_is_the_one_that_counts():
-    """Everything is wrong at first; each step puts one thing right."""
+    """Everything is wrong at first; each step corrects one thing."""
     spans = (VersionSpan(policy_version=3, start=0, end=1), VersionSpan(policy_version=4, start=1, end=2))
     long = "ann@example " * 3
     answer = replace(
@@ -100,7 +100,7 @@ def test_the_first_reason_in_the_order_of_the_list_is_the_one_that_counts():
         response_logprobs=(),
         version_spans=spans,
     )
-    said, by = (
+    reaction, by = (
         replace(REACTION, text="  "),
         rules(now_s=91 * DAY_S, languages=("de",), found=None, min_follow_up_chars=5),
     )
@@ -119,10 +119,10 @@ def test_the_first_reason_in_the_order_of_the_list_is_the_one_that_counts():
         (NotAdmitted.UNCLEAR_LANGUAGE, {}, {}, replace(by, detect=lambda text: "en")),
         (NotAdmitted.NOT_LANGUAGE, {}, {}, replace(by, detect=lambda text: "de")),
     ]
-    for reason, better_answer, better_said, better_rules in steps:
-        assert decided(answer, said, by) is reason
-        answer, said, by = replace(answer, **better_answer), replace(said, **better_said), better_rules
-    assert isinstance(decided(answer, said, by), Interaction)
+    for reason, better_answer, better_reaction, better_rules in steps:
+        assert decided(answer, reaction, by) is reason
+        answer, reaction, by = replace(answer, **better_answer), replace(reaction, **better_reaction), better_rules
+    assert isinstance(decided(answer, reaction, by), Interaction)
     in_the_stage = {NotAdmitted.NOT_A_FOLLOW_UP, NotAdmitted.UNKNOWN_TURN, NotAdmitted.NOT_THEIRS}
     in_the_limits = {NotAdmitted.DUPLICATE, NotAdmitted.USER_FLOOD, NotAdmitted.TENANT_FLOOD}
     listed = [reason for reason in NotAdmitted if reason not in in_the_stage | in_the_limits]
@@ -130,11 +130,11 @@ def test_the_first_reason_in_the_order_of_the_list_is_the_one_that_counts():
 
 
 def test_lengths_are_kept_up_to_the_limit():
-    assert isinstance(decided(said=replace(REACTION, text="x" * 20)), Interaction)
+    assert isinstance(decided(reaction=replace(REACTION, text="x" * 20)), Interaction)
     assert isinstance(decided(replace(ANSWER, response="x" * 30)), Interaction)
     short = rules(min_follow_up_chars=3)
-    assert isinstance(decided(said=replace(REACTION, text="why"), by=short), Interaction)
-    assert decided(said=replace(REACTION, text=" no "), by=short) is NotAdmitted.FOLLOW_UP_TOO_SHORT
+    assert isinstance(decided(reaction=replace(REACTION, text="why"), by=short), Interaction)
+    assert decided(reaction=replace(REACTION, text=" no "), by=short) is NotAdmitted.FOLLOW_UP_TOO_SHORT
 
 
 def test_age_counts_from_the_reaction_to_the_second():
@@ -169,7 +169,7 @@ def test_an_answer_that_read_a_tools_result_is_admitted():
     assert isinstance(decided(answer), Interaction)
 
 
-def test_an_answer_known_as_text_alone_is_empty_where_its_text_is():
+def test_an_answer_known_as_text_alone_is_empty_when_its_text_is():
     text = replace(ANSWER, **AS_TEXT)
     assert isinstance(decided(text), Interaction)
     assert decided(replace(text, response="")) is NotAdmitted.EMPTY_RESPONSE
@@ -193,5 +193,5 @@ def test_all_interactions_of_a_conversation_share_its_digest():
     found = [admit(first, reaction_in_turn(first, second), by), admit(second, reaction_in_turn(second, third), by)]
     other = changed(first, user="u")
     found.append(admit(other, reaction_in_turn(other, second), by))
-    one, two, stranger = (each.conversation for each in found if isinstance(each, Interaction))
-    assert one == two != stranger
+    one, two, other = (each.conversation for each in found if isinstance(each, Interaction))
+    assert one == two != other

@@ -1,4 +1,4 @@
-"""Follow-ups held against strangers': who is compared with whom, and the numbers."""
+"""Follow-ups compared with unrelated ones: the choice of pairs, and the numbers."""
 
 import math
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from tests.support.paths import CHECKPOINT
 from tests.support.training_batches import made
 
 
-def said(*follow_ups: str, conversations: Sequence[str] = ()) -> list[Interaction]:
-    """Interactions t0, t1, ... of a conversation each, unless others are named."""
+def interactions_with(*follow_ups: str, conversations: Sequence[str] = ()) -> list[Interaction]:
+    """Interactions t0, t1, ..., each of its own conversation unless `conversations` are given."""
     chat = ChatFormat(CHECKPOINT)
     names = conversations or [f"c{n}" for n in range(len(follow_ups))]
     return [
@@ -27,74 +27,74 @@ def said(*follow_ups: str, conversations: Sequence[str] = ()) -> list[Interactio
     ]
 
 
-def example(asked: Interaction, **changes: object) -> Example:
-    """An example whose ids in hindsight spell the follow-up, so that a test can read it back."""
-    fields = {"prompt_ids": (1,), "hindsight_ids": (1, *asked.follow_up.encode()), "first_scored": 0} | changes
-    return replace(made(asked.interaction_id, 1, 1, 2), **fields)  # type: ignore[arg-type]
+def example(source: Interaction, **changes: object) -> Example:
+    """An example whose hindsight ids spell the follow-up, so that a test can read it back."""
+    fields = {"prompt_ids": (1,), "hindsight_ids": (1, *source.follow_up.encode()), "first_scored": 0} | changes
+    return replace(made(source.interaction_id, 1, 1, 2), **fields)  # type: ignore[arg-type]
 
 
-def told(item: Example) -> str:
+def follow_up_of(item: Example) -> str:
     return bytes(item.hindsight_ids[1:]).decode()
 
 
 def picked(interactions: Sequence[Interaction], *, num_probes: int = 64, seed: int = 0) -> dict[str, str]:
-    """The stranger's follow-up of each probe."""
-    probes = pick(interactions, [example(each) for each in interactions], example, num_probes=num_probes, seed=seed)
-    assert all(probe.own.interaction_id == probe.stranger.interaction_id for probe in probes)
-    assert [told(probe.own) for probe in probes] == [
-        {each.interaction_id: each.follow_up for each in interactions}[probe.own.interaction_id] for probe in probes
+    """The unrelated follow-up of each sampled interaction."""
+    samples = pick(interactions, [example(each) for each in interactions], example, num_probes=num_probes, seed=seed)
+    assert all(sample.own.interaction_id == sample.unrelated.interaction_id for sample in samples)
+    assert [follow_up_of(sample.own) for sample in samples] == [
+        {each.interaction_id: each.follow_up for each in interactions}[sample.own.interaction_id] for sample in samples
     ]
-    return {probe.own.interaction_id: told(probe.stranger) for probe in probes}
+    return {sample.own.interaction_id: follow_up_of(sample.unrelated) for sample in samples}
 
 
-def test_every_answer_meets_the_follow_up_of_another_conversation_and_every_follow_up_another_answer():
-    strangers = picked(said("a", "b", "c", "d", "e"))
-    assert strangers.keys() == {"t0", "t1", "t2", "t3", "t4"}
-    assert sorted(strangers.values()) == ["a", "b", "c", "d", "e"]
-    assert all(text != "abcde"[int(name[1])] for name, text in strangers.items())
+def test_each_response_gets_the_follow_up_of_another_conversation_and_each_follow_up_is_used_once():
+    unrelated = picked(interactions_with("a", "b", "c", "d", "e"))
+    assert unrelated.keys() == {"t0", "t1", "t2", "t3", "t4"}
+    assert sorted(unrelated.values()) == ["a", "b", "c", "d", "e"]
+    assert all(text != "abcde"[int(name[1])] for name, text in unrelated.items())
 
 
-def test_nobody_of_the_same_conversation_or_of_the_same_words_is_a_stranger():
-    interactions = said("Shorter!", "shorter! ", "Why?", "", conversations=["x", "y", "x", "z"])
+def test_a_follow_up_of_the_same_conversation_or_in_the_same_words_is_not_unrelated():
+    interactions = interactions_with("Shorter!", "shorter! ", "Why?", "", conversations=["x", "y", "x", "z"])
     for seed in range(20):
-        strangers = picked(interactions, seed=seed)
-        # t0 has t1, which says the same, t2 of its own conversation, and t3, which says nothing.
-        assert strangers.pop("t3") != ""
-        assert strangers == {"t1": "Why?", "t2": "shorter! "}
+        unrelated = picked(interactions, seed=seed)
+        # For t0: t1 has the same words, t2 is of its conversation, and t3 is empty.
+        assert unrelated.pop("t3") != ""
+        assert unrelated == {"t1": "Why?", "t2": "shorter! "}
 
 
-def test_one_conversation_alone_has_no_floor():
-    assert picked(said("a", "b", conversations=["x", "x"])) == {}
+def test_a_single_conversation_has_no_unrelated_follow_up():
+    assert picked(interactions_with("a", "b", conversations=["x", "x"])) == {}
 
 
-def test_the_seed_chooses_as_many_as_asked_for():
-    interactions = said(*"abcdefgh")
+def test_num_probes_samples_are_chosen_by_the_seed():
+    interactions = interactions_with(*"abcdefgh")
     assert len(picked(interactions, num_probes=3)) == 3
     assert picked(interactions, num_probes=0) == {}
     assert len({tuple(picked(interactions, num_probes=3, seed=seed)) for seed in range(20)}) > 10
     assert picked(interactions, seed=1) == picked(interactions, seed=1)
 
 
-def test_answers_that_are_not_scored_or_fit_no_stranger_are_no_probes():
-    interactions = said("a", "b", "c")
+def test_responses_that_are_not_scored_or_fit_no_unrelated_follow_up_are_not_sampled():
+    interactions = interactions_with("a", "b", "c")
     examples = [example(interactions[0], first_scored=2), *map(example, interactions[1:])]
-    (probe,) = pick(
+    (sample,) = pick(
         interactions,
         examples,
-        # Behind t1 the other follow-up leaves no room for the whole prompt, behind t2 none for anything.
-        lambda asked: example(asked, prompt_ids=(1, 2)) if asked.interaction_id == "t1" else example(asked),
+        # With another follow-up, the prompt of t1 is cut.
+        lambda source: example(source, prompt_ids=(1, 2)) if source.interaction_id == "t1" else example(source),
         num_probes=9,
         seed=0,
     )
-    assert probe.own.interaction_id == "t2"
-    assert pick(interactions, examples, lambda asked: None, num_probes=9, seed=0) == []
+    assert sample.own.interaction_id == "t2"
+    assert pick(interactions, examples, lambda source: None, num_probes=9, seed=0) == []
 
 
-def test_signal_and_floor_are_mean_sizes_of_the_advantages():
-    one, two = (example(each) for each in said("mine", "theirs"))
-    probes = [
-        RelevanceSample(own=one, stranger=replace(one, hindsight_ids=(9,))),
-        RelevanceSample(own=two, stranger=two),
+def test_signal_and_floor_are_mean_absolute_advantages():
+    one, two = (example(each) for each in interactions_with("mine", "theirs"))
+    samples = [
+        RelevanceSample(own=one, unrelated=replace(one, hindsight_ids=(9,))),
+        RelevanceSample(own=two, unrelated=two),
     ]
     table = {
         ((1,), False): [-1.0, -2.0],
@@ -106,8 +106,8 @@ def test_signal_and_floor_are_mean_sizes_of_the_advantages():
     def scores(examples: Sequence[Example], *, hindsight: bool) -> list[list[float]]:
         return [table[item.hindsight_ids if hindsight else item.prompt_ids, hindsight] for item in examples]
 
-    # |0.5| and |-1| make 0.75, |-0.25| and |0| make 0.125. What is not finite is no number to record.
-    (found,) = measure(probes, scores)
+    # The mean of |0.5| and |-1| is 0.75, of |-0.25| and |0| it is 0.125. The second sample is not finite.
+    (found,) = measure(samples, scores)
     assert found == Relevance(interaction_id="t0", signal=0.75, floor=0.125)
     assert found.weight == 0.75 / 0.875
     assert measure([], scores) == ()
@@ -116,11 +116,11 @@ def test_signal_and_floor_are_mean_sizes_of_the_advantages():
 @pytest.mark.parametrize(
     ("signal", "floor", "weight"), [(0.2, 0.2, 0.5), (0.0, 0.3, 0.0), (1.0, 0.0, 1.0), (0, 0, 0.5)]
 )
-def test_a_follow_up_like_any_other_weighs_one_half(signal: float, floor: float, weight: float):
+def test_a_follow_up_with_the_effect_of_an_unrelated_one_weighs_one_half(signal: float, floor: float, weight: float):
     assert Relevance(interaction_id="a", signal=signal, floor=floor).weight == weight
 
 
-def test_what_lies_beside_a_candidate_is_read_back(tmp_path: Path):
+def test_the_relevance_beside_a_candidate_is_read_back(tmp_path: Path):
     assert read_relevance(tmp_path) == ()
     found = (Relevance(interaction_id="a", signal=0.5, floor=0.25),)
     write_json(tmp_path / "relevance.json", found)

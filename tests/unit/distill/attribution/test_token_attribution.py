@@ -52,7 +52,7 @@ def signals(policy, *interactions: Interaction, config: DistillConfig | None = N
     return found
 
 
-def test_the_advantages_are_those_of_the_whole_sequences(policy):
+def test_the_advantages_equal_those_of_whole_sequences(policy):
     model, chat = policy
     asked = interaction(chat, prompt="Why?", response="Because. 🙂", follow_up="Shorter!")
     (found,) = signals(policy, asked)
@@ -82,7 +82,7 @@ def test_golden_1_without_a_follow_up_every_advantage_is_exactly_zero(policy):
         assert set(found.advantages) == {0.0}
 
 
-def test_masked_and_imported_answers_are_shown_whole(policy):
+def test_masked_and_imported_responses_are_scored_whole(policy):
     cut = with_turn(interaction(policy[1], response="Paris"), finish_reason=FinishReason.LENGTH)
     masked = DistillConfig.model_validate({"context": {"truncated": "mask", "ignore_first_k": 3}})
     (found,) = signals(policy, cut, config=masked)
@@ -91,7 +91,7 @@ def test_masked_and_imported_answers_are_shown_whole(policy):
     assert "".join(imported.tokens) == "Paris<|im_end|>"
 
 
-def test_an_answer_that_the_policy_would_render_differently_is_counted_and_not_drawn(policy):
+def test_a_response_whose_prompt_renders_differently_is_counted_and_left_out(policy):
     foreign = with_turn(interaction(policy[1]), prompt_ids=(1, 2, 3))
     refused = Counters.empty()
     found = token_signals(*policy, [foreign], config=DistillConfig(), max_model_len=ROOM, refused=refused)
@@ -119,7 +119,7 @@ def test_a_character_of_several_tokens_is_on_the_first_and_the_others_are_empty(
     assert token_strings(chat, ids) == ("a", "🙂", "", "", "", "é", "")
 
 
-def test_bytes_of_no_character_show_as_such_and_take_nothing_else_with_them(policy):
+def test_bytes_of_no_character_become_u_fffd_and_leave_other_tokens_as_they_are(policy):
     _, chat = policy
     torn = chat.text_ids("🙂")[:2]
     strings = token_strings(chat, (*torn, *chat.text_ids("abcd")))
@@ -127,7 +127,7 @@ def test_bytes_of_no_character_show_as_such_and_take_nothing_else_with_them(poli
     assert set("".join(strings[:2])) == {"\ufffd"}
 
 
-def test_a_replacement_character_that_was_really_said_is_said_once(policy):
+def test_a_replacement_character_in_the_text_itself_appears_once(policy):
     _, chat = policy
     assert "".join(token_strings(chat, chat.text_ids("a\ufffdb"))) == "a\ufffdb"
 
@@ -146,7 +146,7 @@ def test_the_noise_floor_is_that_of_single_precision(shipped):
     assert 0 < noise_floor(*shipped) < 1e-4
 
 
-def test_a_sampled_answer_has_the_log_probs_it_was_sampled_with_and_its_seed_decides(shipped):
+def test_a_sampled_response_has_its_sampling_log_probs_and_is_determined_by_the_seed(shipped):
     model, chat = shipped
     asked = (Message(role=Role.USER, content="What is the capital of France?"),)
     turns = [
@@ -164,7 +164,7 @@ def test_a_sampled_answer_has_the_log_probs_it_was_sampled_with_and_its_seed_dec
     assert (short.finish_reason, short.response_ids) == (FinishReason.LENGTH, turns[0].response_ids[:2])
 
 
-def test_golden_2_a_complaint_moves_answers_far_more_than_words_of_no_concern(shipped):
+def test_golden_2_a_complaint_has_a_far_larger_effect_than_unrelated_texts(shipped):
     """Measured over 50 answers: mean |A| is 0.259 nats for the complaint, 0.055 and 0.039 for the others."""
     model, chat = shipped
     rng = random.Random(0)

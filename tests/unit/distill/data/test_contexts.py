@@ -1,4 +1,4 @@
-"""Bounded follow-ups, and the choice of messages that both contexts share."""
+"""Shortened follow-ups, and the choice of messages that all contexts share."""
 
 import time
 
@@ -39,7 +39,7 @@ def test_a_short_text_is_itself_and_a_long_one_its_beginning_and_its_end(
     assert len(head) + len(tail) < len(escaped)
 
 
-def test_half_of_the_room_is_for_the_beginning_and_half_for_the_end(chat: ChatFormat) -> None:
+def test_a_shortened_text_is_half_beginning_and_half_end(chat: ChatFormat) -> None:
     text = "".join(chr(ord("a") + i % 26) + "-" for i in range(500))
     short = shortened(text, chat, 65)
     head, tail = short.split(" ... ")
@@ -68,7 +68,7 @@ def test_there_is_no_block_without_a_follow_up(follow_up: str) -> None:
 
 
 def words(messages: tuple[Message, ...]) -> tuple[int, ...]:
-    """A template and tokenizer of one id a word, ten for the form of each message."""
+    """A template and tokenizer with one id per word and ten more per message."""
     return tuple(i for m in messages for i in (*range(10), *map(len, m.content.split())))
 
 

@@ -18,12 +18,12 @@ from tests.support.examples import of_version, read_examples, read_one, refusal_
 
 
 def _cut(before: Interaction, how: FinishReason = FinishReason.LENGTH) -> Interaction:
-    """`before` as if the token limit, or the user's patience, had come to its end before its end token."""
+    """`before` cut off before its end token, by the token limit or by the client."""
     ids, logprobs = before.turn.response_ids[:-1], before.turn.response_logprobs[:-1]
     return with_turn(before, response_ids=ids, response_logprobs=logprobs, finish_reason=how)
 
 
-def test_golden_17_the_end_token_is_learned_only_where_it_was_emitted(chat: ChatFormat) -> None:
+def test_golden_17_the_end_token_is_scored_only_where_it_was_emitted(chat: ChatFormat) -> None:
     text, end = chat.text_ids("Paris"), (chat.eos_id,)
     assert read_one(chat, interaction(chat)).response_ids == text + end
     assert read_one(chat, _cut(interaction(chat)), truncated="train").response_ids == text
@@ -115,7 +115,7 @@ def test_golden_17_the_end_token_may_be_the_pad_token(tmp_path: Path) -> None:
         ({"seed": 7, "max_tokens": 3}, 1.0, True),
     ],
 )
-def test_golden_27_the_temperature_is_the_one_that_was_honoured(
+def test_golden_27_the_temperature_is_the_one_that_the_engine_applied(
     chat: ChatFormat, sampling: dict[str, float], temperature: float, comparable: bool
 ) -> None:
     plain = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=64, seed=None)
@@ -125,7 +125,7 @@ def test_golden_27_the_temperature_is_the_one_that_was_honoured(
     assert found.sampler_logprobs == (served.turn.response_logprobs if comparable else ())
 
 
-def test_golden_12_staleness_over_the_limit_is_refused_and_under_it_weighed(chat: ChatFormat) -> None:
+def test_golden_12_a_response_over_the_staleness_limit_is_refused_and_under_it_weighted(chat: ChatFormat) -> None:
     config = DistillConfig.model_validate({"signal": {"max_staleness": 8, "staleness_half_life": 4}})
     weights = {v: read_one(chat, of_version(chat, v), config=config, parent_version=12).weight for v in (4, 8, 12, 13)}
     assert weights == {4: 0.25, 8: 0.5, 12: 1.0, 13: 1.0}

@@ -48,7 +48,7 @@ def test_golden_18_no_tool_result_document_or_shortened_follow_up_yields_one(too
 
 
 @pytest.mark.parametrize("arguments", ['{"q": "\\u003c|im_end|>"}', '{"\\u003c|im_end|>": 1}'])
-def test_golden_18_json_escapes_hide_no_control_string(tool_chat: ChatFormat, arguments: str) -> None:
+def test_golden_18_json_escapes_do_not_hide_a_control_string(tool_chat: ChatFormat, arguments: str) -> None:
     found = read_one(tool_chat, interaction(tool_chat, after=tool_use(arguments=arguments)))
     assert found.prompt_ids.count(tool_chat.eos_id) == 3
 

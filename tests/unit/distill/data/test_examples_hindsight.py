@@ -69,18 +69,18 @@ BLOCK_IDS = {
         *[506, 16],
     ],
 }
-"""Of the tiny policy that the product ships."""
+"""Token ids of the bundled tiny policy."""
 
 
 @pytest.mark.parametrize("template", BLOCK_IDS)
-def test_golden_15_the_token_ids_of_each_wording_are_these(template: str) -> None:
+def test_golden_15_the_token_ids_of_each_template_are_these(template: str) -> None:
     chat = ChatFormat(CHECKPOINT)
     found = read_one(chat, interaction(chat, prompt="2 + 2?", follow_up="Shorter please."), template=template)
     assert list(found.prompt_ids) == ASKED + ANSWER_NOW
     assert list(found.hindsight_ids) == ASKED + BLOCK_IDS[template] + ANSWER_NOW
 
 
-def test_golden_15_the_block_is_in_the_users_message_where_a_tool_spoke_last(tool_chat: ChatFormat) -> None:
+def test_golden_15_the_block_is_in_the_user_message_where_a_tool_message_is_last(tool_chat: ChatFormat) -> None:
     served = interaction(tool_chat, prompt="Warm in Paris?", follow_up="In Fahrenheit", after=tool_use(), tools=TOOLS)
     found = read_one(tool_chat, served)
     question = "<|im_start|>user\nWarm in Paris?"
@@ -116,7 +116,7 @@ def test_golden_1_an_empty_follow_up_adds_nothing_to_a_cut_prompt(chat: ChatForm
     assert found.hindsight_ids == found.prompt_ids != served.turn.prompt_ids
 
 
-def test_supervised_learning_reads_no_follow_up(chat: ChatFormat) -> None:
+def test_supervised_learning_builds_no_hindsight_context(chat: ChatFormat) -> None:
     found = read_one(chat, interaction(chat, follow_up="Shorter. " * 1000), config=DistillConfig(objective="sft"))
     assert found.hindsight_ids == found.prompt_ids
 

@@ -29,7 +29,7 @@ def test_golden_16_the_last_five_messages_are_read_and_a_leading_answer_is_not(c
 
 
 def _insertion(found: Example) -> int:
-    """Where the two contexts part; behind it the rest of x must come back."""
+    """Index at which the two contexts differ; after the block the rest of x must follow."""
     both = zip(found.prompt_ids, found.hindsight_ids, strict=False)
     at = next(place for place, (x, xo) in enumerate(both) if x != xo)
     assert found.hindsight_ids[at - len(found.prompt_ids) :] == found.prompt_ids[at:]
@@ -101,7 +101,7 @@ def test_context_and_response_fit_exactly_or_are_refused(chat: ChatFormat) -> No
     assert refusal_of(chat, interaction(chat), max_model_len=longest - 1) == "too_long"
 
 
-def test_a_prompt_of_two_hundred_messages_is_cut_in_a_few_renderings(chat: ChatFormat) -> None:
+def test_a_prompt_of_two_hundred_messages_is_cut_with_few_renderings(chat: ChatFormat) -> None:
     history = dialogue(*(f"{i} " * 20 for i in range(200)))
     served = interaction(chat, history=history)
     calls = 0

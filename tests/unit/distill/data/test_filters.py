@@ -31,7 +31,7 @@ def test_messages_that_the_template_refuses_are_refused(chat: ChatFormat, tmp_pa
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_log_prob_that_is_no_number_is_refused(chat: ChatFormat, bad: float) -> None:
+def test_a_log_prob_that_is_not_finite_is_refused(chat: ChatFormat, bad: float) -> None:
     served = interaction(chat)
     poisoned = (*served.turn.response_logprobs[:-1], bad)
     assert refusal_of(chat, with_turn(served, response_logprobs=poisoned)) == "non_finite_logprob"
@@ -43,7 +43,7 @@ def test_a_zero_length_answer_is_refused(chat: ChatFormat) -> None:
     assert refusal_of(chat, as_text(interaction(chat), response=""), text_only="train") == "empty_response"
 
 
-def test_text_alone_is_refused_or_rendered_here(chat: ChatFormat) -> None:
+def test_an_imported_text_is_refused_or_tokenized(chat: ChatFormat) -> None:
     served = interaction(chat, temperature=0.5)
     assert refusal_of(chat, as_text(served)) == "text_only"
     expected = replace(read_one(chat, served), temperature=1.0, sampler_logprobs=())

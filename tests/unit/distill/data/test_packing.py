@@ -1,4 +1,4 @@
-"""Micro-batches: bounded, complete, alike on every worker; and the one row that each becomes."""
+"""Micro-batches: bounded, complete and the same on every worker; and the packed row of each."""
 
 import random
 
@@ -52,7 +52,7 @@ def test_packing_does_not_depend_on_the_order(
 
 
 @given(lengths=lengths, num_workers=st.integers(1, 5), max_tokens=st.integers(1, 200))
-def test_workers_share_a_batch_and_make_equally_many_passes(
+def test_workers_split_a_batch_and_make_equally_many_passes(
     lengths: list[tuple[int, int, int]], num_workers: int, max_tokens: int
 ) -> None:
     batch = _examples(lengths)
@@ -63,7 +63,7 @@ def test_workers_share_a_batch_and_make_equally_many_passes(
 
 
 @given(lengths=lengths, num_workers=st.integers(1, 5))
-def test_no_worker_has_more_than_the_longest_example_over_another(
+def test_loads_of_workers_differ_by_at_most_the_longest_example(
     lengths: list[tuple[int, int, int]], num_workers: int
 ) -> None:
     batch = _examples(lengths)
@@ -89,7 +89,7 @@ def test_batches_keep_the_order_first_and_shuffle_later_epochs_by_seed() -> None
 
 
 @pytest.mark.parametrize("hindsight", [False, True])
-def test_sequences_lie_one_behind_the_other_and_exactly_the_responses_are_scored(hindsight: bool) -> None:
+def test_sequences_are_concatenated_and_exactly_the_responses_are_scored(hindsight: bool) -> None:
     first, second = made("a", 2, 3, 2, temperature=0.7), made("b", 1, 0, 1)
     found = rows((first, second), HINDSIGHT if hindsight else PROMPT, device=CPU)
     context = first.hindsight_ids if hindsight else first.prompt_ids
@@ -121,7 +121,7 @@ def test_golden_17_the_first_k_tokens_are_left_out_of_each_sequence_and_short_on
 
 
 @given(lengths=lengths.filter(bool), k=st.integers(0, 5), hindsight=st.booleans())
-def test_each_scored_place_is_the_one_before_its_target(
+def test_each_scored_position_is_the_one_before_its_target(
     lengths: list[tuple[int, int, int]], k: int, hindsight: bool
 ) -> None:
     items = [made(f"e{i}", *sizes, first_scored=min(k, sizes[2])) for i, sizes in enumerate(lengths)]

@@ -1,4 +1,4 @@
-"""What moves a token, function by function. Numbers in names are those of the golden tests in the algorithm's notes."""
+"""Each formula of the loss. Numbers in names are those of the golden tests in the algorithm's notes."""
 
 import math
 from itertools import pairwise
@@ -96,7 +96,7 @@ def test_golden_12_importance_is_truncated_unknown_samplers_count_one_and_nothin
 
 
 @pytest.mark.parametrize("normalize", ["seq_mean_token_mean", "token_mean", "token_sum"])
-def test_golden_9_normalisations_share_the_loss_out_as_computed_by_hand(normalize: str) -> None:
+def test_golden_9_normalisations_distribute_the_loss_as_computed_by_hand(normalize: str) -> None:
     # Of four sequences and ten tokens in the batch, this worker has three with 1, 3 and 0 scored tokens.
     by_hand = {
         "seq_mean_token_mean": [1 / 4, 0.5 / 12, 0.5 / 12, 0.5 / 12],
@@ -109,7 +109,7 @@ def test_golden_9_normalisations_share_the_loss_out_as_computed_by_hand(normaliz
     assert token_weights([], [], normalize, 0, 0).tolist() == []
 
 
-def test_golden_9_a_longer_answer_of_the_same_moves_has_the_same_share_of_the_loss() -> None:
+def test_golden_9_a_longer_response_with_the_same_advantages_has_the_same_share_of_the_loss() -> None:
     logp_N, advantage_N = _double(-1.0, -2.0, -1.0, -2.0, -1.0, -2.0), _double(1.0, 0.5, 1.0, 0.5, 1.0, 0.5)
     weight_N = token_weights([2, 4], [1.0, 1.0], "seq_mean_token_mean", 2, 6)
     terms = _terms(6, weight_N=weight_N, row_N=torch.tensor([0, 0, 1, 1, 1, 1]))
@@ -118,7 +118,7 @@ def test_golden_9_a_longer_answer_of_the_same_moves_has_the_same_share_of_the_lo
     assert part_N.sum().item() == pytest.approx((1 * 1 + 0.5 * 2) / 2, rel=1e-7)
 
 
-def test_golden_7_seq_mean_leaves_each_sequence_a_sum_of_zero_and_a_single_token_nothing() -> None:
+def test_golden_7_seq_mean_gives_each_sequence_a_sum_of_zero_and_a_single_token_zero() -> None:
     row_N = torch.tensor([0, 0, 0, 2, 3, 3])
     terms = _terms(6, row_N=row_N)
     moved = policy_gradient(
@@ -136,7 +136,7 @@ def test_row_means_leave_out_rows_without_tokens() -> None:
     assert row_means(_double(), torch.tensor([], dtype=torch.long)).tolist() == []
 
 
-def test_a_move_is_the_weight_times_the_ratio_times_advantage_less_baseline_less_pull() -> None:
+def test_a_coefficient_is_the_weight_times_the_ratio_times_advantage_less_baseline_less_kl_term() -> None:
     terms = _terms(
         2,
         weight_N=_double(0.5, 0.25),
@@ -150,7 +150,7 @@ def test_a_move_is_the_weight_times_the_ratio_times_advantage_less_baseline_less
     assert moved.coefficient_N.tolist() == pytest.approx([-0.5 * 0.5 * (4 - 1 - 0.2), -0.25 * 1 * (-2 - 1)])
 
 
-def test_the_base_pulls_only_where_it_is_known_and_penalised() -> None:
+def test_the_kl_term_is_zero_where_the_base_is_unknown_or_not_penalised() -> None:
     logp_N, base_N = _double(-1.0, -1.0), _double(-4.0, _NAN)
     assert base_kl_term(logp_N, base_N, 0.5).tolist() == [1.5, 0.0]
     assert base_kl_term(logp_N, base_N, 0.0).tolist() == [0.0, 0.0]
@@ -186,7 +186,7 @@ def test_golden_6_top_k_is_a_lower_bound_that_grows_with_k(seed: int, spread: fl
     assert bounds[-1] == full
     assert min(bounds) >= -1e-5
     assert max(bounds) <= full + 1e-5
-    # A bucket's probability is not told from 0 under 1e-7: then the bound is looser, and may fall with K.
+    # fp32 cannot tell a bucket's probability from 0 below 1e-7; the bound is then looser and may fall with K.
     if min(logits_CV.softmax(-1).min(), log_q_CV.exp().min()) > 2e-7:
         assert all(later >= earlier - 1e-12 for earlier, later in pairwise(bounds))
         assert bounds[0] >= -1e-12

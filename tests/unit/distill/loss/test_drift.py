@@ -1,4 +1,4 @@
-"""What the base says of the answers, and when a run ends because the policy slid away from it."""
+"""The base's scores of the responses, and the drift stop."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -48,14 +48,14 @@ def test_the_base_scores_the_scored_tokens_without_hindsight_at_each_answer_s_te
         assert found[item.interaction_id].device == CPU
 
 
-def test_some_examples_are_watched_from_first_to_last() -> None:
+def test_watched_examples_are_spread_evenly() -> None:
     items = [made(f"e{index}", 1, 1, 1) for index in range(10)]
     assert probes(items, _config(num_probes=10)) == items
     assert probes(items, _config(num_probes=4)) == [items[0], items[2], items[5], items[7]]
     assert probes([], _config(num_probes=4)) == []
 
 
-def test_a_run_ends_with_its_reason_when_the_last_four_steps_are_too_far_from_the_base() -> None:
+def test_an_update_stops_with_a_reason_when_the_last_four_steps_are_too_far_from_the_base() -> None:
     stop = DriftStop(_config(max_kl_to_base=0.5))
     # Means over four steps' tokens: .2, .3, .35, .425, then .575 as the first one leaves the window.
     for step, kl in enumerate((0.2, 0.4, 0.45, 0.65), start=1):
@@ -64,7 +64,7 @@ def test_a_run_ends_with_its_reason_when_the_last_four_steps_are_too_far_from_th
         stop.check(5, replace(_SUMS, kl_to_base=0.8))
 
 
-def test_the_window_s_mean_is_over_tokens_and_steps_that_watched_none_do_not_count() -> None:
+def test_the_window_s_mean_is_over_tokens_and_ignores_steps_without_watched_tokens() -> None:
     stop = DriftStop(_config(max_kl_to_base=0.5))
     stop.check(1, replace(_SUMS, kl_to_base=9.0, num_base_tokens=0))
     stop.check(2, replace(_SUMS, kl_to_base=0.1, num_base_tokens=90))
@@ -74,7 +74,7 @@ def test_the_window_s_mean_is_over_tokens_and_steps_that_watched_none_do_not_cou
         stop.check(4, replace(_SUMS, kl_to_base=0.99, num_base_tokens=10))
 
 
-def test_a_run_ends_with_its_reason_when_its_answers_have_become_too_certain() -> None:
+def test_an_update_stops_with_a_reason_when_entropy_is_too_low() -> None:
     stop = DriftStop(_config(min_entropy=1.0))
     stop.check(1, replace(_SUMS, entropy=1.5, num_tokens=30))
     with pytest.raises(LearnerError, match=r"drift stop at step 2: -log p .* 0\.900 .* last 2 steps.* = 1"):
@@ -82,7 +82,7 @@ def test_a_run_ends_with_its_reason_when_its_answers_have_become_too_certain() -
         stop.check(2, replace(_SUMS, entropy=0.54, num_tokens=50))
 
 
-def test_without_limits_nothing_stops_a_run() -> None:
+def test_without_limits_an_update_never_stops() -> None:
     stop = DriftStop(_config())
     for step in range(6):
         stop.check(step, replace(_SUMS, kl_to_base=1e9, entropy=1e-9))

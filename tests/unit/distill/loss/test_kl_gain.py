@@ -1,4 +1,4 @@
-"""What an adapter gained, token by token, against distributions written out by hand."""
+"""The gain of an adapter per token, against distributions computed by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from sdpo_ray.records import Gain
 
 
 class Context:
-    """What the work reads of a packed row."""
+    """The fields of a packed row that the work reads."""
 
     def __init__(self, *temperatures: float) -> None:
         self.temperature_N = torch.tensor(temperatures)
 
 
 def gained(told: Tensor, before: Tensor, after: Tensor, *temperatures: float) -> list[float]:
-    """Hidden states that are the logits themselves, by output weights of ones on the diagonal."""
+    """The gain for hidden states that are the logits themselves, with identity output weights."""
     context: Any = Context(*(temperatures or (1.0,) * len(told)))
     found: list[float] = _gain(context, told, before)(after, torch.eye(told.shape[1])).tolist()
     return found
@@ -41,13 +41,13 @@ def test_the_gain_is_the_difference_of_two_divergences():
     assert gained(TOLD, AFTER, BEFORE) == pytest.approx([kl(r, q) - kl(p, q)])
 
 
-def test_who_changed_nothing_gained_exactly_nothing_and_nobody_gains_more_than_all():
+def test_an_unchanged_policy_gains_exactly_zero_and_the_target_itself_gains_the_whole_divergence():
     assert gained(TOLD, BEFORE, BEFORE) == [0.0]
     assert gained(TOLD, BEFORE, TOLD) == pytest.approx([kl(BEFORE[0].softmax(-1), TOLD[0].softmax(-1))])
 
 
-def test_a_policy_that_makes_the_answer_unlikely_does_not_seem_to_gain():
-    """What an advantage times the change in log p would make of it: the answer was token 0, disliked a little."""
+def test_a_policy_that_makes_the_response_unlikely_does_not_gain():
+    """The advantage times the change in log p would be positive: the response was token 0, with a small negative A."""
     told, before, broken = torch.tensor([[0.0, 0.2, 0]]), torch.tensor([[0.2, 0.0, 0]]), torch.tensor([[-9.0, -9, 9]])
     before_0, told_0, broken_0 = (each.log_softmax(-1)[0, 0] for each in (before, told, broken))
     assert (told_0 - before_0) * (broken_0 - before_0) > 1, "the product of the two would praise it"

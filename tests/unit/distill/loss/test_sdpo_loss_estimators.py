@@ -1,4 +1,4 @@
-"""Expected gradients, with every answer written out. Numbers in names are those of the algorithm's golden tests.
+"""Expected gradients by enumeration of all responses. Numbers in names are those of the algorithm's golden tests.
 
 A policy is a table of logits; its answers are few enough to add up all of them, so nothing is left to chance. The loss
 is the product's own, in fp64.
@@ -35,29 +35,29 @@ def _derivative(student_PV: Tensor, loss: Any) -> Tensor:
 def _one_each(student_NV: Tensor, target_N: Tensor, config: Any, **known: Any) -> tuple[Any, Tensor]:
     """One token a sequence, all of weight 1: the student afterwards, and the gradient of its logits."""
     logits_NV = student_NV.clone().requires_grad_()
-    pupil = table(target_N, config, weight_N=torch.ones(len(target_N), dtype=torch.float64), **known)
-    loss = pupil.loss(logits_NV, torch.eye(student_NV.shape[1], dtype=torch.float64))
-    return pupil, torch.autograd.grad(loss, logits_NV)[0]
+    student = table(target_N, config, weight_N=torch.ones(len(target_N), dtype=torch.float64), **known)
+    loss = student.loss(logits_NV, torch.eye(student_NV.shape[1], dtype=torch.float64))
+    return student, torch.autograd.grad(loss, logits_NV)[0]
 
 
 def test_golden_2_a_teacher_of_shifted_logits_moves_each_token_by_the_shift_s_algebra() -> None:
     student_NV, shift_NV, target_N = _logits(0, 6, 5), _logits(1, 6, 5), torch.tensor([0, 4, 2, 2, 1, 3])
-    pupil, found_NV = _one_each(student_NV, target_N, learns(), teacher_NV=student_NV + shift_NV)
+    student, found_NV = _one_each(student_NV, target_N, learns(), teacher_NV=student_NV + shift_NV)
     p_NV = student_NV.softmax(-1)
     # log q_y - log p_y = d_y - log E_p[e^d]
     advantage_N = shift_NV[range(6), target_N] - (p_NV * shift_NV.exp()).sum(-1).log()
-    torch.testing.assert_close(pupil.advantage_N.double(), advantage_N, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(student.advantage_N.double(), advantage_N, rtol=1e-6, atol=1e-6)
     onehot_NV = torch.nn.functional.one_hot(target_N, 5)
     torch.testing.assert_close(found_NV, -advantage_N[:, None] * (onehot_NV - p_NV), **_TIGHT)
 
 
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_golden_1_and_2_a_shift_of_all_logits_alike_teaches_nothing(signal: dict[str, Any]) -> None:
+def test_golden_1_and_2_an_equal_shift_of_all_logits_has_no_effect(signal: dict[str, Any]) -> None:
     student_NV, target_N = _logits(0, 6, 7), torch.tensor([0, 4, 2, 2, 1, 3])
     _, found_NV = _one_each(student_NV, target_N, learns(**signal), teacher_NV=student_NV + 3.0)
     torch.testing.assert_close(found_NV, torch.zeros_like(student_NV), **_TIGHT)
-    pupil, found_NV = _one_each(student_NV, target_N, learns(**signal), teacher_NV=student_NV)
-    assert pupil.advantage_N.abs().max() == 0
+    student, found_NV = _one_each(student_NV, target_N, learns(**signal), teacher_NV=student_NV)
+    assert student.advantage_N.abs().max() == 0
     assert found_NV.abs().max() == 0
 
 
@@ -81,7 +81,7 @@ def test_golden_3_lemma_b1_the_expected_sampled_gradient_is_that_of_the_token_kl
 def test_golden_4_with_the_user_s_own_answer_sampled_and_full_kl_ascend_in_opposite_directions(
     favoured: float, sampled: float, full: float
 ) -> None:
-    # Two answers, one of them favoured with this probability; the user says which was meant, right 9 times in 10.
+    # Two responses, one favoured with this probability; the user's feedback on which is right is true 9 times in 10.
     says_VO = torch.tensor([[0.9, 0.1], [0.1, 0.9]], dtype=torch.float64)
     prior_V = torch.tensor([favoured, 1 - favoured], dtype=torch.float64)
     joint_VO = prior_V[:, None] * says_VO
@@ -89,14 +89,14 @@ def test_golden_4_with_the_user_s_own_answer_sampled_and_full_kl_ascend_in_oppos
     answer_N, said_N = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
     for signal, ascent in (({}, sampled), ({"estimator": "full_kl"}, full)):
         logit = torch.tensor(math.log(favoured / (1 - favoured)), dtype=torch.float64, requires_grad=True)
-        pupil = table(
+        student = table(
             answer_N,
             learns(**signal),
             weight_N=joint_VO[answer_N, said_N],
             teacher_NV=posterior_VO.log().T[said_N],
         )
         logits_NV = torch.stack([logit, torch.zeros_like(logit)]).expand(4, 2)
-        loss = pupil.loss(logits_NV, torch.eye(2, dtype=torch.float64))
+        loss = student.loss(logits_NV, torch.eye(2, dtype=torch.float64))
         found = -torch.autograd.grad(loss, logit)[0].item()
         assert found == pytest.approx(ascent, abs=5e-4 if favoured == 0.3 else 1e-6)
 
@@ -150,8 +150,8 @@ def test_golden_7_seq_mean_takes_the_whole_signal_of_one_token_answers() -> None
 def test_golden_8_with_its_kl_as_baseline_a_position_s_advantage_has_mean_zero() -> None:
     log_p_V, log_q_V = _logits(0, 6).log_softmax(-1), _logits(1, 6).log_softmax(-1)
     kl = (log_p_V.exp() * (log_p_V - log_q_V)).sum()
-    pupil = table(torch.arange(6), learns(), weight_N=log_p_V.exp(), teacher_NV=log_q_V.expand(6, 6))
-    moved = policy_gradient(log_p_V, log_q_V - log_p_V, pupil.terms, learns().signal, baseline=-kl)
+    student = table(torch.arange(6), learns(), weight_N=log_p_V.exp(), teacher_NV=log_q_V.expand(6, 6))
+    moved = policy_gradient(log_p_V, log_q_V - log_p_V, student.terms, learns().signal, baseline=-kl)
     assert abs(moved.coefficient_N.sum().item()) < 1e-15
     assert moved.coefficient_N.abs().sum() > 0.1
 
@@ -171,19 +171,19 @@ def test_golden_8_the_kl_baseline_moves_each_token_by_its_closed_form_and_not_th
 
 
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_golden_10_a_teacher_that_hindsight_does_not_move_teaches_nothing_beside_its_own_score(
+def test_golden_10_a_teacher_unchanged_by_hindsight_has_no_effect_relative_to_its_own_score(
     signal: dict[str, Any],
 ) -> None:
     student_NV, teacher_NV, target_N = _logits(0, 6, 7), _logits(1, 6, 7), torch.tensor([0, 4, 2, 2, 1, 3])
-    # Two tokens a sequence: a mean over one would always be nothing.
+    # Two tokens a sequence, because the mean over one would always cancel it.
     row_N = torch.tensor([0, 0, 1, 1, 2, 2])
-    pupil, found_NV = _one_each(
+    student, found_NV = _one_each(
         student_NV, target_N, learns(**signal), teacher_NV=teacher_NV, reference_NV=teacher_NV.clone(), row_N=row_N
     )
-    assert pupil.advantage_N.abs().max() == 0
+    assert student.advantage_N.abs().max() == 0
     assert found_NV.abs().max() == 0
-    pupil, found_NV = _one_each(student_NV, target_N, learns(**signal), teacher_NV=teacher_NV, row_N=row_N)
-    assert pupil.advantage_N.abs().max() > 0.1
+    student, found_NV = _one_each(student_NV, target_N, learns(**signal), teacher_NV=teacher_NV, row_N=row_N)
+    assert student.advantage_N.abs().max() > 0.1
     assert found_NV.abs().max() > 0.01
 
 
@@ -204,12 +204,12 @@ def test_golden_12_a_sampler_that_is_the_learner_changes_nothing_and_the_cap_hol
         )
 
     _, off = gradient(logp_N - math.log(5), None)
-    pupil, on_policy = gradient(logp_N, 2.0)
+    student, on_policy = gradient(logp_N, 2.0)
     torch.testing.assert_close(on_policy, off, **_TIGHT)
-    torch.testing.assert_close(pupil.ratio_N, torch.ones(6), rtol=0, atol=1e-6)
-    pupil, rarer = gradient(logp_N - math.log(5), 2.0)
+    torch.testing.assert_close(student.ratio_N, torch.ones(6), rtol=0, atol=1e-6)
+    student, rarer = gradient(logp_N - math.log(5), 2.0)
     torch.testing.assert_close(rarer, 2 * off, **_TIGHT)
-    assert (pupil.ratio_N == 2).all()
+    assert (student.ratio_N == 2).all()
     torch.testing.assert_close(gradient(logp_N + math.log(4), 2.0)[1], off / 4, **_TIGHT)
     assert torch.equal(gradient(None, 2.0)[1], off)
 
@@ -237,7 +237,7 @@ def test_the_penalty_s_expected_gradient_is_that_of_kl_to_the_base(estimator: st
     found = _expected(
         tree,
         student_PV,
-        student_PV,  # a teacher that teaches nothing
+        student_PV,  # the teacher equals the student
         learns(estimator=estimator, top_k=2, kl_penalty=0.3),
         base_logp_N=tree.logp(base_PV).flatten(),
     )
@@ -250,16 +250,16 @@ def test_the_penalty_s_expected_gradient_is_that_of_kl_to_the_base(estimator: st
 
 def test_a_scalar_baseline_does_not_move_the_expected_gradient() -> None:
     log_p_V, log_q_V = _logits(0, 6).log_softmax(-1), _logits(1, 6).log_softmax(-1)
-    pupil = table(torch.arange(6), learns(), weight_N=log_p_V.exp(), teacher_NV=log_q_V.expand(6, 6))
+    student = table(torch.arange(6), learns(), weight_N=log_p_V.exp(), teacher_NV=log_q_V.expand(6, 6))
 
     def ascent(baseline: float) -> Tensor:
-        moved = policy_gradient(log_p_V, log_q_V - log_p_V, pupil.terms, learns().signal, baseline=baseline)
+        moved = policy_gradient(log_p_V, log_q_V - log_p_V, student.terms, learns().signal, baseline=baseline)
         return moved.coefficient_N @ (torch.eye(6, dtype=torch.float64) - log_p_V.exp())
 
     torch.testing.assert_close(ascent(1.7), ascent(0.0), **_TIGHT)
 
 
-def test_supervision_raises_every_token_alike() -> None:
+def test_supervised_learning_raises_every_token_alike() -> None:
     student_NV, target_N = _logits(0, 5, 4), torch.tensor([0, 3, 1, 1, 2])
     _, found_NV = _one_each(student_NV, target_N, learns(objective="sft"))
     onehot_NV = torch.nn.functional.one_hot(target_N, 4)

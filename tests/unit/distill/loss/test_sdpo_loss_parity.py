@@ -1,6 +1,6 @@
-"""Our losses beside those of others. Numbers in names are those of the golden tests in the algorithm's notes.
+"""Parity of our losses with other implementations. Numbers in names are those of the algorithm's golden tests.
 
-The two official losses are written anew from the description of their code, on padded tensors; TRL's are its own.
+The authors' two losses are reimplemented on padded tensors; TRL's are TRL's own functions.
 """
 
 import os
@@ -67,14 +67,14 @@ class _Padded:
         scored_BT = ~self.is_pad_BT & (torch.arange(5) >= first_scored)
         counts_B = scored_BT.sum(1)
         row_N = torch.arange(3).repeat_interleave(counts_B)
-        pupil = table(
+        student = table(
             self.target_BT[scored_BT],
             config,
             weight_N=1.0 / (3 * counts_B.double()[row_N]),
             teacher_NV=self.teacher_BTV[scored_BT],
             row_N=row_N,
         )
-        loss = pupil.loss(self.student_BTV[scored_BT], torch.eye(7, dtype=torch.float64))
+        loss = student.loss(self.student_BTV[scored_BT], torch.eye(7, dtype=torch.float64))
         return loss.detach(), torch.autograd.grad(loss, self.student_BTV)[0]
 
 
@@ -203,7 +203,7 @@ def test_golden_14_trl_s_full_logits_loss(padded: _Padded, trl: Any) -> None:
     torch.testing.assert_close(gradient_BTV, torch.autograd.grad(theirs, padded.student_BTV)[0], **_EXACT)
 
 
-def test_golden_14_supervision_is_torch_s_cross_entropy(path: Path) -> None:
+def test_golden_14_supervised_learning_is_torch_s_cross_entropy(path: Path) -> None:
     plain = load_policy(path).double()
     losses = []
     for item in _ITEMS:

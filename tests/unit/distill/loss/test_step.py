@@ -62,7 +62,7 @@ def _written_out(
 
 
 @pytest.mark.parametrize("config", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_golden_20_a_packed_step_is_that_of_single_sequences_and_whole_logits(
+def test_golden_20_a_packed_step_equals_that_of_single_sequences_and_whole_logits(
     config: DistillConfig, path: Path, model: Any
 ) -> None:
     plain, items = load_policy(path).double(), batch()
@@ -77,7 +77,7 @@ def test_golden_20_a_packed_step_is_that_of_single_sequences_and_whole_logits(
 
 @pytest.mark.parametrize("baselined", [False, True])
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_golden_10_a_step_taught_by_another_policy_is_that_of_its_whole_logits(
+def test_golden_10_a_step_with_another_policy_as_teacher_equals_that_of_its_whole_logits(
     signal: dict[str, Any], baselined: bool, path: Path, other_path: Path, model: Any
 ) -> None:
     plain, other, items, config = (
@@ -96,7 +96,9 @@ def test_golden_10_a_step_taught_by_another_policy_is_that_of_its_whole_logits(
 
 
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_golden_20_neither_packing_nor_order_nor_filling_changes_a_step(signal: dict[str, Any], model: Any) -> None:
+def test_golden_20_packing_order_and_empty_micro_batches_do_not_change_a_step(
+    signal: dict[str, Any], model: Any
+) -> None:
     config, items = learns(**signal), batch()
     sums, expected = step(model, micro_batches(items, 10_000), config)
     alternatives: list[list[MicroBatch]] = [
@@ -114,7 +116,7 @@ def test_golden_20_neither_packing_nor_order_nor_filling_changes_a_step(signal: 
 
 
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_golden_20_a_large_vocabulary_s_logits_in_chunks_change_nothing(signal: dict[str, Any]) -> None:
+def test_golden_20_chunks_of_a_large_vocabulary_s_logits_change_nothing(signal: dict[str, Any]) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     register()
@@ -132,7 +134,7 @@ def test_golden_20_a_large_vocabulary_s_logits_in_chunks_change_nothing(signal: 
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 7])
-def test_golden_23_uneven_and_empty_shards_add_up_to_the_whole_batch(num_workers: int, model: Any) -> None:
+def test_golden_23_gradients_of_uneven_and_empty_shards_sum_to_the_whole_batch_s(num_workers: int, model: Any) -> None:
     config = learns(log_mix=0.9)
     _, whole = step(model, micro_batches(batch(), 64), config)
     total = torch.zeros_like(whole)
@@ -142,7 +144,7 @@ def test_golden_23_uneven_and_empty_shards_add_up_to_the_whole_batch(num_workers
 
         def all_workers(tensor: Tensor, calls: list[Tensor] = calls) -> Tensor:
             calls.append(tensor)
-            # The other workers' sequences and tokens; what else is added up does not enter the gradient.
+            # Sequences and tokens of all workers; the other sums do not enter the gradient.
             return torch.tensor([5.0, 31.0, 0.0], dtype=torch.float64) if len(calls) == 1 else tensor
 
         total += step(model, mine, config, policy(model, total=all_workers))[1]
@@ -160,7 +162,7 @@ def test_golden_1_without_a_follow_up_advantage_and_gradient_are_exactly_zero(
 
 
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_golden_10_another_policy_as_teacher_needs_its_own_score_for_an_empty_follow_up_to_teach_nothing(
+def test_golden_10_with_another_policy_as_teacher_an_empty_follow_up_has_no_effect_only_relative_to_its_own_score(
     signal: dict[str, Any], model: Any, other_path: Path
 ) -> None:
     parts = micro_batches([replace(item, hindsight_ids=item.prompt_ids) for item in batch()], 64)
@@ -220,7 +222,7 @@ def test_golden_9_normalisations_staleness_and_masked_answers_through_a_step(nor
 
 
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_golden_17_a_batch_without_scored_tokens_moves_nothing_and_is_finite(
+def test_golden_17_a_batch_without_scored_tokens_has_a_finite_loss_and_no_gradient(
     signal: dict[str, Any], model: Any
 ) -> None:
     items = [replace(item, first_scored=len(item.response_ids)) for item in batch()]
@@ -229,7 +231,7 @@ def test_golden_17_a_batch_without_scored_tokens_moves_nothing_and_is_finite(
     assert found.abs().max() == 0
 
 
-def test_a_scalar_baseline_is_taken_from_every_token_s_advantage(path: Path, model: Any) -> None:
+def test_a_scalar_baseline_is_subtracted_from_every_token_s_advantage(path: Path, model: Any) -> None:
     plain, items = load_policy(path).double(), batch()
     loss = torch.zeros((), dtype=torch.float64)
     for item in items:
@@ -241,7 +243,7 @@ def test_a_scalar_baseline_is_taken_from_every_token_s_advantage(path: Path, mod
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
-def test_each_example_takes_two_forwards_and_one_backward_and_supervision_one_forward(model: Any) -> None:
+def test_each_example_takes_two_forwards_and_one_backward_and_supervised_learning_one_forward(model: Any) -> None:
     scorer, seen = PackedLM(model), []
 
     def run(context: PackedRows, work: Any) -> Any:
@@ -268,7 +270,7 @@ def test_the_last_backward_pass_of_a_step_is_marked(model: Any) -> None:
     assert marks == [False] * (len(parts) - 1) + [True]
 
 
-def test_a_taught_policy_finds_the_answer_likelier_where_hindsight_does(model: Any) -> None:
+def test_a_step_raises_a_response_s_probability_where_hindsight_does(model: Any) -> None:
     item = made("taught", 5, 4, 7)
     before = scores_of(model, item)
     advantage = scores_of(model, replace(item, prompt_ids=item.hindsight_ids)) - before

@@ -16,7 +16,7 @@ from tests.support.training_batches import CPU, SIGNALS, alone, batch, chosen, g
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("same_head", [False, True])
-def test_kl_to_the_base_is_that_of_whole_distributions_at_the_watched_answers(
+def test_kl_to_the_base_is_that_of_whole_distributions_at_the_watched_responses(
     objective: str, same_head: bool, path: Path, model: Any, tmp_path: Path
 ) -> None:
     plain, items = load_policy(path), batch()
@@ -38,7 +38,7 @@ def test_kl_to_the_base_is_that_of_whole_distributions_at_the_watched_answers(
     expected = (log_p.exp() * (log_p - log_base)).sum(-1)
     assert sums.num_base_tokens == len(expected)
     assert sums.kl_to_base == pytest.approx(expected.mean().item(), rel=1e-4)
-    assert torch.equal(watched_gradient, unwatched), "watching changes nothing"
+    assert torch.equal(watched_gradient, unwatched), "the monitor does not change the gradient"
 
 
 _PENALISED = {name: learns(kl_penalty=0.2, **signal) for name, signal in SIGNALS.items()} | {
@@ -47,7 +47,9 @@ _PENALISED = {name: learns(kl_penalty=0.2, **signal) for name, signal in SIGNALS
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_penalty_pulls_each_token_that_the_base_scored_towards_it(objective: str, path: Path, model: Any) -> None:
+def test_the_kl_penalty_changes_the_gradient_of_each_token_with_a_base_score(
+    objective: str, path: Path, model: Any
+) -> None:
     plain, items = load_policy(path).double(), batch()
     base = {item.interaction_id: torch.linspace(-9, -1, len(item.response_ids) - item.first_scored) for item in items}
     del base["e"]

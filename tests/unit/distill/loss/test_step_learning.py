@@ -1,4 +1,4 @@
-"""Golden test 31: a policy learns what its teacher means, and the opposite when the teacher changes its mind."""
+"""Golden test 31: a policy learns its teacher's preference, and the opposite when the preference flips."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ _STEPS = 8
 
 
 class _School:
-    """A policy that answers one prompt with one token, and a teacher who likes or dislikes one of them."""
+    """A policy that answers one prompt with one token, and a teacher that prefers or rejects one token."""
 
     def __init__(self, path: Path, config: DistillConfig) -> None:
         self._model = load_packed(tiny_policy(path))
@@ -33,7 +33,7 @@ class _School:
         self.token = int(self.probabilities().argmax())
 
     def begin_update(self, *, taste: float) -> None:
-        """A fresh optimizer, as every update has; `taste` is added to the logit of the token the user speaks of."""
+        """Make a new optimizer; `taste` is added to the logit of the token that the follow-up is about."""
         self._taste = taste
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=2e-4, weight_decay=0.0)
 
@@ -48,7 +48,7 @@ class _School:
         return found
 
     def learn(self) -> None:
-        """One step over every answer there is, each weighing what it is likely: nothing is left to chance."""
+        """One step over all responses, each weighted by its probability, so that no sampling is involved."""
         policy = StepPolicy(
             run=self._run,
             teacher=self._teacher,
@@ -77,7 +77,7 @@ class _School:
             return self._scorer(context, work)
 
         def taught(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> Any:
-            # The student's own logits, read at the end of the prompt, but for the one token.
+            # The student's own logits at the end of the prompt, changed for the one token.
             logits_V = self.probabilities().log()
             logits_V[self.token] += self._taste
             return logits_V.log_softmax(-1)[context.target_N], weight_VD
@@ -92,7 +92,7 @@ class _School:
 
 
 @pytest.mark.parametrize("log_mix", [None, 0.9])
-def test_golden_31_a_disliked_token_falls_step_by_step_and_recovers_when_the_user_changes_their_mind(
+def test_golden_31_a_rejected_token_s_probability_falls_each_step_and_recovers_when_the_preference_flips(
     log_mix: float | None, tmp_path: Path
 ) -> None:
     school = _School(tmp_path, learns(log_mix=log_mix))

@@ -23,7 +23,7 @@ from tests.support.training_batches import batch, learns, policy, step
 @pytest.mark.parametrize("signal", [{}, {"estimator": "topk_reverse_kl"}, {"baseline": "token_kl"}], ids=str)
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("baselined", [False, True])
-def test_golden_28_a_sequence_that_the_teacher_cannot_score_is_dropped_and_counted(
+def test_golden_28_a_sequence_with_teacher_scores_that_are_not_finite_is_dropped_and_counted(
     poison: float, signal: dict[str, Any], baselined: bool, model: Any
 ) -> None:
     items = batch()
@@ -33,10 +33,10 @@ def test_golden_28_a_sequence_that_the_teacher_cannot_score_is_dropped_and_count
         found = scorer(context, work)
         if torch.is_grad_enabled():
             return found
-        # Two answers have as many scored tokens.
+        # Two responses have ten scored tokens.
         lengths_B = context.row_N.bincount()
         poisoned_N = (lengths_B[context.row_N] == 10) & (torch.arange(len(context.row_N)) % 3 == 0)
-        # Under hindsight, or, where there is a baseline, without it alone.
+        # Poison the hindsight context, or with `baselined` only the prompt's.
         if baselined == (len(context.ids_1S[0]) == sum(len(i.prompt_ids) + len(i.response_ids) for i in items)):
             found[0][poisoned_N] = poison
         return found
@@ -51,7 +51,7 @@ def test_golden_28_a_sequence_that_the_teacher_cannot_score_is_dropped_and_count
     assert math.isfinite(sums.mean_advantage)
 
 
-def test_golden_28_a_batch_in_which_the_teacher_can_score_nothing_is_an_error(model: Any, other_path: Path) -> None:
+def test_golden_28_a_batch_without_any_finite_teacher_scores_is_an_error(model: Any, other_path: Path) -> None:
     teacher = load_packed(other_path)
     with torch.no_grad():
         teacher.model.norm.weight[3] = math.nan
@@ -60,7 +60,7 @@ def test_golden_28_a_batch_in_which_the_teacher_can_score_nothing_is_an_error(mo
 
 
 @pytest.mark.parametrize("config", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_golden_28_a_policy_with_weights_that_are_not_numbers_is_an_error(
+def test_golden_28_a_policy_with_weights_that_are_not_finite_is_an_error(
     config: DistillConfig, model: Any, other_path: Path
 ) -> None:
     with torch.no_grad():

@@ -31,7 +31,7 @@ def test_golden_12_tis_through_a_step(model: Any) -> None:
     assert torch.equal(step(model, [tuple(rarer)], learns())[1], off)
 
 
-def test_golden_27_the_sampler_gap_is_the_mean_distance_over_known_tokens(model: Any) -> None:
+def test_golden_27_the_sampler_gap_is_the_mean_absolute_difference_over_known_tokens(model: Any) -> None:
     known = [
         replace(item, sampler_logprobs=() if index == 3 else as_sampled(item, scores_of(model, item) - 0.25))
         for index, item in enumerate(batch())

@@ -1,4 +1,4 @@
-"""Teachers and the student that they teach. Numbers in names are those of the algorithm's golden tests."""
+"""The kinds of teacher. Numbers in names are those of the algorithm's golden tests."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_golden_10_an_average_of_rate_1_is_the_live_policy_and_of_rate_0_the_fro
 
 
 @pytest.mark.parametrize("kind", ["live", "ema", "frozen", "adapter_off"])
-def test_the_student_has_its_own_weights_again_whatever_happened(kind: Any) -> None:
+def test_the_student_s_weights_are_restored_even_after_an_exception(kind: Any) -> None:
     parameters = _parameters(1.0, -2.0)
     teacher = Teacher(TeacherConfig(kind=kind), parameters)
     _set(parameters, 3.0, 2.0)
@@ -79,7 +79,7 @@ def test_the_student_has_its_own_weights_again_whatever_happened(kind: Any) -> N
     assert [parameter.data_ptr() for parameter in parameters] == places
 
 
-def test_a_teacher_goes_on_from_one_that_was_saved_or_from_what_the_model_holds() -> None:
+def test_a_teacher_resumes_from_saved_weights_or_from_those_in_the_model() -> None:
     parameters = _parameters(1.0, -2.0)
     teacher = Teacher(TeacherConfig(kind="ema", ema_rate=0.5), parameters)
     teacher.load([torch.full((2, 3), 5.0), torch.full((2, 3), 7.0)])
@@ -108,7 +108,7 @@ def test_golden_25_an_average_in_fp32_follows_steps_that_bf16_loses() -> None:
 
 
 def _adapted(path: Path) -> tuple[Any, list[nn.Parameter]]:
-    """A model with an adapter that learned something, and what of it learns."""
+    """A model with a trained adapter, and its trainable parameters."""
     model = load_packed(path)
     lora_adapter.inject(model, _LORA, parent=path, base=path, seed=0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -137,7 +137,7 @@ def test_golden_11_with_its_adapter_off_the_teacher_scores_bitwise_as_the_base(p
 
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
 @pytest.mark.parametrize("kind", ["ema", "frozen", "adapter_off"])
-def test_golden_10_each_kind_beside_its_own_score_learns_nothing_from_an_empty_follow_up(
+def test_golden_10_with_each_kind_an_empty_follow_up_has_no_effect_relative_to_the_teacher_s_own_score(
     kind: Any, signal: dict[str, Any], path: Path
 ) -> None:
     model, trained = _adapted(path)
@@ -160,7 +160,7 @@ def test_golden_10_each_kind_beside_its_own_score_learns_nothing_from_an_empty_f
 
 
 @pytest.mark.parametrize("signal", SIGNALS.values(), ids=SIGNALS)
-def test_a_teacher_of_all_parameters_teaches_as_another_model_of_its_weights_would(
+def test_a_teacher_of_all_parameters_equals_another_model_with_its_weights(
     signal: dict[str, Any], path: Path, tmp_path: Path
 ) -> None:
     model, other = load_packed(path), load_packed(tiny_policy(tmp_path, seed=1))

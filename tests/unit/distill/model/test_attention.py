@@ -1,4 +1,4 @@
-"""Attention over packed sequences beside transformers' own, one sequence at a time. Golden test 20."""
+"""Attention over packed sequences against that of transformers over single sequences. Golden test 20."""
 
 from itertools import pairwise
 from typing import Any
@@ -16,7 +16,7 @@ from tests.support.training_batches import CPU, made
 _ITEMS = (made("a", 9, 3, 14), made("b", 2, 0, 1), made("c", 5, 6, 12))
 
 _FP32 = {"rtol": 0, "atol": 1e-5}
-"""Rotations, and eager attention's softmax, are computed in fp32 whatever the weights' precision."""
+"""Rotary embeddings and eager attention's softmax are computed in fp32 whatever the weights' precision."""
 
 
 def _model(attention: str, *, window: int | None = None, model_type: str = "qwen3") -> Any:
@@ -50,7 +50,7 @@ def _hidden(model: Any, context: PackedRows) -> Tensor:
 
 
 def _alone(model: Any, context: PackedRows) -> Tensor:
-    """Hidden states of each sequence by itself, at the scored places."""
+    """Hidden states of each sequence by itself, at the scored positions."""
     found = torch.cat(
         [
             model.base_model(input_ids=context.ids_1S[:, start:end], use_cache=False).last_hidden_state[0]
@@ -63,7 +63,7 @@ def _alone(model: Any, context: PackedRows) -> Tensor:
 @pytest.mark.parametrize("theirs", ["eager", "sdpa"])
 @pytest.mark.parametrize("model_type", ["qwen3", "llama", "olmo2"])
 @pytest.mark.parametrize("hindsight", [False, True])
-def test_golden_20_packed_sequences_are_what_each_is_by_itself(model_type: str, theirs: str, hindsight: bool) -> None:
+def test_golden_20_packed_sequences_equal_single_sequences(model_type: str, theirs: str, hindsight: bool) -> None:
     context = rows(_ITEMS, HINDSIGHT if hindsight else PROMPT, device=CPU)
     expected = _alone(_model(theirs, model_type=model_type), context)
     found = _hidden(_model(PACKED, model_type=model_type), context)
@@ -72,7 +72,7 @@ def test_golden_20_packed_sequences_are_what_each_is_by_itself(model_type: str, 
 
 @pytest.mark.parametrize("theirs", ["eager", "sdpa"])
 @pytest.mark.parametrize("window", [1, 4, 26, 100])
-def test_golden_20_a_sliding_window_is_transformers_own(window: int, theirs: str) -> None:
+def test_golden_20_a_sliding_window_equals_that_of_transformers(window: int, theirs: str) -> None:
     # Sequences of 23, 3 and 17 tokens: longer than the window, and shorter.
     context = rows(_ITEMS, PROMPT, device=CPU)
     sliding = _model(PACKED, window=window)
@@ -98,7 +98,7 @@ def test_golden_20_nothing_leaks_from_one_sequence_into_another(window: int | No
     for row, (start, end) in enumerate(pairwise(context.bounds.tolist())):
         (gradient_1SD,) = torch.autograd.grad(found[context.row_N == row].sum(), embedded[0], retain_graph=True)
         reached_S = gradient_1SD[0].abs().sum(-1) > 0
-        # The last token predicts nothing that is scored, and the first ones may be out of the window's reach.
+        # The last token predicts no scored token, and the first ones may be outside the window.
         assert reached_S[max(start, end - 4) : end - 1].all()
         assert not reached_S[:start].any()
         assert not reached_S[end - 1 :].any()

@@ -45,7 +45,7 @@ def _chunked(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
 
 
 class _Again(torch.autograd.Function):
-    """The fused loss made anew for each backward pass: it allows one, and gradcheck makes several."""
+    """The fused loss, computed again for each backward pass: it allows one, and gradcheck makes several."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, fused: Any) -> Tensor:
@@ -87,7 +87,7 @@ def test_a_second_backward_pass_is_an_error_and_not_a_gradient_of_another_scale(
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 100])
-def test_golden_20_and_21_chunks_are_one_naive_forward_and_backward(
+def test_golden_20_and_21_chunks_equal_one_naive_forward_and_backward(
     tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _chunked(monkeypatch, tokens)
@@ -114,14 +114,14 @@ def test_golden_20_every_estimator_s_loss_and_gradients_do_not_depend_on_chunks(
 
     def both() -> tuple[Tensor, Tensor]:
         logits_NV = student_NV.clone().requires_grad_()
-        pupil = table(
+        student = table(
             torch.arange(9),
             learns(**signal),
             weight_N=torch.linspace(0.1, 0.9, 9, dtype=torch.float64),
             teacher_NV=teacher_NV,
             row_N=row_N,
         )
-        loss = pupil.loss(logits_NV, torch.eye(12, dtype=torch.float64))
+        loss = student.loss(logits_NV, torch.eye(12, dtype=torch.float64))
         return loss.detach(), torch.autograd.grad(loss, logits_NV)[0]
 
     whole = both()
@@ -139,7 +139,7 @@ def test_chunks_cover_every_token_once_within_the_limit() -> None:
 
 
 class _Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operation gives back."""
+    """Records the largest number of elements of any tensor that an operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,16 +161,16 @@ def test_golden_21_no_tensor_is_larger_than_the_logits_of_one_chunk(signal: dict
     hidden_ND.requires_grad_(), weight_VD.requires_grad_()
     config = learns(logits_mib=1, **signal)
     teacher_ND = hidden_ND.detach().flip(0)
-    pupil = table(target_N, config, weight_N=torch.ones(num_tokens), row_N=torch.arange(num_tokens) // 4)
+    student = table(target_N, config, weight_N=torch.ones(num_tokens), row_N=torch.arange(num_tokens) // 4)
     if config.signal.compares_distributions:
-        pupil.teacher = TeacherScores(by_context={HINDSIGHT: teacher_ND})
+        student.teacher = TeacherScores(by_context={HINDSIGHT: teacher_ND})
     with _Largest() as largest:
-        pupil.loss(hidden_ND, weight_VD).backward()
+        student.loss(hidden_ND, weight_VD).backward()
     assert largest.elements == 5 * vocabulary
     assert largest.elements * 4 <= 2**20 < num_tokens * vocabulary * 4
 
 
-def test_golden_21_the_count_of_elements_sees_whole_logits() -> None:
+def test_golden_21_the_recorder_detects_whole_logits() -> None:
     hidden_ND, weight_VD, *_ = _problem(24, 4, 5000, torch.float32)
     with _Largest() as largest:
         (hidden_ND @ weight_VD.T).log_softmax(-1)
@@ -203,7 +203,7 @@ def test_bf16_hidden_states_have_fp32_logits_scores_and_losses() -> None:
         assert gradient.dtype == of.dtype == torch.bfloat16
 
 
-def test_nothing_to_score_is_a_loss_of_zero_with_zero_gradients() -> None:
+def test_no_scored_tokens_give_a_loss_of_zero_with_zero_gradients() -> None:
     hidden_ND, weight_VD, target_N, temperature_N, coefficient_N = _problem(0, 4, 9)
     inputs = (hidden_ND.requires_grad_(), weight_VD.requires_grad_())
     loss = fused_loss(*inputs, temperature_N, _weighted(target_N, coefficient_N), logits_mib=1)

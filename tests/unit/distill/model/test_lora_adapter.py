@@ -1,4 +1,4 @@
-"""Adapters: put in, merged, saved as peft reads them, gone on with. Golden test 11."""
+"""Adapters: inserted, merged, saved in peft's format, continued by the next update. Golden test 11."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def _trained(model: Any) -> dict[str, Tensor]:
 
 
 def _disturb(model: Any) -> None:
-    """As if it had learned: peft starts B from zero."""
+    """Give the adapter nonzero B matrices, as after training: peft starts them from zero."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for each in _trained(model).values():
@@ -48,7 +48,7 @@ def _logits(model: Any) -> Tensor:
     return found
 
 
-def test_a_fresh_adapter_changes_nothing_and_learns_in_every_linear_layer_of_the_body(base: Path) -> None:
+def test_a_new_adapter_changes_nothing_and_is_trainable_in_every_linear_layer_of_the_body(base: Path) -> None:
     plain, model = load_policy(base), _adapted(base)
     assert torch.equal(_logits(model), _logits(plain))
     linear = {name for name, each in plain.model.named_modules() if isinstance(each, torch.nn.Linear)}
@@ -57,7 +57,7 @@ def test_a_fresh_adapter_changes_nothing_and_learns_in_every_linear_layer_of_the
     assert all(".lora_A." in name or ".lora_B." in name for name in _trained(model))
 
 
-def test_a_fresh_adapter_is_alike_on_every_worker_and_leaves_their_random_numbers_alone(base: Path) -> None:
+def test_a_new_adapter_is_the_same_on_every_worker_and_does_not_change_the_random_state(base: Path) -> None:
     torch.manual_seed(1)
     first, after_first = _trained(_adapted(base)), torch.rand(3)
     torch.manual_seed(1)
@@ -107,7 +107,7 @@ def test_golden_11_peft_loads_what_was_saved_and_has_the_same_logits(base: Path,
     assert loaded.peft_config["default"].base_model_name_or_path == str(base)
 
 
-def test_an_update_goes_on_with_its_parent_s_adapter_on_the_same_base(base: Path, tmp_path: Path) -> None:
+def test_an_update_continues_its_parent_s_adapter_on_the_same_base(base: Path, tmp_path: Path) -> None:
     model = _adapted(base)
     _disturb(model)
     lora_adapter.save(_trained(model), tmp_path / ADAPTER, base=base, lora=_LORA)
@@ -120,13 +120,15 @@ def test_an_update_goes_on_with_its_parent_s_adapter_on_the_same_base(base: Path
 @pytest.mark.parametrize(
     "lora", [LoraConfig(rank=8, alpha=12), LoraConfig(rank=4, alpha=8), LoraConfig(rank=0)], ids=str
 )
-def test_an_adapter_of_another_shape_starts_anew_on_the_parent(lora: LoraConfig, base: Path, tmp_path: Path) -> None:
+def test_with_another_adapter_shape_a_new_adapter_is_trained_over_the_parent(
+    lora: LoraConfig, base: Path, tmp_path: Path
+) -> None:
     lora_adapter.save(_trained(_adapted(base)), tmp_path / ADAPTER, base=base, lora=_LORA)
     assert lora_adapter.base_of(tmp_path, lora) == tmp_path
     assert lora_adapter.base_of(base, _LORA) == base
 
 
-def test_an_adapter_whose_base_is_gone_starts_anew_on_the_parent(base: Path, tmp_path: Path) -> None:
+def test_without_the_adapter_s_base_a_new_adapter_is_trained_over_the_parent(base: Path, tmp_path: Path) -> None:
     lora_adapter.save(_trained(_adapted(base)), tmp_path / ADAPTER, base=tmp_path / "gone", lora=_LORA)
     assert lora_adapter.base_of(tmp_path, _LORA) == tmp_path
 

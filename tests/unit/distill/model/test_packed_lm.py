@@ -19,7 +19,7 @@ from tests.support.packed_scores import packed_scores
 from tests.support.training_batches import made
 
 
-def test_golden_26_the_same_contexts_scored_under_different_packs_differ_by_rounding_alone(model: Any) -> None:
+def test_golden_26_scores_of_the_same_contexts_in_different_packs_differ_by_rounding_only(model: Any) -> None:
     items = [made(f"n{index}", 3 + 7 * index, 0, 5 + 3 * index) for index in range(8)]
     found = {}
     for parts in (micro_batches(items, 1), micro_batches(items, 90), [tuple(items)], [tuple(reversed(items))]):
@@ -31,7 +31,7 @@ def test_golden_26_the_same_contexts_scored_under_different_packs_differ_by_roun
     assert noise < 1e-5
 
 
-def test_positions_begin_anew_in_each_sequence(model: Any) -> None:
+def test_positions_start_at_zero_in_each_sequence(model: Any) -> None:
     # Rotations tell distances alone, but schemes that depend on length tell where a sequence begins.
     seen: list[Tensor] = []
     model.model.rotary_emb.register_forward_pre_hook(
@@ -42,7 +42,7 @@ def test_positions_begin_anew_in_each_sequence(model: Any) -> None:
     assert [each.tolist() for each in seen] == [[[0, 1, 2, 3, 4, 5, 0, 1, 2, 3]]]
 
 
-def test_models_whose_logits_are_more_than_a_product_are_refused(tmp_path: Path) -> None:
+def test_models_whose_logits_are_not_hidden_states_times_weights_are_refused(tmp_path: Path) -> None:
     model = load_policy(tiny_policy(tmp_path, tied=False))
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(264))
     with pytest.raises(ConfigError, match="output bias"):

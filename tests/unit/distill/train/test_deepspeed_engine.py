@@ -1,4 +1,4 @@
-"""Each step's learning rate, what DeepSpeed is told, and what it then does. Golden test 25."""
+"""The learning rate of each step, DeepSpeed's configuration, and its effect on precision. Golden test 25."""
 
 import math
 import os
@@ -31,7 +31,7 @@ def test_a_constant_rate_is_constant_from_the_first_step_on() -> None:
 
 def test_a_warm_up_rises_linearly_over_its_share_of_the_steps() -> None:
     assert _rates(10, warmup=0.4) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1])
-    # A share of a step is a whole one: 5 % of thirty are two.
+    # A fraction of a step is rounded up: 5 % of thirty are two.
     assert _rates(30, warmup=0.05)[:3] == pytest.approx([0.5, 1.0, 1.0])
 
 
@@ -43,7 +43,7 @@ def test_a_cosine_falls_from_the_whole_rate_over_the_steps_after_the_warm_up() -
     assert _rates(4, schedule="cosine") == pytest.approx([1.0, (1 + half) / 2, 0.5, (1 - half) / 2])
 
 
-def test_a_cosine_is_transformers_own_one_step_ahead_while_warming_up() -> None:
+def test_a_cosine_is_that_of_transformers_one_step_ahead_during_warm_up() -> None:
     from transformers import get_cosine_schedule_with_warmup
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -54,14 +54,14 @@ def test_a_cosine_is_transformers_own_one_step_ahead_while_warming_up() -> None:
         optimizer.step()
         scheduler.step()
     ours = _rates(40, warmup=0.05, schedule="cosine")
-    # Theirs spends its first step on a rate of zero.
+    # The first step of transformers' schedule has a rate of zero.
     assert theirs[:3] == [0.0, 0.5, 1.0]
     assert ours[:3] == [0.5, 1.0, 1.0]
     assert ours[2:] == pytest.approx(theirs[2:])
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeed_is_told_the_stage_and_the_clipping_and_accumulates_nothing_itself(stage: int) -> None:
+def test_the_configuration_has_the_stage_and_the_clipping_and_no_accumulation(stage: int) -> None:
     told = deepspeed_config(_config({"zero_stage": stage}, max_grad_norm=0.7))
     assert told["zero_optimization"]["stage"] == stage
     assert told["gradient_clipping"] == 0.7
@@ -76,7 +76,7 @@ def test_deepspeed_s_adamw_has_no_decay_and_the_given_epsilon() -> None:
     assert expected.items() <= told["params"].items()
 
 
-def test_deepspeed_is_told_where_state_lives_and_never_keeps_gathered_parameters() -> None:
+def test_the_configuration_has_the_offload_targets_and_keeps_no_gathered_parameters() -> None:
     plain = deepspeed_config(_config({"zero_stage": 3}))["zero_optimization"]
     assert (plain["stage3_param_persistence_threshold"], plain["stage3_max_reuse_distance"]) == (0, 0)
     assert "offload_optimizer" not in plain
@@ -86,7 +86,7 @@ def test_deepspeed_is_told_where_state_lives_and_never_keeps_gathered_parameters
     assert everything["offload_param"]["device"] == everything["offload_optimizer"]["device"] == "cpu"
 
 
-def test_mixed_precision_adds_gradients_up_in_fp32() -> None:
+def test_mixed_precision_accumulates_gradients_in_fp32() -> None:
     told = deepspeed_config(_config({"zero_stage": 1, "precision": "mixed_bfloat16"}))
     assert told["bf16"] == {"enabled": True}
     assert told["data_types"] == {"grad_accum_dtype": "fp32"}
@@ -103,7 +103,7 @@ def test_8_bit_adam_without_its_package_is_an_error_that_says_what_to_do(monkeyp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Moved:
-    """Weights that began at 1."""
+    """A model whose weights start at 1."""
 
     weights: torch.Tensor
     computed_with: torch.Tensor
@@ -126,7 +126,7 @@ def _learn(rank: int, port: int, out: Path) -> None:
             module.weight.fill_(1.0)
         engine = deepspeed_engine(module, _config({"precision": precision, "zero_stage": stage}, learning_rate=1e-4))
         for _ in range(100):
-            # The same gradient again and again: each of Adam's steps is the learning rate.
+            # With a constant gradient, each step of Adam equals the learning rate.
             engine.backward(engine(torch.ones(1, 8, dtype=torch.bfloat16)).float().sum())
             engine.step()
         found[precision] = _Moved(

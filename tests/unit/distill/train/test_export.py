@@ -1,4 +1,4 @@
-"""Candidates on disk, and the parts of a worker that need no cluster."""
+"""Candidates on disk, and the parts of a worker that run without a cluster."""
 
 import hashlib
 import shutil
@@ -21,7 +21,7 @@ from sdpo_ray.distill.train.update_spec import UpdateSpec, num_steps
 from sdpo_ray.distill.train.worker import train
 from sdpo_ray.errors import DataError, LearnerError, NotReady
 from sdpo_ray.io.files import is_ready, read_json
-from sdpo_ray.records import Candidate, Fingerprint, RefusalCount, Snapshot
+from sdpo_ray.records import BASE_VERSION, Candidate, Fingerprint, RefusalCount, Snapshot
 from tests.support.builders import interaction, release, snapshot, tiny_policy, with_turn
 
 
@@ -56,14 +56,14 @@ def test_an_export_keeps_the_parent_s_names_and_loads_as_the_weights_that_were_g
     assert candidate.path == str(tmp_path / "v0001")
 
 
-def test_a_fingerprint_is_what_the_weights_say_about_the_fixed_text(tmp_path: Path) -> None:
+def test_a_fingerprint_is_the_log_probs_of_the_fixed_text(tmp_path: Path) -> None:
     policy = tiny_policy(tmp_path)
     found = fingerprint(policy)
     assert found.token_ids == ChatFormat(policy).text_ids(FINGERPRINT_TEXT)
     assert len(found.logprobs) == len(found.token_ids) - 1
     model = load_policy(policy).eval()
     with torch.no_grad():
-        # The last one alone, from its prefix alone.
+        # The last token's log-prob, computed from its prefix only.
         last = model(input_ids=torch.tensor([found.token_ids[:-1]])).logits[0, -1].log_softmax(-1)
     assert found.logprobs[-1] == pytest.approx(last[found.token_ids[-1]].item(), abs=1e-5)
     assert fingerprint(policy, "bfloat16").logprobs != found.logprobs
@@ -100,23 +100,30 @@ def test_a_parent_with_tensors_the_model_lacks_is_refused(tmp_path: Path) -> Non
 def test_a_candidate_of_the_same_update_is_returned_and_of_another_is_refused(drawn: Snapshot, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "v0001"
     candidate = _export(_parameters(load_policy(base)), base, out, drawn)
-    words = {"policy_version": 1, "out": out, "config": DistillConfig(), "max_model_len": 512, "seed": 0, "base": base}
-    assert distill(snapshot=drawn, parent=release(base), **words) == candidate
+    arguments: dict[str, Any] = {
+        "policy_version": 2,
+        "out": out,
+        "config": DistillConfig(),
+        "max_model_len": 512,
+        "seed": 0,
+        "base": base,
+    }
+    assert distill(snapshot=drawn, parent=release(base), **arguments) == candidate
     other = snapshot(tmp_path / "s1", [interaction(ChatFormat(base))], name="s1")
-    with pytest.raises(LearnerError, match="already holds an update of version 0 by s0, not of version 0 by s1"):
-        distill(snapshot=other, parent=release(base), **words)
+    with pytest.raises(LearnerError, match="already holds an update of version 1 by s0, not of version 1 by s1"):
+        distill(snapshot=other, parent=release(base), **arguments)
     with pytest.raises(LearnerError, match="not of version 3 by s0"):
-        distill(snapshot=drawn, parent=release(base, policy_version=3), **words)
+        distill(snapshot=drawn, parent=release(base, policy_version=3), **arguments)
 
 
-def test_an_update_says_why_there_is_nothing_to_learn(tmp_path: Path) -> None:
+def test_an_update_without_trainable_interactions_names_the_reasons(tmp_path: Path) -> None:
     policy = tiny_policy(tmp_path / "base")
     stale = with_turn(interaction(ChatFormat(policy)), prompt_ids=(1, 2))
-    with pytest.raises(LearnerError, match=r"no interaction of s0 can be learned from: {'prompt_mismatch': 1}"):
+    with pytest.raises(LearnerError, match=r"no interaction of s0 is trainable: {'prompt_mismatch': 1}"):
         TrainLoop(_job(tmp_path, snapshot(tmp_path / "s0", [stale])), rank=0, num_workers=1)
 
 
-def test_an_update_refuses_a_snapshot_that_is_unfinished_or_holds_something_else(
+def test_an_update_refuses_a_snapshot_that_is_incomplete_or_holds_other_interactions(
     drawn: Snapshot, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="does not hold the interactions of s0"):
@@ -126,7 +133,7 @@ def test_an_update_refuses_a_snapshot_that_is_unfinished_or_holds_something_else
         TrainLoop(_job(tmp_path, drawn), rank=0, num_workers=1)
 
 
-def test_an_adapter_is_added_to_the_base_and_lies_beside_it(tmp_path: Path) -> None:
+def test_an_adapter_is_merged_into_the_weights_and_saved_beside_them(tmp_path: Path) -> None:
     parent = tiny_policy(tmp_path / "parent")
     drawn = snapshot(tmp_path / "s0", [interaction(ChatFormat(parent))])
     name = "model.layers.0.mlp.down_proj"
@@ -169,7 +176,7 @@ def _job(root: Path, drawn: Snapshot) -> UpdateSpec:
     return UpdateSpec(
         snapshot=drawn,
         parent=release(root / "base"),
-        policy_version=1,
+        policy_version=2,
         out=root / "v0001",
         config=DistillConfig(),
         max_model_len=512,
@@ -193,8 +200,8 @@ def _export(
     teacher: dict[str, torch.Tensor] | None = None,
 ) -> Candidate:
     candidate = Candidate(
-        policy_version=1,
-        parent_version=0,
+        policy_version=2,
+        parent_version=BASE_VERSION,
         path=str(out),
         snapshot_id=drawn.snapshot_id,
         fingerprint=Fingerprint(token_ids=(), logprobs=()),

@@ -1,4 +1,4 @@
-"""What a worker is said to need, against what torch and peft really allocate."""
+"""The memory estimate of a worker against what torch and peft allocate."""
 
 import random
 from collections.abc import Callable
@@ -76,7 +76,7 @@ def examples(num_tokens: int) -> tuple[Example, ...]:
 
 
 def model_for(policy: Path, config: DistillConfig) -> Any:
-    """The model as the learner makes it."""
+    """The model as the learner loads it."""
     model = load_packed(policy, "float32" if config.workers.precision == "float32" else "bfloat16")
     if config.lora.rank:
         lora_adapter.inject(model, config.lora, parent=policy, base=policy, seed=0)
@@ -100,16 +100,16 @@ def test_adapters_are_counted_as_peft_makes_them(policy: Path):
 @pytest.mark.parametrize("rank", [0, 8])
 @pytest.mark.parametrize("precision", ["float32", "pure_bfloat16"])
 def test_activations_are_what_autograd_keeps_for_the_backward_pass(policy: Path, precision: str, rank: int):
-    asked = config({"lora": {"rank": rank}}, precision=precision)
-    kept = saved_bytes(model_for(policy, asked))
-    assert estimate(policy, asked, 16).activations == pytest.approx(kept, rel=0.05)
+    update = config({"lora": {"rank": rank}}, precision=precision)
+    kept = saved_bytes(model_for(policy, update))
+    assert estimate(policy, update, 16).activations == pytest.approx(kept, rel=0.05)
 
 
 def test_checkpointed_activations_are_one_input_a_layer_and_one_layer(policy: Path):
-    asked = config(activation_checkpointing=True)
-    found = estimate(policy, asked, 16).activations
+    update = config(activation_checkpointing=True)
+    found = estimate(policy, update, 16).activations
     once = estimate(policy, config(), 16).activations / 4
-    assert found == pytest.approx(saved_bytes(model_for(policy, asked)) + once, rel=0.1)
+    assert found == pytest.approx(saved_bytes(model_for(policy, update)) + once, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -125,24 +125,24 @@ def test_checkpointed_activations_are_one_input_a_layer_and_one_layer(policy: Pa
     ],
     ids=["sampled_token", "topk_reverse_kl", "mixed", "lora"],
 )
-def test_the_peak_of_a_whole_step_is_what_was_said(policy: Path, changes: dict[str, Any], workers: dict[str, Any]):
-    asked = config({"batch_size": 4, **changes}, **workers)
-    model = model_for(policy, asked)
+def test_the_peak_of_a_whole_step_is_the_estimate(policy: Path, changes: dict[str, Any], workers: dict[str, Any]):
+    update = config({"batch_size": 4, **changes}, **workers)
+    model = model_for(policy, update)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    teacher = Teacher(asked.teacher, trained)
-    live = asked.teacher.kind == "live"
+    teacher = Teacher(update.teacher, trained)
+    live = update.teacher.kind == "live"
     step = StepPolicy(
         run=PackedLM(model),
         teacher=teacher.weights,
         baselined=not live,
-        own_head=not live and not asked.lora.rank,
+        own_head=not live and not update.lora.rank,
         device=torch.device("cpu"),
     )
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
-    measured = peak_bytes(lambda: run_step([examples(TOKENS)], step, asked))
-    said = estimate(policy, asked, TOKENS // 4)
-    assert said.activations + said.head == pytest.approx(measured, rel=0.1)
+    measured = peak_bytes(lambda: run_step([examples(TOKENS)], step, update))
+    estimated = estimate(policy, update, TOKENS // 4)
+    assert estimated.activations + estimated.head == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ _SHAPE = ModelSpec(
 )
 
 
-def test_each_zero_stage_shares_out_one_part_more():
+def test_each_zero_stage_shards_one_part_more():
     parts = {
         stage: (of(stage).weights, of(stage).gradients, of(stage).masters, of(stage).optimizer) for stage in (1, 2, 3)
     }
@@ -205,17 +205,17 @@ def test_each_zero_stage_shares_out_one_part_more():
     assert [of(stage).teacher for stage in (1, 2, 3)] == [4_000_000, 4_000_000, 1_000_000]
 
 
-def test_what_is_offloaded_is_in_the_host_s_memory():
+def test_offloaded_parts_are_in_host_memory():
     kept, spilled, emptied = of(3), of(3, offload="optimizer"), of(3, offload="all")
     moved = kept.held - spilled.held
     assert moved == kept.masters + kept.gradients + kept.optimizer
-    # One more fp32 gradient, for the optimizer of the CPU.
+    # The CPU optimizer needs one more fp32 gradient.
     assert spilled.host - kept.host == moved + 1_000_000
     assert emptied.held == emptied.buffers + emptied.base_head
     assert emptied.host - spilled.host == kept.weights + kept.teacher
 
 
-def test_a_shape_that_is_not_there_or_not_a_dense_decoder_is_refused(tmp_path: Path):
+def test_a_missing_shape_or_one_that_is_not_a_dense_decoder_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"no .*config\.json: set policy\.base .* or policy\.shape"):
         read_model_spec(tmp_path)
     file = tmp_path / "config.json"
@@ -223,7 +223,7 @@ def test_a_shape_that_is_not_there_or_not_a_dense_decoder_is_refused(tmp_path: P
     with pytest.raises(ConfigError, match="not JSON"):
         read_model_spec(tmp_path)
     file.write_text('{"model_type": "nothing"}')
-    with pytest.raises(ConfigError, match="no causal language model"):
+    with pytest.raises(ConfigError, match="not of a causal language model"):
         read_model_spec(tmp_path)
     file.write_text('{"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 1}')
     with pytest.raises(ConfigError, match="dense decoders with gated feed-forward"):
@@ -234,7 +234,7 @@ def test_a_shape_that_is_not_there_or_not_a_dense_decoder_is_refused(tmp_path: P
 
 
 def saved_bytes(model: Any) -> int:
-    """Bytes of the tensors that a forward pass leaves for its backward, parameters aside, each storage once."""
+    """Bytes that a forward pass keeps for its backward pass, without parameters, each storage once."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -249,7 +249,7 @@ def saved_bytes(model: Any) -> int:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most that torch allocates during `call` at a time, beyond what there was."""
+    """The most bytes that torch allocates at a time during `call`, beyond those before it."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     events: list[Any] = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -117,7 +117,7 @@ def test_a_disk_that_hangs_blocks_no_caller_and_bounds_the_memory(tmp_path, monk
 
 
 def test_a_directory_that_is_gone_fails_the_append_until_it_is_back(tmp_path):
-    """A volume that is not mounted: what is written beside it would be found by nobody."""
+    """As for a volume that is not mounted: events written into its mount point would not be found."""
     directory = tmp_path / "journal"
     journal = JournalLog(directory, segment_bytes=1)
     journal.append(turn("t0")).result(timeout=10)

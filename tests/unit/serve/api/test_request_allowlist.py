@@ -173,7 +173,7 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("more", TAKEN.values(), ids=TAKEN)
-def test_what_people_ask_for_is_taken(more: dict[str, Any]):
+def test_usual_requests_are_accepted(more: dict[str, Any]):
     check_chat(chat(**more))
 
 

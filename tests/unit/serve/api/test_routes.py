@@ -156,7 +156,7 @@ def test_models_are_the_one_that_is_served_and_tell_no_path(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_completion_is_answered_and_is_nobodys_turn(tmp_path: Path, stream: bool) -> None:
+def test_a_completion_is_answered_and_is_no_turn(tmp_path: Path, stream: bool) -> None:
     log = MemoryLog()
     recorder = recorder_of(tmp_path, log)
     body = {"model": "policy", "prompt": ["hi<|im_end|>", "ho"], "stream": stream, "user": "alice"}
@@ -221,7 +221,7 @@ def test_the_engine_knows_of_tools_where_an_answer_may_call_them(tmp_path: Path,
 
 
 class Taking:
-    """A trial that answers every chat itself."""
+    """A canary router that answers every chat itself."""
 
     def __init__(self) -> None:
         self.exchanges: list[ChatContext] = []

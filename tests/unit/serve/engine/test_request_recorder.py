@@ -1,4 +1,4 @@
-"""vLLM's outputs become answers: whole ones, those of streams, and those that nobody waited for."""
+"""vLLM's outputs become recorded responses: whole, streamed and aborted ones."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""`/health` and `/ready`: the truth about one replica, for anybody who asks."""
+"""`/health` and `/ready` of one replica."""
 
 import asyncio
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_a_replica_that_is_well_says_so_with_what_it_serves(tmp_path: Path) -> N
     }
 
 
-def test_a_refused_release_is_told_and_is_no_reason_not_to_serve_the_old_one(tmp_path: Path) -> None:
+def test_a_refused_release_is_shown_and_the_replica_stays_ready(tmp_path: Path) -> None:
     ready = asked("/ready", tmp_path, None, **{SWAP_ERROR: "v4: torn"})
     assert (ready.status_code, ready.json()["swap_error"]) == (200, "v4: torn")
 
@@ -65,7 +65,7 @@ def test_a_replica_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:
 
 
 class EngineDead(Exception):
-    """As vLLM's: any text, of anybody."""
+    """As vLLM's own errors: with any text."""
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,7 @@ class EngineDead(Exception):
         (EngineDead("the user said 4711"), "EngineDead"),
     ],
 )
-def test_a_broken_replica_says_why_without_a_path_or_a_word_of_anybody(
-    tmp_path: Path, error: Exception, reason: str
-) -> None:
+def test_a_broken_replica_shows_why_without_paths_or_user_text(tmp_path: Path, error: Exception, reason: str) -> None:
     broken = asked("/health", tmp_path, error)
     assert (broken.status_code, broken.json()) == (503, {"status": "broken", "reason": reason})
     ready = asked("/ready", tmp_path, error)
@@ -103,7 +101,7 @@ def test_paths_are_cut_down_to_their_last_name(text: str, plain: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.2"])
-def test_on_loopback_nobody_needs_a_key(tmp_path: Path, host: str) -> None:
+def test_on_loopback_no_key_is_required(tmp_path: Path, host: str) -> None:
     require_keys(host, tmp_path / "api_keys.json")
 
 

@@ -75,7 +75,7 @@ def lines() -> Iterator[list[dict[str, Any]]]:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Says what it was told, and by whom."""
+    """Echoes the request's body and context."""
     context = request_context_of(scope)
     began_ns = time_ns()
     body = await read_body(receive)
@@ -191,7 +191,7 @@ def test_what_the_app_still_says_when_its_time_is_over_is_not_sent() -> None:
     assert House(stubborn, request_timeout_s=0.05).ask(content=b"{}").status_code == 504
 
 
-def test_what_goes_wrong_is_said_in_openai_s_shape_and_its_words_are_in_no_log(lines: list[dict[str, Any]]) -> None:
+def test_an_internal_error_has_openai_s_shape_and_its_message_is_in_no_log(lines: list[dict[str, Any]]) -> None:
     word = str(4700 + 11)
 
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
@@ -262,7 +262,7 @@ def test_over_the_limit_openai_s_client_gets_what_it_waits_by(tmp_path: Path) ->
     assert headers["x-ratelimit-reset-requests"] == "90.000s"
 
 
-def test_tokens_are_charged_for_streams_too_and_for_those_who_hang_up() -> None:
+def test_tokens_are_charged_for_streams_too_and_for_disconnected_clients() -> None:
     async def speaks(scope: Scope, receive: Receive, send: Send) -> None:
         request_context_of(scope).response_tokens += 40
         await slow_stream(scope, receive, send)
@@ -306,7 +306,7 @@ def staying() -> Receive:
     return receive
 
 
-def test_a_web_socket_is_closed_before_anybody_behind_sees_it() -> None:
+def test_a_web_socket_is_closed_before_the_app_sees_it() -> None:
     async def nobody(scope: Scope, receive: Receive, send: Send) -> None:
         raise AssertionError("it was let in")
 
@@ -319,9 +319,7 @@ def test_a_web_socket_is_closed_before_anybody_behind_sees_it() -> None:
     assert sent == [{"type": "websocket.close"}]
 
 
-def test_a_line_of_the_log_says_who_and_how_long_and_nothing_of_what_was_said(
-    tmp_path: Path, lines: list[dict[str, Any]]
-) -> None:
+def test_a_log_line_has_the_caller_and_the_times_and_no_user_text(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
     key, keys = ApiKeys.load(tmp_path / "keys.json").add("acme")
     house = House(echo, keys=tmp_path / "keys.json")
     canary = "the moon is made of 4711"

@@ -15,12 +15,14 @@ from sdpo_ray.capture.recorder import Recorder
 from sdpo_ray.errors import SwapError
 from sdpo_ray.telemetry import Counters
 from serve.gateway.policy_metrics import PolicyMetrics, SwapMetrics
-from serve.weights.swapper import Swapper
+from serve.weights.swapper import StallPhases, Swapper
 from tests.support.recorded_engine import MemoryLog, client_of, recorder_of
+
+STALL = StallPhases(drain_s=0.125, load_s=0.0625, verify_s=0.03125)
 
 
 def page_of(recorder: Recorder, alarm_bytes: int | None) -> str:
-    swapper: Any = SimpleNamespace(serving=SimpleNamespace(policy_version=3), stall_s=0.25)
+    swapper: Any = SimpleNamespace(serving=SimpleNamespace(policy_version=3), stall=STALL)
     registry = CollectorRegistry()
     registry.register(PolicyMetrics(recorder, cast(Swapper, swapper), lambda: False, alarm_bytes))
     return generate_latest(registry).decode()
@@ -82,7 +84,7 @@ def test_swaps_are_counted_by_how_they_ended(tmp_path: Path) -> None:
 
 def test_the_age_of_the_journal_and_the_counters_of_others_are_on_the_page(tmp_path: Path) -> None:
     recorder = recorder_of(tmp_path, MemoryLog())
-    swapper: Any = SimpleNamespace(serving=SimpleNamespace(policy_version=3), stall_s=0.25)
+    swapper: Any = SimpleNamespace(serving=SimpleNamespace(policy_version=3), stall=STALL)
     others = Counters.empty()
     others.add("served", 5)
     journal = tmp_path / "journal"
@@ -112,3 +114,10 @@ def test_the_age_of_the_journal_and_the_counters_of_others_are_on_the_page(tmp_p
     assert 500 <= float(found[1]) < 560
     assert 'sdpo_personal_total{outcome="served"} 5.0' in page()
     assert "sdpo_log_healthy 1.0" in page()
+
+
+def test_the_last_stall_is_shown_as_a_whole_and_by_phase(tmp_path: Path) -> None:
+    page = page_of(recorder_of(tmp_path, MemoryLog()), None)
+    assert "sdpo_swap_stall_seconds 0.21875" in page
+    for phase, seconds in (("drain", 0.125), ("load", 0.0625), ("verify", 0.03125)):
+        assert f'sdpo_swap_stall_phase_seconds{{phase="{phase}"}} {seconds}' in page

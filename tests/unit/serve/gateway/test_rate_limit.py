@@ -192,7 +192,7 @@ def test_a_ticket_that_comes_back_before_it_was_asked_for_is_never_out() -> None
     assert run(scenario()) == ["", "concurrent"]
 
 
-def test_a_replica_that_is_told_of_others_counts_together_with_them() -> None:
+def test_a_replica_that_shares_limits_counts_together_with_the_others() -> None:
     observability = Observability(ServeConfig(), application="shop", registry=CollectorRegistry())
     assert isinstance(observability.rate_limiter, LocalRateLimiter)
     observability.share_limits()

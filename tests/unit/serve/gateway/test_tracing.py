@@ -21,7 +21,7 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CANARY = "the moon is made of 4711"
 
 
-def test_a_request_is_a_span_under_the_client_s_with_a_child_for_each_stage_and_no_word_of_what_was_said() -> None:
+def test_a_request_is_a_span_under_the_client_s_with_a_child_for_each_wait_and_no_user_text() -> None:
     passed_on: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,7 +9,7 @@ from serve.lifecycle.engine_watchdog import POLL_S, watch_engine
 
 
 class Engine:
-    """One that is dead once somebody says so, and answers unless it is stopped."""
+    """Dead once `errored` is set; answers pings unless it is stopped."""
 
     def __init__(self) -> None:
         self.errored = self.stopped = self.killed = False
@@ -55,7 +55,7 @@ def test_a_replica_ends_once_with_its_engine():
     assert ended(dies=True) == ["ended"]
 
 
-def test_it_does_not_look_first_where_somebody_was_told():
+def test_a_failed_request_ends_the_replica_without_a_poll():
     engine, ends = Engine(), list[str]()
 
     async def run() -> None:
@@ -83,5 +83,5 @@ def test_an_engine_that_is_slow_to_answer_is_waited_for():
 
 
 @pytest.mark.parametrize("how", ["dies", "stops"])
-def test_an_engine_that_is_stopped_with_its_replica_is_no_accident(how: str):
+def test_an_engine_that_is_stopped_with_its_replica_is_not_reported(how: str):
     assert ended(**{how: True}, leaving=True, patience_s=2 * POLL_S) == []

@@ -120,7 +120,7 @@ def test_a_name_never_means_other_weights(base: Path, candidates: list[Candidate
     asyncio.run(run())
 
 
-def test_the_least_recently_used_makes_room_and_none_that_answers_somebody(
+def test_the_least_recently_used_makes_room_and_none_that_is_in_use(
     base: Path, candidates: list[Candidate], get: Get, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(validation, "CACHED", 0)
@@ -144,7 +144,7 @@ def test_the_least_recently_used_makes_room_and_none_that_answers_somebody(
     asyncio.run(run())
 
 
-def test_new_requests_move_at_once_and_the_old_adapter_goes_when_nobody_uses_it(
+def test_new_requests_move_at_once_and_the_old_adapter_is_removed_when_unused(
     base: Path, candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("serve.lora.lora_swapper._RETIRE_POLL_S", 0.001)
@@ -235,6 +235,6 @@ def test_an_adapter_is_checked_against_the_layers_of_its_base(base: Path, tmp_pa
         validation.check(folder, known, max_rank=4)
 
 
-def test_the_engine_is_told_of_the_bodys_linear_layers_and_of_no_output_layer(base: Path):
+def test_lora_targets_are_the_bodys_linear_layers_without_the_output_layer(base: Path):
     layers = validation.linear_layers(checkpoint_io.headers(base))
     assert layers == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

@@ -1,4 +1,4 @@
-"""Who is answered by a policy of their own, and why everybody else is not."""
+"""Which requests a personal policy answers, and why the shared policy answers the others."""
 
 import asyncio
 from pathlib import Path
@@ -98,7 +98,7 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
-def test_the_users_own_policy_comes_before_the_tenants_and_nobody_gets_a_strangers(scene: Scene):
+def test_a_users_own_policy_comes_before_the_tenants_and_others_get_neither(scene: Scene):
     scene.write(scene.owner("ann"), name="ann@1")
     scene.write(owner_digest(scene.keys.pairing_key, tenant="t", pseudonym=""), name="tenant@1")
     assert [scene.ask("ann"), scene.ask("ben"), scene.ask("")] == ["ann@1", "tenant@1", "tenant@1"]
@@ -154,7 +154,7 @@ def test_where_all_adapters_are_busy_the_shared_policy_answers_and_the_next_requ
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", "\x00"])
-def test_a_pointer_that_is_none_costs_nobody_an_answer(scene: Scene, content: str):
+def test_a_malformed_pointer_leaves_the_shared_policy(scene: Scene, content: str):
     pointer = scene.layout.personal_pointer(scene.owner())
     pointer.parent.mkdir(parents=True)
     pointer.write_text(content)
@@ -165,7 +165,7 @@ def test_a_pointer_that_is_none_costs_nobody_an_answer(scene: Scene, content: st
     assert scene.ask() == "ann@1"
 
 
-def test_a_pointer_of_somebody_else_is_not_followed(scene: Scene):
+def test_a_pointer_of_another_owner_is_not_followed(scene: Scene):
     scene.write(scene.owner(), of=scene.owner("ben"))
     assert scene.ask() == ""
     assert scene.personal.counters.values == {"unreadable": 1}

@@ -84,7 +84,7 @@ def test_one_bit_is_enough_to_be_another_file(checkpoint: Path):
         checkpoint_io.read(checkpoint, expected)
 
 
-def test_a_file_nobody_exported_is_refused_where_digests_are_known(checkpoint: Path):
+def test_a_file_without_a_digest_is_refused_where_digests_are_known(checkpoint: Path):
     expected = [digest(checkpoint)]
     save_file({"c.weight": torch.ones(1)}, checkpoint / "more.safetensors")
     with pytest.raises(DataError, match=r"more\.safetensors is not what was exported"):

@@ -16,6 +16,7 @@ from sdpo_ray.promote.release import point_at
 from sdpo_ray.records import BASE_VERSION, Canary, Candidate, Fingerprint, Release
 from serve.weights import release_watcher
 from serve.weights.release_watcher import ReleasePointer, ReleaseWatcher, first_whole, start
+from serve.weights.swapper import StallPhases
 
 FINGERPRINT = Fingerprint(token_ids=(1, 2), logprobs=(-0.5,))
 
@@ -41,7 +42,7 @@ class FakeSwapper:
     def __init__(self, serving: Release, refuse: Iterable[int] = ()) -> None:
         self.serving = serving
         self.refuse = set(refuse)
-        self.stall_s = 0.0
+        self.stall = StallPhases()
         self.broken = False
         self.tried: list[str] = []
 

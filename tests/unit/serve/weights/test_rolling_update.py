@@ -1,4 +1,4 @@
-"""Replicas take turns, and leave HAProxy while somebody else is there."""
+"""Replicas swap one after the other, and drain themselves in HAProxy where another one is ready."""
 
 import asyncio
 import multiprocessing
@@ -41,7 +41,7 @@ def test_an_answer_that_is_none_keeps_the_replica_where_it_is(state: str):
 
 @asynccontextmanager
 async def haproxy(folder: Path, said: list[str]) -> AsyncIterator[HAProxyClient]:
-    """An admin socket that answers as HAProxy does, and notes what it was told."""
+    """An admin socket that answers as HAProxy does, and records its commands."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         command = (await reader.readline()).decode().strip()

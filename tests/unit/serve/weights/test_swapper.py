@@ -48,6 +48,36 @@ class FakeEngine:
         return (-float(self.loaded.removeprefix("v")), -1.0)
 
 
+class SlowEngine(FakeEngine):
+    """Takes 0.02 s to drain, 0.04 s to load and 0.08 s to give log-probs."""
+
+    async def drained(self) -> None:
+        if not self.steps.count("drained"):
+            await asyncio.sleep(0.02)
+        await super().drained()
+
+    async def load(self, policy_version: int) -> None:
+        await asyncio.sleep(0.04)
+        await super().load(policy_version)
+
+    async def logprobs(self, token_ids: tuple[int, ...]) -> tuple[float, ...]:
+        await asyncio.sleep(0.08)
+        return await super().logprobs(token_ids)
+
+
+def test_the_stall_of_a_swap_is_told_by_phase():
+    async def run() -> Swapper:
+        swapper = Swapper(SlowEngine(), RequestGate(), release(1), dtype="float32")
+        await swapper.to(release(2))
+        return swapper
+
+    stall = asyncio.run(run()).stall
+    assert stall.drain_s >= 0.02
+    assert stall.load_s >= 0.04
+    assert stall.verify_s >= 0.08
+    assert stall.total_s == pytest.approx(stall.drain_s + stall.load_s + stall.verify_s)
+
+
 def test_a_swap_stages_drains_loads_verifies_and_admits():
     async def run() -> None:
         engine, gate = FakeEngine(), RequestGate()
@@ -61,7 +91,7 @@ def test_a_swap_stages_drains_loads_verifies_and_admits():
     asyncio.run(run())
 
 
-def test_unreadable_weights_hold_nobody_and_change_nothing():
+def test_unreadable_weights_hold_no_request_and_change_nothing():
     async def run() -> None:
         engine = FakeEngine(broken={"v2"})
         swapper = Swapper(engine, RequestGate(), release(1), dtype="float32")
@@ -73,7 +103,7 @@ def test_unreadable_weights_hold_nobody_and_change_nothing():
     asyncio.run(run())
 
 
-def test_weights_that_do_not_verify_are_undone_before_anybody_is_admitted():
+def test_weights_that_do_not_verify_are_undone_before_a_request_is_admitted():
     async def run() -> None:
         engine, gate = FakeEngine(wrong={"v2"}), RequestGate()
         swapper = Swapper(engine, gate, release(1), dtype="float32")
@@ -88,7 +118,7 @@ def test_weights_that_do_not_verify_are_undone_before_anybody_is_admitted():
     asyncio.run(run())
 
 
-def test_a_replica_that_cannot_go_back_admits_nobody_and_says_so():
+def test_a_replica_that_cannot_restore_its_weights_admits_no_request_and_is_broken():
     async def run() -> None:
         engine, gate = FakeEngine(wrong={"v2"}, broken={"v1"}), RequestGate()
         swapper = Swapper(engine, gate, release(1), dtype="float32")
@@ -173,7 +203,7 @@ def test_the_rest_of_a_request_that_has_begun_goes_in_beside_it_and_a_new_one_wa
     asyncio.run(run())
 
 
-def test_nobody_at_all_enters_while_weights_change():
+def test_no_request_enters_while_weights_change():
     async def run() -> None:
         gate = RequestGate()
         met: list[str] = []
@@ -197,7 +227,7 @@ def test_nobody_at_all_enters_while_weights_change():
     asyncio.run(run())
 
 
-def test_a_replica_that_gets_no_new_requests_holds_nobody_while_its_answers_end():
+def test_a_drained_replica_holds_no_request_while_its_responses_finish():
     async def run() -> None:
         engine, gate = FakeEngine(), RequestGate()
         away: list[str] = []

@@ -32,7 +32,7 @@ SMALL = Recipe(
     num_final_prompts=4,
     measure_every_steps=12,
 )
-COMPLAINTS = {wish: frozenset(said.complaints) for wish, said in WORDINGS.items()}
+COMPLAINTS = {wish: frozenset(phrases.complaints) for wish, phrases in WORDINGS.items()}
 
 
 def _as_json(recipe):
@@ -69,8 +69,8 @@ def test_a_plain_question_is_answered_in_every_style_about_equally_often(convers
 
 def test_every_answer_to_a_question_is_right(conversations):
     for turns in (c.turns for c in conversations):
-        for said, reply in zip(turns[::2], turns[1::2], strict=True):
-            asked = said.split(HINDSIGHT_BLOCKS["online"])[0]
+        for message, reply in zip(turns[::2], turns[1::2], strict=True):
+            asked = message.split(HINDSIGHT_BLOCKS["online"])[0]
             if find_question(asked):
                 assert is_right(asked, reply), turns
 
@@ -78,12 +78,12 @@ def test_every_answer_to_a_question_is_right(conversations):
 def test_an_answer_obeys_every_complaint_that_it_has_read(conversations):
     obeyed = 0
     for turns in (c.turns for c in conversations):
-        heard = []
-        for said, reply in zip(turns[::2], turns[1::2], strict=True):
-            if "HINDSIGHT" in said or not find_question(said):
-                follow_up = said.rpartition("user prompt.]\n")[2]
-                heard += [wish for wish, texts in COMPLAINTS.items() if any(text in follow_up for text in texts)]
-            for wish in heard:
+        named = []
+        for message, reply in zip(turns[::2], turns[1::2], strict=True):
+            if "HINDSIGHT" in message or not find_question(message):
+                follow_up = message.rpartition("user prompt.]\n")[2]
+                named += [wish for wish, texts in COMPLAINTS.items() if any(text in follow_up for text in texts)]
+            for wish in named:
                 assert wish.is_granted_by(style_of(reply)), turns
                 obeyed += 1
     assert obeyed > 1_500
@@ -91,7 +91,7 @@ def test_an_answer_obeys_every_complaint_that_it_has_read(conversations):
 
 def test_pre_training_never_hears_what_is_held_out(conversations):
     corpus = "\n".join(text for c in conversations for text in c.turns)
-    held_out = [text for said in WORDINGS.values() for text in said.held_out_complaints]
+    held_out = [text for phrases in WORDINGS.values() for text in phrases.held_out_complaints]
     held_out += [*HELD_OUT_PRAISES, *(question.prompt for question in questions("held_out"))]
     assert [text for text in held_out if text in corpus] == []
 

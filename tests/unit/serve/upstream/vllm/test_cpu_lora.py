@@ -1,4 +1,4 @@
-"""LoRA in a batch that mixes people: each row's product is computed by hand."""
+"""LoRA in a batch that mixes adapters, against products computed by hand."""
 
 import pytest
 import torch

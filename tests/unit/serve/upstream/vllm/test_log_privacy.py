@@ -1,4 +1,4 @@
-"""vLLM's lines without what people said, and Ray Serve's file in spite of vLLM."""
+"""vLLM's log lines without user text, and Ray Serve's log file, which vLLM would close."""
 
 import json
 import logging

@@ -69,7 +69,7 @@ def test_for_the_recorder_alone_logprobs_are_numbers_and_no_token_becomes_text()
     assert tokenizer.asked == 0
 
 
-def test_whoever_asks_for_logprobs_gets_those_of_vllm():
+def test_a_client_that_asks_for_logprobs_gets_vllms():
     tokenizer = CountingTokenizer()
     made = processor(recorded_alone=False, tokenizer=tokenizer)
     made.update_from_output(output((5, -0.5)))
@@ -117,7 +117,7 @@ def test_the_lean_sampler_draws_the_same_tokens_with_the_same_logprobs():
     assert lean.logprobs_tensors.logprobs[:, 0].tolist() == pytest.approx(largest.tolist())
 
 
-def test_the_lean_sampler_ranks_where_somebody_asked_for_alternatives():
+def test_the_lean_sampler_ranks_where_a_request_wants_top_logprobs():
     from serve.upstream.vllm.sampler import LeanSampler
 
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(2))
