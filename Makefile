@@ -2,12 +2,13 @@
 PYTHON ?= python3
 SEED ?= 0
 PORT ?= 8000
+WORKERS ?= 2
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup demo test check docs tree-table lock
+.PHONY: help setup demo test test-unit check docs tree-table lock
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -18,8 +19,11 @@ setup:  ## make .venv from requirements/cpu.lock
 demo: setup  ## run the whole training loop on this machine (KEEP=1 leaves it up; SEED=, PORT=)
 	@$(BIN)/python jobs/demo.py --seed $(SEED) --port $(PORT) $(if $(KEEP),--keep)
 
-test: setup  ## run the whole test suite, the real engines included
-	@$(BIN)/python -m pytest
+test-unit: setup  ## run the tests that need no engine, in WORKERS=2 processes: three minutes
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m unit tests/unit tests/contract
+
+test: test-unit  ## run the whole test suite: test-unit, then those with real engines, one after the other
+	@$(BIN)/python -m pytest -m "not unit"
 
 check: setup docs  ## lint, types, import contracts, the documentation site
 	@$(BIN)/ruff check .

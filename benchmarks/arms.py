@@ -34,7 +34,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "sampled, frozen teacher": {"teacher": {"kind": "frozen"}},
 }
 UPDATES, BATCH, NUM_HELD_OUT, MAX_TOKENS = 40, 16, 192, 64
-EXAMINED = (5, 15, 40)
+EVALUATED_AT = (5, 15, 40)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Point:
 
 
 def learn(arm: str, learning_rate: float, seed: int) -> list[Point]:
-    """One arm, one seed."""
+    """The points of one arm, learning rate and seed."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     rng = random.Random(f"{seed}/users")
@@ -82,11 +82,11 @@ def learn(arm: str, learning_rate: float, seed: int) -> list[Point]:
     before = _texts(chat, _sample(model, chat, [question.prompt for question in held_out], seed=0))
     points = [_evaluated(arm, learning_rate, seed, 0, held_out, before, before)]
     for update in range(1, UPDATES + 1):
-        asked = [sample_prompt(rng, "train").prompt for _ in range(BATCH)]
-        answers = _sample(model, chat, asked, seed=rng.getrandbits(31))
-        said = [react(persona, text, rng) for text in _texts(chat, answers)]
+        prompts = [sample_prompt(rng, "train").prompt for _ in range(BATCH)]
+        answers = _sample(model, chat, prompts, seed=rng.getrandbits(31))
+        follow_ups = [react(persona, text, rng) for text in _texts(chat, answers)]
         batch = examples(
-            [_interaction(chat, i, *each) for i, each in enumerate(zip(asked, answers, said, strict=True))],
+            [_interaction(chat, i, *each) for i, each in enumerate(zip(prompts, answers, follow_ups, strict=True))],
             chat,
             config=config,
             max_model_len=512,
@@ -98,7 +98,7 @@ def learn(arm: str, learning_rate: float, seed: int) -> list[Point]:
         torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimizer.step()
         teacher.follow()
-        if update in EXAMINED:
+        if update in EVALUATED_AT:
             after = _texts(chat, _sample(model, chat, [question.prompt for question in held_out], seed=0))
             points.append(_evaluated(arm, learning_rate, seed, update * BATCH, held_out, before, after))
     return points
@@ -111,7 +111,7 @@ def _held_out() -> list[Question]:
 
 def _sample(model: Any, chat: ChatFormat, prompts: Sequence[str], *, seed: int) -> list[tuple[int, ...]]:
     """Response ids at temperature 1, the end token included where it was sampled."""
-    contexts = [chat.prompt_ids(_asked(prompt)) for prompt in prompts]
+    contexts = [chat.prompt_ids(_messages(prompt)) for prompt in prompts]
     width = max(map(len, contexts))
     ids = torch.tensor([(chat.eos_id,) * (width - len(each)) + each for each in contexts])
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in contexts])
@@ -134,12 +134,12 @@ def _texts(chat: ChatFormat, answers: Sequence[tuple[int, ...]]) -> list[str]:
     return [chat.text([token for token in answer if token != chat.eos_id]) for answer in answers]
 
 
-def _interaction(chat: ChatFormat, index: int, prompt: str, answer: tuple[int, ...], said: str) -> Interaction:
+def _interaction(chat: ChatFormat, index: int, prompt: str, answer: tuple[int, ...], follow_up: str) -> Interaction:
     turn = turn_of(
         chat,
-        _asked(prompt),
+        _messages(prompt),
         answer,
-        # Nobody asks for them: no arm corrects for another sampler.
+        # Unused: no arm corrects for a different sampler.
         (0.0,) * len(answer),
         end_ids=(chat.eos_id,),
         turn_id=f"t{index}",
@@ -150,14 +150,14 @@ def _interaction(chat: ChatFormat, index: int, prompt: str, answer: tuple[int, .
     return Interaction(
         interaction_id=turn.turn_id,
         turn=turn,
-        follow_up=said,
+        follow_up=follow_up,
         follow_up_turn_id="",
         follow_up_at_s=0.0,
         conversation=turn.turn_id,
     )
 
 
-def _asked(prompt: str) -> tuple[Message]:
+def _messages(prompt: str) -> tuple[Message]:
     return (Message(role=Role.USER, content=prompt),)
 
 

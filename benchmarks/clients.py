@@ -1,6 +1,6 @@
-"""Clients in a process of their own: so many at once, one keep-alive connection each, answers of a fixed length.
+"""Load from a separate process: concurrent clients with one keep-alive connection each, answers of a fixed length.
 
-Run as a program by `benchmarks/serving.py`: reads a `Load` as JSON from its arguments, prints a `ProgressCallbacks` as JSON.
+`benchmarks/serving.py` runs it as a program: it reads a `Load` as JSON from its argument and prints a `LoadResult`.
 """
 
 import asyncio
@@ -20,29 +20,29 @@ PROMPTS = (
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of one server in one turn."""
+    """The requests that are sent to one server in one measurement."""
 
     url: str
     clients: int
     requests: int
-    """Of each client, one after the other."""
+    """Number of requests of each client, one after the other."""
     stream: bool
     tokens: int
-    """Of every answer, exactly."""
+    """Exact length of every answer."""
     headers: dict[str, str] = {}
 
 
-class Heard(msgspec.Struct, frozen=True, kw_only=True):
-    """What came back. Seconds, in the order in which answers ended."""
+class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Timings of one measurement, in seconds, in the order in which answers ended."""
 
     elapsed_s: float
     latencies_s: list[float]
     ttfts_s: list[float]
-    """To the first token of a stream; empty for plain answers."""
+    """Times to the first token of streams; empty for plain answers."""
     receipts: int
-    """Answers that named a turn on disk."""
+    """Number of answers whose headers name a turn on disk."""
     cpu_s: float
-    """Of this process, in the turn."""
+    """CPU time of this process during the measurement."""
 
 
 def request_body(load: Load, number: int) -> bytes:
@@ -59,8 +59,11 @@ def request_body(load: Load, number: int) -> bytes:
     return msgspec.json.encode(body)
 
 
-async def ask(session: aiohttp.ClientSession, load: Load, number: int) -> tuple[float, float | None, bool]:
-    """Latency, time to the first token of a stream, and whether there was a receipt. Raises on any odd answer."""
+async def send(session: aiohttp.ClientSession, load: Load, number: int) -> tuple[float, float | None, bool]:
+    """Latency, time to the first token of a stream, and whether there was a receipt.
+
+    Raises RuntimeError for any status but 200, another length, and a stream that broke off.
+    """
     began = time.perf_counter()
     first = None
     async with session.post(f"{load.url}/v1/chat/completions", data=request_body(load, number)) as response:
@@ -81,9 +84,9 @@ async def ask(session: aiohttp.ClientSession, load: Load, number: int) -> tuple[
     return latency, first if load.stream else None, receipt
 
 
-async def hear(load: Load) -> Heard:
+async def run(load: Load) -> LoadResult:
     async def client(index: int) -> list[tuple[float, float | None, bool]]:
-        return [await ask(session, load, index + load.clients * each) for each in range(load.requests)]
+        return [await send(session, load, index + load.clients * each) for each in range(load.requests)]
 
     connector = aiohttp.TCPConnector(limit=load.clients, keepalive_timeout=60)
     headers = {"content-type": "application/json", **load.headers}
@@ -91,7 +94,7 @@ async def hear(load: Load) -> Heard:
         began, cpu = time.perf_counter(), time.process_time()
         answers = [each for ended in await asyncio.gather(*map(client, range(load.clients))) for each in ended]
         elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu
-    return Heard(
+    return LoadResult(
         elapsed_s=elapsed,
         latencies_s=[latency for latency, _, _ in answers],
         ttfts_s=[first for _, first, _ in answers if first is not None],
@@ -101,5 +104,5 @@ async def hear(load: Load) -> Heard:
 
 
 if __name__ == "__main__":
-    told = msgspec.json.decode(sys.argv[1], type=Load)
-    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(hear(told))))
+    load = msgspec.json.decode(sys.argv[1], type=Load)
+    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(run(load))))

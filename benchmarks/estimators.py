@@ -2,15 +2,15 @@
 
 Each arm learns from the same kind of user (the persona `concise`) for 40 updates of 16 fresh answers each, with the
 learner's own step, over several seeds. Win rate is against the base on held-out prompts, ties dropped; right is the
-share of right answers on them. An interval is Student's t over seeds.
+share of right answers on them. An interval is Student's t over seeds. An arm takes 15 seconds for each seed and rate:
+the default about six minutes, `--long` about twenty.
 """
 
 import json
 import math
 import os
-import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,59 +18,57 @@ from statistics import fmean, stdev
 from typing import Annotated
 
 import typer
-from arms import ARMS, BATCH, EXAMINED, UPDATES, Point, learn
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from arms import ARMS, BATCH, EVALUATED_AT, UPDATES, Point, learn
+from progress import Steps
+from report import as_markdown, commit, show
+from scipy.stats import t as student_t
 
-# Two-sided 95 % of Student's t, by degrees of freedom.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+RATES, LONG_RATES = (2e-4,), (2e-4, 4e-4)
+SEEDS, LONG_SEEDS = 3, 5
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and the half width of its 95 % interval."""
-    half = T95[len(values) - 1] * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return fmean(values), half
+    """Mean of two values or more, and the half width of its 95 % interval."""
+    quantile = float(student_t.ppf(0.975, len(values) - 1))
+    return fmean(values), quantile * stdev(values) / math.sqrt(len(values))
 
 
 def main(
-    seeds: Annotated[int, typer.Option(help="Seeds an arm.", min=2, max=10)] = 5,
+    long: Annotated[bool, typer.Option("--long", help="Five seeds and both learning rates.")] = False,
+    seeds: Annotated[int | None, typer.Option(help="Seeds of each arm.", min=2)] = None,
     learning_rate: Annotated[list[float] | None, typer.Option(help="Learning rates; may be repeated.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes at a time, one thread each.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every point to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw gained against kept to this PNG file.")] = None,
 ) -> None:
-    """Compare what each token is moved by, on the laptop policy, over seeds."""
-    # Read by the processes that learn, before they import torch.
+    """Compare estimators, baselines and teachers on the laptop policy, over seeds."""
+    # For the worker processes, which read it when they import torch.
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    rates = learning_rate or [2e-4, 4e-4]
-    cells = [(arm, rate, seed) for rate in rates for seed in range(seeds) for arm in ARMS]
+    rates = learning_rate or (LONG_RATES if long else RATES)
+    num_seeds = seeds or (LONG_SEEDS if long else SEEDS)
+    cells = [(arm, rate, seed) for rate in rates for seed in range(num_seeds) for arm in ARMS]
     points: list[Point] = []
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(learn, *cell) for cell in cells]
-        for future in track(running, description="arms x seeds"):
-            points.extend(future.result())
-    rows = [(rate, arm, *_row(points, rate, arm)) for rate in rates for arm in ARMS]
-    heads = ("rate", "arm", *(f"win rate, {n * BATCH}" for n in EXAMINED), f"right, {UPDATES * BATCH}", "words")
-    table = Table(*heads)
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console(width=150).print(table)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, Steps("arms", len(cells)) as steps:
+        running = {pool.submit(learn, *cell): cell for cell in cells}
+        for future in as_completed(running):
+            points.extend(found := future.result())
+            arm, rate, seed = running[future]
+            steps.done(f"{arm}, rate {rate:g}, seed {seed}: win rate {found[-1].win_rate:.3f}")
+    head = ("rate", "arm", *(f"win rate, {n * BATCH}" for n in EVALUATED_AT), f"right, {UPDATES * BATCH}", "words")
+    table = [head, *((str(rate), arm, *_row(points, rate, arm)) for rate in rates for arm in ARMS)]
+    show(table)
     if json_file is not None:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-        json_file.write_text(
-            json.dumps({"commit": commit.stdout.strip(), "points": [asdict(point) for point in points]}, indent=1)
-        )
+        record = {"commit": commit(), "points": [asdict(point) for point in points]}
+        json_file.write_text(json.dumps(record, indent=1))
     if markdown is not None:
-        lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        markdown.write_text("\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]) + "\n")
+        markdown.write_text(as_markdown(table) + "\n")
     if figure is not None:
         draw(points, rates, figure)
 
 
 def draw(points: Sequence[Point], rates: Sequence[float], path: Path) -> None:
-    """What each arm gained against what it kept, half-way: one panel a learning rate."""
+    """Draw win rate over right answers of each arm, half-way; one panel for each learning rate."""
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(11, 4.6), layout="constrained")
@@ -80,7 +78,7 @@ def draw(points: Sequence[Point], rates: Sequence[float], path: Path) -> None:
             (win, win_half), (right, right_half) = (_final(points, rate, arm, name) for name in ("win_rate", "right"))
             marker = "os^Dv<>P"[index % 8]
             panel.errorbar(win, right, xerr=win_half, yerr=right_half, marker=marker, capsize=3, ls="none", label=arm)
-        panel.set_title(f"learning rate {rate:g}, {EXAMINED[1] * BATCH} interactions")
+        panel.set_title(f"learning rate {rate:g}, {EVALUATED_AT[1] * BATCH} interactions")
         panel.set_xlabel("win rate against the base, ties dropped")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("right answers, held-out prompts")
@@ -89,7 +87,7 @@ def draw(points: Sequence[Point], rates: Sequence[float], path: Path) -> None:
 
 
 def _final(points: Sequence[Point], rate: float, arm: str, name: str) -> tuple[float, float]:
-    mine = [p for p in points if (p.arm, p.learning_rate, p.interactions) == (arm, rate, EXAMINED[1] * BATCH)]
+    mine = [p for p in points if (p.arm, p.learning_rate, p.interactions) == (arm, rate, EVALUATED_AT[1] * BATCH)]
     return interval([getattr(point, name) for point in mine])
 
 
@@ -101,7 +99,7 @@ def _row(points: Sequence[Point], rate: float, arm: str) -> list[str]:
         return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
     last = UPDATES * BATCH
-    return [*(shown("win_rate", n * BATCH) for n in EXAMINED), shown("right", last), shown("tokens", last, 1)]
+    return [*(shown("win_rate", n * BATCH) for n in EVALUATED_AT), shown("right", last), shown("tokens", last, 1)]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Turns that one replica makes durable, against what the disk can do. `benchmarks/capture.py` runs it.
+"""Durable turns a second of one replica, against the rate of the disk. `benchmarks/capture.py` runs it.
 
 Ours is the journal under an event loop that has 64 turns of 3 kB in flight, as a replica does: encoded, framed, synced,
-acknowledged. Two others take turns with it, many times, since a disk's rate changes from one second to the next:
+acknowledged. Two others alternate with it, many times, since a disk's rate changes from one second to the next:
 
-group commit    the disk's own rate with as many clients in flight: the least that serves them, bytes in a queue, one
-                write, one sync, their futures; no format, no segments, no bound, nothing that could be read again
-disk alone      a loop that writes and syncs as many bytes in the very groups that ours formed, into files allocated in
-                advance like ours; nothing is encoded, framed, waited for or acknowledged, and nobody is served
+group commit    the disk's own rate with as many clients in flight: the least that can serve them, bytes in a queue, one
+                write, one sync, their futures; no format, no segments, no bound, nothing that can be read back
+disk alone      a loop that writes and syncs as many bytes in the same groups that ours formed, into files allocated in
+                advance like ours; nothing is encoded, framed, waited for or acknowledged, and there are no clients
 
 The figures are medians over the rounds.
 """
@@ -37,20 +37,20 @@ WORDS = ("plain", "answers", "about", "the", "weather", "in", "Paris", "and", "w
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Of ours, and of the two others."""
+    """Rates of ours and of the two others."""
 
     turns_per_s: float
     disk_turns_per_s: float
     bare_turns_per_s: float
     group: float
-    """Turns that shared a sync, mean."""
+    """Mean number of turns that shared a sync."""
     p50_ms: float
     p99_ms: float
-    """From the append to the acknowledgement."""
+    """Percentiles of the time from the append to the acknowledgement."""
 
 
 def turns(number: int) -> list[Turn]:
-    """Of about 3 kB each as they stand in the log."""
+    """`number` turns of about 3 kB each in the log."""
     chance = random.Random(1)
 
     def text(words: int) -> str:
@@ -86,20 +86,20 @@ def turns(number: int) -> list[Turn]:
 
 
 class Groups:
-    """What the journal writes in one go, noted on the way to its writer."""
+    """The sizes of the groups that the journal writes at once, recorded on the way to its writer."""
 
     def __init__(self, journal: JournalLog) -> None:
         self.sizes: list[tuple[int, int]] = []
         self._write = journal._writer.write
-        journal._writer.write = self._noted  # type: ignore[method-assign]
+        journal._writer.write = self._record  # type: ignore[method-assign]
 
-    def _noted(self, payloads: Sequence[bytes]) -> None:
+    def _record(self, payloads: Sequence[bytes]) -> None:
         self.sizes.append((len(payloads), sum(map(len, payloads))))
         self._write(payloads)
 
 
 class Bare:
-    """A group commit without anything else."""
+    """A group commit and nothing else."""
 
     def __init__(self, path: Path) -> None:
         self._queue: queue.SimpleQueue[tuple[bytes, Future[None]] | None] = queue.SimpleQueue()
@@ -131,7 +131,7 @@ class Bare:
 
 
 class Files:
-    """Bytes one after the other, synced each time, in files allocated in advance."""
+    """Appends bytes to files that are allocated in advance, and syncs after each write."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -162,15 +162,15 @@ class Files:
 
 
 async def clients(append: Callable[[int], "Future[None]"], seconds: float) -> tuple[float, list[float]]:
-    """Turns a second, and how long each waited, in ms. `append` takes the number of a turn."""
+    """Turns a second, and the wait of each in ms. `append` takes the number of a turn."""
     waited: list[float] = []
     began = time.perf_counter()
 
     async def client(first: int) -> None:
         number = first
-        while (asked := time.perf_counter()) < began + seconds:
+        while (sent := time.perf_counter()) < began + seconds:
             await settled(append(number))
-            waited.append((time.perf_counter() - asked) * 1e3)
+            waited.append((time.perf_counter() - sent) * 1e3)
             number += IN_FLIGHT
 
     await asyncio.gather(*(client(first) for first in range(IN_FLIGHT)))
@@ -178,11 +178,11 @@ async def clients(append: Callable[[int], "Future[None]"], seconds: float) -> tu
 
 
 def one_round(
-    journal: JournalLog, groups: Groups, bare: Bare, files: Files, said: Sequence[Turn], seconds: float
+    journal: JournalLog, groups: Groups, bare: Bare, files: Files, made: Sequence[Turn], seconds: float
 ) -> Round:
-    payloads = [encode(each) for each in said]
+    payloads = [encode(each) for each in made]
     groups.sizes.clear()
-    rate, waited = asyncio.run(clients(lambda number: journal.append(said[number % len(said)]), seconds))
+    rate, waited = asyncio.run(clients(lambda number: journal.append(made[number % len(made)]), seconds))
     number = sum(each for each, _ in groups.sizes)
     waited.sort()
 
@@ -204,10 +204,10 @@ def one_round(
 
 
 def journal_figures(
-    directory: Path, *, rounds: int, seconds: float, on_round: Callable[[], None] = lambda: None
+    directory: Path, *, rounds: int, seconds: float, on_round: Callable[[float], None] = lambda turns_per_s: None
 ) -> dict[str, float]:
-    """Of one journal that goes on through all rounds of so many seconds each; the first round is not counted."""
-    said = turns(1000)
+    """Figures of one journal through all rounds of `seconds` each; the first round is not counted."""
+    made = turns(1000)
     for name in ("bare", "disk"):
         (directory / name).mkdir()
     journal, bare = JournalLog(directory / "journal", segment_bytes=SEGMENT_BYTES), Bare(directory / "bare")
@@ -215,8 +215,8 @@ def journal_figures(
     with Files(directory / "disk") as files:
         done = []
         for _ in range(rounds + 1):
-            done.append(one_round(journal, groups, bare, files, said, seconds))
-            on_round()
+            done.append(one_round(journal, groups, bare, files, made, seconds))
+            on_round(done[-1].turns_per_s)
         del done[0]
     journal.close()
     bare.close()
@@ -229,5 +229,5 @@ def journal_figures(
         "group_commit_turns_per_s": statistics.median(each.bare_turns_per_s for each in done),
         "disk_alone_turns_per_s": statistics.median(each.disk_turns_per_s for each in done),
         "turns_per_group": statistics.median(each.group for each in done),
-        "turn_bytes": statistics.mean(len(encode(each)) for each in said),
+        "turn_bytes": statistics.mean(len(encode(each)) for each in made),
     }

@@ -1,4 +1,4 @@
-"""The gradient of SDPO's loss four ways: ours, the authors', TRL's own code, and one sequence at a time for reference.
+"""The gradient of the SDPO loss in four implementations: ours, the authors', TRL's, and one sequence at a time.
 
 Each returns `step(examples) -> loss`, which adds the gradient of L = -mean_sequences mean_tokens A log p to the
 parameters. Live teacher, sampled tokens, no bound, no correction.
@@ -77,7 +77,7 @@ def authors(model: Any, work: Workload, *, online: bool = False) -> Step:
 def trl(model: Any, work: Workload) -> Step:
     """SDPOTrainer's own methods of TRL 1.16: the logits of the last C + 1 positions of a padded batch.
 
-    `loss_type` of a trainer that does nothing but distil is a mean over tokens, then over sequences, as here.
+    With distillation alone, the trainer's `loss_type` is a mean over tokens, then over sequences, as here.
     """
     from trl.experimental.sdpo.sdpo_trainer import SDPOTrainer
 
@@ -92,7 +92,7 @@ def trl(model: Any, work: Workload) -> Step:
         accelerator = SimpleNamespace(gather=lambda tensor: tensor)
 
         def _log_self_distillation_metric(self, mode: str, value: float) -> None:
-            """Part of the trainer's step, with nobody to read it here."""
+            """Called by the trainer's step; the metric is not used here."""
 
     trainer = Trainer()
 

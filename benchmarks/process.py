@@ -1,9 +1,8 @@
-"""One implementation in a process of its own: a step whenever the parent asks, its time and its memory.
+"""One implementation in a separate process: it runs a step on request and reports time and memory.
 
 Extra memory is what a step needs beyond the weights and their gradients. On a CPU: the highest resident size during
-any step (VmHWM, set back before each through /proc/self/clear_refs), less the resident size when the weights and
-gradients were there and one step over a single short example had loaded all code. On a GPU: the same of torch's
-allocator.
+a step (VmHWM, reset before each through /proc/self/clear_refs), minus the resident size once weights and gradients are
+allocated and one step over a single short example has loaded all code. On a GPU: the same of torch's allocator.
 """
 
 import ctypes
@@ -24,8 +23,8 @@ from workload import Workload, batch, model, trained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """One step."""
+class StepCost:
+    """Time, loss and extra memory of one step."""
 
     seconds: float
     loss: float
@@ -33,7 +32,7 @@ class Taken:
 
 
 class Implementation:
-    """A fresh process that holds the model. Raises RuntimeError where it fails or is killed."""
+    """A new process that holds the model. Its methods raise RuntimeError where it fails or is killed."""
 
     def __init__(self, name: str, work: Workload) -> None:
         self.name = name
@@ -43,21 +42,21 @@ class Implementation:
         self._process.start()
         theirs.close()
 
-    def step(self) -> Taken:
-        taken: Taken = self._ask(("step", None))
-        return taken
+    def step(self) -> StepCost:
+        cost: StepCost = self._request(("step", None))
+        return cost
 
     def cosine(self, gradient: Path) -> float:
-        """Of the last step's gradient and the one in a file."""
-        return float(self._ask(("cosine", gradient)))
+        """Cosine between the last step's gradient and the one in the file."""
+        return float(self._request(("cosine", gradient)))
 
     def save(self, gradient: Path) -> None:
         """Write the last step's gradient."""
-        self._ask(("save", gradient))
+        self._request(("save", gradient))
 
     def matmul_tflops(self) -> float:
-        """What one large product of matrices reaches on this device, in the precision of the model."""
-        return float(self._ask(("matmul", None)))
+        """Rate of one large matrix product on this device, in the precision of the model."""
+        return float(self._request(("matmul", None)))
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +65,7 @@ class Implementation:
         self._pipe.close()
         self._process.join(timeout=60)
 
-    def _ask(self, request: tuple[str, Path | None]) -> Any:
+    def _request(self, request: tuple[str, Path | None]) -> Any:
         # A process that failed to start has left its reason in the pipe.
         with suppress(BrokenPipeError, ConnectionResetError):
             self._pipe.send(request)
@@ -93,7 +92,7 @@ def _serve(pipe: Connection, name: str, work: Workload) -> None:
         examples = batch(work)
         parameters = trained(policy)
         for each in parameters:
-            # Written to, so that the pages are there.
+            # Written to, so that its pages are resident.
             each.grad = torch.empty_like(each).zero_()
         step(batch(_short(work)))
         before = _resident(work.device)
@@ -108,7 +107,7 @@ def _serve(pipe: Connection, name: str, work: Workload) -> None:
         try:
             match order:
                 case "step":
-                    pipe.send(_taken(step, examples, parameters, before, work.device))
+                    pipe.send(_measure(step, examples, parameters, before, work.device))
                 case "save":
                     torch.save([each.grad.float() for each in parameters], path)
                     pipe.send(True)
@@ -120,24 +119,24 @@ def _serve(pipe: Connection, name: str, work: Workload) -> None:
             pipe.send(traceback.format_exc())
 
 
-def _taken(
+def _measure(
     step: Callable[[Sequence[Any]], float],
     examples: Sequence[Any],
     parameters: Sequence[Any],
     before: float,
     device: str,
-) -> Taken:
+) -> StepCost:
     import torch
 
     for each in parameters:
         each.grad.zero_()
-    _forget_peak(device)
+    _reset_peak(device)
     began = time.perf_counter()
     loss = step(examples)
     if device == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    return Taken(seconds=seconds, loss=loss, extra_mib=_peak(device) - before)
+    return StepCost(seconds=seconds, loss=loss, extra_mib=_peak(device) - before)
 
 
 def _short(work: Workload) -> Workload:
@@ -154,7 +153,7 @@ def _resident(device: str) -> float:
     return _status("VmRSS")
 
 
-def _forget_peak(device: str) -> None:
+def _reset_peak(device: str) -> None:
     import torch
 
     if device == "cuda":

@@ -1,4 +1,4 @@
-"""What the benchmark of a step says of a run: results, the machine, tables for the screen and for docs/results."""
+"""Results of the step benchmark, the description of the machine, and tables for the terminal and for docs/results."""
 
 import os
 import platform
@@ -16,23 +16,23 @@ from workload import Workload, batch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One implementation; times are medians over its steps."""
+    """Figures of one implementation; times are medians over its steps."""
 
     step_s: float
     response_tokens_per_s: float
     tokens_per_s: float
-    """Of x and y, without padding."""
+    """Tokens of x and y, without padding."""
     utilisation: float
-    """Useful flops over those of one large product of matrices on this device, in this run."""
+    """Rate of useful flops over that of one large matrix product on this device, in this run."""
     extra_mib: float
-    """`process` says beyond what; the highest of all steps."""
+    """Memory beyond what `process` defines as the base; the highest of all steps."""
     loss: float
     grad_cosine: float
     steps_s: list[float]
 
 
 def speed_up(results: dict[str, Result], other: str) -> float:
-    """Ours over another, as the median over turns."""
+    """Time of the other implementation over ours: the median over rounds."""
     return median(theirs / ours for ours, theirs in zip(results["ours"].steps_s, results[other].steps_s, strict=True))
 
 
@@ -58,7 +58,7 @@ def rows(results: dict[str, Result]) -> list[tuple[str, ...]]:
 
 
 def described(work: Workload) -> dict[str, Any]:
-    """The batch in numbers: its padding is what the peers compute for nothing."""
+    """The batch in numbers, with the padding that the other implementations compute and discard."""
     examples = batch(work)
     contexts = [len(each.prompt_ids) for each in examples]
     responses = [len(each.response_ids) for each in examples]
@@ -100,14 +100,14 @@ def commit() -> str:
 
 
 def show(table: Sequence[tuple[str, ...]]) -> None:
-    """On the screen."""
+    """Print the table."""
     drawn = Table(*table[0])
     for row in table[1:]:
         drawn.add_row(*row)
-    Console(width=120).print(drawn)
+    Console(width=150).print(drawn)
 
 
 def as_markdown(table: Sequence[tuple[str, ...]]) -> str:
-    """As in docs/results."""
+    """The table in Markdown, as in docs/results."""
     head, *rest = ("| " + " | ".join(row) + " |" for row in table)
     return "\n".join([head, "|" + "---|" * len(table[0]), *rest])

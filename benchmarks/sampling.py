@@ -1,8 +1,8 @@
-"""What a draw costs a row, however many there are: 100 thousand, one million, five million.
+"""Cost of a draw per row, over table sizes: 100 thousand, one million, five million rows.
 
-The rows are made up: light columns as the table `interactions` gives them, a hundredth of them of the same second as
-another, one user for twenty rows. All of the draw's rules are on. The sizes take turns in one process, so that whatever
-else the machine does meets all of them; medians. `benchmarks/capture.py` calls `measure` and `growth`.
+The rows are synthetic: light columns as the table `interactions` gives them, a hundredth of them with the same time as
+another, twenty rows a user. All rules of the draw are on. The sizes alternate in one process, so that other load on the
+machine affects all of them; figures are medians. `benchmarks/capture.py` calls `measure` and `growth`.
 """
 
 import statistics
@@ -18,8 +18,8 @@ from sdpo_ray.curate.sampling import LIGHT_COLUMNS, draw
 
 SIZES = (100_000, 1_000_000, 5_000_000)
 ROUNDS = 7
-_ROWS_A_TURN = 1_000_000
-"""A small table is drawn from several times in its turn."""
+ROWS_A_MEASUREMENT = 1_000_000
+"""Rows that one measurement reads at least: a small table is drawn from several times."""
 _ROWS_A_BATCH = 1_000
 _ROWS_A_CHUNK = 50_000
 
@@ -33,18 +33,22 @@ class Cost:
 
 
 def measure(
-    sizes: Sequence[int] = SIZES, *, rounds: int = ROUNDS, on_turn: Callable[[], None] = lambda: None
+    sizes: Sequence[int] = SIZES,
+    *,
+    rounds: int = ROUNDS,
+    min_rows: int = ROWS_A_MEASUREMENT,
+    on_draw: Callable[[Cost], None] = lambda cost: None,
 ) -> list[Cost]:
     """Median cost of a draw by size; needs about 250 bytes of memory for each of the rows of all sizes."""
     tables = [light(size) for size in sizes]
     taken: list[list[float]] = [[] for _ in sizes]
     for seed in range(rounds + 1):
         for table, seconds in zip(tables, taken, strict=True):
-            found = _a_row(table, seed)
+            found = _seconds_a_row(table, seed, min_rows)
             # The first round loads code and pages.
             if seed:
                 seconds.append(found)
-            on_turn()
+            on_draw(Cost(num_rows=table.num_rows, ns_a_row=1e9 * found))
     return [
         Cost(num_rows=size, ns_a_row=1e9 * statistics.median(seconds))
         for size, seconds in zip(sizes, taken, strict=True)
@@ -52,7 +56,7 @@ def measure(
 
 
 def growth(costs: Sequence[Cost]) -> float:
-    """How many times what a row costs in the smallest table it costs in the largest."""
+    """Cost per row in the largest table over that in the smallest."""
     ordered = sorted(costs, key=lambda cost: cost.num_rows)
     return ordered[-1].ns_a_row / ordered[0].ns_a_row
 
@@ -76,10 +80,10 @@ def light(num_rows: int, *, seed: int = 0) -> pa.Table:
     return pa.Table.from_batches(whole.to_batches(max_chunksize=_ROWS_A_CHUNK))
 
 
-def _a_row(table: pa.Table, seed: int) -> float:
-    """Seconds a row."""
+def _seconds_a_row(table: pa.Table, seed: int, min_rows: int) -> float:
+    """Seconds per row of one draw, the mean of as many draws as read `min_rows` rows."""
     config = CurateConfig(tenant_mix={"acme": 0.5, "globex": 0.1}, replay_share=0.25, max_age_versions=8)
-    times = max(1, _ROWS_A_TURN // table.num_rows)
+    times = max(1, min_rows // table.num_rows)
     began = time.perf_counter()
     for each in range(times):
         plan = draw(

@@ -1,6 +1,6 @@
-"""What a step of ours costs as the batch grows, and what memory it takes as the vocabulary grows.
+"""Time of our step over the batch size, and its memory over the size of the vocabulary.
 
-Small models, so that sizes up to 64k tokens and 256k words fit a laptop; each point has a process of its own.
+The models are small, so that 64k tokens and a vocabulary of 256k fit a laptop; each point has its own process.
 """
 
 import math
@@ -31,7 +31,7 @@ _WORK = Workload(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One size. `tokens` are those of x and y; `logits_mib` is what all logits of y in fp32 would take at once."""
+    """One size. `tokens` are those of x and y; `logits_mib` is the size of all logits of y in fp32 at once."""
 
     tokens: int
     scored: int
@@ -72,7 +72,7 @@ def measure(work: Workload) -> Point:
 
 
 def slope(points: list[Point]) -> float:
-    """Least-squares exponent of seconds over tokens: 1 is linear."""
+    """Least-squares exponent of seconds over tokens; 1 is linear."""
     logs = [(math.log(point.tokens), math.log(point.seconds)) for point in points]
     x, y = (sum(column) / len(logs) for column in zip(*logs, strict=True))
     return float(sum((a - x) * (b - y) for a, b in logs) / sum((a - x) ** 2 for a, _ in logs))
@@ -155,7 +155,7 @@ def split(points: list[Point]) -> tuple[list[Point], list[Point], list[Point]]:
 
 
 def _of_tokens(work: Workload, tokens: int) -> Workload:
-    """The smallest batch of at least so many tokens of x and y."""
+    """`work` with the smallest batch of at least `tokens` tokens of x and y."""
     # A batch is the beginning of every larger one.
     size = 1
     while True:
@@ -168,5 +168,5 @@ def _of_tokens(work: Workload, tokens: int) -> Workload:
 
 
 def record(points: list[Point]) -> dict[str, object]:
-    """For the JSON file."""
+    """The part of the JSON file about scaling."""
     return {"slope": slope(split(points)[0]), "points": [asdict(point) for point in points]}

@@ -1,8 +1,9 @@
 """One step of the learner against the authors' style and TRL's: python benchmarks/sdpo_step.py --json step.json
 
-Same random weights and token ids for all; a step is both passes and the backward over one batch, without the
-optimizer. Each implementation has a fresh process of one thread; they step in turns, so that whatever else the machine
-does hits all of them, and ratios are medians over turns. Gradients are compared to a reference of higher precision.
+All use the same random weights and token ids; a step is both passes and the backward over one batch, without the
+optimizer. Each implementation has its own process of one thread; their steps alternate, so that other load on the
+machine affects all of them, and ratios are medians over rounds. Gradients are compared to a reference of higher
+precision. The default takes about two minutes on a CPU; `--linear` adds about five.
 """
 
 import json
@@ -17,9 +18,9 @@ from typing import Annotated, Any, Literal
 
 import scaling
 import typer
-from process import Implementation, Taken
+from process import Implementation, StepCost
+from progress import Steps
 from report import Result, as_markdown, commit, described, machine, rows, show, speed_up
-from rich.progress import track
 from workload import ENVIRONMENT, SHAPES, Workload, batch, useful_flops
 
 NAMES = ("ours", "trl", "authors")
@@ -28,7 +29,7 @@ PLOT = Path(__file__).parents[1] / "docs" / "results" / "sdpo_step_scaling.png"
 
 
 def compare(work: Workload, names: Sequence[str], repeats: int) -> tuple[dict[str, Result], float]:
-    """Every implementation's result, and the reference's loss."""
+    """The result of every implementation, and the loss of the reference."""
     examples = batch(work)
     scored = sum(len(each.response_ids) for each in examples)
     tokens = scored + sum(len(each.prompt_ids) for each in examples)
@@ -38,12 +39,14 @@ def compare(work: Workload, names: Sequence[str], repeats: int) -> tuple[dict[st
             reference_loss = exact.step().loss
             exact.save(gradient)
         running = {name: open_ones.enter_context(Implementation(name, work)) for name in names}
-        taken: dict[str, list[Taken]] = {name: [] for name in names}
-        for turn in track(range(WARM_UPS + repeats), description="turns"):
-            for name, each in running.items():
-                step = each.step()
-                if turn >= WARM_UPS:
-                    taken[name].append(step)
+        taken: dict[str, list[StepCost]] = {name: [] for name in names}
+        with Steps("step", (WARM_UPS + repeats) * len(names)) as progress:
+            for number in range(WARM_UPS + repeats):
+                for name, each in running.items():
+                    step = each.step()
+                    progress.done(f"{name}: {step.seconds:.2f} s{', warm-up' if number < WARM_UPS else ''}")
+                    if number >= WARM_UPS:
+                        taken[name].append(step)
         peak_flops = running["ours"].matmul_tflops() * 1e12
         cosines = {name: each.cosine(gradient) for name, each in running.items()}
     flops = useful_flops(work, examples)
@@ -64,25 +67,29 @@ def compare(work: Workload, names: Sequence[str], repeats: int) -> tuple[dict[st
 
 
 def main(
-    shape: Annotated[Literal["smoke", "tiny", "qwen3-4b", "qwen3-8b"], typer.Option(help="Of the model.")] = "tiny",
+    shape: Annotated[
+        Literal["smoke", "tiny", "qwen3-4b", "qwen3-8b"], typer.Option(help="Shape of the model.")
+    ] = "tiny",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="fp32 on a CPU, bf16 on a GPU.")] = "cpu",
     lora: Annotated[int, typer.Option(help="Rank of the adapter; 0 trains all parameters.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Sequences a step; 0 takes 8 on a CPU and 32 on a GPU.")] = 0,
-    scale: Annotated[float, typer.Option(help="Of all lengths; 0 takes 0.12 on a CPU and 1 on a GPU.")] = 0.0,
+    scale: Annotated[float, typer.Option(help="Factor of all lengths; 0 takes 0.12 on a CPU and 1 on a GPU.")] = 0.0,
     spread: Annotated[float, typer.Option(help="Sigma of the log-normal lengths; 0 leaves nothing to pad.")] = 0.6,
-    repeats: Annotated[int, typer.Option(help="Turns after two warm-ups.", min=1)] = 5,
-    max_tokens: Annotated[int, typer.Option(help="Of one micro-batch of ours.")] = 4096,
-    logits_mib: Annotated[int, typer.Option(help="Logits of ours that exist at a time.")] = 128,
+    repeats: Annotated[int, typer.Option(help="Steps of each after two warm-ups.", min=1)] = 5,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of one micro-batch of ours.")] = 4096,
+    logits_mib: Annotated[int, typer.Option(help="Size of the logits of ours at a time.")] = 128,
     peer_micro_batch: Annotated[
         int, typer.Option(help="Sequences of one micro-batch of the others; 0 takes 8 on a CPU and 2 on a GPU.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Of weights, token ids and lengths.")] = 0,
-    online: Annotated[bool, typer.Option(help="Also the authors' online trainer, with its third pass.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of weights, token ids and lengths.")] = 0,
+    online: Annotated[
+        bool, typer.Option(help="Also measure the authors' online trainer, with its third pass.")
+    ] = False,
     linear: Annotated[
-        bool, typer.Option(help=f"Also cost over tokens and memory over vocabulary, drawn to {PLOT.name}.")
+        bool, typer.Option(help=f"Also measure cost over tokens and memory over vocabulary, drawn to {PLOT.name}.")
     ] = False,
     budget_up_to: Annotated[
-        int, typer.Option(help="Also the largest micro-batch that fits, up to so many tokens.")
+        int, typer.Option(help="Also find the largest micro-batch that fits, up to so many tokens.")
     ] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
@@ -125,7 +132,11 @@ def main(
         record["largest_token_budget"] = scaling.largest_budget(work, budget_up_to)
         tables[1].append(("largest_token_budget", str(record["largest_token_budget"])))
     if linear:
-        points = [scaling.measure(size) for size in track(scaling.sizes(), description="sizes")]
+        points, sizes = [], scaling.sizes()
+        with Steps("sizes", len(sizes)) as progress:
+            for size in sizes:
+                points.append(scaling.measure(size))
+                progress.done(f"{points[-1].tokens} tokens, {points[-1].seconds:.2f} s")
         scaling.draw(points, PLOT)
         record["scaling"] = scaling.record(points)
         tables += scaling.tables(points)

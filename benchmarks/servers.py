@@ -1,4 +1,4 @@
-"""The servers that are compared: bare vLLM and ours, same model and engine; and what each of their processes uses."""
+"""The servers that are compared, bare vLLM and ours, and the CPU time of their processes."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ class Server:
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """None of its processes runs meanwhile: what a server does when nobody asks costs the others nothing."""
+        """Suspend all processes of the server, so that its idle work costs the others nothing."""
         self._each(psutil.Process.suspend)
         try:
             yield
@@ -56,7 +56,7 @@ class Server:
         return [root, *root.children(recursive=True)]
 
     def replica_url(self) -> str:
-        """Where the replica's own HTTP server listens, behind HAProxy."""
+        """The address of the replica's HTTP server, behind HAProxy. Raises LookupError where no replica listens."""
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if self._part(process) == "server":
@@ -104,9 +104,9 @@ def make_policy(path: Path) -> Path:
 
 @contextlib.contextmanager
 def bare(model: Path, log: Path, *, tuned: bool) -> Iterator[Server]:
-    """`vllm serve` with the limits of ours: `tuned` as ours is, or as it comes.
+    """`vllm serve` with our limits; `tuned` gives it our executor and environment too.
 
-    As it comes, vLLM runs a worker in a process of its own on a CPU, and chooses its threads and their cores.
+    By default vLLM on a CPU runs its worker in a separate process, and chooses threads and cores itself.
     """
     run = load_run(RECIPE)
     port = free_port()
@@ -119,7 +119,7 @@ def bare(model: Path, log: Path, *, tuned: bool) -> Iterator[Server]:
         argv += ["--distributed-executor-backend", "uni"]
         environment = os.environ | CPU_ENV | ENGINE_ENV
     else:
-        # Nothing is downloaded or reported here, and the compiler that vLLM's defaults ask for is not at hand.
+        # No downloads, no usage reports; and the compiler that vLLM's defaults need is not installed here.
         kept = {
             name: (CPU_ENV | ENGINE_ENV)[name]
             for name in ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "TORCH_COMPILE_DISABLE")

@@ -1,7 +1,7 @@
-"""The incremental stage alone: a real journal of 3 kB turns -> Delta tables -> admitted interactions, on Ray Data here.
+"""The curation stage alone: a journal of 3 kB turns -> Delta tables -> admitted interactions, on a local Ray Data.
 
-Every conversation has two turns, so half of the turns are answers that somebody reacted to. Ray, its workers and the
-code are warm, as in a wheel that turns for weeks; the journal is written before the clock starts.
+Every conversation has two turns, so half of the turns have a follow-up. Ray, its workers and the code are warm, as in a
+training loop that runs for weeks; the journal is written before the clock starts.
 `benchmarks/capture.py` runs it.
 """
 
@@ -23,28 +23,28 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import BASE_VERSION, Consent, FinishReason, Message, Role, Sampling, Turn, VersionSpan
 
 CHARS, TOKENS = 420, 64
-"""Of a question, an answer and a reaction each; ids and log-probs of each prompt and answer. About 3 kB in the log."""
+"""Characters of each message, and tokens of each prompt and answer: about 3 kB a turn in the log."""
 CURATE = CurateConfig(max_per_user_hour=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Seconds for one backlog, and where they went."""
+    """Seconds for one backlog, by step."""
 
     num_turns: int
     num_interactions: int
-    ship_s: float
+    ingest_s: float
     index_s: float
     decide_s: float
 
     @property
     def rows_per_s(self) -> float:
-        """Turns."""
-        return self.num_turns / (self.ship_s + self.index_s + self.decide_s)
+        """Turns a second."""
+        return self.num_turns / (self.ingest_s + self.index_s + self.decide_s)
 
 
-def measure(num_turns: int, rounds: int, on_round: Callable[[], None] = lambda: None) -> list[Stage]:
-    """Each round on a run of its own, from an empty table. Starts Ray where it is not up."""
+def measure(num_turns: int, rounds: int, on_round: Callable[[Stage], None] = lambda stage: None) -> list[Stage]:
+    """Curate `num_turns` turns in each round, from empty tables. Starts Ray unless it runs."""
     import ray
 
     if not ray.is_initialized():
@@ -53,7 +53,7 @@ def measure(num_turns: int, rounds: int, on_round: Callable[[], None] = lambda: 
     done = []
     for _ in range(rounds):
         done.append(_once(num_turns))
-        on_round()
+        on_round(done[-1])
     return done
 
 
@@ -77,7 +77,7 @@ def _once(num_turns: int) -> Stage:
             max_bytes=CURATE.max_batch_mib << 20,
             erased=lambda event: False,
         )
-        shipped = time.perf_counter()
+        ingested = time.perf_counter()
         index(curator.turns, curator.pending)
         indexed = time.perf_counter()
         progress = curator.advance()
@@ -86,8 +86,8 @@ def _once(num_turns: int) -> Stage:
         return Stage(
             num_turns=num_turns,
             num_interactions=progress.interactions_total,
-            ship_s=shipped - began,
-            index_s=indexed - shipped,
+            ingest_s=ingested - began,
+            index_s=indexed - ingested,
             decide_s=done - indexed,
         )
 
@@ -100,7 +100,7 @@ def _write(layout: Layout, num_turns: int) -> None:
 
 
 def _turns(num_turns: int) -> Iterator[Turn]:
-    """Conversations of two turns; the first question of each is its own."""
+    """Conversations of two turns, each with a different first question."""
     rng = random.Random(7)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(2000)]
     now_s = time.time() - 3600
@@ -111,10 +111,10 @@ def _turns(num_turns: int) -> Iterator[Turn]:
     for number in range(num_turns // 2):
         question = Message(role=Role.USER, content=f"{number} {text()}")
         first = _turn(f"{number:08d}-0", (question,), text(), rng, now_s)
-        said = Message(role=Role.ASSISTANT, content=first.response)
+        answer = Message(role=Role.ASSISTANT, content=first.response)
         yield first
         yield _turn(
-            f"{number:08d}-1", (question, said, Message(role=Role.USER, content=text())), text(), rng, now_s + 9
+            f"{number:08d}-1", (question, answer, Message(role=Role.USER, content=text())), text(), rng, now_s + 9
         )
 
 

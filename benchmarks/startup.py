@@ -1,13 +1,14 @@
-"""From nothing to the first token: ours on Ray Serve against `vllm serve`, same model, in turns in one run.
+"""Time from start to the first answer: ours on Ray Serve against `vllm serve`, same model, alternating in one run.
 
     PYTHONPATH=. python benchmarks/startup.py --rounds 3 --json startup.json
 
-Both serve the tiny policy in fp32 on the CPU with a small KV cache, and are done when a stock chat request has
-its first answer. Ours is timed twice: from deploying on a Ray cluster that is up, and with the cluster's own
-start. `vllm serve` runs as its documentation says for this model and these limits (`--enforce-eager`, no
-compilation); it is called by its module, since the CPU distribution's name breaks the `vllm` command.
+Both serve the tiny policy in fp32 on the CPU with a small KV cache, and count as started when a chat request is
+answered. Ours is timed twice: from deploying on a running Ray cluster, and including the cluster's start. `vllm serve`
+runs as its documentation says for this model and these limits (`--enforce-eager`, no compilation); it is started by its
+module, since the name of the CPU distribution breaks the `vllm` command.
 
-The budget says where our seconds go, by what the replica notes in its log while it starts (`serve/lifecycle/startup_timer.py`).
+The budget shows what our seconds are spent on, from what the replica logs while it starts
+(`serve/lifecycle/startup_timer.py`). A round takes about a minute; the default is three.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from progress import Steps
 from report import as_markdown, show
 
 from sdpo_ray.cluster.local_cluster import LocalCluster, free_port, stop_tree
@@ -36,9 +38,9 @@ RECIPE = REPOSITORY / "jobs" / "recipes" / "laptop.toml"
 TIMEOUT_S = 300
 PHASES = {
     "ray": "Ray itself: head node, dashboard",
-    "deploy": "Serve's controller and HAProxy; a worker is asked for",
+    "deploy": "Serve's controller and HAProxy, until a worker starts",
     "process": "the replica's process: Python, Ray",
-    "imports": "vLLM and torch, while the engine's process imports them beside it",
+    "imports": "vLLM and torch, in the replica and in the engine's process at once",
     "engine": "vLLM's engine: weights, KV cache",
     "policy": "tokenizer, known prompt's log-probs, release verified",
     "app": "vLLM's OpenAI application and ours around it",
@@ -48,14 +50,14 @@ PHASES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """One start of ours. Seconds."""
+    """One start of ours, in seconds."""
 
     deployed_s: float
     """From deploying to the first answer."""
     with_ray_s: float
     """The same, from starting Ray."""
     phases: dict[str, float]
-    """By `PHASES`; they add up to `with_ray_s`."""
+    """Seconds by the keys of `PHASES`; they add up to `with_ray_s`."""
 
 
 def first_answer(url: str, began: float) -> float:
@@ -104,14 +106,14 @@ def ours(log: Path) -> Start:
             began, began_at_s = time.monotonic(), time.time()
             deploy(cluster.dashboard, run, RECIPE, overrides, only=("policy",), wait=False)
             deployed_s = first_answer(run.serve.url, began)
-            noted = replica_start(cluster.logs / "serve")
-            phases = {"ray": began - started, "deploy": noted["began_at_s"] - began_at_s, **noted["phases"]}
+            logged = replica_start(cluster.logs / "serve")
+            phases = {"ray": began - started, "deploy": logged["began_at_s"] - began_at_s, **logged["phases"]}
             phases["first answer"] = began - started + deployed_s - sum(phases.values())
             return Start(deployed_s=deployed_s, with_ray_s=began - started + deployed_s, phases=phases)
 
 
 def replica_start(logs: Path) -> dict[str, Any]:
-    """What the one replica noted of its start. Waits until Ray Serve has written it."""
+    """The start record in the replica's log. Waits until Ray Serve has written it."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for file in logs.glob("replica_*.log"):
@@ -119,29 +121,30 @@ def replica_start(logs: Path) -> dict[str, Any]:
                 if '"phases"' in line:
                     return json.loads(line)
         time.sleep(0.2)
-    raise TimeoutError(f"no replica noted its start in {logs}")
+    raise TimeoutError(f"no replica logged its start in {logs}")
 
 
 def budget(starts: list[Start]) -> list[tuple[str, ...]]:
     """The table of medians, its head first."""
     rows = [("phase", "s", "what it is")]
-    for phase, words in PHASES.items():
-        rows.append((phase, f"{statistics.median(start.phases[phase] for start in starts):.1f}", words))
+    for phase, description in PHASES.items():
+        rows.append((phase, f"{statistics.median(start.phases[phase] for start in starts):.1f}", description))
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="starts of each, in turns")
+    parser.add_argument("--rounds", type=int, default=3, help="starts of each, alternating")
     parser.add_argument("--json", type=Path, help="also write the medians and the ratio here")
     arguments = parser.parse_args()
     log = Path(tempfile.mkstemp(suffix=".log")[1])
     bares, starts = [], []
-    for number in range(arguments.rounds):
-        bares.append(vllm_serve(log))
-        starts.append(ours(log))
-        words = f"ours {starts[-1].deployed_s:.1f} s, with Ray's start {starts[-1].with_ray_s:.1f} s"
-        print(f"round {number + 1}: vllm serve {bares[-1]:.1f} s, {words}", flush=True)
+    with Steps("startup", 2 * arguments.rounds) as steps:
+        for _ in range(arguments.rounds):
+            bares.append(vllm_serve(log))
+            steps.done(f"vllm serve {bares[-1]:.1f} s")
+            starts.append(ours(log))
+            steps.done(f"ours {starts[-1].deployed_s:.1f} s, with Ray's start {starts[-1].with_ray_s:.1f} s")
     bare = statistics.median(bares)
     deployed = statistics.median(start.deployed_s for start in starts)
     with_ray = statistics.median(start.with_ray_s for start in starts)

@@ -1,26 +1,28 @@
-"""Promotions under load: what users notice of them.
+"""Promotions under load: their effect on latency, failures and version consistency.
 
     PYTHONPATH=. python benchmarks/swap.py --json docs/results/swap.json
 
-Sixteen clients, half of them streaming, ask one question after the other. Time goes in rounds: first nothing is
-promoted, then four releases, one every `--every` seconds, for as long. Answers end where the policy ends them, after 64
-tokens at the latest. The time to the first token is that of streams, from sending the request to the first piece of
-text; its p99 is over all streams of the times without promotions, and of the times with them. Every response is held
-against its turn in the journal: one version in all spans, the one in the header. `stall_s` is the longest that a swap
-held requests.
+Sixteen clients, half of them streaming, send one request after the other. A round has two halves of equal length:
+first without promotions, then with four, one every `--every` seconds. Answers end where the policy ends them, after
+64 tokens at the latest. The time to the first token (TTFT) of a stream is from sending the request to the first piece
+of text; its p99 is over all streams of the halves without promotions, and of the halves with them. Every response is
+compared with its turn in the journal: one version in all spans, equal to the header's. `stall_s` is the longest time
+that a swap held requests.
 
-Few requests meet a promotion where promotions are rare, so the same p99 is also told for the second after each
+Few requests meet a promotion where promotions are rare, so the same p99 is also reported for the second after each
 promotion alone (`near_ttft_p99_ratio`).
+
+The default takes about six minutes: one replica, by whole weights and by adapter. `--long` adds two replicas and takes
+five rounds instead of three: about 14 minutes.
 """
 
 import argparse
 import asyncio
 import json
-import math
 import tempfile
 import time
 from bisect import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ from typing import Any
 import aiohttp
 import httpx
 import uvloop
+from comparison import percentile
+from progress import Steps
 from report import as_markdown, commit, machine, show
 from startup import RECIPE
 
@@ -55,49 +59,49 @@ PROMPTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """One request and what came of it."""
+    """One request and its outcome."""
 
     sent_s: float
     """On the monotonic clock."""
     ttft_s: float | None
-    """None for plain answers and for what failed."""
+    """None for plain answers and for failures."""
     version: str
     turn_id: str
     error: str = ""
 
 
 class Clients:
-    """A constant load: each client asks again as soon as it has its answer. They share a thread of their own."""
+    """A constant load: each client sends its next request once the last is answered. All share one thread."""
 
     def __init__(self, url: str) -> None:
         self._url = f"{url}/v1/chat/completions"
         self._stopped = False
         self._pool = ThreadPoolExecutor(1)
-        self._heard = self._pool.submit(lambda: uvloop.run(self._talk_all()))
+        self._replies = self._pool.submit(lambda: uvloop.run(self._run_all()))
 
     def end(self) -> list[Reply]:
-        """Let each client hear its last answer; all of them."""
+        """Stop after the answers under way; the replies to all requests."""
         self._stopped = True
-        return self._heard.result()
+        return self._replies.result()
 
-    async def _talk_all(self) -> list[Reply]:
+    async def _run_all(self) -> list[Reply]:
         connector = aiohttp.TCPConnector(limit=CLIENTS)
         headers = {"content-type": "application/json"}
         async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
-            seats = await asyncio.gather(*(self._talk(session, seat) for seat in range(CLIENTS)))
-        return [reply for seat in seats for reply in seat]
+            replies = await asyncio.gather(*(self._run(session, client) for client in range(CLIENTS)))
+        return [reply for each in replies for reply in each]
 
-    async def _talk(self, session: aiohttp.ClientSession, seat: int) -> list[Reply]:
+    async def _run(self, session: aiohttp.ClientSession, client: int) -> list[Reply]:
         replies: list[Reply] = []
         while not self._stopped:
-            replies.append(await self._ask(session, seat, len(replies)))
+            replies.append(await self._send(session, client, len(replies)))
         return replies
 
-    async def _ask(self, session: aiohttp.ClientSession, seat: int, number: int) -> Reply:
-        stream = seat % 2 == 0
+    async def _send(self, session: aiohttp.ClientSession, client: int, number: int) -> Reply:
+        stream = client % 2 == 0
         body = {
             "model": "policy",
-            "messages": [{"role": "user", "content": PROMPTS[(seat + number) % len(PROMPTS)]}],
+            "messages": [{"role": "user", "content": PROMPTS[(client + number) % len(PROMPTS)]}],
             "max_tokens": MAX_TOKENS,
             "temperature": 1.0,
             "stream": stream,
@@ -118,7 +122,7 @@ class Clients:
 
 
 def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
-    """Releases to promote, the base not among them."""
+    """`NUM_POLICIES` releases to promote, from the version after the base on."""
     import torch
     from safetensors.torch import load_file
 
@@ -163,7 +167,10 @@ def policies(run: Run, folder: Path, *, adapters: bool) -> list[Release]:
 
 
 def promote(url: str, layout: Layout, release: Release, *, replicas: int) -> float:
-    """Move the pointer, wait until every replica serves it; the longest stall that they speak of."""
+    """Move the release pointer and wait until every replica serves it; the longest stall that a replica reports.
+
+    Raises RuntimeError where a replica refuses it, or does not serve it within a minute.
+    """
     write_json(layout.release_pointer, release)
     in_a_row, stall = 0, 0.0
     deadline = time.monotonic() + 60
@@ -179,13 +186,8 @@ def promote(url: str, layout: Layout, release: Release, *, replicas: int) -> flo
     return stall
 
 
-def percentile(values: Iterable[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
-
-
 def mixed(layout: Layout, run: Run, replies: Sequence[Reply]) -> int:
-    """Responses whose turn names several versions, or another than the header."""
+    """Number of responses whose turn names several versions, or another than the header."""
     events = open_log(layout, run.capture).poll({}, max_events=1 << 30, max_bytes=1 << 40).events
     turns = {event.turn_id: event for event in events if isinstance(event, Turn)}
     wrong = 0
@@ -196,8 +198,8 @@ def mixed(layout: Layout, run: Run, replies: Sequence[Reply]) -> int:
     return wrong
 
 
-def measure(mode: str, replicas: int, arguments: argparse.Namespace, log: Path) -> dict[str, Any]:
-    """One deployment under load: rounds of silence and promotions."""
+def measure(name: str, mode: str, replicas: int, arguments: argparse.Namespace, log: Path) -> dict[str, Any]:
+    """Figures of one deployment under load."""
     with tempfile.TemporaryDirectory(dir=arguments.disk) as folder:
         port = free_port()
         overrides = [f"root={folder}/run", f"serve.port={port}", f"serve.num_replicas={replicas}"]
@@ -207,25 +209,29 @@ def measure(mode: str, replicas: int, arguments: argparse.Namespace, log: Path) 
         layout = run.layout
         releases = policies(run, Path(folder) / "candidates", adapters=mode == "adapter")
         with LocalCluster(num_cpus=4, log=log) as cluster:
+            print(f"{name}: starting", flush=True)
             deploy(cluster.dashboard, run, RECIPE, overrides, only=("policy",))
             clients = Clients(run.serve.url)
             time.sleep(arguments.warm_up)
             began = time.monotonic()
             changes, promoted, stalls = [], [], []
-            for _ in range(arguments.rounds):
-                time.sleep(arguments.every * len(releases))
-                changes.append(time.monotonic())
-                for release in releases:
-                    promoted.append(time.monotonic())
-                    stalls.append(promote(run.serve.url, layout, release, replicas=replicas))
-                    time.sleep(max(0.0, promoted[-1] + arguments.every - time.monotonic()))
-                changes.append(time.monotonic())
+            with Steps(name, arguments.rounds * (1 + len(releases))) as steps:
+                for _ in range(arguments.rounds):
+                    time.sleep(arguments.every * len(releases))
+                    steps.done("no promotions")
+                    changes.append(time.monotonic())
+                    for release in releases:
+                        promoted.append(time.monotonic())
+                        stalls.append(promote(run.serve.url, layout, release, replicas=replicas))
+                        time.sleep(max(0.0, promoted[-1] + arguments.every - time.monotonic()))
+                        steps.done(f"v{release.policy_version} promoted, stall {stalls[-1]:.3f} s")
+                    changes.append(time.monotonic())
             replies = clients.end()
         streams = [(each.sent_s, each.ttft_s) for each in replies if each.ttft_s is not None]
-        heard = [(sent, ttft, bisect(changes, sent)) for sent, ttft in streams if began <= sent < changes[-1]]
-        before = [ttft for _, ttft, stretch in heard if stretch % 2 == 0]
-        during = [ttft for _, ttft, stretch in heard if stretch % 2 == 1]
-        near = [ttft for sent, ttft, _ in heard if any(0 <= sent - at < 1 for at in promoted)]
+        in_time = [(sent, ttft, bisect(changes, sent)) for sent, ttft in streams if began <= sent < changes[-1]]
+        before = [ttft for _, ttft, half in in_time if half % 2 == 0]
+        during = [ttft for _, ttft, half in in_time if half % 2 == 1]
+        near = [ttft for sent, ttft, _ in in_time if any(0 <= sent - at < 1 for at in promoted)]
         p99 = percentile(before, 0.99)
         errors = [each.error for each in replies if each.error]
         for error in errors[:5]:
@@ -271,31 +277,39 @@ def rows(figures: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     return found
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--long", action="store_true", help="two replicas besides one, and five rounds")
     parser.add_argument("--modes", nargs="+", choices=("in_place", "adapter"), default=("in_place", "adapter"))
-    parser.add_argument("--replicas", nargs="+", type=int, choices=(1, 2), default=(1, 2))
-    parser.add_argument("--rounds", type=int, default=5, help="each without promotions, then with four")
+    parser.add_argument("--replicas", nargs="+", type=int, choices=(1, 2), help="of the mode in_place")
+    parser.add_argument("--rounds", type=int, help="each without promotions, then with four")
     parser.add_argument("--every", type=float, default=5, help="seconds from one promotion to the next")
     parser.add_argument("--warm-up", type=float, default=10)
     parser.add_argument("--disk", type=Path, help="directory for the journal; default: that of temporary files")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
+    arguments.replicas = arguments.replicas or ((1, 2) if arguments.long else (1,))
+    arguments.rounds = arguments.rounds or (5 if arguments.long else 3)
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
     log = Path(tempfile.mkstemp(suffix=".log")[1])
-    print(f"Ray's words are in {log}", flush=True)
+    print(f"Ray logs to {log}", flush=True)
     figures: dict[str, dict[str, Any]] = {}
     for mode in arguments.modes:
         for replicas in arguments.replicas if mode == "in_place" else (1,):
             name = f"{mode}, {replicas}"
-            figures[name] = measure(mode, replicas, arguments, log)
+            figures[name] = measure(name, mode, replicas, arguments, log)
             print(name, json.dumps(figures[name]), flush=True)
     print(as_markdown(rows(figures)), flush=True)
     show(rows(figures))
     if arguments.json:
-        told: dict[str, Any] = dict(figures.get("in_place, 1", {}))
-        told |= {"two_replicas": figures.get("in_place, 2"), "adapter": figures.get("adapter, 1")}
-        told |= {"machine": machine("cpu"), "commit": commit(), "clients": CLIENTS, "max_tokens": MAX_TOKENS}
-        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+        record: dict[str, Any] = dict(figures.get("in_place, 1", {}))
+        record |= {"two_replicas": figures.get("in_place, 2"), "adapter": figures.get("adapter, 1")}
+        record |= {"machine": machine("cpu"), "commit": commit(), "clients": CLIENTS, "max_tokens": MAX_TOKENS}
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What is measured: models of Qwen3's shape with random weights, and batches of random token ids.
+"""Models of Qwen3's shape with random weights, and batches of random token ids.
 
-Both follow from a seed, so every process makes the same ones; no tokenizer and no download. Lengths are log-normal:
-prompts with a median of 600 tokens and at most 2000, responses with a median of 300 and at most 1024, and a hindsight
-block of 80. `scale` multiplies all of these, so that a CPU measures the same proportions.
+Both follow from a seed, so that every process makes the same ones; there is no tokenizer and no download. Lengths are
+log-normal: prompts with a median of 600 tokens and at most 2000, responses with a median of 300 and at most 1024, and
+a hindsight block of 80. `scale` multiplies all of these, so that a CPU measures the same proportions.
 """
 
 import math
@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
 }
-"""One thread a process, on any machine."""
+"""Environment of every process: one thread, no downloads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

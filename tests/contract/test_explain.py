@@ -16,6 +16,8 @@ from sdpo_ray.tables.delta_table import Table
 from tests.support.builders import interaction
 from tests.support.paths import CHECKPOINT, REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 CASES = REPOSITORY.parent / "shared" / "data" / "sdpo_signal_cases" / "signal_analysis_cases.json"
 PNG = b"\x89PNG\r\n"
 

@@ -1,4 +1,4 @@
-"""A committer that needs no Ray: event log -> `turns`, `feedback` -> `pending`, and what keeps those tables small."""
+"""A committer without Ray: event log -> `turns`, `feedback` -> `pending`, and maintenance of these tables."""
 
 import sys
 from pathlib import Path

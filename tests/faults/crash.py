@@ -1,4 +1,4 @@
-"""Processes that are killed at random and started again at once."""
+"""Processes that tests kill at random and restart."""
 
 import os
 import random
@@ -14,27 +14,27 @@ from tests.support.paths import REPOSITORY
 
 SEGMENT_BYTES = 64 << 10
 MAX_BYTES = 512 << 10
-"""Of the journal: so little that it is full at times."""
+"""Bound of the journal, small enough to be reached."""
 CURATE = CurateConfig(
     max_batch_turns=1000,
     max_batch_mib=1,
-    # Everybody says the same things, as fast as they can.
+    # All simulated users send the same texts, without pauses.
     max_per_user_hour=0,
     max_copies=1_000_000,
     snapshot_size=32,
     compact_every=10,
 )
 START_S = 180.0
-"""The longest that anything may take to come up: the machines are shared."""
+"""Longest time that a process may take to start: the machines are shared."""
 
 
 def ready(root: Path) -> None:
-    """Say that this process is at work."""
+    """Mark this process as started."""
     (root / "ready" / str(os.getpid())).touch()
 
 
 class Processes:
-    """Named processes of `python -m MODULE ROOT ...`; one that ends by itself is an error."""
+    """Named processes `python -m MODULE ROOT ...`; it is an error if one ends by itself."""
 
     def __init__(self, root: Path, commands: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -> None:
         self._root = root
@@ -60,7 +60,7 @@ class Processes:
             assert status is None, f"{name} ended with {status}:\n{self._output(name).read_text()[-4000:]}"
 
     def wait_for(self, name: str) -> None:
-        """Wait until the process is past its start."""
+        """Wait until the process has called `ready`."""
         at_work = self._root / "ready" / str(self._running[name].pid)
         deadline = time.monotonic() + START_S
         while not at_work.exists():
@@ -72,7 +72,7 @@ class Processes:
         process = self._running.pop(name)
         process.send_signal(signal.SIGKILL)
         assert process.wait(timeout=30) == -signal.SIGKILL
-        # Its number may be another's soon.
+        # The pid may be reused.
         (self._root / "ready" / str(process.pid)).unlink(missing_ok=True)
 
     def kill_all(self) -> None:
@@ -85,7 +85,7 @@ class Processes:
 
 
 def fresh_seed() -> int:
-    """`SDPO_FAULT_SEED` where it is set. Printed: pytest shows it where the test fails."""
+    """`SDPO_FAULT_SEED`, or a random seed. It is printed, so that pytest shows it with a failure."""
     seed = int(os.environ.get("SDPO_FAULT_SEED") or random.SystemRandom().randrange(1 << 31))
     print(f"SDPO_FAULT_SEED={seed}")
     return seed

@@ -1,4 +1,4 @@
-"""How often a fault is tried: as often as a push can wait for, or as often as it takes to trust the answer."""
+"""Number of repetitions of a fault: few by default, many in the slow lane (`SDPO_SLOW=1`)."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A replica without an engine: the real recorder and the real journal, under people who never stop talking."""
+"""A replica without an engine: the recorder and the journal, under simulated users who never stop."""
 
 import asyncio
 import sys
@@ -34,7 +34,7 @@ async def talk(replica: str, path: Path, recorder: Recorder, seat: int) -> None:
 
 
 async def ask(person: Person, recorder: Recorder, notes: Notes) -> bool:
-    """One message and its answer; whether there was a receipt."""
+    """Send one message and record its answer. Returns whether there was a receipt."""
     turn_id = f"turn-{uuid4().hex}"
     answer = person.answer(turn_id)
     follows = person.read[-1][0] if person.read else ""

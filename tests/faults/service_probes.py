@@ -1,4 +1,4 @@
-"""What a test sees of a standing service from outside: its processes, its metrics, and raw connections to it."""
+"""Probes of a running service: its processes, its metrics, and raw connections to it."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ import psutil
 from tests.support.serving import Served
 
 LONG = {"max_tokens": 400, "min_tokens": 400, "ignore_eos": True}
-"""As long an answer as the tiny policy can give."""
+"""Request fields of the longest answer that the tiny policy can give."""
 
 
 def chat(text: str = "What is the capital of France?", **more: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def engine_of(replica: psutil.Process) -> psutil.Process:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the processes behind the service hold."""
+    """File descriptors and memory of the processes of the service."""
 
     fds: int
     rss_mib: float
@@ -63,7 +63,7 @@ class Usage:
 
 
 def metric(served: Served, name: str) -> float:
-    """The sum of one of the metrics over its labels."""
+    """The sum of a metric over its labels."""
     page = httpx.get(f"{served.url}/metrics", timeout=60).text
     values = re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? (\S+)$", page, re.MULTILINE)
     assert values, f"there is no {name}"
@@ -71,7 +71,7 @@ def metric(served: Served, name: str) -> float:
 
 
 def is_idle(served: Served) -> bool:
-    """Whether the engine has nothing to do and holds no part of its cache for anybody."""
+    """Whether the engine has no requests and its cache is empty."""
     return all(
         metric(served, f"vllm:{name}") == 0
         for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
@@ -109,18 +109,18 @@ class Wire:
         await self.writer.drain()
 
     def drop(self) -> None:
-        """Hang up as a dead phone does: with a reset."""
+        """Close the connection with a reset."""
         wire = self.writer.get_extra_info("socket")
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
 
 async def at_most(limit: int, work: Iterable[Any]) -> list[Any]:
-    """Run the coroutines, so many at once."""
-    turnstile = asyncio.Semaphore(limit)
+    """Run the coroutines, at most `limit` at once."""
+    semaphore = asyncio.Semaphore(limit)
 
     async def one(coroutine: Any) -> Any:
-        async with turnstile:
+        async with semaphore:
             return await coroutine
 
     return await asyncio.gather(*(one(coroutine) for coroutine in work))

@@ -1,7 +1,7 @@
-"""People who talk to a replica, and what they know of it: which answer each of their messages reacts to.
+"""Simulated users of a replica, and notes of which answer each of their messages reacts to.
 
-What somebody says follows from their number, so people go on where they were when their replica is killed. A request
-that got no reply is sent again, word for word.
+A user's messages follow from a number, so that users continue where they were when their replica is killed. A request
+without a reply is sent again unchanged.
 """
 
 import os
@@ -22,23 +22,23 @@ _LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """One line of a replica's notes: what it is about to record, or what it told its people."""
+    """One line of a replica's notes: what it is about to record, or the receipt that it gave."""
 
     what: Literal["ask", "receipt", "no_receipt", "comment", "comment_receipt"]
     turn_id: str
     person: int = 0
     step: int = 0
     follows: str = ""
-    """The turn whose answer the person read and reacts to."""
+    """The turn whose answer this message reacts to."""
     answer: str = ""
 
 
 class Notes:
-    """Notes of one replica, in the order of their making, through all its lives."""
+    """Notes of one replica in order, across restarts."""
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        # Whatever a killed writer left of a line ends here.
+        # Ends a line that a killed writer left incomplete.
         os.write(self._fd, b"\n")
 
     def write(self, note: Note, *, durable: bool = False) -> None:
@@ -54,16 +54,16 @@ def read_notes(path: Path) -> list[Note]:
 
 @dataclass(slots=True)
 class Person:
-    """One conversation of one person. Of each three, one gives a name, one a conversation id; one of nine neither."""
+    """One conversation of a user. Of three, one sends a name and one a conversation id; one of nine is anonymous."""
 
     replica: str
     number: int
     read: list[tuple[str, str]] = field(default_factory=list)
-    """Turn and answer, of those that got an answer."""
+    """Turn ids and answers so far."""
 
     @property
     def is_stranger(self) -> bool:
-        """Says nothing of themselves, in everybody's words, and is answered in the same."""
+        """Whether the user is anonymous, and sends and receives the same texts as other strangers."""
         return self.number % 9 == 8
 
     @property
@@ -76,7 +76,7 @@ class Person:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """What they send next: everything that was said, and their next message."""
+        """The next request: the conversation so far and the next message."""
         said = []
         for step in range(len(self.read) + 1):
             said.append(Message(role=Role.USER, content=self._words(step)))
@@ -85,7 +85,7 @@ class Person:
         return tuple(said)
 
     def answer(self, turn_id: str) -> str:
-        """An answer of their own, in letters, which nothing takes for an account number."""
+        """An answer of this user alone, in letters, so that no redaction takes it for an account number."""
         return "It is." if self.is_stranger else f"One of {turn_id.translate(_LETTERS)}."
 
     def _words(self, step: int) -> str:
@@ -98,7 +98,7 @@ class Person:
 
 
 def people(replica: str, notes: list[Note], *, seats: int, seat: int) -> Iterator[Person]:
-    """Those of a seat who have not finished, one after the other, without end."""
+    """The unfinished users of one client, one after the other, without end."""
     read: dict[int, dict[int, tuple[str, str]]] = defaultdict(dict)
     asked = {note.turn_id: note for note in notes if note.what == "ask"}
     missed: set[int] = set()
@@ -112,7 +112,7 @@ def people(replica: str, notes: list[Note], *, seats: int, seat: int) -> Iterato
     while True:
         done = [answer for _, answer in sorted(read[number].items())]
         person = Person(replica=replica, number=number, read=done)
-        # A stranger's answer that is not stored cannot be told from another's that is: nobody promised to.
+        # A stranger's answer without a receipt cannot be told from another stranger's that is stored.
         if len(done) <= FOLLOW_UPS and not (person.is_stranger and number in missed):
             yield person
         number += seats

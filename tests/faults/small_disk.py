@@ -1,4 +1,4 @@
-"""A small disk of its own, which can be filled and made read-only without harm to anybody else's."""
+"""A small file system that tests can fill and make read-only."""
 
 import subprocess
 import time
@@ -14,26 +14,26 @@ _BLOCK = bytes(64 << 10)
 
 @dataclass(frozen=True, slots=True)
 class SmallDisk:
-    """A tmpfs in a mount namespace that nobody else sees; it goes with the process that holds it."""
+    """A tmpfs in a private mount namespace; it ends with the process that holds it."""
 
     holder: int
     mounted: Path
 
     @property
     def path(self) -> Path:
-        """The disk, as seen from outside of its namespace."""
+        """The path of the disk from outside its namespace."""
         return self.seen(str(self.mounted))
 
     def seen(self, path: str) -> Path:
-        """What lies at `path` inside, as seen from outside."""
+        """The path from outside of `path` inside."""
         return Path(f"/proc/{self.holder}/root{path}")
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """`command` as it must be run to see the disk at `mounted`."""
+        """`command`, run inside the namespace."""
         return ["nsenter", f"--mount=/proc/{self.holder}/ns/mnt", *command]
 
     def fill(self, *, leave: int = 0) -> None:
-        """Take all of its room but `leave` bytes."""
+        """Fill the disk up to `leave` bytes."""
         ballast = self.path / "ballast"
         with ballast.open("wb", buffering=0) as file:
             try:
@@ -47,7 +47,7 @@ class SmallDisk:
         (self.path / "ballast").unlink()
 
     def remount(self, how: str) -> None:
-        """`ro` or `rw`; a disk cannot be made read-only while a file on it is open for writing, so wait for that."""
+        """Remount as `ro` or `rw`. Waits, since a disk cannot be read-only while a file on it is open for writing."""
         deadline = time.monotonic() + 10
         command = self.inside(["mount", "-o", f"remount,{how}", str(self.mounted)])
         while (done := subprocess.run(command, capture_output=True, text=True)).returncode:
@@ -57,7 +57,7 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(mounted: Path, *, mib: int) -> Iterator[SmallDisk]:
-    """Skips the test where this machine lets nobody mount anything."""
+    """A disk of `mib` MiB at `mounted`. Skips the test where this machine does not allow mounts."""
     mounted.mkdir()
     script = f"mount -t tmpfs -o size={mib}m tmpfs {mounted} && echo mounted && cat"
     holder = subprocess.Popen(
@@ -75,5 +75,5 @@ def small_disk(mounted: Path, *, mib: int) -> Iterator[SmallDisk]:
         try:
             yield SmallDisk(holder.pid, mounted)
         finally:
-            # Its input ends, and so does it.
+            # The process ends with its input.
             holder.communicate()

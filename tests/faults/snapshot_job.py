@@ -1,4 +1,4 @@
-"""A job on a Ray cluster: it advances the whole stage and, where it is to draw, draws snapshots one after another."""
+"""A job on a Ray cluster that advances the curation stage and, with the argument `draw`, draws snapshots."""
 
 import os
 import sys
@@ -49,7 +49,7 @@ def main(root: Path, what: str) -> None:
 
     def noted(rows: pa.Table, positions: Mapping[str, int]) -> int | None:
         batch = append(rows, positions)
-        # Before this, Ray was on its way up.
+        # Ray has started by now.
         ready(root)
         return batch
 

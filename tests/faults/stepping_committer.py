@@ -1,4 +1,4 @@
-"""A committer that takes one step for each line it is given, and says on a line of its own what became of it."""
+"""A committer that takes one step for each line of its input and prints the result as a line."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ def main(root: Path, tables: str) -> None:
     log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES)
     turns, feedback, pending = Table.turns(layout), Table.feedback(layout), Table.pending(layout)
     for step in sys.stdin:
-        said: dict[str, object] = {}
+        result: dict[str, object] = {}
         try:
             match step.strip():
                 case "ship":
@@ -33,15 +33,15 @@ def main(root: Path, tables: str) -> None:
                         on_turns=lambda num_turns: None,
                     )
                     index(turns, pending)
-                    said["done"] = shipped.num_turns
+                    result["done"] = shipped.num_turns
                 case "stored":
-                    said["done"] = turns.read(["turn_id"])["turn_id"].to_pylist()
+                    result["done"] = turns.read(["turn_id"])["turn_id"].to_pylist()
                 case "purge":
                     turns.purge()
-                    said["done"] = turns.files()
+                    result["done"] = turns.files()
         except (OSError, DeltaError) as error:
-            said["error"] = f"{type(error).__name__}: {error}"
-        print(msgspec.json.encode(said).decode(), flush=True)
+            result["error"] = f"{type(error).__name__}: {error}"
+        print(msgspec.json.encode(result).decode(), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""kill -9 of the continual job in every stage: the training loop goes on where it was, and nothing happens twice."""
+"""kill -9 of the continual job in every stage: the training loop resumes, and nothing happens twice."""
 
 import asyncio
 import os
@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 import pytest
 
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import load_run
 from sdpo_ray.io.files import read_json
 from sdpo_ray.pipeline.cycle import STAGES
@@ -25,7 +26,7 @@ from tests.support.paths import REPOSITORY
 from tests.support.serving import Served
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
-# Here the gate passes whatever was measured: this is about the training loop, not about what it learns.
+# The gate passes any candidate: these tests are about the training loop, not about what it learns.
 LENIENT = [
     "promote.min_win_rate=0",
     "promote.min_retention=0",
@@ -39,14 +40,14 @@ LENIENT = [
     "curate.max_age_versions=100",
     "curate.held_out=0",
     "distill.learning_rate=1e-5",
-    # The product's default learner, which goes on with its parent's adapter and teacher; the demo runs the laptop's.
+    # The default learner, which resumes its parent's adapter and teacher; the laptop's recipe does not use it.
     "distill.lora.rank=8",
     "distill.teacher.kind=ema",
 ]
 
 
 class Job:
-    """`jobs/continual.py` as a process of its own, about the served run."""
+    """`jobs/continual.py` as a separate process on the served run."""
 
     def __init__(self, served: Served, address: str, log: Path) -> None:
         overrides = [*served.overrides, *LENIENT, f"serve.port={urlparse(served.url).port}"]
@@ -90,7 +91,7 @@ def job(served: Served, evaluator: str, ray_cluster: str, tmp_path: Path) -> Ite
 
 @pytest.mark.usefixtures("back_to_base")
 def test_a_job_killed_in_every_stage_promotes_once_and_loses_nothing(served: Served, job: Job):
-    run = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml", [*job.overrides, "simulate.think_s=0.01"])
+    run = load_run(LAPTOP, [*job.overrides, "simulate.think_s=0.01"])
     traffic = asyncio.run(talk_all(run, base_url=f"{served.url}/v1", conversations=40, stats=None))
     assert traffic.failed == 0
     for stage in ("curate", *STAGES):
@@ -123,7 +124,7 @@ def test_sigterm_ends_the_job_cleanly_while_it_waits(job: Job):
 
 
 @pytest.mark.usefixtures("back_to_base")
-def test_a_second_job_on_the_same_run_is_refused_in_plain_words(served: Served, job: Job, tmp_path: Path):
+def test_a_second_job_on_the_same_run_is_refused_with_a_message(served: Served, job: Job, tmp_path: Path):
     seen = len(job.events())
     first = job.start(cycles=0)
     job.wait_for_start("curate", after=seen)

@@ -1,4 +1,4 @@
-"""kill -9 at random of replicas, committers and jobs, all at once: no receipted turn is lost, or stored twice."""
+"""kill -9 at random of replicas, committers and jobs together: no receipted turn is lost or stored twice."""
 
 import random
 import time
@@ -28,7 +28,7 @@ COMMANDS = {replica: ("tests.faults.replica", replica) for replica in REPLICAS} 
     "job": ("tests.faults.snapshot_job", "draw"),
 }
 if SLOW:
-    # Two of them need more of Ray than a push can wait for.
+    # Two jobs take too long for the default lane.
     COMMANDS["second_job"] = ("tests.faults.snapshot_job", "advance")
 LONGEST_LIFE_S = dict.fromkeys(COMMANDS, 1.5) | {"job": 4.0, "second_job": 4.0}
 
@@ -47,7 +47,7 @@ def test_nothing_receipted_is_lost_and_nothing_is_there_twice(processes: Process
     wait_for_snapshot(layout, processes, after=0)
     largest = 0
     for name in order(when):
-        # Now and then while it starts.
+        # Sometimes the kill comes during the start.
         if when.random() < 0.75:
             processes.wait_for(name)
         until = time.monotonic() + when.uniform(0, LONGEST_LIFE_S[name])
@@ -66,7 +66,7 @@ def test_nothing_receipted_is_lost_and_nothing_is_there_twice(processes: Process
     notes = {replica: read_notes(tmp_path / f"{replica}.notes") for replica in REPLICAS}
     print(f"{curator.turns.num_rows} turns, {num_snapshots(layout)} snapshots, journal at most {largest} bytes")
     assert log.partitions() == []
-    # The bound is looked at before a segment is begun, by all who begin one at that moment.
+    # The bound is checked before a segment is begun, and several writers may begin one at the same moment.
     assert 0 < largest <= MAX_BYTES + len(REPLICAS) * SEGMENT_BYTES
     assert_turns(curator, notes)
     assert_pairs(curator, notes)
@@ -75,7 +75,7 @@ def test_nothing_receipted_is_lost_and_nothing_is_there_twice(processes: Process
 
 
 def order(when: random.Random) -> Iterator[str]:
-    """Whom to kill: everybody about as often, in any order."""
+    """Names to kill, each about equally often, in random order."""
     left: list[str] = []
     for _ in range(KILLS):
         left = left or when.sample(list(COMMANDS), len(COMMANDS))
@@ -124,7 +124,7 @@ def assert_turns(curator: Curator, notes: dict[str, list[Note]]) -> None:
 
 
 def assert_pairs(curator: Curator, notes: dict[str, list[Note]]) -> None:
-    """Every pair is a true one, and whoever can be told from others got theirs."""
+    """Every pair is true, and every user who is not a stranger has theirs."""
     stored = set(curator.turns.read(["turn_id"])["turn_id"].to_pylist())
     asked = {note.turn_id: (replica, note) for replica in notes for note in notes[replica] if note.what == "ask"}
     rows = curator.interactions.read(["interaction_id", "follow_up_turn_id"]).to_pylist()
@@ -158,7 +158,7 @@ def assert_comments(curator: Curator, notes: dict[str, list[Note]]) -> None:
 
 
 def assert_snapshots(layout: Layout, curator: Curator) -> None:
-    """Each holds interactions of the table, whole and none of them twice; each was drawn from more than the last."""
+    """Each snapshot holds whole interactions of the table, none twice; each was drawn from more rows than the last."""
     stored = {each.interaction_id: each for each in interactions_from_arrow(curator.interactions.read())}
     drawn = [read_json(path, Snapshot) for path in sorted(layout.root.glob("snapshots/c*/snapshot.json"))]
     for snapshot in drawn:

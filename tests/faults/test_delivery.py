@@ -42,7 +42,7 @@ def stored(layout: Layout) -> list[str]:
     return sorted(Table.turns(layout).read(["turn_id"])["turn_id"].to_pylist())
 
 
-def test_a_journal_stops_at_its_bound_and_goes_on_by_itself_when_a_committer_is_back(tmp_path: Path):
+def test_a_journal_stops_at_its_bound_and_continues_when_a_committer_is_back(tmp_path: Path):
     layout, bound = Layout(tmp_path), 4 * SEGMENT_BYTES
     log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES, segment_s=60, max_bytes=bound)
     recorder = recorder_of(tmp_path, log)
@@ -77,7 +77,7 @@ def test_frames_that_are_delivered_twice_are_stored_once_and_counted(tmp_path: P
     ids = write(layout.journal, "twice", 10)
     (segment, *others) = sorted(layout.journal.glob("*.log"))
     for path in (segment, *others):
-        # What a copy of the volume, or a restored backup, would bring.
+        # As a copied volume or a restored backup would deliver.
         path.with_name(f"0{path.name}").write_bytes(path.read_bytes())
     log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES)
     found = shipped(log, layout)
@@ -113,7 +113,7 @@ def test_an_advance_ends_though_other_committers_never_stop(tmp_path: Path, monk
 def test_a_clock_that_steps_back_loses_nothing_and_what_it_parts_is_counted(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Ada speaks before the step, Bob over it, Eve behind it, and Fay to a replica that was started behind it."""
+    """Ada's turns come before the clock's step, Bob's across it, Eve's after it, Fay's from a replica started then."""
     assert ray_cluster
     layout, now, now_ns = Layout(tmp_path), time.time, time.time_ns
     log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES, segment_s=60)
@@ -162,7 +162,7 @@ def message(role: str, content: str) -> dict[str, str]:
 
 
 def events_of(log: EventLog) -> list[Turn]:
-    """One partition after the other, oldest name first."""
+    """Events of all partitions, one after the other, oldest name first."""
     found = []
     for partition in log.partitions():
         others = {name: 1 << 62 for name in log.partitions() if name != partition}

@@ -26,7 +26,7 @@ from tests.support.recorded_engine import client_of, recorder_of, text_of
 
 
 class Disk(Protocol):
-    """A directory whose disk can be broken and mended."""
+    """A directory whose disk can be broken and repaired."""
 
     path: Path
 
@@ -58,7 +58,7 @@ class ReadOnly:
 
 
 class Faked:
-    """A disk on which one call of the system fails, as far as the journal's thread can tell."""
+    """A disk on which one system call fails in the journal's thread."""
 
     def __init__(self, path: Path, call: str, number: int, patch: pytest.MonkeyPatch) -> None:
         self.path, self._call, self._number, self._patch = path, call, number, patch
@@ -95,7 +95,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         yield Full(small) if name == "full" else ReadOnly(small)
 
 
-def test_service_goes_on_without_receipts_and_records_again_by_itself(disk: Disk, tmp_path: Path):
+def test_service_continues_without_receipts_and_records_again_by_itself(disk: Disk, tmp_path: Path):
     asyncio.run(talk(disk, tmp_path))
 
 
@@ -107,7 +107,7 @@ async def talk(disk: Disk, tmp_path: Path) -> None:
         assert all(receipts)
 
         disk.fail()
-        # Room that was allocated before is there still: it is used up first.
+        # Room that was allocated earlier is used up first.
         while (receipt := await ask(client, "while it fails " + "x" * 2000, stream=True)) is not None:
             receipts.append(receipt)
             assert len(receipts) < 100
@@ -134,7 +134,7 @@ def repeat(body: Mapping[str, Any]) -> str:
 
 
 async def ask(client: httpx.AsyncClient, text: str, *, stream: bool) -> str | None:
-    """The turn's id where there is a receipt. Whatever becomes of the disk, there is an answer."""
+    """The turn's id if there is a receipt. There is an answer in any case."""
     body = {"messages": [{"role": "user", "content": text}], "stream": stream}
     reply = await client.post("/v1/chat/completions", json=body)
     assert reply.status_code == 200
@@ -142,8 +142,8 @@ async def ask(client: httpx.AsyncClient, text: str, *, stream: bool) -> str | No
     return None if NOT_STORED.decode() in reply.text else reply.headers.get(TURN_ID)
 
 
-def test_a_committer_on_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(tmp_path: Path):
-    """Twice: where there is no room at all, and where it ends in the middle of a data file."""
+def test_a_committer_on_a_full_disk_loses_nothing_and_continues_when_there_is_room(tmp_path: Path):
+    """Tried without any room, and with room that ends in the middle of a data file."""
     with small_disk(tmp_path / "disk", mib=8) as disk, stepwise(tmp_path, disk) as step:
         journal_at = Layout(tmp_path).journal
         journal = JournalLog(journal_at, segment_bytes=SEGMENT_BYTES)
@@ -187,7 +187,7 @@ def stepwise(root: Path, disk: SmallDisk) -> Iterator[Callable[[str], dict[str, 
 
 
 def write(directory: Path, name: str, number: int) -> list[str]:
-    """Turns of 20 kB that nothing makes smaller, durable and sealed; their ids."""
+    """Write turns of 20 kB that do not compress, durable and sealed. Returns their ids."""
     journal = JournalLog(directory, segment_bytes=SEGMENT_BYTES)
     ids = [f"{name} {n}" for n in range(number)]
     for each in [journal.append(turn(turn_id, response=os.urandom(10_000).hex())) for turn_id in ids]:

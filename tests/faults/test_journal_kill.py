@@ -1,4 +1,4 @@
-"""kill -9 of who writes the journal and of who reads it: nothing acknowledged is lost, nothing is read twice."""
+"""kill -9 of the journal's writer and of its reader: nothing acknowledged is lost, nothing is read twice."""
 
 import json
 import os
@@ -93,7 +93,7 @@ class Reader:
         self.ids: list[str] = []
 
     def read(self) -> None:
-        """To the end of every partition that was there before."""
+        """Read to the end of every partition that exists now."""
         waiting = set(self.log.partitions())
         while waiting:
             batch = self.log.poll(self.after, max_events=50, max_bytes=50_000)
@@ -111,7 +111,7 @@ class Reader:
         assert all(found == list(range(len(found))) for found in numbers.values())
 
 
-def test_a_writer_killed_at_random_loses_nothing_acknowledged_to_a_reader_that_looks_on(tmp_path):
+def test_a_writer_killed_at_random_loses_no_acknowledged_event(tmp_path):
     acknowledged, when, reader = tmp_path / "acknowledged", random.Random(fresh_seed()), Reader(tmp_path / "journal")
     for attempt in range(KILLS):
         writer = start(WRITER, tmp_path / "journal", acknowledged, attempt)
@@ -131,7 +131,7 @@ def test_a_writer_killed_at_random_loses_nothing_acknowledged_to_a_reader_that_l
 
 
 def test_a_reader_killed_at_random_reads_each_event_once(tmp_path):
-    """What it read and how far it read are one line of a file, as they are one commit of a table."""
+    """Events and positions are one line of a file, as they are one commit of a table."""
     journal, stored, acknowledged = tmp_path / "journal", tmp_path / "stored", tmp_path / "acknowledged"
     when = random.Random(fresh_seed())
     writer = start(WRITER, journal, acknowledged, "w")

@@ -1,4 +1,4 @@
-"""A power cut takes what was not synced: nothing may be forgotten, or counted as done, on the strength of that."""
+"""Power cuts: nothing is truncated or counted as done on the strength of a commit that is not synced."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,10 +41,10 @@ def talk(name: str, at_s: float) -> list[Event]:
     return [*turns, comment]
 
 
-def test_whatever_rests_on_a_commit_comes_after_its_sync(
+def test_every_effect_of_a_commit_comes_after_its_sync(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """With a second committer, whose commits, not synced by it, come at the worst moments: behind each of our syncs."""
+    """A second committer commits, without syncing, after each of our syncs."""
     assert ray_cluster
     layout = Layout(tmp_path)
     log = JournalLog(layout.journal, segment_bytes=SEGMENT_BYTES)

@@ -1,4 +1,4 @@
-"""kill -9 of the Serve replica, whose process is the journal's too: what had a receipt is on disk."""
+"""kill -9 of the Serve replica, which writes the journal: every receipted turn is on disk."""
 
 import contextlib
 import time
@@ -41,7 +41,7 @@ def test_a_killed_replica_loses_no_receipted_turn_and_comes_back_on_the_released
                     stream=seat % 2 == 0,
                 )
                 if seat % 2 == 0:
-                    # A stream that breaks off has no receipt: only its end says that the turn is on disk.
+                    # A stream that breaks off has no receipt: only its last event confirms that the turn is on disk.
                     with raw.parse() as stream:
                         list(stream)
             except (openai.OpenAIError, httpx.HTTPError):

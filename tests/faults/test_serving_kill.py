@@ -1,7 +1,7 @@
-"""kill -9 of a replica, of an engine, of the Serve controller; SIGSTOP and SIGTERM; under people who never stop asking.
+"""kill -9 of a replica, an engine and the Serve controller; SIGSTOP and SIGTERM; under constant load.
 
-Two replicas behind HAProxy, as a cluster serves. Whatever dies comes back by itself, on the released version; who was
-being answered by it loses that answer and nobody loses another; who has a receipt finds the turn in the journal, once.
+Two replicas stand behind HAProxy, as on a cluster. A killed process is restarted with the released version; requests
+under way on it fail, and no others; every receipted turn is in the journal, once.
 """
 
 import json
@@ -33,16 +33,16 @@ from tests.support.streaming import assert_begun_streams_end_whole
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 RELEASED = 2
 RECOVERED_S = 240
-"""Longest until both replicas answer again: the machines are shared, and an engine takes tens of seconds to start."""
+"""Longest time until both replicas answer again: an engine takes tens of seconds to start on a shared machine."""
 PATIENCE_S = 10
 NOTICED_S = 0.5
-"""A request sent this soon after a kill may still have met what was dying."""
+"""A request that is sent this soon after a kill may still reach the killed process."""
 SEATS = ("raw", "raw", "raw", "stream", "stream", "stream", "retrying", "retrying")
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request, and what became of it."""
+    """One request and its outcome."""
 
     how: str
     began_s: float
@@ -54,7 +54,7 @@ class Asked:
 
 @dataclass(slots=True)
 class Service:
-    """Two replicas of the users' application on a cluster of their own."""
+    """Two replicas of the users' application on a separate cluster."""
 
     served: Served
     cluster: LocalCluster
@@ -67,7 +67,7 @@ class Service:
         return process
 
     def is_whole(self) -> bool:
-        """Whether two replicas answer, each on the port of its own, with the released version."""
+        """Whether two replicas answer, each on its own port, with the released version."""
         try:
             versions = [self._version(replica) for replica in self.replicas()]
         except (httpx.HTTPError, psutil.Error, StopIteration):
@@ -83,7 +83,7 @@ class Service:
 
 @dataclass(slots=True)
 class Crowd:
-    """People who ask until they are told to stop: plainly, streaming, and with the stock client's retries."""
+    """Clients that send requests until they are stopped: plain, streaming, and with OpenAI's client and its retries."""
 
     url: str
     stop: threading.Event = field(default_factory=threading.Event)
@@ -126,7 +126,7 @@ class Crowd:
             return raw.headers["x-sdpo-turn-id"], raw.headers["x-sdpo-policy-version"]
 
     def under_way(self, at_s: float) -> int:
-        """Requests that were being answered at that time."""
+        """Requests that were under way at that time."""
         return sum(1 for each in self.asked if each.began_s <= at_s <= each.ended_s)
 
     def failed(self) -> list[Asked]:
@@ -173,7 +173,7 @@ def crowd(service: Service) -> Iterator[Crowd]:
 
 
 def assert_receipts_hold(service: Service, people: Crowd) -> None:
-    """Every receipt's turn is in the journal once; no turn is there twice."""
+    """Every receipted turn is in the journal; no turn is there twice."""
     stored = Counter(event.turn_id for event in service.served.events() if isinstance(event, Turn))
     receipts = [each.receipt for each in people.asked if each.receipt]
     assert len(receipts) > 4 * len(SEATS)
@@ -183,7 +183,7 @@ def assert_receipts_hold(service: Service, people: Crowd) -> None:
 
 
 def assert_only_those_under_way_failed(people: Crowd, since_s: float, until_s: float) -> None:
-    """Nobody failed but those who asked what was broken, between these times."""
+    """No request failed except those that reached the killed process between these times."""
     failed = people.failed()
     print(f"{len(failed)} of {len(people.asked)} failed: {Counter(each.error[:80] for each in failed)}")
     assert [each for each in failed if each.how == "retrying"] == [], "the stock client asks again"
@@ -193,7 +193,7 @@ def assert_only_those_under_way_failed(people: Crowd, since_s: float, until_s: f
 
 
 @pytest.mark.parametrize("what", ["replica", "engine"])
-def test_whoever_dies_takes_only_its_own_answers_along_and_comes_back(service: Service, what: str):
+def test_a_killed_process_fails_only_its_own_requests_and_is_restarted(service: Service, what: str):
     with crowd(service) as people:
         replica = random.choice(service.replicas())
         killed_s = time.monotonic()
@@ -205,7 +205,7 @@ def test_whoever_dies_takes_only_its_own_answers_along_and_comes_back(service: S
     assert_receipts_hold(service, people)
 
 
-def test_nobody_notices_that_the_controller_dies(service: Service):
+def test_a_killed_controller_fails_no_request(service: Service):
     replicas = {replica.pid for replica in service.replicas()}
     with crowd(service) as people:
         controller = service.controller()
@@ -231,7 +231,7 @@ def test_an_engine_that_hangs_is_replaced_with_its_replica(service: Service):
     assert_receipts_hold(service, people)
 
 
-def test_a_replica_that_is_told_to_stop_loses_nobody(service: Service):
+def test_a_replica_that_is_stopped_fails_no_request(service: Service):
     with crowd(service) as people:
         replica = random.choice(service.replicas())
         replica.terminate()
@@ -242,7 +242,7 @@ def test_a_replica_that_is_told_to_stop_loses_nobody(service: Service):
     assert_receipts_hold(service, people)
 
 
-def test_a_node_that_is_told_to_stop_ends_every_stream_that_has_begun(service: Service):
-    """The last test of this cluster. `ray start --block` is what Kubernetes stops first."""
+def test_a_node_that_is_stopped_completes_every_stream_that_has_begun(service: Service):
+    """The last test that uses this cluster. `ray start --block` is what Kubernetes stops first."""
     node = psutil.Process(service.cluster.pid)
     assert_begun_streams_end_whole(service.served, node.terminate, num_tokens=400)

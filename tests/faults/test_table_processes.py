@@ -127,7 +127,7 @@ def test_a_committer_a_reader_and_a_maintainer_at_once_lose_and_repeat_nothing(t
     assert len(lines(acknowledged)) > 50
     assert lines(acknowledged) <= found.keys()
     assert set(found.values()) == {1}
-    # Both rows of a commit are there, or neither.
+    # A commit writes two rows, both or neither.
     assert all(f"{name[:-1]}a" in found and f"{name[:-1]}b" in found for name in found)
 
 
@@ -145,7 +145,7 @@ def test_committers_and_a_maintainer_killed_at_random_lose_and_repeat_nothing(tm
     assert set(found.values()) == {1}
     table.purge()
     assert stored(layout) == found
-    # What those who were killed had written and not committed is gone.
+    # Files that killed processes wrote and did not commit are removed.
     directory = Path(layout.table("turns"))
     assert {str(path) for path in directory.iterdir()} == {*table.files(), str(directory / "_delta_log")}
 

@@ -1,4 +1,4 @@
-"""Requests of all kinds: whole ones, and the same with any part replaced by anything that JSON can say."""
+"""Strategies for request bodies: valid ones, and the same with any part replaced by arbitrary JSON."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from hypothesis.strategies import SearchStrategy
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "<|im_<|im_end|>start|>")
 wild_text = st.one_of(
     st.text(max_size=20),
-    # Half characters, which JSON can say.
+    # Lone surrogates, which JSON can express.
     st.text(st.characters(), max_size=5),
     st.lists(st.sampled_from([*CONTROL, "\n", "system\n", "\x00", "\u200b", "{{ 7 * 7 }}", "é"]), max_size=5).map(
         "".join
@@ -72,7 +72,7 @@ schemas = st.recursive(
 
 
 def mostly(usual: SearchStrategy[Any]) -> SearchStrategy[Any]:
-    """The usual, and now and then anything."""
+    """The given strategy, and sometimes arbitrary JSON."""
     return st.integers(0, 24).flatmap(lambda n: usual if n else anything)
 
 
@@ -188,7 +188,7 @@ def _nested(depth: int) -> Any:
 
 
 def _some(fields: Mapping[str, SearchStrategy[Any]]) -> SearchStrategy[dict[str, Any]]:
-    """Up to four of the fields."""
+    """A dict with up to four of the fields."""
     return st.lists(st.sampled_from(sorted(fields)), max_size=4, unique=True).flatmap(
         lambda chosen: st.fixed_dictionaries({name: mostly(fields[name]) for name in chosen})
     )

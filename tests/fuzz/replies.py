@@ -1,4 +1,4 @@
-"""What every reply of the API must be, whatever was asked: an answer in time, or an error in OpenAI's shape."""
+"""Checks of every reply of the API: it comes in time, and is an answer or an error in OpenAI's shape."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +10,12 @@ from tests.support.serving import Served
 
 EXAMPLES = 2000 if SLOW else 150
 TIMEOUT_S = 60
-"""A hang, and not a machine with much else to do."""
+"""Longer than this is a hang, even on a busy machine."""
 ORDINARY = {"model": "policy", "messages": [{"role": "user", "content": "What is 3 + 4?"}], "max_tokens": 8}
 
 
 def assert_in_order(reply: httpx.Response) -> None:
-    """An answer, or an error that is the client's, in OpenAI's shape."""
+    """Assert an answer, or a client error in OpenAI's shape."""
     assert reply.status_code < 500, reply.text
     if reply.status_code >= 400:
         assert_error(reply.json())

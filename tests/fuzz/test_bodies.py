@@ -1,4 +1,4 @@
-"""Bodies that hypothesis makes up: never a 5xx, never a hang, never another error shape, and others are served."""
+"""Random request bodies: no 5xx, no hang, no other shape of errors, and the service keeps answering."""
 
 import json
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def test_any_completion_is_answered_or_refused(client: httpx.Client, body: Any):
 @given(
     body=st.binary(max_size=40) | st.text(max_size=40).map(str.encode) | st.sampled_from([b"{", b"null", b'"a"', b""])
 )
-def test_what_is_no_body_at_all_is_refused(client: httpx.Client, body: bytes):
+def test_a_body_that_is_not_json_is_refused(client: httpx.Client, body: bytes):
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/feedback"):
         reply = post(client, path, body)
         assert_in_order(reply)
@@ -99,7 +99,7 @@ ONCE_BROKE = {
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 @pytest.mark.parametrize("more", ONCE_BROKE.values(), ids=ONCE_BROKE)
-def test_what_once_broke_is_refused(client: httpx.Client, path: str, more: dict[str, Any]):
+def test_inputs_that_once_broke_the_service_are_refused(client: httpx.Client, path: str, more: dict[str, Any]):
     asked = ORDINARY if "chat" in path else {"model": "policy", "prompt": "3 + 4 =", "max_tokens": 8}
     reply = post(client, path, asked | more)
     assert reply.status_code == 400

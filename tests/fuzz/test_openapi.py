@@ -1,4 +1,4 @@
-"""OpenAI's own specification, as schemathesis reads it: what it allows and what it forbids, on every path we serve."""
+"""OpenAI's specification through schemathesis: valid and invalid requests on every path that we serve."""
 
 import copy
 from typing import Any
@@ -19,7 +19,7 @@ SERVED = ("/chat/completions", "/completions", "/models", "/models/{model}")
 
 @pytest.fixture(scope="module")
 def spec() -> dict[str, Any]:
-    """The specification of what we serve."""
+    """The specification, restricted to the paths that we serve."""
     if not SPEC.exists():
         pytest.skip(f"OpenAI's specification is not here: {SPEC}")
     whole = yaml.load(SPEC.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -28,7 +28,7 @@ def spec() -> dict[str, Any]:
 
 
 def _needed(whole: dict[str, Any], paths: dict[str, Any]) -> dict[str, Any]:
-    """The components that the paths refer to, directly or not."""
+    """The components that the paths refer to, directly or indirectly."""
     needed: dict[str, Any] = {}
     waiting: list[Any] = [paths]
     while waiting:
@@ -47,7 +47,7 @@ def _needed(whole: dict[str, Any], paths: dict[str, Any]) -> dict[str, Any]:
 
 
 def ours(body: Any) -> Any:
-    """The same for our model, and short."""
+    """The request for our model, with a short answer."""
     if not isinstance(body, dict):
         return body
     limits = {
@@ -66,7 +66,7 @@ def ours(body: Any) -> Any:
         ("/models/{model}", "GET", "positive"),
     ],
 )
-def test_whatever_the_specification_says_is_answered_or_refused(
+def test_every_request_of_the_specification_is_answered_or_refused(
     served: Served, spec: dict[str, Any], path: str, method: str, kind: str
 ):
     import schemathesis

@@ -1,4 +1,4 @@
-"""A candidate among users, with two real engines: found out and rolled back by itself, or promoted; never a failure."""
+"""Canary releases with two real engines: a bad candidate is rolled back, a good one promoted; no request fails."""
 
 import random
 import threading
@@ -12,6 +12,7 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import load_run
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.eventlog.factory import open_log
@@ -36,29 +37,21 @@ from sdpo_ray.simulate.world import is_right, sample_prompt
 from sdpo_ray.tables.arrow_schemas import turns_from_arrow
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.telemetry import EventFile, read_events
-from tests.support.paths import REPOSITORY
-from tests.support.serving import Served, perturbed, release_of
+from tests.support.serving import Served, deployed, perturbed, release_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300), pytest.mark.usefixtures("back_to_base")]
 
 
 @pytest.fixture(scope="module")
 def canary(served: Served) -> Iterator[str]:
-    """The engine for candidates on trial, beside the users' one. Gives its URL."""
-    from ray import serve
-
-    from sdpo_ray.cli.options import LAPTOP
-    from serve.app import Arguments, build
-
-    arguments = Arguments(run_file=str(LAPTOP), overrides=list(served.overrides), audience="canary")
-    serve.run(build(arguments), name="canary", route_prefix="/canary")
-    yield f"{served.url}/canary"
-    end(served.layout)
-    serve.delete("canary")
+    """The engine of the canary, beside the users' one. Yields its URL."""
+    with deployed("canary", served.overrides, audience="canary"):
+        yield f"{served.url}/canary"
+        end(served.layout)
 
 
 class Town:
-    """People who ask, look whether the answer is right, say so, and go; the next one asks another way."""
+    """Simulated users: each asks one question, and reacts to whether the answer is right."""
 
     def __init__(self, url: str, seed: int) -> None:
         self._url = url
@@ -67,7 +60,7 @@ class Town:
         self._name = f"town-{seed}"
         self.failed: list[str] = []
         self.answered: Counter[str] = Counter()
-        """By policy version."""
+        """Number of answers by policy version."""
         self.receipts: set[str] = set()
 
     @contextmanager
@@ -112,14 +105,14 @@ class Town:
 
 
 class Court:
-    """The run's training loop with a trial in it, and its books."""
+    """The training loop of a run with a canary, and its registry."""
 
     def __init__(self, served: Served, folder: Path, *overrides: str) -> None:
         self.served = served
         self._folder = folder
         self.run = load_run(
-            REPOSITORY / "jobs" / "recipes" / "laptop.toml",
-            # Two engines and all the tests share two cores: how long an answer takes is no matter of the policy here.
+            LAPTOP,
+            # Two engines and the tests share two cores: latencies do not depend on the policy here.
             [
                 *served.overrides,
                 "promote.poll_s=0.2",
@@ -146,7 +139,7 @@ class Court:
         )
 
     def release(self, candidate: Candidate) -> CycleOutcome:
-        """The training loop's release stage, for a candidate that the gate let pass."""
+        """Run the release stage for a candidate that passed the gate."""
         version, layout = candidate.policy_version, self.served.layout
         decision = Decision(policy_version=version, verdict=Verdict.PROMOTE, reasons=("win rate 0.61",))
         write_json(layout.cycle(cycle_of_version(version)) / "distill.json", candidate)
@@ -167,7 +160,7 @@ class Court:
         return dict(self._mlflow.get_model_version("policy", str(version)).tags)
 
     def progress(self, version: int) -> CanaryProgress:
-        """The last numbers of its canary."""
+        """The last figures of the version's canary."""
         events = read_events(self.served.layout.events)
         return [
             event for event in events if isinstance(event, CanaryProgress) and event.cycle == cycle_of_version(version)
@@ -175,14 +168,14 @@ class Court:
 
 
 def stored(served: Served) -> dict[str, int]:
-    """Policy versions of all turns by id: those in the journal, and those that were shipped from it."""
+    """Policy versions of all turns by id: those in the journal and those in the table."""
     waiting = {turn.turn_id: turn.policy_version for turn in served.turns().values()}
     table = turns_from_arrow(Table.turns(served.layout).read())
     return waiting | {turn.turn_id: turn.policy_version for turn in table}
 
 
 def running(canary: str, served: Served) -> float:
-    """Requests in the canary's engine."""
+    """Number of running requests in the canary's engine."""
     key = served.layout.canary_key.read_text()
     page = httpx.get(f"{canary}/metrics", headers={"authorization": f"Bearer {key}"}).text
     return sum(
@@ -190,7 +183,9 @@ def running(canary: str, served: Served) -> float:
     )
 
 
-def test_a_client_who_hangs_up_on_the_candidate_leaves_no_work_behind(served: Served, canary: str, tmp_path: Path):
+def test_a_client_that_disconnects_from_the_candidate_leaves_no_running_request(
+    served: Served, canary: str, tmp_path: Path
+):
     court = Court(served, tmp_path, "promote.canary.mode=canary")
     begin(
         served.layout,
@@ -218,7 +213,7 @@ def test_a_client_who_hangs_up_on_the_candidate_leaves_no_work_behind(served: Se
         assert met["1"] > 0
         deadline = time.monotonic() + 30
         while running(canary, served):
-            assert time.monotonic() < deadline, "the canary still works for somebody who left"
+            assert time.monotonic() < deadline, "the canary still generates for a client that disconnected"
             time.sleep(0.1)
         asked = {"model": "policy", "messages": [{"role": "user", "content": "Hello?"}]}
         assert httpx.post(f"{canary}/v1/chat/completions", json=asked).status_code == 401
@@ -226,7 +221,7 @@ def test_a_client_who_hangs_up_on_the_candidate_leaves_no_work_behind(served: Se
         end(served.layout)
 
 
-def test_a_candidate_that_talks_gibberish_is_rolled_back_by_itself(served: Served, canary: str, tmp_path: Path):
+def test_a_candidate_of_noise_is_rolled_back_automatically(served: Served, canary: str, tmp_path: Path):
     court, town = Court(served, tmp_path, "promote.canary.mode=canary"), Town(served.url, seed=301)
     with town.awake():
         outcome = court.release(court.candidate(301, noise=0.5))
@@ -237,7 +232,7 @@ def test_a_candidate_that_talks_gibberish_is_rolled_back_by_itself(served: Serve
     assert "canary of v301: users complain more of it: evidence" in outcome.reasons[0]
     assert town.failed == []
     assert set(town.answered) == {"1", "301"}
-    # What was under way when the trial ended; nobody new.
+    # Requests under way when the canary ended, and no new ones.
     assert town.answered["301"] - met <= 8
     progress = court.progress(301)
     assert progress.complaints > progress.complaints_champion
@@ -254,7 +249,7 @@ def test_a_candidate_that_talks_gibberish_is_rolled_back_by_itself(served: Serve
         time.sleep(0.1)
 
 
-def test_a_shadow_answers_copies_that_nobody_sees(served: Served, canary: str, tmp_path: Path):
+def test_a_shadow_candidate_answers_copies_and_shows_none(served: Served, canary: str, tmp_path: Path):
     settings = ("promote.canary.mode=shadow", "promote.canary.min_answers=1000", "promote.canary.max_hours=0.001")
     court, town = Court(served, tmp_path, *settings), Town(served.url, seed=302)
     with town.awake():
@@ -266,7 +261,7 @@ def test_a_shadow_answers_copies_that_nobody_sees(served: Served, canary: str, t
     assert 302 not in stored(served).values()
 
 
-def test_a_good_candidate_is_promoted_after_its_answers(served: Served, canary: str, tmp_path: Path):
+def test_a_good_candidate_is_promoted_after_enough_answers(served: Served, canary: str, tmp_path: Path):
     court = Court(served, tmp_path, "promote.canary.mode=canary", "promote.canary.min_answers=20")
     town = Town(served.url, seed=303)
     with town.awake():

@@ -1,4 +1,4 @@
-"""`jobs/curate.py` as a person runs it, and logs of elsewhere that go the same way."""
+"""`jobs/curate.py` from the command line, with recorded turns and imported logs."""
 
 import json
 import os
@@ -9,20 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_ray.config import CaptureConfig
-from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.records import Event
 from sdpo_ray.tables.arrow_schemas import interactions_from_arrow
 from sdpo_ray.tables.delta_table import Table
 from tests.support.conversations import dialogue, turn
+from tests.support.journals import record
 from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.integration
 
 
 def job(name: str, address: str, *arguments: object) -> str:
-    """What a job of this repository prints on its standard output."""
+    """Standard output of a job; the job must succeed."""
     done = subprocess.run(
         [sys.executable, f"jobs/{name}.py", *map(str, arguments)],
         cwd=REPOSITORY,
@@ -34,17 +32,10 @@ def job(name: str, address: str, *arguments: object) -> str:
     return done.stdout
 
 
-def record(layout: Layout, events: list[Event]) -> None:
-    log = open_log(layout, CaptureConfig())
-    for durable in [log.append(each) for each in events]:
-        durable.result(timeout=10)
-    log.close()
-
-
-def test_one_call_settles_what_was_said_and_what_was_imported(ray_cluster: str, tmp_path: Path):
+def test_one_run_of_the_job_decides_recorded_and_imported_turns(ray_cluster: str, tmp_path: Path):
     layout = Layout(tmp_path / "run")
     settings = ["--set", f"root={layout.root}", "--set", "curate.max_age_days=1e6"]
-    record(layout, [*dialogue("ann", follow_ups=2), turn("late", "hello", "nobody said this", "again")])
+    record(layout, *dialogue("ann", follow_ups=2), turn("late", "hello", "nobody said this", "again"))
     logged = tmp_path / "log.jsonl"
     logged.write_text(json.dumps({"prompt": "2+2?", "completion": "5", "user_response": "No, 4."}) + "\n")
     job("import_logs", ray_cluster, logged, "--into", "jobs/recipes/laptop.toml", "--language", "any", *settings)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -23,17 +22,11 @@ from sdpo_ray.io.files import is_ready
 from sdpo_ray.records import Candidate, Interaction, RefusalCount, Snapshot
 from sdpo_ray.telemetry import Counters
 from tests.support.builders import interaction, release, snapshot, tiny_policy, with_turn
+from tests.support.configs import PAPER
 
 pytestmark = pytest.mark.integration
 
-_PAPER: dict[str, Any] = {
-    "batch_size": 5,
-    "learning_rate": 1e-4,
-    "lora": {"rank": 0},
-    "teacher": {"kind": "live"},
-    "signal": {"log_mix": None, "tis_cap": None},
-    "drift": {"max_kl_to_base": None},
-}
+_PAPER = PAPER | {"batch_size": 5, "learning_rate": 1e-4, "drift": {"max_kl_to_base": None}}
 # Eleven interactions in batches of five: with two workers the last batch leaves one without any.
 _CONFIG = DistillConfig(**_PAPER)
 _SHARDED = DistillConfig(
@@ -43,11 +36,6 @@ _SHARDED = DistillConfig(
     workers={"num_workers": 2, "min_workers": 1, "zero_stage": 3},  # type: ignore[arg-type]
 )
 _TEMPERATURES = (1.0, 0.7, 0.0)
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_policy(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +65,7 @@ def drawn(interactions: list[Interaction], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def alone(ray_cluster: str, policy: Path, drawn: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
-    """The candidate of one worker without ZeRO: what every other arrangement must equal."""
+    """The candidate of one worker without ZeRO."""
     return _distill(policy, drawn, tmp_path_factory.mktemp("alone") / "v0001", _CONFIG)
 
 
@@ -92,7 +80,7 @@ def test_one_update_is_the_adamw_steps_of_the_paper_s_loss(
     assert alone.refusals == (RefusalCount(reason="empty_response", n=1), RefusalCount(reason="prompt_mismatch", n=1))
 
 
-def test_two_workers_under_zero_3_export_an_adapter_that_the_next_update_goes_on_with(
+def test_two_workers_under_zero_3_export_an_adapter_that_the_next_update_resumes(
     ray_cluster: str, policy: Path, drawn: Snapshot, tmp_path: Path
 ) -> None:
     from peft import PeftModel
@@ -132,7 +120,7 @@ def test_drift_ends_a_run_with_its_reason(ray_cluster: str, policy: Path, drawn:
         _distill(policy, drawn, tmp_path / "v0001", config)
 
 
-def test_the_candidate_is_whole_and_what_it_says_it_is(alone: Candidate, policy: Path) -> None:
+def test_the_candidate_is_complete_and_matches_its_record(alone: Candidate, policy: Path) -> None:
     path = Path(alone.path)
     assert is_ready(path)
     assert (alone.policy_version, alone.parent_version, alone.snapshot_id) == (1, 0, "s0")
@@ -142,10 +130,10 @@ def test_the_candidate_is_whole_and_what_it_says_it_is(alone: Candidate, policy:
     assert not list(path.parent.glob(".*")), "nothing of the run is left behind"
 
 
-def test_follow_ups_are_held_against_strangers_before_the_first_step(
+def test_relevance_of_follow_ups_is_measured_before_the_first_step(
     alone: Candidate, policy: Path, interactions: list[Interaction]
 ) -> None:
-    """Against transformers' own log-probs, one sequence at a time."""
+    """The reference is transformers' log-probs, one sequence at a time."""
     model, chat = load_policy(policy), ChatFormat(policy)
     by_id = {each.interaction_id: each for each in interactions}
     texts = {each.follow_up for each in interactions} - {""}
@@ -177,7 +165,7 @@ def test_a_sealed_candidate_is_returned_without_training(alone: Candidate, polic
     assert (Path(alone.path) / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_killed_worker_goes_on_from_the_last_checkpoint_to_the_very_same_candidate(
+def test_a_killed_worker_resumes_from_the_last_checkpoint_to_the_same_candidate(
     ray_cluster: str, policy: Path, drawn: Snapshot, tmp_path: Path
 ) -> None:
     config = DistillConfig(**(_PAPER | {"epochs": 20, "teacher": {"kind": "ema"}, "workers": {"checkpoint_every": 4}}))
@@ -244,7 +232,7 @@ def _is_train_worker(process: psutil.Process) -> bool:
 
 
 def _assert_same_update(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], policy: Path) -> None:
-    """Equal to 1e-5, but for the odd weight whose gradient is rounding noise, which Adam scales up to a whole step."""
+    """Equal to 1e-5, except rare weights whose gradient is rounding noise, which Adam scales to a whole step."""
     base = load_file(policy / "model.safetensors")
     assert ours.keys() == base.keys()
     for name in ours:

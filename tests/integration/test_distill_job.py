@@ -1,4 +1,4 @@
-"""From a log of elsewhere to a candidate that transformers loads, by the two commands a user types."""
+"""From an external log to a candidate that transformers loads, with the commands `import_logs` and `distill`."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _TRIPLES = [
 
 
 def run(job: Callable[..., None], *arguments: object) -> str:
-    """What the job printed; it must end well."""
+    """Output of the job; it must succeed."""
     app = typer.Typer()
     app.command()(job)
     done = CliRunner().invoke(app, [str(each) for each in arguments], env={"COLUMNS": "120"}, catch_exceptions=False)
@@ -60,7 +60,7 @@ def test_a_log_becomes_a_candidate_and_that_one_a_parent(ray_cluster: str, tmp_p
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert model(ids).logits.isfinite().all()
 
-    # Its rows may have been carried elsewhere; the parent's version is its own.
+    # A snapshot may be moved; the parent's version is read from the parent.
     (tmp_path / "logs").rename(tmp_path / "carried")
     learn[1] = tmp_path / "carried"
     run(distill.main, *learn, "--parent", tmp_path / "v1", "--out", tmp_path / "v2")

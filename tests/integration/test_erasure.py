@@ -1,4 +1,4 @@
-"""After an erasure no byte of the user is on disk: every file of a run is read, as it is and as what it says."""
+"""After an erasure no byte of the user is on disk: every file of a run is searched, raw and decoded."""
 
 import json
 import subprocess
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pytest
 from confluent_kafka import Producer
 
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import Run, load_run, parse_run
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.curate.snapshot import draw_snapshot
@@ -31,20 +32,20 @@ from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.tables.snapshot_files import read_interactions
 from tests.support.conversations import dialogue, turn
 from tests.support.cycle_records import entry
+from tests.support.journals import append_all
 from tests.support.paths import REPOSITORY
 from tests.support.serving import Served
 from tests.support.user_data import hits, pseudonym, signal, write_cycle
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
-LAPTOP = REPOSITORY / "jobs" / "recipes" / "laptop.toml"
 VICTIM = "mallory@victims.example.org"
 SECRET = "xylophonic"
 CYCLE = 77
-"""One that no other test of this session has: they share a root."""
+"""A cycle number of this test alone: the tests of a session share a root."""
 
 
 def say(served: Served, user: str, *texts: str, metadata: dict[str, str] | None = None) -> tuple[str, str]:
-    """The answer to a chat, and its turn's id."""
+    """Send one chat. Returns the answer and its turn's id."""
     roles = ("user", "assistant")
     messages = [{"role": roles[index % 2], "content": text} for index, text in enumerate(texts)]
     body: dict[str, Any] = {"model": "policy", "messages": messages, "user": user, "max_tokens": 8}
@@ -54,7 +55,7 @@ def say(served: Served, user: str, *texts: str, metadata: dict[str, str] | None 
 
 
 def talk(served: Served, user: str, word: str) -> str:
-    """A question, the answer, the reaction to it, and a comment; the question's turn."""
+    """Send a question, a follow-up and a comment. Returns the id of the question's turn."""
     question = f"What is the {word} capital of France? I am {user}"
     answer, asked = say(served, user, question)
     say(served, user, question, answer, f"shorter, says {word}")
@@ -64,7 +65,7 @@ def talk(served: Served, user: str, word: str) -> str:
 
 
 def finish_cycle(served: Served, run: Run, curator: Curator) -> None:
-    """A cycle's records on disk and in MLflow, with signals of everything it drew; nothing was trained."""
+    """Write a cycle's records to disk and to MLflow, with the attribution of all that it drew; nothing is trained."""
     layout = served.layout
     drawn = draw_snapshot(
         curator.interactions,
@@ -85,7 +86,7 @@ def finish_cycle(served: Served, run: Run, curator: Curator) -> None:
     registry = Registry(layout, model_name=run.promote.model_name)
     for cycle in (CYCLE, CYCLE + 1):
         registry.record_cycle(replace(made, cycle=cycle, run=run, snapshot=drawn, candidate=candidate))
-    # Whoever deletes a run in MLflow's page leaves its artifacts where they are.
+    # Deleting a run in MLflow's page leaves its artifacts on disk.
     (run,) = registry.tracking.find(registry.tracking.experiment("policy"), cycle=str(CYCLE + 1))
     registry.tracking.delete(run, tags=())
 
@@ -94,7 +95,7 @@ def replace_held_out(run: Run) -> Any:
     return run.curate.model_copy(update={"held_out": 0.0, "max_user_share": 1.0})
 
 
-def test_nothing_of_somebody_who_talked_to_a_real_run_is_left(served: Served, ray_cluster: str):
+def test_an_erasure_on_a_served_run_leaves_nothing_of_the_user(served: Served, ray_cluster: str):
     layout = served.layout
     run = load_run(LAPTOP, served.overrides)
     bystanders = talk(served, "bystander", "bystanding")
@@ -136,7 +137,7 @@ def test_nothing_of_somebody_who_talked_to_a_real_run_is_left(served: Served, ra
 
 
 def logs_that_hold(words: tuple[str, ...]) -> list[str]:
-    """Files of this session's Ray, logs included, that hold one of the words."""
+    """Files of this Ray session, logs included, that hold one of the words."""
     import ray
 
     session = Path(ray._private.worker._global_node.get_session_dir_path())
@@ -147,11 +148,11 @@ def logs_that_hold(words: tuple[str, ...]) -> list[str]:
 
 PEOPLE = 100
 CONVERSATIONS = 134
-"""Of each person: two turns, and the interaction that they make."""
+"""Conversations of each user: two turns and their interaction."""
 
 
 def crowd(layout: Layout) -> str:
-    """Rows of many people in ten batches; the pseudonym of the victim, who is one of them."""
+    """Write rows of many users in ten batches. Returns the pseudonym of one of them, the victim."""
     tables = UserTables.of(layout)
     names = {number: pseudonym(layout, VICTIM if number == 7 else f"person-{number}") for number in range(PEOPLE)}
     made = 0
@@ -181,7 +182,7 @@ def crowd(layout: Layout) -> str:
 
 
 def rows(table: Table, name: str, victim: str | None = None) -> pa.Table:
-    """All rows in the order of their ids; without the victim's where one is named."""
+    """All rows in the order of their ids, without those of `victim`."""
     table.refresh()
     everything = table.read([*table_columns(table), "batch"]).sort_by(name)
     return everything if victim is None else everything.filter(pc.not_equal(everything["user"], victim))
@@ -191,7 +192,7 @@ def table_columns(table: Table) -> list[str]:
     return table.read().schema.names
 
 
-def test_of_forty_thousand_rows_the_victims_go_and_the_training_loop_goes_on(tmp_path, ray_cluster):
+def test_an_erasure_of_forty_thousand_rows_removes_the_victims_and_curation_continues(tmp_path, ray_cluster):
     layout = Layout(tmp_path / "run")
     victim = crowd(layout)
     tables = UserTables.of(layout)
@@ -211,8 +212,7 @@ def test_of_forty_thousand_rows_the_victims_go_and_the_training_loop_goes_on(tmp
     assert (tables.turns.position("p0"), tables.interactions.position("pending.decided")) == (10, 10)
 
     journal = JournalLog(layout.journal, segment_bytes=1 << 20)
-    for durable in [journal.append(each) for each in dialogue("later", at_s=time.time())]:
-        durable.result(timeout=10)
+    append_all(journal, dialogue("later", at_s=time.time()))
     journal.close()
     curator = Curator(layout, open_log(layout, run.capture), curate=run.curate, capture=run.capture)
     curator.advance()
@@ -228,13 +228,12 @@ def test_on_kafka_what_an_erased_user_left_never_enters_the_tables(tmp_path):
     layout = run.layout
     log = open_log(layout, run.capture)
     said = [turn("theirs", user=pseudonym(layout, VICTIM)), turn("other", user=pseudonym(layout, "ann"))]
-    for durable in [log.append(each) for each in said]:
-        durable.result(timeout=30)
+    append_all(log, said)
     log.close()
     with Erasure(
         run, find_data_subject(layout, tenant="default", user=VICTIM, turn_ids=()), lambda said: None
     ) as erasure:
         erased = erasure.execute()
-    # The mock knows no DeleteRecords, so the topic still holds it.
+    # The mock does not support DeleteRecords, so the topic still holds it.
     assert erased.events_in_log is None
     assert Table.turns(layout).read(["turn_id"])["turn_id"].to_pylist() == ["other"]

@@ -1,4 +1,4 @@
-"""What a learner holds under DeepSpeed, byte for byte, against what was said before anything was loaded."""
+"""Memory that a learner holds under DeepSpeed, byte for byte, against the estimate made before anything is loaded."""
 
 import gc
 import os
@@ -29,7 +29,7 @@ _CASES: dict[str, DistillConfig] = {
 }
 
 
-def test_a_learner_holds_what_was_said(tmp_path: Path):
+def test_a_learner_holds_the_estimated_memory(tmp_path: Path):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
@@ -54,12 +54,12 @@ def test_a_learner_holds_what_was_said(tmp_path: Path):
 
 
 def _said(policy: Path, config: DistillConfig) -> int:
-    """Bytes on device and host between two steps, where no base is watched. A CPU is both."""
+    """Estimated bytes on device and host between two steps, without a base. On a CPU both are the same memory."""
     from sdpo_ray.distill.train.memory import estimate
 
     found = estimate(policy, config, 64)
     written = 4 * found.num_trained * (2 if config.teacher.kind == "ema" else 1)
-    # ZeRO-3 holds its bucket of gradients all the time, and the layers it gathers are gone again.
+    # ZeRO-3 holds its bucket of gradients all the time, and has released the layers that it gathered.
     bucket = 2 * 500_000_000 if config.workers.zero_stage == 3 else 0
     return found.held - found.base_head - found.buffers + bucket + found.host - written
 
@@ -82,7 +82,7 @@ def _worker(rank: int, port: int, out: Path) -> None:
 
 
 def _held(policy: Path, config: DistillConfig, rank: int) -> int:
-    """Bytes of all tensors when the gradient of the second step is whole: moments are there since the first."""
+    """Bytes of all tensors when the gradient of the second step is complete; the first step made the moments."""
     from sdpo_ray.distill.loss.drift import BaseScores
     from sdpo_ray.distill.loss.kl_monitor import BaseView
     from sdpo_ray.distill.train.learner import Learner
@@ -104,7 +104,7 @@ def _held(policy: Path, config: DistillConfig, rank: int) -> int:
 
 
 def _storages() -> dict[int, Any]:
-    """All memory of tensors by its address. Who keeps it keeps the addresses from being given out again."""
+    """All storages of tensors by address. Holding the result keeps the addresses from being reused."""
     gc.collect()
     tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
     storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]

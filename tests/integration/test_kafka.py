@@ -1,7 +1,7 @@
-"""The event log on Kafka, against librdkafka's own mock of a cluster: its protocol over TCP, its data in memory.
+"""The event log on Kafka, against librdkafka's mock cluster: its protocol over TCP, its data in memory.
 
 The mock makes a topic of 4 partitions when it is first written to, and drops the oldest messages of a partition at
-5 MB. It knows no DeleteRecords, so that truncation is tested as far as the request.
+5 MB. It does not support DeleteRecords, so truncation is tested up to the request.
 """
 
 import os
@@ -27,6 +27,7 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import Event
 from tests.faults.repetitions import SLOW
 from tests.support.conversations import turn
+from tests.support.journals import append_all
 from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.integration
@@ -45,7 +46,7 @@ class Cluster:
         return KafkaLog(KafkaConfig(brokers=self.brokers, options=QUIET | options))
 
     def put(self, payload: bytes | None, partition: int = 0) -> None:
-        """A message that is not ours."""
+        """Produce a message that is no event."""
         producer = Producer({"bootstrap.servers": self.brokers, "log_level": 0})
         producer.produce(TOPIC, payload, partition=partition)
         assert producer.flush(10) == 0
@@ -66,12 +67,11 @@ def log(cluster: Cluster) -> Iterator[KafkaLog]:
 
 
 def write(log: EventLog, *events: Event) -> None:
-    for durable in [log.append(each) for each in events]:
-        durable.result(timeout=30)
+    append_all(log, events)
 
 
 def read(log: EventLog, after: dict[str, int] | None = None) -> tuple[list[str], dict[str, int]]:
-    """To the end of every partition; ids, and where to go on."""
+    """Read to the end of every partition. Returns the ids, and the positions to continue from."""
     ids, after = [], dict(after or {})
     waiting = set(log.partitions())
     while waiting:
@@ -151,7 +151,7 @@ def test_a_message_that_is_no_event_is_corruption(cluster, log):
         log.poll({f"{TOPIC}/0": 1}, max_events=10, max_bytes=MIB)
 
 
-def test_a_missing_topic_says_how_to_make_it(log):
+def test_the_error_for_a_missing_topic_says_how_to_create_it(log):
     with pytest.raises(ConfigError, match=f"kafka-topics.sh --create --topic {TOPIC}"):
         log.poll({}, max_events=1, max_bytes=1)
 
@@ -275,7 +275,7 @@ def test_the_backlog_is_the_events_behind_the_positions_at_the_mean_size_of_thos
     assert log.backlog_bytes(after) == 0
 
 
-def test_the_run_file_says_which_log_it_is(cluster, tmp_path):
+def test_the_run_file_selects_the_event_log(cluster, tmp_path):
     log = open_log(
         Layout(tmp_path), CaptureConfig(kafka=KafkaConfig(brokers=cluster.brokers, topic="other", options=QUIET))
     )
@@ -312,7 +312,7 @@ while True:
 
 
 def test_a_producer_killed_at_random_loses_nothing_acknowledged(cluster, log, tmp_path):
-    """What was sent and not acknowledged may be there; a client that sends it again makes it there twice."""
+    """A message that was sent and not acknowledged may be stored; sending it again may store it twice."""
     acknowledged, when = tmp_path / "acknowledged", random.Random(5)
     after: dict[str, int] = {}
     ids: list[str] = []

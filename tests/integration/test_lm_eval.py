@@ -1,6 +1,6 @@
 """EleutherAI's evaluation harness, as shipped, against the API: log-likelihoods of completions, and chats.
 
-It prints and warns as it likes, so it runs in processes of its own, and at once: most of its time is imports.
+It prints and warns freely, so it runs in separate processes, concurrently: most of its time is imports.
 """
 
 import json
@@ -46,7 +46,7 @@ metric_list: [{{metric: exact_match}}]
 
 
 def evaluating(folder: Path, task: str, text: str, model: str, url: str, *more: str) -> "subprocess.Popen[str]":
-    """The harness at work on one task."""
+    """Start the harness on one task."""
     data = folder / "docs.jsonl"
     data.write_text("".join(json.dumps(doc) + "\n" for doc in DOCS))
     (folder / f"{task}.yaml").write_text(text.format(data=data))

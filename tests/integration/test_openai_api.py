@@ -1,4 +1,4 @@
-"""What OpenAI's clients can ask for, asked of the real engine by the clients themselves; and what is recorded of it."""
+"""The OpenAI API on a real engine, through OpenAI's clients, and the turns that are recorded."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ TOOL: Any = {
     },
 }
 LAX: Any = {**TOOL, "function": {name: value for name, value in TOOL["function"].items() if name != "strict"}}
-"""A strict tool and a form of the answer exclude each other."""
+"""A strict tool and a response format exclude each other."""
 LONG = {"model": "policy", "messages": QUESTION, "max_tokens": 480, "min_tokens": 480, "ignore_eos": True}
 
 
@@ -49,7 +49,7 @@ def client(served: Served) -> OpenAI:
 
 @pytest.fixture(scope="module")
 def brief(served: Served) -> dict[str, int]:
-    """A bias against white space and commas, with which the tiny policy would go on in JSON where it need not."""
+    """A bias against white space and commas, with which the tiny policy would continue JSON needlessly."""
     tokenizer = AutoTokenizer.from_pretrained(str(served.base))
     texts = map(tokenizer.decode, range(len(tokenizer)))
     return {str(token): -100 for token, text in enumerate(texts) if "," in text or not text.strip()}
@@ -129,7 +129,7 @@ def test_a_tool_that_must_be_called_is(served: Served, client: OpenAI, brief: di
     assert recorded.name == "weather"
     arguments = json.loads(recorded.arguments)
     assert arguments["city"] in ("Paris", "Rome")
-    # The text is what the policy wrote: a list of calls, or the arguments of the one that was named.
+    # The text is what the policy generated: a list of calls, or the arguments of the named one.
     text = json.loads(turn.response)
     assert (text[0]["parameters"] if choice == "required" else text) == arguments
     assert turn.sampling.constrained
@@ -196,7 +196,7 @@ def test_a_stop_string_ends_the_answer_before_it(served: Served, client: OpenAI)
 def test_log_probs_are_those_of_the_turn(served: Served, client: OpenAI):
     answer, turn = ask(served, client, logprobs=True, top_logprobs=3)
     content = answer.choices[0].logprobs.content
-    # Of an answer that ended by itself, the end token is recorded and shown, too.
+    # The end token of an answer that ended by itself is recorded and shown, too.
     assert [each.logprob for each in content] == pytest.approx(turn.response_logprobs)
     assert all(len(each.top_logprobs) == 3 for each in content)
     assert ReferencePolicy(served.base).of_response(turn) == pytest.approx(turn.response_logprobs, abs=1e-4)
@@ -330,13 +330,13 @@ def test_errors_are_in_openais_shape(served: Served, method: str, path: str, con
     assert (reply.status_code, set(reply.json()["error"])) == (status, {"message", "type", "param", "code"})
 
 
-# Answers that nobody waited for.
+# Answers whose clients disconnected.
 
 
 def hang_up(served: Served, ask_and_leave: Callable[[float], None]) -> list[Turn]:
-    """The turns of a client who leaves after so many seconds, or as soon as it likes.
+    """The turns of a client that disconnects after so many seconds, or by itself.
 
-    Who leaves before the first token leaves nothing, so on a slow machine the client is more patient the next time.
+    A request that ends before its first token records nothing; the client then waits longer in the next attempt.
     """
     before = set(served.turns())
     for patience_s in (0.4, 0.8, 1.6):
@@ -354,7 +354,7 @@ def count(served: Served, outcome: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def test_of_a_stream_that_is_left_what_was_made_is_recorded_and_who_goes_on_is_paired(served: Served, client: OpenAI):
+def test_a_stream_that_is_left_is_recorded_up_to_there_and_can_be_paired(served: Served, client: OpenAI):
     seen: list[str] = []
 
     def read_some(patience_s: float) -> None:
@@ -382,14 +382,14 @@ def test_of_a_stream_that_is_left_what_was_made_is_recorded_and_who_goes_on_is_p
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_of_a_whole_answer_that_is_not_waited_for_what_was_made_is_recorded(served: Served, n: int):
+def test_a_plain_request_that_is_left_is_recorded_up_to_there(served: Served, n: int):
     address = urlsplit(served.url)
     body = json.dumps({**LONG, "n": n}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: application/json\r\n"
 
     def wait_and_leave(patience_s: float) -> None:
         with socket.create_connection((address.hostname, address.port)) as client:
-            # In one piece: HAProxy 2.8 does not notice that a client left whose body came after its head.
+            # In one piece: HAProxy 2.8 does not notice the disconnect of a client whose body came after its head.
             client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
             time.sleep(patience_s)
 
@@ -401,7 +401,7 @@ def test_of_a_whole_answer_that_is_not_waited_for_what_was_made_is_recorded(serv
         assert [span.end for span in turn.version_spans] == [len(turn.response_ids)]
 
 
-def test_nothing_is_left_in_the_engine_of_those_who_left(served: Served):
+def test_disconnected_clients_leave_nothing_in_the_engine(served: Served):
     deadline = time.monotonic() + 20
     while True:
         page = httpx.get(f"{served.url}/metrics").text

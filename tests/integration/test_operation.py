@@ -1,6 +1,6 @@
-"""What those who run the service rely on, with the real engine: limits, time-outs, draining, logs, traces, health.
+"""Operation of the service with a real engine: limits, time-outs, draining, logs, traces, health.
 
-One engine more than the session's, with keys, tight limits and a collector of traces.
+The tests use a separate application with API keys, tight limits and a trace collector.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from sdpo_ray.io.paths import Layout
 from sdpo_ray.records import FinishReason
 from tests.support.otlp_collector import OtlpCollector, attributes
 from tests.support.paths import CHECKPOINT
-from tests.support.serving import Served
+from tests.support.serving import Served, deployed
 from tests.support.streaming import assert_begun_streams_end_whole
 
 pytestmark = pytest.mark.integration
@@ -32,13 +32,13 @@ TIMEOUT_S = 10
 
 
 def long(num_tokens: int) -> dict[str, Any]:
-    """Of a request, so that its answer has so many tokens."""
+    """Request fields with which an answer has exactly so many tokens."""
     return {"max_tokens": num_tokens, "min_tokens": num_tokens, "ignore_eos": True}
 
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """An application with keys."""
+    """An application with API keys."""
 
     served: Served
     keys: dict[str, str]
@@ -55,11 +55,6 @@ class Guarded:
 
 @pytest.fixture(scope="module")
 def guarded(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    from ray import serve
-
-    from sdpo_ray.cli.options import LAPTOP
-    from serve.app import Arguments, build
-
     root = tmp_path_factory.mktemp("guarded")
     layout = Layout(root)
     limits: dict[str, dict[str, int]] = {
@@ -76,24 +71,23 @@ def guarded(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             f"serve.request_timeout_s={TIMEOUT_S}",
             f"serve.otlp_endpoint={collector.endpoint}",
             "serve.drain_s=30",
-            # Few at once, so that what is to take long does.
+            # Few at once, so that requests queue.
             "serve.max_num_seqs=2",
         ]
-        serve.run(build(Arguments(run_file=str(LAPTOP), overrides=overrides)), name="guarded", route_prefix="/guarded")
-        url = f"{served.url}/guarded"
-        yield Guarded(Served(url=url, layout=layout, base=CHECKPOINT, overrides=tuple(overrides)), keys, collector)
-        serve.delete("guarded")
+        with deployed("guarded", overrides):
+            url = f"{served.url}/guarded"
+            yield Guarded(Served(url=url, layout=layout, base=CHECKPOINT, overrides=tuple(overrides)), keys, collector)
 
 
 def logs() -> Path:
-    """Where Ray logs in this session."""
+    """The folder of this Ray session's logs."""
     import ray
 
     return Path(ray._private.worker._global_node.get_logs_dir_path())
 
 
 def lines_of(request_id: str, timeout_s: float = 20) -> list[dict[str, Any]]:
-    """What the replicas' logs say of one request."""
+    """The lines of one request in the replicas' logs."""
     deadline = time.monotonic() + timeout_s
     while True:
         texts = [path.read_text(errors="replace") for path in (logs() / "serve").glob("replica_*.log")]
@@ -103,7 +97,7 @@ def lines_of(request_id: str, timeout_s: float = 20) -> list[dict[str, Any]]:
         time.sleep(0.1)
 
 
-def test_no_word_of_what_people_say_is_in_any_log(served: Served):
+def test_no_user_text_is_in_any_log(served: Served):
     word = "Zanzibarquoll4711"
     chat = f"{served.url}/v1/chat/completions"
     said = [{"role": "user", "content": f"My name is {word}."}]
@@ -135,7 +129,7 @@ def test_no_word_of_what_people_say_is_in_any_log(served: Served):
         client.post(f"{served.url}/v1/feedback", json={"turn_id": word, "comment": word})
         with pytest.raises(httpx.ReadTimeout):
             client.post(chat, json=ask | long(400) | {"n": 16}, timeout=0.3)
-    # A line that is there shows that whatever came before it was written, too.
+    # Lines are written in order: once this line is there, all earlier ones are.
     last = httpx.post(chat, json=ask, headers={"x-request-id": "the-last-one"}, timeout=60)
     assert last.status_code == 200
     assert lines_of("the-last-one")
@@ -145,7 +139,7 @@ def test_no_word_of_what_people_say_is_in_any_log(served: Served):
     assert spoken == []
 
 
-def test_a_line_a_request_says_what_became_of_it(served: Served):
+def test_every_request_has_one_access_log_line_with_its_outcome(served: Served):
     body = {"model": "policy", "messages": QUESTION, "max_tokens": 8, "stream": True}
     headers = {"x-request-id": "line-1"}
     reply = httpx.post(f"{served.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
@@ -213,7 +207,7 @@ def test_vllm_s_numbers_are_right_behind_our_layers_and_ours_are_beside_them(gua
         assert line in page
 
 
-def test_a_key_that_used_its_requests_is_told_when_to_come_back(guarded: Guarded):
+def test_a_key_over_its_request_limit_gets_retry_after(guarded: Guarded):
     replies = []
     while not replies or replies[-1].status_code == 200:
         replies.append(guarded.ask("few"))
@@ -296,7 +290,7 @@ def test_a_trace_goes_through_us_into_the_engine(guarded: Guarded):
     assert not any(b"France" in each or b"Zanzibarquoll" in each for each in guarded.collector.received)
 
 
-def test_nothing_starts_where_others_reach_it_without_a_key(served: Served, tmp_path: Path):
+def test_an_open_address_without_api_keys_is_refused(served: Served, tmp_path: Path):
     from sdpo_ray.cli.options import LAPTOP
     from sdpo_ray.upstream.ray import serve_http_host
     from serve.app import Arguments, build
@@ -309,7 +303,7 @@ def test_nothing_starts_where_others_reach_it_without_a_key(served: Served, tmp_
     assert asyncio.run(serve_http_host()) == "127.0.0.1"
 
 
-def test_replicas_share_one_count_and_let_everybody_in_while_it_is_away(ray_cluster: str):
+def test_replicas_share_one_count_and_do_not_limit_while_it_is_unavailable(ray_cluster: str):
     import ray
     from ray.exceptions import RayActorError
 
@@ -327,7 +321,7 @@ def test_replicas_share_one_count_and_let_everybody_in_while_it_is_away(ray_clus
         said.append((await one.acquire("k", limits)).refused)
         counter = ray.get_actor("limits of unit", namespace="sdpo-ray")
         ray.kill(counter, no_restart=True)
-        # Ray kills in its own time, and until then the counter says what it said before.
+        # Ray kills the actor asynchronously; until then the counter keeps its value.
         with pytest.raises(RayActorError):
             while time.monotonic() < deadline:
                 await counter.holds.remote("k", first.ticket)
@@ -344,13 +338,13 @@ def test_replicas_share_one_count_and_let_everybody_in_while_it_is_away(ray_clus
 
 
 def test_every_stream_that_has_begun_ends_when_the_application_is_stopped(guarded: Guarded):
-    """The last test of this application: it stops it under load."""
+    """Stops the application under load, so it is the last test that uses it."""
     from ray import serve
 
     headers = {"authorization": f"Bearer {guarded.keys['free']}"}
     stop = partial(serve.delete, "guarded")
     assert_begun_streams_end_whole(guarded.served, stop, num_tokens=200, headers=headers)
-    # The journal was closed in order: no segment is left with room at its end.
+    # The journal was closed properly: no segment has allocated room left at its end.
     segments = sorted(guarded.served.layout.journal.glob("*.log"))
     assert segments
     assert all(path.read_bytes()[-1:] != b"\0" for path in segments)

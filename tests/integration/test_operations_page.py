@@ -1,7 +1,7 @@
-"""docs/operations.md, command by command, on a cluster of its own: what an operator copies works.
+"""The commands of docs/operations.md, executed on a separate cluster.
 
-The commands run in the order of the page, in one shell environment, verbatim but for what `HERE` replaces: ports, the
-run file and places of this test's own.
+They run in the order of the page, in one shell environment, verbatim except for what `HERE` replaces: ports, the run
+file and paths.
 """
 
 import json
@@ -32,7 +32,7 @@ ELSEWHERE = {
     "ray start": "LocalCluster is `ray start --head` with ports of its own",
     "kafka-": "needs a broker of Apache Kafka; tests/integration/test_kafka.py makes its topics itself",
 }
-"""Beginnings of commands that do not run here, and why."""
+"""Prefixes of commands that are skipped here, with the reason."""
 ANN = "ann@example.org"
 LOGGED = {
     "messages": [
@@ -83,7 +83,7 @@ class Shell:
         return self._exports[name]
 
     def expect(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Run one command of the page; it must succeed. What the page exports, this test has set already."""
+        """Run one command of the page; it must succeed. The variables that the page exports are already set."""
         if command.startswith("export "):
             assert set(re.findall(r"(\w+)=", command)) <= self._exports.keys()
             return subprocess.CompletedProcess(command, 0, "", "")
@@ -100,7 +100,7 @@ class Shell:
 
 
 class Operator:
-    """What a person does between the commands: talks to the policy, waits for a cycle, notes an id down."""
+    """The steps between the commands: chats, waiting for a cycle, reading an id."""
 
     def __init__(self, shell: Shell, url: str, root: Path) -> None:
         self._shell = shell
@@ -129,7 +129,7 @@ class Operator:
             self._shell.expect("python jobs/simulate.py --run $RUN --conversations 24")
 
     def _wait_until_paired(self, turn_id: str) -> None:
-        """The training loop is turning, and has to gather first."""
+        """Wait until the training loop runs and gathers interactions."""
         deadline = time.monotonic() + 240
         interactions = Table.interactions(Layout(self._root))
         while turn_id not in interactions.read(["interaction_id"])["interaction_id"].to_pylist():

@@ -1,4 +1,4 @@
-"""A personal policy from what one simulated user said to its adapter, with the real learner, evaluator and MLflow."""
+"""Personal policies from simulated interactions to the adapter, with the real learner, evaluator and MLflow."""
 
 import random
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ import torch
 from mlflow import MlflowClient
 
 from sdpo_ray.chat import ChatFormat
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import Run, load_run
 from sdpo_ray.curate.sampling import is_held_out
 from sdpo_ray.curate.snapshot import HELD_OUT
@@ -33,7 +34,7 @@ from sdpo_ray.tables.arrow_schemas import interactions_to_arrow
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.tables.snapshot_files import read_interactions
 from tests.support.builders import interaction, release, snapshot, tiny_policy
-from tests.support.paths import CHECKPOINT, REPOSITORY
+from tests.support.paths import CHECKPOINT
 from tests.support.serving import Served
 from tests.support.user_data import hits, pseudonym
 
@@ -45,13 +46,13 @@ QUIET = ProgressCallbacks(on_step=lambda step: None, on_progress=lambda done, to
 
 @dataclass(frozen=True)
 class Town:
-    """Two people who got the same answers: one says what they think, the other what the crowd thinks of them."""
+    """A run with two users who got the same answers: one reacts by personal taste, the other by the majority's."""
 
     run: Run
     layout: Layout
     base: Path
     said: list[Interaction]
-    """Of the first."""
+    """Interactions of the first user."""
 
     def owner(self, user: str) -> Owner:
         return owner_named(self.layout, tenant="default", user=user, whole_tenant=False)
@@ -69,7 +70,7 @@ def answers(model: Any, chat: ChatFormat, prompts: list[str], *, seed: int = 0) 
 
 
 def heard(layout: Layout, turns: list[Any], user: str, share: float) -> list[Interaction]:
-    """What is said of each answer. `shuffled` hears the crowd wherever it trains, and judges by their own taste."""
+    """Reactions to each answer. `shuffled` reacts like the majority in training data, by its own taste in held-out."""
     rng, name = random.Random("taste"), pseudonym(layout, user)
     found = []
     for number, turn in enumerate(turns):
@@ -97,7 +98,7 @@ def town(served: Served, evaluator: str) -> Town:
         "evaluate.num_prompts=64",
         "curate.max_age_days=100000",
     ]
-    run = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml", overrides)
+    run = load_run(LAPTOP, overrides)
     rng, chat = random.Random("town"), ChatFormat(CHECKPOINT)
     turns = answers(load_policy(CHECKPOINT), chat, [sample_prompt(rng, "train").prompt for _ in range(SAID)])
     people = {user: heard(served.layout, turns, user, run.personal.held_out) for user in ("cheerful", "shuffled")}
@@ -119,7 +120,7 @@ def adapted(town: Town, policy: Any) -> Any:
     return PeftModel.from_pretrained(load_policy(town.base), policy.adapter).eval()
 
 
-def test_whose_taste_is_not_the_crowds_gets_a_policy_of_their_own(town: Town, attempt: store.Attempt):
+def test_a_user_of_unusual_taste_gets_a_personal_policy(town: Town, attempt: store.Attempt):
     assert attempt.verdict is Verdict.PROMOTE, attempt.reasons
     owner = town.owner("cheerful").digest
     policy = store.served_policy(town.layout, owner)
@@ -166,7 +167,7 @@ def test_the_gain_is_what_transformers_computes_of_what_was_held_out(town: Town,
     assert 0 < gain.low < gain.value
 
 
-def test_follow_ups_of_others_teach_a_policy_that_its_user_is_spared(town: Town, attempt: store.Attempt):
+def test_a_policy_trained_on_other_users_follow_ups_is_not_served(town: Town, attempt: store.Attempt):
     refused = PersonalTrainer(town.run, QUIET).learn(town.owner("shuffled"))
     assert refused.verdict is not Verdict.PROMOTE
     assert refused.name == ""
@@ -184,9 +185,7 @@ def test_follow_ups_of_others_teach_a_policy_that_its_user_is_spared(town: Town,
     ]
 
 
-def test_the_books_have_numbers_and_nothing_that_anybody_said_and_erasure_removes_them(
-    town: Town, attempt: store.Attempt
-):
+def test_mlflow_has_numbers_but_no_user_text_and_erasure_removes_them(town: Town, attempt: store.Attempt):
     mlflow = MlflowClient(f"sqlite:///{town.layout.root.resolve()}/mlflow.db")
     experiment = mlflow.get_experiment_by_name("policy-personal")
     (run,) = mlflow.search_runs([experiment.experiment_id], f"tags.owner = '{attempt.owner}'")
@@ -210,8 +209,8 @@ def test_the_books_have_numbers_and_nothing_that_anybody_said_and_erasure_remove
     assert hits(town.layout.root, [pseudonym(town.layout, "cheerful")]) == {}
 
 
-def test_a_personal_adapter_lies_over_the_champions_whole_weights_whatever_made_those(ray_cluster: str, tmp_path: Path):
-    """Even where the champion is itself an adapter of the very same shape over the run's base."""
+def test_a_personal_adapter_is_trained_over_the_champions_merged_weights(ray_cluster: str, tmp_path: Path):
+    """Holds also for a champion that is itself an adapter of the same shape over the run's base."""
     from peft import PeftModel
     from safetensors.torch import load_file
 
@@ -220,7 +219,7 @@ def test_a_personal_adapter_lies_over_the_champions_whole_weights_whatever_made_
     drawn = snapshot(tmp_path / "s", [interaction(chat, name=f"t{n}", response="Paris. " * (n + 1)) for n in range(4)])
     apart = snapshot(tmp_path / "h", [interaction(chat, name=f"h{n}", response="Rome. " * (n + 1)) for n in range(3)])
     settings: dict[str, Any] = {"batch_size": 2, "learning_rate": 1e-2, "lora": {"rank": 4, "alpha": 8}}
-    config = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml").distill.model_validate(settings)
+    config = load_run(LAPTOP).distill.model_validate(settings)
     common: dict[str, Any] = {"snapshot": drawn, "config": config, "max_model_len": 512, "seed": 0}
     champion = distill(parent=release(base), policy_version=1, out=tmp_path / "v1", base=base, **common)
     own = distill(

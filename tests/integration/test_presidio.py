@@ -1,4 +1,4 @@
-"""The real Presidio beside our own recognisers. Nothing here may reach the network."""
+"""Presidio beside our own recognisers, without network access."""
 
 import socket
 import sys
@@ -46,7 +46,7 @@ def test_of_two_finds_of_one_length_ours_is_taken(redactor: Redactor) -> None:
     assert redactor.redact("jane@example.com, 4111111111111111")[0] == "[email], [card]"
 
 
-def test_a_weak_pattern_counts_only_beside_a_word_that_says_what_it_is(redactor: Redactor) -> None:
+def test_a_weak_pattern_counts_only_beside_a_context_word(redactor: Redactor) -> None:
     assert redactor.redact("the bank account is 945456787654")[0] == "the bank account is [us_bank_number]"
     assert redactor.redact("the parcel is 945456787654")[0] == "the parcel is 945456787654"
 
@@ -58,7 +58,7 @@ def test_a_second_pass_finds_nothing(redactor: Redactor) -> None:
     assert redactor.redact(redacted) == (redacted, Counter())
 
 
-def test_an_entity_that_nothing_finds_is_said_with_those_there_are(redactor: Redactor) -> None:
+def test_an_unknown_entity_type_is_refused_with_the_known_ones(redactor: Redactor) -> None:
     with pytest.raises(ConfigError, match=r"capture.presidio: PERSON, X: here are .*CRYPTO.*US_SSN"):
         Redactor([], presidio=["X", "PERSON", "US_SSN"])
 

@@ -1,4 +1,4 @@
-"""People at the gate: review, rejection, rollback, through MLflow's own client and the real served engine."""
+"""Review, rejection and rollback by an operator, through MLflow's client and a real engine."""
 
 import os
 import subprocess
@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 import pytest
 from mlflow import MlflowClient
 
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import CanaryConfig, load_run
 from sdpo_ray.curate.pipeline import Curator
 from sdpo_ray.eventlog.factory import open_log
@@ -40,7 +41,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(240), pytest.mark.use
 
 
 class Office:
-    """One run's training loop and registry, with candidates to decide about."""
+    """The training loop and the registry of a run, and candidates for them."""
 
     def __init__(self, served: Served, folder: Path, *overrides: str) -> None:
         self.served = served
@@ -59,7 +60,7 @@ class Office:
         self.pipeline = self.pipeline_with()
 
     def pipeline_with(self, *overrides: str) -> Pipeline:
-        run = load_run(REPOSITORY / "jobs" / "recipes" / "laptop.toml", [*self.overrides, *overrides])
+        run = load_run(LAPTOP, [*self.overrides, *overrides])
         log = open_log(self.served.layout, run.capture)
         curator = Curator(self.served.layout, log, curate=run.curate, capture=run.capture)
         return Pipeline(run, curator, self.registry, EventFile(self.served.layout.events))
@@ -84,7 +85,7 @@ class Office:
         return begun, candidate, report, decision
 
     def person_sets(self, version: int, tag: str, value: str) -> None:
-        """What a click in MLflow's page does."""
+        """Set a tag on a model version, as MLflow's page does."""
         self.mlflow.set_model_version_tag("policy", str(version), tag, value)
 
     def person_moves_champion(self, version: int) -> None:
@@ -99,7 +100,7 @@ def office(served: Served, tmp_path: Path) -> Iterator[Office]:
 
 
 def decide_in_background(office: Office, version: int, *, review: str) -> CycleOutcome:
-    """Run the release stage; the person answers once it waits for them."""
+    """Run the release stage; the reviewer answers once it waits for the review."""
     work = office.candidate(version, Verdict.PROMOTE)
     seen = len(read_events(office.served.layout.events))
     with ThreadPoolExecutor(1) as pool:
@@ -176,7 +177,7 @@ def test_the_rollback_job_serves_the_release_before_and_ends_a_canary(office: Of
     assert office.registry.champion_version() == BASE_VERSION
 
 
-def test_a_rollback_to_a_version_that_never_was_says_which_there_are(office: Office):
+def test_a_rollback_to_an_unknown_version_lists_the_released_ones(office: Office):
     argv = [sys.executable, "jobs/rollback.py", "--to", "999", *(p for o in office.overrides for p in ("--set", o))]
     done = subprocess.run(argv, cwd=REPOSITORY, env=os.environ.copy(), capture_output=True, text=True)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Real MLflow on SQLite in a temporary folder."""
+"""The registry on MLflow with SQLite."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from tests.support.cycle_records import entry
 pytestmark = pytest.mark.integration
 
 CYCLES = count(1)
-"""Every test has cycles of its own: the database is shared, since making one takes seconds."""
+"""Cycle numbers; each test takes its own, since all share one database, which takes seconds to create."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def registry(root: Path) -> Registry:
 
 @pytest.fixture
 def client(registry: Registry) -> Any:
-    """MLflow's own client, as its web page uses it."""
+    """MLflow's client, which its web page and operators use."""
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=registry.tracking_uri, registry_uri=registry.tracking_uri)
@@ -179,7 +179,7 @@ def test_a_cycle_killed_at_any_step_is_recorded_once(
     assert registry.candidate_version() == cycle + 1
 
 
-def test_a_cycle_that_goes_on_under_another_commit_keeps_what_it_began_with(
+def test_a_cycle_that_resumes_under_another_commit_keeps_its_first_records(
     registry: Registry, client: Any, root: Path, monkeypatch: pytest.MonkeyPatch
 ):
     cycle = next(CYCLES)
@@ -246,7 +246,7 @@ def test_a_version_that_was_never_recorded_is_refused(registry: Registry):
             use(999)
 
 
-def test_a_registry_opened_again_knows_everything(registry: Registry, root: Path):
+def test_a_reopened_registry_has_the_same_state(registry: Registry, root: Path):
     cycle = next(CYCLES)
     registry.record_cycle(entry(cycle, root=root))
     registry.set_champion(version_of_cycle(cycle))
@@ -254,7 +254,7 @@ def test_a_registry_opened_again_knows_everything(registry: Registry, root: Path
     assert (again.champion_version(), again.candidate_version()) == (cycle + 1, cycle + 1)
 
 
-def test_every_version_is_listed_with_its_verdict_and_its_review(root: Path):
+def test_every_model_version_shows_its_verdict_and_its_review(root: Path):
     fresh = Registry(Layout(root / "seen"), model_name="policy")
     fresh.register_base(base(root), served=base(root))
     fresh.record_cycle(entry(1, root=root))

@@ -1,4 +1,4 @@
-"""vLLM's own reading of a request with tools against the recorded turn's: the same prompt, to the token."""
+"""Prompts of requests with tools: vLLM's rendering equals the recorded turn's, token by token."""
 
 import json
 import os
@@ -94,7 +94,7 @@ BODIES = {
 
 @pytest.fixture(scope="module")
 def rendered(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
-    """The ids that vLLM makes of every escaped body, in a process of its own."""
+    """The prompt ids of every escaped body, by vLLM in a separate process."""
     control = ChatFormat(policy).control
     out = tmp_path_factory.mktemp("rendered") / "ids.json"
     subprocess.run(

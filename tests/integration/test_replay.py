@@ -1,8 +1,8 @@
-"""Real conversations as if they were live: through the HTTP API, the journal and the curator, and back as pairs.
+"""Recorded conversations replayed through the HTTP API, the journal and the curator, and compared as pairs.
 
-A recorded engine gives the answers of the recording. Every pair is compared with what the recording says, by the ids
-of its turns and by its words; what does not pair has a reason that the recording explains. `SDPO_REPLAY=all` replays
-all of it, else it is a part.
+A recorded engine returns the answers of the recording. Every pair is compared with the recording by the ids of its
+turns and by its text; a turn without a pair has a reason that the recording explains. `SDPO_REPLAY=all` replays all of
+it, otherwise a part is replayed.
 """
 
 import asyncio
@@ -39,13 +39,13 @@ ALL = os.environ.get("SDPO_REPLAY") == "all"
 AT_ONCE = 48
 CAPTURE = CaptureConfig()
 CURATE = CurateConfig(max_follow_up_chars=20_000, max_per_user_hour=0, max_copies=1000)
-"""Nothing in the recordings is refused for its length, nobody for being busy: what is refused has another reason."""
+"""Limits of length and rate are off: refusals have other reasons."""
 THE_END = "(Here the recording ends.)"
 
 
 @dataclass(frozen=True)
 class Who:
-    """What a client says of itself; two conversations of strangers may say the same."""
+    """What a request says about its client; two anonymous conversations may say the same."""
 
     user: str = ""
     conversation_id: str = ""
@@ -63,14 +63,14 @@ class Asked:
 
     @property
     def continuation(self) -> str:
-        """The words that a follow-up repeats, and who says them."""
+        """The text that a follow-up repeats, and the client that sends it."""
         said = [*self.messages, {"role": "assistant", "content": self.answer}]
         return json.dumps([self.who.user, self.who.conversation_id, said])
 
 
 @dataclass
 class Replay:
-    """A recording once it was replayed and curated."""
+    """A recording after replay and curation."""
 
     requests: list[Asked]
     interactions: dict[str, Interaction]
@@ -90,7 +90,7 @@ def triples(path: Path, name: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def requests_of(recorded: Iterable[dict[str, Any]], who: Who) -> list[Asked]:
-    """The requests of one conversation or tree, parents first: one an answer, and one a reaction that got none."""
+    """The requests of one conversation or tree, parents first: one an answer, and one an unanswered reaction."""
     requests: list[Asked] = []
     by_words: dict[str, Asked] = {}
     reactions: dict[str, tuple[list[dict[str, str]], Asked]] = {}
@@ -109,7 +109,7 @@ def requests_of(recorded: Iterable[dict[str, Any]], who: Who) -> list[Asked]:
 
 
 def replay(conversations: Sequence[Sequence[Asked]], layout: Layout) -> list[Asked]:
-    """Send everything, many conversations at a time, each in its order; gives the requests in any order."""
+    """Send all requests, many conversations concurrently, each in its order. Yields the requests in any order."""
     log = open_log(layout, CAPTURE)
     pseudonyms = Pseudonyms.load(layout.pseudonym_keys)
     redactor = Redactor(CAPTURE.redact, phone_regions=CAPTURE.phone_regions)
@@ -149,7 +149,7 @@ def curated(conversations: Sequence[Sequence[Asked]], folder: Path) -> Replay:
     requests = replay(conversations, layout)
     curator = Curator(layout, open_log(layout, CAPTURE), curate=CURATE, capture=CAPTURE)
     refused: Counter[str] = Counter()
-    # What one advance ships, the next one decides.
+    # The turns that one advance ingests are decided by the next.
     for _ in range(2):
         progress = curator.advance()
         refused += progress.refused
@@ -159,7 +159,7 @@ def curated(conversations: Sequence[Sequence[Asked]], folder: Path) -> Replay:
 
 
 def check(replayed: Replay) -> None:
-    """No pair is wrong, every pair that the recording makes certain is there, and each follow-up is accounted for."""
+    """No pair is wrong, every pair that the recording makes certain exists, and each follow-up is accounted for."""
     requests = {request.turn_id: request for request in replayed.requests}
     assert len(requests) == len(replayed.requests)
     redactor = Redactor(CAPTURE.redact, phone_regions=CAPTURE.phone_regions)
@@ -203,7 +203,7 @@ def shuffled(conversations: list[list[Asked]]) -> list[list[Asked]]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_named_people_said_to_an_assistant_comes_back_pair_by_pair(tmp_path: Path) -> None:
+def test_conversations_of_named_users_come_back_as_pairs(tmp_path: Path) -> None:
     recorded = list(triples(HH, "conversation").values())[: None if ALL else 150]
     named = [requests_of(each, Who(user=f"person-{number}@example.org")) for number, each in enumerate(recorded)]
     replayed = curated(shuffled(named), tmp_path)
@@ -213,7 +213,9 @@ def test_what_named_people_said_to_an_assistant_comes_back_pair_by_pair(tmp_path
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_among_strangers_and_twins_no_pair_is_wrong_and_none_that_is_certain_is_missing(tmp_path: Path) -> None:
+def test_with_anonymous_and_identical_conversations_no_pair_is_wrong_and_no_certain_pair_is_missing(
+    tmp_path: Path,
+) -> None:
     recorded = list(triples(HH, "conversation").values())[: None if ALL else 150]
     conversations = []
     for number, each in enumerate(recorded):
@@ -225,7 +227,7 @@ def test_among_strangers_and_twins_no_pair_is_wrong_and_none_that_is_certain_is_
         )[number % 4]
         conversations.append(requests_of(each, who))
         if number % 5 == 0:
-            # The same is said again, word for word, at about the same time: by the same one, or by somebody else.
+            # The same text is sent again at about the same time, by the same client or by another.
             conversations.append(requests_of(each, Who(user="twin@example.org") if number % 2 else who))
     replayed = curated(shuffled(conversations), tmp_path)
     check(replayed)
@@ -242,7 +244,7 @@ def test_in_a_tree_of_edits_and_regenerations_each_reaction_finds_its_answer_or_
     asked = [requests_of(each, Who(user=f"person-{n}") if named else Who()) for n, each in enumerate(trees)]
     replayed = curated(shuffled(asked), tmp_path)
     check(replayed)
-    # By hand from the file: an answer whose reactions differ gives none, a reaction that is sent again counts once.
+    # By hand from the file: an answer with differing reactions gives no pair, a repeated reaction counts once.
     reactions: dict[str, list[str]] = defaultdict(list)
     for number, requests in enumerate(asked):
         for request in requests:

@@ -1,4 +1,4 @@
-"""The tables in an S3-compatible store: moto's, which honours conditional writes."""
+"""The tables in an S3-compatible store: moto, which supports conditional writes."""
 
 import threading
 from collections import Counter
@@ -115,7 +115,7 @@ def test_maintenance_compacts_and_removes_what_it_replaced(layout):
     assert table.maintain(every=5, keep_files_h=0, expire_before_s=3.0)
     assert (ids(table), len(table.files())) == ([f"t{number}" for number in range(2, 10)], 1)
     assert len([key for key in objects(layout) if "_delta_log" not in key]) == 1
-    # What the reader's version held is gone: it reads the newest.
+    # The files of the reader's version are deleted: it reads the newest.
     assert ids(reader) == [f"t{number}" for number in range(2, 10)]
     assert Table.turns(layout).position("log") == 9
 

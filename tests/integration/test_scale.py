@@ -1,6 +1,6 @@
-"""More than one replica: load makes another and loses no request; a conversation stays with its replica.
+"""Autoscaling: load starts a second replica without failing a request; a conversation stays with its replica.
 
-One application of its own, which begins with one engine and ends with two.
+The tests use a separate application, which starts with one engine and ends with two.
 """
 
 import json
@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.headers import CONVERSATION_ID, TURN_ID
 from tests.support.paths import CHECKPOINT
+from tests.support.serving import deployed
 
-# Two engines, one after the other, beside whatever else the machine does.
+# Two engines are started one after the other on a shared machine.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 CLIENTS, CONVERSATIONS, TURNS = 8, 16, 3
@@ -25,11 +25,7 @@ CLIENTS, CONVERSATIONS, TURNS = 8, 16, 3
 
 @pytest.fixture(scope="module")
 def scaled(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One replica, which two requests at once are too many for. Gives its URL."""
-    from ray import serve
-
-    from serve.app import Arguments, build
-
+    """An application of one replica that scales up at two concurrent requests. Yields its URL."""
     overrides = [
         f"root={tmp_path_factory.mktemp('scaled')}",
         f"policy.base={CHECKPOINT}",
@@ -37,9 +33,8 @@ def scaled(serve_http: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "serve.autoscale.target_ongoing_requests=2",
         "serve.autoscale.upscale_delay_s=0",
     ]
-    serve.run(build(Arguments(run_file=str(LAPTOP), overrides=overrides)), name="scaled", route_prefix="/scaled")
-    yield f"{serve_http}/scaled"
-    serve.delete("scaled")
+    with deployed("scaled", overrides):
+        yield f"{serve_http}/scaled"
 
 
 def num_running() -> int:
@@ -50,7 +45,7 @@ def num_running() -> int:
 
 
 class Load:
-    """Clients that ask without a pause, plain and streamed, while the block is entered."""
+    """Clients that send plain and streamed requests without a pause while the context is entered."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -80,7 +75,7 @@ class Load:
 
 
 def replicas_by_request(wanted: set[str], timeout_s: float = 30) -> dict[str, str]:
-    """Which replica answered each request, as the replicas' own logs say."""
+    """The replica that answered each request, from the replicas' logs."""
     import ray
 
     folder = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
@@ -123,5 +118,5 @@ def test_load_makes_a_second_replica_no_request_is_lost_and_conversations_stay_w
     without = replicas.pop("")
     assert len(without) == 2
     assert {len(each) for each in replicas.values()} == {1}
-    # All sixteen on one replica by chance: once in 32,768 runs.
+    # All sixteen are on one replica by chance once in 32,768 runs.
     assert set().union(*replicas.values()) == without

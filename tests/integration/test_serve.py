@@ -1,4 +1,4 @@
-"""The real engine behind the real API, through the stock client."""
+"""The API on a real engine, through OpenAI's client: recording, errors, metrics, swaps."""
 
 import json
 import re
@@ -39,9 +39,7 @@ def ask(client: OpenAI, messages: list[Any] = QUESTION, *, stream: bool = False,
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_turn_is_what_the_engine_put_out_and_is_on_disk_before_its_receipt(
-    served: Served, client: OpenAI, stream: bool
-):
+def test_a_turn_is_the_engines_output_and_on_disk_before_its_receipt(served: Served, client: OpenAI, stream: bool):
     text, headers, _ = ask(client, stream=stream, temperature=0.7, user="alice")
     turn = served.turns()[headers["x-sdpo-turn-id"]]
     chat = ChatFormat(served.base)
@@ -179,7 +177,7 @@ def test_bad_input_gets_an_error_in_openais_shape(served: Served, body: bytes | 
     assert set(served.turns()) == before
 
 
-def test_what_is_no_text_chat_is_answered_and_not_stored(served: Served):
+def test_a_chat_without_text_is_answered_and_not_stored(served: Served):
     before = set(served.turns())
     body = {"model": "policy", "messages": [{"role": "user"}], "max_tokens": 4}
     reply = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60)
@@ -188,7 +186,7 @@ def test_what_is_no_text_chat_is_answered_and_not_stored(served: Served):
     assert set(served.turns()) == before
 
 
-def test_an_answer_follows_any_bad_input(client: OpenAI):
+def test_a_good_request_is_answered_after_bad_ones(client: OpenAI):
     assert ask(client)[0]
 
 
@@ -206,7 +204,7 @@ def turns_counted(served: Served) -> dict[str, float]:
     return {name: float(n) for name, n in re.findall(r'sdpo_turns_total\{outcome="([^"]*)"\} (\S+)', page)}
 
 
-def test_metrics_count_what_became_of_every_turn(served: Served, client: OpenAI):
+def test_metrics_count_the_outcome_of_every_turn(served: Served, client: OpenAI):
     ask(client)
     before = turns_counted(served)
     ask(client)
@@ -218,7 +216,7 @@ def test_metrics_count_what_became_of_every_turn(served: Served, client: OpenAI)
 
 
 def num_feedback(served: Served) -> float:
-    """How many a replica has recorded."""
+    """Number of feedback events that a replica has recorded."""
     found = re.search(r'sdpo_feedback_total\{outcome="recorded"\} (\S+)', httpx.get(f"{served.url}/metrics").text)
     return float(found[1]) if found else 0.0
 
@@ -242,7 +240,7 @@ def test_feedback_is_durable_when_it_is_acknowledged_and_redaction_is_counted(se
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_hangs_up_leaves_no_work_behind(served: Served, stream: bool):
+def test_a_client_that_disconnects_leaves_no_running_request(served: Served, stream: bool):
     body = {
         "model": "policy",
         "messages": QUESTION,
@@ -265,14 +263,14 @@ def test_a_client_that_hangs_up_leaves_no_work_behind(served: Served, stream: bo
     while "vllm:num_requests_running" not in (metrics := httpx.get(f"{served.url}/metrics").text) or any(
         line.startswith("vllm:num_requests_running{") and not line.endswith(" 0.0") for line in metrics.splitlines()
     ):
-        assert time.monotonic() < deadline, "the engine still works for somebody who left"
+        assert time.monotonic() < deadline, "the engine still generates for a client that disconnected"
         time.sleep(0.2)
 
 
 @pytest.mark.usefixtures("back_to_base")
 def test_swaps_under_load_fail_no_request_and_mix_no_versions(served: Served, client: OpenAI, tmp_path: Path):
     paths = {version: perturbed(served.base, tmp_path / f"v{version}", seed=version) for version in (2, 3, 4)}
-    # What an update leaves beside its weights, which an engine that loads every file it finds must not find.
+    # Files that an update leaves beside its weights; an engine that loads every safetensors file must not load them.
     for beside in (TEACHER, f"{ADAPTER}/adapter_model.safetensors"):
         (paths[3] / beside).parent.mkdir()
         shutil.copy(paths[4] / "model.safetensors", paths[3] / beside)
@@ -326,7 +324,7 @@ def reshaped(path: Path) -> None:
 
 @pytest.mark.usefixtures("back_to_base")
 @pytest.mark.parametrize("harm", [torn, missing, reshaped])
-def test_a_broken_checkpoint_is_refused_and_the_old_weights_go_on(
+def test_a_broken_checkpoint_is_refused_and_the_old_weights_stay(
     served: Served, client: OpenAI, tmp_path: Path, harm: Any
 ):
     path = perturbed(served.base, tmp_path / "v9", seed=9)
@@ -365,7 +363,7 @@ def test_a_pointer_that_is_no_release_is_reported_and_changes_nothing(served: Se
     assert ask(client)[0]
 
 
-def test_the_evaluator_wants_its_key_and_records_nobody(served: Served, evaluator: str):
+def test_the_evaluator_requires_its_key_and_records_nothing(served: Served, evaluator: str):
     body = {"model": "policy", "messages": QUESTION, "max_tokens": 8}
     assert httpx.post(f"{evaluator}/v1/chat/completions", json=body, timeout=60).status_code == 401
     assert httpx.get(f"{evaluator}/v1/models").status_code == 401

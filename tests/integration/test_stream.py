@@ -1,4 +1,4 @@
-"""The whole stage on the real journal, Delta tables and Ray Data."""
+"""The curation stage on a journal, Delta tables and Ray Data."""
 
 import random
 from collections import Counter
@@ -16,36 +16,24 @@ from sdpo_ray.curate.pairing import NotPaired
 from sdpo_ray.curate.pipeline import CurationProgress, Curator
 from sdpo_ray.eventlog.factory import open_log
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.records import Consent, Event, Feedback, Interaction, Redaction, Thumb
+from sdpo_ray.records import Consent, Feedback, Interaction, Redaction, Thumb
 from sdpo_ray.redaction import Redactor, redact_turn
 from sdpo_ray.tables.arrow_schemas import feedback_from_arrow, interactions_from_arrow, turns_from_arrow
 from sdpo_ray.tables.delta_table import Table
 from tests.support.conversations import Scenario, changed, chat, dialogue, may_pair, scenarios, turn, unambiguous_pairs
+from tests.support.journals import record
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
 
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "a run")
-
-
 def curator(layout: Layout, **config: object) -> Curator:
-    # The people of these tests lived in 1970.
+    # The turns of these tests are from 1970.
     curate = CurateConfig(**{"max_age_days": 1e6, "max_per_user_hour": 0} | config)  # type: ignore[arg-type]
     return Curator(layout, open_log(layout, CaptureConfig()), curate=curate, capture=CaptureConfig())
 
 
-def capture(layout: Layout, *events: Event) -> None:
-    """What one replica records in its life."""
-    journal = open_log(layout, CaptureConfig())
-    for durable in [journal.append(each) for each in events]:
-        durable.result(timeout=10)
-    journal.close()
-
-
 def settle(stage: Curator) -> tuple[int, Counter[str]]:
-    """Advance until nothing waits: interactions that were admitted, and refusals."""
+    """Advance until nothing is undecided. Returns the number of admitted interactions, and counts of the others."""
     total, refused = 0, Counter[str]()
     while True:
         progress = stage.advance()
@@ -69,10 +57,10 @@ def given_on(turn_id: str, name: str = "f0", **changes: object) -> Feedback:
     return Feedback(feedback_id=name, turn_id=turn_id, **fields | changes)  # type: ignore[arg-type]
 
 
-def test_what_came_is_decided_in_the_next_advance_and_what_comes_to_nothing_is_counted(layout: Layout):
+def test_ingested_turns_are_decided_in_the_next_advance_and_others_are_counted(layout: Layout):
     ann, bob, eve = dialogue("ann", follow_ups=2), dialogue("bob"), dialogue("eve")
     secret = [replace(each, consent=Consent.NONE) for each in eve]
-    capture(layout, *ann, *bob, *secret, replace(bob[0], response="twice"), given_on("ann-2"))
+    record(layout, *ann, *bob, *secret, replace(bob[0], response="twice"), given_on("ann-2"))
     stage = curator(layout)
     shipped = stage.advance()
     assert shipped.backlog_bytes > 0
@@ -119,40 +107,40 @@ def test_what_came_is_decided_in_the_next_advance_and_what_comes_to_nothing_is_c
 def test_an_answer_and_its_follow_up_are_paired_whichever_is_read_first(layout: Layout):
     (first, second), (third, fourth) = dialogue("ann"), dialogue("bob")
     stage = curator(layout)
-    capture(layout, first, fourth)
+    record(layout, first, fourth)
     stage.advance()
-    capture(layout, second, third)
+    record(layout, second, third)
     assert stage.advance().interactions_admitted == 1
     assert stage.advance().interactions_admitted == 1
     assert stage.advance().interactions_admitted == 0
     assert stored(layout).keys() == {"ann-0", "bob-0"}
 
 
-def test_an_answer_from_a_log_that_was_away_is_paired_when_it_comes(layout: Layout):
+def test_an_answer_from_a_log_that_was_unavailable_is_paired_when_it_is_read(layout: Layout):
     first, second = dialogue("ann")
     stage = curator(layout)
-    capture(layout, second)
+    record(layout, second)
     assert settle(stage) == (0, Counter({NotPaired.UNKNOWN_ANSWER: 1}))
-    capture(layout, first)
+    record(layout, first)
     assert settle(stage) == (1, Counter())
     assert stored(layout)["ann-0"].follow_up_turn_id == "ann-1"
 
 
-def test_a_second_reaction_in_other_words_leaves_the_first_one_standing(layout: Layout):
+def test_a_second_different_reaction_does_not_replace_the_first(layout: Layout):
     first, second = dialogue("ann")
     stage = curator(layout)
-    capture(layout, first, second)
+    record(layout, first, second)
     settle(stage)
     edited = changed(second, turn_id="edit", messages=(*second.messages[:-1], *chat("no, longer")))
-    capture(layout, edited, replace(second, turn_id="retry"))
+    record(layout, edited, replace(second, turn_id="retry"))
     assert settle(stage) == (0, Counter(branch=1, duplicate_follow_up=1))
     assert stored(layout)["ann-0"].follow_up_turn_id == "ann-1"
 
 
-def test_anonymous_strangers_with_the_same_words_are_counted_and_not_learned_from(layout: Layout):
+def test_anonymous_conversations_of_the_same_text_are_counted_and_not_paired(layout: Layout):
     first, second = dialogue("ann")
     stranger = replace(first, turn_id="stranger", started_at_s=105.0, finished_at_s=106.0)
-    capture(layout, first, stranger, second)
+    record(layout, first, stranger, second)
     assert settle(curator(layout)) == (0, Counter(ambiguous=1))
 
 
@@ -160,14 +148,14 @@ def test_town_life_in_micro_batches_gives_what_one_batch_gives(layout: Layout, t
     people = [dialogue(f"p{n}", follow_ups=3, user=f"u{n % 3}") for n in range(40)]
     turns = sorted((each for person in people for each in person), key=lambda each: (each.finished_at_s, each.turn_id))
     at_once = Layout(tmp_path / "at once")
-    capture(at_once, *turns)
+    record(at_once, *turns)
     settle(curator(at_once))
     stage = curator(layout, max_batch_turns=25)
     for start in range(0, len(turns), 40):
         part = turns[start : start + 40]
         random.Random(5).shuffle(part)
-        capture(layout, *part[::2])
-        capture(layout, *part[1::2])
+        record(layout, *part[::2])
+        record(layout, *part[1::2])
         stage.advance()
     settle(stage)
     assert stored(layout) == stored(at_once)
@@ -191,9 +179,9 @@ def test_comments_become_interactions_and_thumbs_and_edits_stay_in_their_table(l
     ]
     stage = curator(layout)
     # Before its turn, and twice.
-    capture(layout, *kept, *refused, kept[0])
+    record(layout, *kept, *refused, kept[0])
     assert stage.advance().feedback_ingested == 9
-    capture(layout, ann, kept[0])
+    record(layout, ann, kept[0])
     reasons = (NotAdmitted.UNKNOWN_TURN, NotAdmitted.NO_CONSENT, NotAdmitted.NOT_REDACTED)
     assert settle(stage) == (2, Counter(dict.fromkeys(reasons, 1)) + Counter({NotAdmitted.NOT_THEIRS: 2}))
     found = stored(layout)
@@ -207,35 +195,35 @@ def test_comments_become_interactions_and_thumbs_and_edits_stay_in_their_table(l
     assert (labels["thumb"], labels["edit"]) == ((Thumb.DOWN, ""), (None, "Paris, France."))
 
 
-def test_a_redacted_conversation_is_paired_by_the_words_before_and_kept_by_those_after(layout: Layout):
+def test_a_redacted_conversation_is_paired_by_raw_text_and_stored_redacted(layout: Layout):
     redactor = Redactor(CaptureConfig().redact)
     first = turn("t0", "I am ann@example.com", response="Hello ann@example.com!")
     second = turn("t1", "I am ann@example.com", "Hello ann@example.com!", "Bye, from ann@example.com", at_s=110.0)
-    capture(layout, redact_turn(first, redactor), redact_turn(second, redactor))
+    record(layout, redact_turn(first, redactor), redact_turn(second, redactor))
     assert settle(curator(layout)) == (1, Counter())
     (found,) = stored(layout).values()
     assert "ann@example.com" not in repr(found)
     assert found.turn.text_only
     assert found.turn.redactions == (Redaction(kind="email", n=2),)
     # The same, recorded under other rules than the run file has now.
-    capture(layout, *dialogue("bob", user="k1.b"), turn("u0", "I am eve@example.com"))
-    capture(layout, turn("u1", "I am eve@example.com", "Paris.", "no", at_s=110.0))
+    record(layout, *dialogue("bob", user="k1.b"), turn("u0", "I am eve@example.com"))
+    record(layout, turn("u1", "I am eve@example.com", "Paris.", "no", at_s=110.0))
     assert settle(curator(layout)) == (1, Counter({NotAdmitted.NOT_REDACTED: 1}))
 
 
 def test_limits_hold_over_micro_batches(layout: Layout):
     stage = curator(layout, max_per_user_hour=3, max_copies=1)
     for n in range(3):
-        capture(layout, *dialogue(f"p{n}", follow_ups=2, user="k1.ann", at_s=100.0 + 100 * n))
+        record(layout, *dialogue(f"p{n}", follow_ups=2, user="k1.ann", at_s=100.0 + 100 * n))
         settle(stage)
     assert sorted(stored(layout)) == ["p0-0", "p0-1", "p1-0"]
     # Another hour, another user; and the same words again.
-    capture(layout, *dialogue("p3", user="k1.ann", at_s=4000.0), *dialogue("p4", user="k1.bob"))
+    record(layout, *dialogue("p3", user="k1.ann", at_s=4000.0), *dialogue("p4", user="k1.bob"))
     assert settle(stage)[0] == 2
     again = [
         changed(each, turn_id=f"again-{each.turn_id}", conversation_id="2") for each in dialogue("p4", user="k1.bob")
     ]
-    capture(layout, *again)
+    record(layout, *again)
     assert settle(stage) == (0, Counter({NotAdmitted.DUPLICATE: 1}))
 
 
@@ -243,24 +231,24 @@ def test_a_lone_opening_needs_no_ray_and_is_decided(layout: Layout, monkeypatch:
     import ray.data
 
     monkeypatch.setattr(ray.data, "from_arrow", None)
-    capture(layout, turn("t0"))
+    record(layout, turn("t0"))
     stage = curator(layout)
     assert settle(stage) == (0, Counter())
     assert stage.advance().undecided == 0
     assert Table.interactions(layout).position("pending.decided") == Table.pending(layout).batch
 
 
-def test_upkeep_between_advances_changes_nothing_and_forgets_answers_that_waited_too_long(layout: Layout):
+def test_maintenance_between_advances_changes_nothing_and_removes_expired_answers(layout: Layout):
     stage = curator(layout, compact_every=2, keep_files_h=0, follow_up_days=1)
     for n in range(3):
-        capture(layout, *dialogue(f"p{n}"))
+        record(layout, *dialogue(f"p{n}"))
         stage.advance()
-        # The turns are old, but those that are not decided yet stay.
+        # Old turns stay while they are undecided.
         stage.maintain()
     settle(stage)
     assert stored(layout).keys() == {"p0-0", "p1-0", "p2-0"}
     assert set(stage.maintain()) <= {"turns", "feedback", "pending", "interactions"}
-    capture(layout, turn("t0"))
+    record(layout, turn("t0"))
     settle(stage)
     stage.maintain()
     assert Table.pending(layout).num_rows == 0
@@ -268,7 +256,7 @@ def test_upkeep_between_advances_changes_nothing_and_forgets_answers_that_waited
 
 
 class Killed(BaseException):
-    """Like a process that ends."""
+    """Raised in place of the end of the process."""
 
 
 def dying(counter: Callable[[], int], fatal: int, after: bool) -> Callable[..., Callable[..., object]]:
@@ -290,7 +278,7 @@ def dying(counter: Callable[[], int], fatal: int, after: bool) -> Callable[..., 
 
 
 def advance_and_die(layout: Layout, at: int, *, after: bool) -> bool:
-    """One advance of a new process that dies at its `at`-th commit, sync or truncation; False where it had fewer."""
+    """One advance of a new process that dies at its `at`-th commit, sync or truncation; False if it has fewer."""
     calls = iter(range(1000))
     mortal = dying(lambda: next(calls), at, after)
     with pytest.MonkeyPatch.context() as patch:
@@ -308,17 +296,17 @@ def advance_and_die(layout: Layout, at: int, *, after: bool) -> bool:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_stage_killed_at_every_step_goes_on_without_loss_or_repetition(layout: Layout, after: bool):
+def test_a_stage_killed_at_every_step_continues_without_loss_or_repetition(layout: Layout, after: bool):
     turns = dialogue("ann", follow_ups=3)
-    capture(layout, *turns[:2], given_on("ann-0"))
-    capture(layout, *turns[2:])
+    record(layout, *turns[:2], given_on("ann-0"))
+    record(layout, *turns[2:])
     deaths = 0
     for advance in range(3):
         step = 0
         while advance_and_die(layout, step, after=after):
             step, deaths = step + 1, deaths + 1
         if advance == 0:
-            capture(layout, *dialogue("bob"), given_on("bob-1", "f1", comment="Longer!"))
+            record(layout, *dialogue("bob"), given_on("bob-1", "f1", comment="Longer!"))
     settle(curator(layout))
     assert deaths >= 10
     assert sorted(each.turn_id for each in turns_from_arrow(Table.turns(layout).read())) == [
@@ -331,7 +319,7 @@ def test_a_stage_killed_at_every_step_goes_on_without_loss_or_repetition(layout:
 
 
 def test_of_two_curators_that_decide_the_same_turns_one_commits(layout: Layout, monkeypatch: pytest.MonkeyPatch):
-    capture(layout, *dialogue("ann", follow_ups=3), given_on("ann-3"))
+    record(layout, *dialogue("ann", follow_ups=3), given_on("ann-3"))
     first = curator(layout)
     first.advance()
     append, overtaken = Table.append, []
@@ -354,7 +342,7 @@ def test_of_two_curators_that_decide_the_same_turns_one_commits(layout: Layout, 
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(scenarios(max_turns=10, lossy=True), st.data())
-def test_whatever_people_do_and_wherever_the_stage_dies_no_pair_is_wrong_and_none_is_lost_or_repeated(
+def test_wherever_the_stage_dies_no_pair_is_wrong_lost_or_repeated(
     tmp_path_factory: pytest.TempPathFactory, scenario: Scenario, data: st.DataObject
 ):
     layout = Layout(tmp_path_factory.mktemp("run"))
@@ -362,9 +350,9 @@ def test_whatever_people_do_and_wherever_the_stage_dies_no_pair_is_wrong_and_non
     while rest:
         size = data.draw(st.integers(1, len(rest)), label="recorded")
         cut = data.draw(st.integers(0, size), label="by the first replica")
-        capture(layout, *rest[:cut])
-        # Both hold the last one: a replica that was not acknowledged in time.
-        capture(layout, *rest[max(cut - 1, 0) : size])
+        record(layout, *rest[:cut])
+        # Both record the last turn, as when an acknowledgement comes too late.
+        record(layout, *rest[max(cut - 1, 0) : size])
         rest = rest[size:]
         advance_and_die(layout, data.draw(st.integers(0, 9), label="dies at"), after=data.draw(st.booleans()))
     settle(curator(layout, max_copies=99))

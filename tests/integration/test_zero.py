@@ -1,4 +1,4 @@
-"""Sharding changes nothing: every ZeRO stage, one worker or two, whole or resumed. Golden tests 23 and 24."""
+"""Results do not depend on sharding: every ZeRO stage, one worker or two, resumed or not. Golden tests 23 and 24."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from sdpo_ray.config import DistillConfig
-from tests.support.builders import tiny_policy
 from tests.support.gloo_workers import Case, Learned, learn
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -42,11 +41,6 @@ def _config(kind: str, zero_stage: int) -> DistillConfig:
 def _mixed(zero_stage: int) -> DistillConfig:
     workers: Any = {"zero_stage": zero_stage, "precision": "mixed_bfloat16"}
     return DistillConfig(batch_size=5, learning_rate=1e-3, lora={"rank": 0}, workers=workers)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_policy(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +96,7 @@ def test_golden_23_every_stage_with_uneven_and_empty_shards_equals_a_single_proc
 def test_mixed_precision_has_the_same_masters_at_any_stage(
     stage: int, num_workers: int, learned: dict[int, dict[str, Learned]]
 ) -> None:
-    # Stage 3 loads shard by shard, and that once rounded the rotary frequencies.
+    # Stage 3 loads shard by shard, which once rounded the rotary frequencies.
     first, other = learned[num_workers]["mixed-1"], learned[num_workers][f"mixed-{stage}"]
     assert [step.loss for step in other.steps] == pytest.approx([step.loss for step in first.steps], rel=1e-5)
     _assert_close(other.weights, first.weights, 1e-5)
@@ -123,7 +117,7 @@ def test_golden_24_a_resumed_update_is_bitwise_the_one_that_was_not_interrupted(
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_a_group_that_comes_back_smaller_learns_the_same(stage: int, learned: dict[int, dict[str, Learned]]) -> None:
-    # Stage 0 goes on after step 4; the shards of stage 2 do not fit one worker, which begins anew.
+    # Stage 0 resumes after step 4; the shards of stage 2 do not fit one worker, which starts over.
     straight, smaller = learned[1][f"straight-{stage}"], learned[1][f"handed-over-{stage}"]
     assert [step.step for step in smaller.steps] == [1, 2, 3, 4, 5, 6]
     assert (smaller.steps[:4] == learned[2][f"handed-over-{stage}"].steps[:4]) is (stage == 0)
@@ -132,7 +126,7 @@ def test_a_group_that_comes_back_smaller_learns_the_same(stage: int, learned: di
 
 
 def _assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
-    """But for the odd weight whose gradient is rounding noise, which Adam scales up to a whole step."""
+    """Equal except rare weights whose gradient is rounding noise, which Adam scales to a whole step."""
     assert ours.keys() == theirs.keys()
     for name in ours:
         far = (ours[name] - theirs[name]).abs() > tolerance

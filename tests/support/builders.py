@@ -1,4 +1,4 @@
-"""Small, complete things that tests start from."""
+"""Builders of tiny policies, interactions, snapshots and releases."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -89,7 +89,7 @@ def interaction(
     tools: str = "",
     template_kwargs: str = "",
 ) -> Interaction:
-    """An interaction as this policy would have served it; its log-probs are made up. `after` are calls and results."""
+    """An interaction in the tokens of `chat`, with made-up log-probs. `after` are tool calls and results."""
     messages = (*history, Message(role=Role.USER, content=prompt), *after)
     response_ids = (*chat.text_ids(response), chat.eos_id)
     turn = Turn(
@@ -122,24 +122,24 @@ def interaction(
 
 
 def with_turn(before: Interaction, **changes: object) -> Interaction:
-    """`before` with other values on its turn."""
+    """A copy of `before` with changed values on its turn."""
     return replace(before, turn=replace(before.turn, **changes))  # type: ignore[arg-type]
 
 
 def as_text(before: Interaction, **changes: object) -> Interaction:
-    """`before` as a log of elsewhere would have it: no token ids, no policy version."""
+    """A copy of `before` as imported from an external log: no token ids, no policy version."""
     unknown = {"prompt_ids": (), "response_ids": (), "response_logprobs": (), "version_spans": ()}
     return with_turn(before, **unknown | changes)
 
 
 def dialogue(*texts: str, system: str | None = None) -> tuple[Message, ...]:
-    """A system prompt where one is given, then user and assistant by turns, a user first."""
-    said = (Message(role=(Role.USER, Role.ASSISTANT)[i % 2], content=text) for i, text in enumerate(texts))
-    return (*(() if system is None else (Message(role=Role.SYSTEM, content=system),)), *said)
+    """Messages of user and assistant alternately, the user first; before them the system prompt, if given."""
+    messages = (Message(role=(Role.USER, Role.ASSISTANT)[i % 2], content=text) for i, text in enumerate(texts))
+    return (*(() if system is None else (Message(role=Role.SYSTEM, content=system),)), *messages)
 
 
 def tool_use(call_id: str = "c1", *, result: str = "21 C", arguments: str = '{"city": "Paris"}') -> tuple[Message, ...]:
-    """An assistant's call of a tool, and the tool's result."""
+    """A tool call of the assistant and its result."""
     call = ToolCall(call_id=call_id, name="weather", arguments=arguments)
     return (
         Message(role=Role.ASSISTANT, content="", tool_calls=(call,)),
@@ -165,7 +165,7 @@ def snapshot(path: Path, interactions: Sequence[Interaction], *, name: str = "s0
 
 
 def release(path: Path, *, policy_version: int = BASE_VERSION) -> Release:
-    """A release of the policy at `path` whose fingerprint nobody checks."""
+    """A release of the policy at `path` with an empty fingerprint, for tests that do not verify it."""
     return Release(
         policy_version=policy_version,
         path=str(path),

@@ -65,7 +65,7 @@ def examples() -> list[Example]:
 
 
 def learn(policy: Path, cases: Mapping[str, Case], *, num_workers: int, out: Path) -> dict[str, Learned]:
-    """Run every case with `num_workers` processes; the same processes for all of them."""
+    """Run every case with `num_workers` processes, the same for all cases."""
     out.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,8 +1,9 @@
-"""Shared by tests of serving: weights to release, and a reference implementation of a policy's log-probs."""
+"""Applications under test, weights to release to them, and log-probs that are computed without vLLM."""
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 
 from sdpo_ray.chat import FINGERPRINT_TEXT, ChatFormat
+from sdpo_ray.cli.options import LAPTOP
 from sdpo_ray.config import CaptureConfig
 from sdpo_ray.io.files import write_json
 from sdpo_ray.io.paths import Layout
@@ -18,13 +20,13 @@ from sdpo_ray.records import BASE_VERSION, Event, Feedback, Fingerprint, Release
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The users' application of one test session."""
+    """An application, the run that it records to, and the policy that it started with."""
 
     url: str
     layout: Layout
     base: Path
     overrides: tuple[str, ...]
-    """Overrides of the run file, which a job of the same run needs."""
+    """Overrides of the run file with which a job works on the same run."""
 
     def health(self) -> httpx.Headers:
         return httpx.get(f"{self.url}/health", timeout=30).headers
@@ -38,7 +40,7 @@ class Served:
         return {event.feedback_id: event for event in self.events() if isinstance(event, Feedback)}
 
     def events(self) -> tuple[Event, ...]:
-        """Return all events in the journal, repeated ones included."""
+        """Every event in the journal, duplicates included."""
         from sdpo_ray.eventlog.factory import open_log
 
         return open_log(self.layout, CaptureConfig()).poll({}, max_events=1_000_000, max_bytes=1 << 30).events
@@ -57,6 +59,19 @@ class Served:
             time.sleep(0.05)
 
 
+@contextmanager
+def deployed(name: str, overrides: Sequence[str], *, audience: str = "users", route: str = "") -> Iterator[None]:
+    """Serve the laptop's run file with `overrides` as the application `name`, at `route` or else at `/name`."""
+    from ray import serve
+
+    from serve.app import Arguments, build
+
+    arguments = Arguments.model_validate({"run_file": str(LAPTOP), "overrides": overrides, "audience": audience})
+    serve.run(build(arguments), name=name, route_prefix=route or f"/{name}")
+    yield
+    serve.delete(name)
+
+
 def perturbed(base: Path, path: Path, *, seed: int, scale: float = 0.02) -> Path:
     """Write a copy of the policy at `base` with Gaussian noise on every weight."""
     import torch
@@ -71,7 +86,7 @@ def perturbed(base: Path, path: Path, *, seed: int, scale: float = 0.02) -> Path
 
 
 class ReferencePolicy:
-    """A policy in transformers: log-probs that are independent of vLLM."""
+    """A policy loaded with transformers: log-probs that are independent of vLLM."""
 
     def __init__(self, path: Path) -> None:
         from transformers import AutoModelForCausalLM
@@ -92,11 +107,12 @@ class ReferencePolicy:
 
 
 def release_of(path: Path, version: int, *, previous: int | None = BASE_VERSION) -> Release:
-    """Return a release with the fingerprint that transformers computes."""
+    """A release of the policy at `path`, with the fingerprint that transformers computes."""
     token_ids = ChatFormat(path).text_ids(FINGERPRINT_TEXT)
     fingerprint = Fingerprint(token_ids=token_ids, logprobs=tuple(ReferencePolicy(path).logprobs(token_ids)))
     return Release(policy_version=version, path=str(path), previous_version=previous, fingerprint=fingerprint)
 
 
 def point(layout: Layout, release: Release) -> None:
+    """Write the release pointer."""
     write_json(layout.release_pointer, release)

@@ -1,4 +1,4 @@
-"""Streams that have begun when their service is told to stop."""
+"""Streams that are under way while their service stops."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ STREAMS = 8
 def assert_begun_streams_end_whole(
     served: Served, stop: Callable[[], object], *, num_tokens: int, headers: Mapping[str, str] | None = None
 ) -> None:
-    """Call `stop` once `STREAMS` of so many tokens have begun: each ends as it should, with its turn on disk."""
+    """Call `stop` once `STREAMS` streams have begun; assert that each ends complete, with its turn on disk."""
     begun = threading.Barrier(STREAMS + 1)
     body = {
         "model": "policy",
@@ -25,7 +25,7 @@ def assert_begun_streams_end_whole(
         "ignore_eos": True,
     }
 
-    def listen() -> tuple[str, str]:
+    def read_stream() -> tuple[str, str]:
         url = f"{served.url}/v1/chat/completions"
         with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as reply:
             pieces = reply.iter_text()
@@ -34,12 +34,12 @@ def assert_begun_streams_end_whole(
             return reply.headers["x-sdpo-turn-id"], text + "".join(pieces)
 
     with ThreadPoolExecutor(STREAMS) as pool:
-        seats = [pool.submit(listen) for _ in range(STREAMS)]
+        streams = [pool.submit(read_stream) for _ in range(STREAMS)]
         begun.wait(timeout=60)
         stop()
-        heard = [seat.result() for seat in seats]
+        received = [stream.result() for stream in streams]
     turns = served.turns()
-    for turn_id, text in heard:
+    for turn_id, text in received:
         assert text.endswith("data: [DONE]\n\n")
         assert "not stored" not in text
         assert len(turns[turn_id].response_ids) == num_tokens

@@ -1,4 +1,4 @@
-"""Batches of known tokens, one step over them without workers, and the same computed without packing."""
+"""Batches of known tokens, one step over them without workers, and unpacked references."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ from sdpo_ray.distill.loss.sdpo_loss import SDPOLoss, TeacherScores
 from sdpo_ray.distill.loss.step import StepPolicy, StepSums, run_step
 from sdpo_ray.distill.model.packed_lm import PackedLM
 from sdpo_ray.distill.signals.registry import signal_of
+from tests.support.configs import PAPER
 
 CPU = torch.device("cpu")
 
@@ -37,16 +38,14 @@ SIGNALS: dict[str, dict[str, Any]] = {
 
 
 def learns(*, objective: str = "sdpo", kl_penalty: float = 0.0, logits_mib: int = 128, **signal: Any) -> DistillConfig:
-    """The paper's algorithm with all parameters and a live teacher, changed by `signal`."""
+    """The paper's algorithm with `signal` changed."""
     values: dict[str, Any] = {
         "objective": objective,
-        "signal": {"log_mix": None, "tis_cap": None} | signal,
-        "teacher": {"kind": "live"},
-        "lora": {"rank": 0},
+        "signal": PAPER["signal"] | signal,
         "drift": {"kl_penalty": kl_penalty},
         "workers": {"logits_mib": logits_mib},
     }
-    return DistillConfig(**values)
+    return DistillConfig(**PAPER | values)
 
 
 def made(name: str, num_prompt: int, num_block: int, num_response: int, **changes: Any) -> Example:
@@ -147,7 +146,7 @@ def table(
     sampler_logp_N: Tensor | None = None,
     base_logp_N: Tensor | None = None,
 ) -> SDPOLoss:
-    """The loss of sequences whose logits are given: call `.loss(logits_NV, torch.eye(V))` in fp64."""
+    """The loss of sequences whose logits are given: `table(...).loss(logits_NV, torch.eye(V))` in fp64."""
     count = len(target_N)
     unknown_N = torch.full((count,), math.nan, dtype=torch.float64)
 

@@ -1,4 +1,4 @@
-"""The benchmark of a draw, at sizes that take no time."""
+"""The benchmark of a draw, at small sizes."""
 
 import pytest
 
@@ -7,18 +7,18 @@ from sdpo_ray.curate.sampling import LIGHT_COLUMNS
 
 
 def test_every_size_is_drawn_from_with_all_rules_on():
-    turns: list[None] = []
-    costs = measure((2000, 5000), rounds=2, on_turn=lambda: turns.append(None))
+    draws: list[Cost] = []
+    costs = measure((2000, 5000), rounds=2, min_rows=10_000, on_draw=draws.append)
     assert [cost.num_rows for cost in costs] == [2000, 5000]
     assert all(cost.ns_a_row > 0 for cost in costs)
-    assert len(turns) == 2 * 3
+    assert [cost.num_rows for cost in draws] == [2000, 5000] * 3
 
 
-def test_growth_is_the_largest_against_the_smallest():
+def test_growth_is_the_cost_in_the_largest_table_over_that_in_the_smallest():
     assert growth([Cost(num_rows=9, ns_a_row=30.0), Cost(num_rows=1, ns_a_row=20.0)]) == pytest.approx(1.5)
 
 
-def test_made_up_rows_are_like_those_of_the_table():
+def test_synthetic_rows_have_the_columns_and_the_order_of_the_table():
     rows = light(3000)
     assert rows.column_names == [*LIGHT_COLUMNS]
     assert len(set(rows["interaction_id"].to_pylist())) == 3000

@@ -1,4 +1,4 @@
-"""The benchmark of a step, at a size that takes seconds."""
+"""The benchmark of a step, at its smallest size."""
 
 import json
 import subprocess
@@ -9,10 +9,12 @@ import pytest
 
 from tests.support.paths import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 BENCHMARK = REPOSITORY / "benchmarks" / "sdpo_step.py"
 
 
-def test_the_benchmark_of_a_step_measures_the_same_loss_and_gradient_everywhere(tmp_path: Path) -> None:
+def test_all_implementations_have_the_loss_and_gradient_of_the_reference(tmp_path: Path) -> None:
     record_file, tables = tmp_path / "step.json", tmp_path / "step.md"
     command = [sys.executable, str(BENCHMARK), "--shape", "smoke", "--batch-size", "3", "--scale", "0.05"]
     command += ["--repeats", "1", "--peer-micro-batch", "2", "--max-tokens", "64"]

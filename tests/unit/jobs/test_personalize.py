@@ -4,7 +4,6 @@ import re
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -25,7 +24,7 @@ from sdpo_ray.personal.trainer import ProgressCallbacks
 from sdpo_ray.records import Snapshot, Verdict
 from sdpo_ray.tables.delta_table import Table
 from tests.support import builders
-from tests.unit.privacy.test_erasure_personal import a_run, learned, owner_of
+from tests.support.personal import add_personal_policy, owner_of, run_with_personal_policies
 
 
 def typed(layout: Layout, *arguments: str, code: int = 0) -> str:
@@ -36,17 +35,12 @@ def typed(layout: Layout, *arguments: str, code: int = 0) -> str:
     return re.sub(r"\s+", " ", done.output)
 
 
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "a run")
-
-
 def test_a_run_without_policies_says_so(layout: Layout):
     assert "no personal policies yet" in typed(layout, "--list")
 
 
 def test_the_list_shows_served_and_stale_policies_without_user_names(layout: Layout):
-    a_run(layout)
+    run_with_personal_policies(layout)
     write_json(layout.release_pointer, builders.release(layout.root / "v3", policy_version=3))
     shown = typed(layout, "--list")
     owner = owner_of(layout, "ann").digest
@@ -56,7 +50,7 @@ def test_the_list_shows_served_and_stale_policies_without_user_names(layout: Lay
     assert "mallory" not in shown
     write_json(layout.release_pointer, builders.release(layout.root / "v4", policy_version=4))
     assert typed(layout, "--list").count("stale: the shared policy answers") == 3
-    learned(layout, owner_of(layout, "bob"), ended=False)
+    add_personal_policy(layout, owner_of(layout, "bob"), ended=False)
     assert "the shared policy in training" in typed(layout, "--list")
 
 
@@ -148,7 +142,7 @@ def test_all_repeats_until_sigterm(layout: Layout, fake: type[_Trainer], monkeyp
 def test_remove_deletes_one_policy_under_every_pseudonym_and_keeps_the_interactions(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ):
-    a_run(layout)
+    run_with_personal_policies(layout)
     deleted: list[str] = []
 
     class Runs:

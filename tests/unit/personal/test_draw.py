@@ -11,36 +11,12 @@ from sdpo_ray.curate.sampling import is_held_out
 from sdpo_ray.curate.snapshot import HELD_OUT
 from sdpo_ray.errors import DataError
 from sdpo_ray.io.paths import Layout
-from sdpo_ray.personal.draw import EligibleInteractions, draw_personal
+from sdpo_ray.personal.draw import draw_personal
 from sdpo_ray.privacy.snapshot_erasure import snapshots_under
-from sdpo_ray.records import Interaction, Snapshot
-from sdpo_ray.tables.arrow_schemas import interactions_to_arrow
+from sdpo_ray.records import Snapshot
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.tables.snapshot_files import read_interactions
-from tests.support.conversations import dialogue
-from tests.support.user_data import interactions_of
-
-NOW_S = 10_000.0
-CHAMPION = 3
-"""The policy version of the responses in `conversations`."""
-
-
-def chats(user: str, number: int, *, tenant: str = "default", at_s: float = 100.0) -> list[Interaction]:
-    """Conversations of one interaction each, ten seconds apart."""
-    return [
-        each
-        for index in range(number)
-        for each in interactions_of(
-            dialogue(f"{tenant}-{user}-{index}", user=user, tenant=tenant, at_s=at_s + 100 * index)
-        )
-    ]
-
-
-def table_of(layout: Layout, *batches: list[Interaction]) -> Table:
-    table = Table.interactions(layout)
-    for batch in batches:
-        table.append(interactions_to_arrow(batch), {})
-    return table
+from tests.support.personal import CHAMPION, NOW_S, chats, eligible_of, table_of
 
 
 def drawn(
@@ -56,16 +32,6 @@ def drawn(
         now_s=NOW_S,
         curate=curate or CurateConfig(),
         personal=PersonalConfig.model_validate(own),
-    )
-
-
-def eligible_of(table: Table, *, champion_version: int = CHAMPION) -> EligibleInteractions:
-    return EligibleInteractions(
-        table,
-        champion_version=champion_version,
-        now_s=NOW_S,
-        curate=CurateConfig(max_age_versions=0),
-        personal=PersonalConfig(),
     )
 
 

@@ -1,7 +1,6 @@
 """Owners of personal policies: serving and the job derive the same digest, under any key."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,14 +14,9 @@ from sdpo_ray.personal.owners import Owner, owner_named, owners_due
 from sdpo_ray.personal.store import Attempt
 from sdpo_ray.records import Fingerprint, PersonalPolicy, Snapshot, Verdict
 from sdpo_ray.tables.delta_table import Table
-from tests.unit.personal.test_draw import CHAMPION, chats, eligible_of, table_of
+from tests.support.personal import CHAMPION, chats, eligible_of, table_of
 
 KEY = b"k" * 32
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path)
 
 
 def served_digests(layout: Layout, user: str, tenant: str = "default") -> tuple[str, ...]:

@@ -13,11 +13,6 @@ from sdpo_ray.records import Candidate, Fingerprint, PersonalPolicy, Snapshot, V
 OWNER = "0123456789abcdef0123456789abcdef"
 
 
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path)
-
-
 def drawn(layout: Layout, version: int, *ids: str, owner: str = OWNER) -> Snapshot:
     path = layout.personal_version(owner, version) / store.SNAPSHOT
     snapshot = Snapshot(

@@ -26,9 +26,9 @@ from sdpo_ray.records.run_events import PersonalUpdateFinished
 from sdpo_ray.tables.snapshot_files import read_interactions
 from sdpo_ray.telemetry import read_events
 from tests.support import builders
-from tests.support.user_data import hits, interactions_of
-from tests.unit.privacy.test_erasure import VICTIM, erase
-from tests.unit.privacy.test_erasure_personal import owner_of, people, store
+from tests.support.erasing import VICTIM, erase
+from tests.support.personal import owner_of
+from tests.support.user_data import hits, interactions_of, people, store
 
 QUIET = ProgressCallbacks(on_step=lambda step: None, on_progress=lambda done, total: None)
 RECORDED: list[tuple[str, str, CycleRecord]] = []
@@ -73,11 +73,6 @@ class Learner:
             ]
             write_json(aside / GAINS_FILE, gains)
         return candidate
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "a run")
 
 
 @pytest.fixture

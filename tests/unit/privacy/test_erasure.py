@@ -1,17 +1,13 @@
 """Erasure of a user from a run made by hand, without Ray and MLflow."""
 
 import json
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.config import parse_run
 from sdpo_ray.distill.train.train_loop import _interactions as learned_from
 from sdpo_ray.errors import ConfigError, DataError
 from sdpo_ray.eventlog.journal.log import JournalLog
@@ -19,33 +15,14 @@ from sdpo_ray.io.files import READY, read_json
 from sdpo_ray.io.locks import data_lock
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.privacy import derived_data, snapshot_erasure
-from sdpo_ray.privacy.data_subject import find_data_subject
-from sdpo_ray.privacy.erasure import Erasure
-from sdpo_ray.privacy.erasure_report import ErasureReport
 from sdpo_ray.privacy.user_footprint import UserTables
 from sdpo_ray.records import Candidate, Consent, Feedback, Interaction, Snapshot, Turn
 from sdpo_ray.tables.delta_table import Table
 from sdpo_ray.tables.snapshot_files import read_erased, read_interactions
 from sdpo_ray.tables.tombstones import Tombstones
 from tests.support.conversations import changed, dialogue
-from tests.support.paths import REPOSITORY
+from tests.support.erasing import VICTIM, Killed, erase, erase_job
 from tests.support.user_data import finished_cycle, hits, interactions_of, people, pseudonym, store
-
-VICTIM = "mallory@example.org"
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "a run")
-
-
-def erase(
-    layout: Layout, *, user: str | None = VICTIM, turns: tuple[str, ...] = (), dry: bool = False
-) -> ErasureReport:
-    run = parse_run({"root": str(layout.root), "capture": {"journal": {"segment_s": 0.3}}})
-    named = find_data_subject(layout, tenant="default", user=user, turn_ids=turns)
-    with Erasure(run, named, lambda step: None) as erasure:
-        return erasure.preview() if dry else erasure.execute()
 
 
 def a_run(layout: Layout) -> dict[str, list[Turn]]:
@@ -268,10 +245,6 @@ def test_events_in_the_log_never_reach_a_table_and_an_open_segment_is_waited_for
     assert ids(UserTables.of(layout).turns) == {each.turn_id for each in ann}
 
 
-class Killed(BaseException):
-    """Stands for kill -9 within one process."""
-
-
 STEPS = {
     "a snapshot's record": (snapshot_erasure, "write_json"),
     "a snapshot's rows": (snapshot_erasure.pq, "write_table"),
@@ -356,16 +329,11 @@ def test_files_of_interrupted_work_are_removed(layout):
     assert hits(layout.root, (VICTIM, pseudonym(layout, VICTIM))) == {}
 
 
-def job(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "jobs/erase.py", "--set", f"root={layout.root}", *arguments]
-    return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-
-
 def test_the_job_asks_before_it_removes_and_its_result_holds_no_name(layout):
     a_run(layout)
-    asked = job(layout, "--user", VICTIM)
+    asked = erase_job(layout, "--user", VICTIM)
     assert (asked.returncode, "--yes" in asked.stderr) == (2, True)
-    done = job(layout, "--user", VICTIM, "--yes")
+    done = erase_job(layout, "--user", VICTIM, "--yes")
     assert done.returncode == 0
     assert json.loads(done.stdout)["rows"]["turns"] == 3
     assert VICTIM not in done.stdout + done.stderr

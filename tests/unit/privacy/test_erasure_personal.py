@@ -6,80 +6,22 @@ from pathlib import Path
 import pytest
 
 from sdpo_ray.capture.pseudonyms import Pseudonyms
-from sdpo_ray.config import CurateConfig, PersonalConfig
 from sdpo_ray.curate.snapshot import HELD_OUT
 from sdpo_ray.io.locks import file_lock
 from sdpo_ray.io.paths import Layout
 from sdpo_ray.personal import store as personal_store
-from sdpo_ray.personal.draw import draw_personal
-from sdpo_ray.personal.owners import Owner, owner_named
-from sdpo_ray.personal.store import Attempt
 from sdpo_ray.privacy.data_subject import find_data_subject
 from sdpo_ray.privacy.lineage import trace_lineage
 from sdpo_ray.privacy.run_history import read_run_history
 from sdpo_ray.privacy.user_footprint import UserTables
-from sdpo_ray.records import Candidate, Fingerprint, Verdict
 from sdpo_ray.tables.arrow_schemas import split_of
-from sdpo_ray.tables.delta_table import Table
-from tests.support.user_data import finished_cycle, hits, interactions_of, people, pseudonym, store
-from tests.unit.privacy.test_erasure import VICTIM, Killed, erase, job
-
-PEOPLE = ("ann", VICTIM, "bob")
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "a run")
-
-
-def owner_of(layout: Layout, user: str | None) -> Owner:
-    return owner_named(layout, tenant="default", user=user, whole_tenant=user is None)
-
-
-def learned(layout: Layout, owner: Owner, *, version: int = 1, ended: bool = True, held_out: float = 1e-9) -> None:
-    """A personal policy as the job leaves it, or one under way; nothing was trained."""
-    directory = layout.personal_version(owner.digest, version)
-    snapshot = draw_personal(
-        Table.interactions(layout),
-        directory / personal_store.SNAPSHOT,
-        tenant=owner.tenant,
-        users=owner.users,
-        champion_version=3,
-        seed=1,
-        now_s=1000.0,
-        curate=CurateConfig(max_user_share=1.0),
-        personal=PersonalConfig(held_out=held_out),
-    )
-    made = directory / personal_store.CANDIDATE
-    (made / "adapter").mkdir(parents=True)
-    (made / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-    if not ended:
-        return
-    fingerprint = Fingerprint(token_ids=(), logprobs=())
-    candidate = Candidate(
-        policy_version=version, parent_version=3, path=str(made), snapshot_id=snapshot.snapshot_id,
-        fingerprint=fingerprint,
-    )  # fmt: skip
-    policy = personal_store.seal_adapter(layout, owner.digest, candidate)
-    attempt = Attempt(
-        owner=owner.digest, version=version, base_version=3, snapshot=snapshot, verdict=Verdict.PROMOTE, reasons=(),
-        name=policy.name, ended_at_s=1.0,
-    )  # fmt: skip
-    personal_store.conclude(layout, attempt, policy)
-
-
-def a_run(layout: Layout) -> None:
-    """Three people; ann, the victim and the whole tenant have personal policies."""
-    said = people(layout, PEOPLE)
-    interactions = [each for turns in said.values() for each in interactions_of(turns)]
-    store(layout, [each for turns in said.values() for each in turns], interactions)
-    finished_cycle(layout, 1, interactions_of(said["ann"]), parent=1)
-    for user in ("ann", VICTIM, None):
-        learned(layout, owner_of(layout, user))
+from tests.support.erasing import VICTIM, Killed, erase, erase_job
+from tests.support.personal import PEOPLE, add_personal_policy, owner_of, run_with_personal_policies
+from tests.support.user_data import hits, interactions_of, people, pseudonym, store
 
 
 def test_the_users_policy_is_erased_and_so_is_a_tenants_that_learned_from_the_user(layout: Layout):
-    a_run(layout)
+    run_with_personal_policies(layout)
     ann, theirs, tenant = (owner_of(layout, user) for user in ("ann", VICTIM, None))
     words = (VICTIM, pseudonym(layout, VICTIM), theirs.digest)
     assert {name.split("/")[0] for name in hits(layout.root, words)} >= {"personal", "tables"}
@@ -91,12 +33,12 @@ def test_the_users_policy_is_erased_and_so_is_a_tenants_that_learned_from_the_us
     assert personal_store.served_policy(layout, tenant.digest) is None
     # Snapshots that were removed with their policy are not rewritten first.
     assert erased.snapshots == {}
-    learned(layout, tenant)
+    add_personal_policy(layout, tenant)
     assert hits(layout.root, words) == {}
 
 
 def test_a_dry_run_names_the_same_owners_and_removes_none(layout: Layout):
-    a_run(layout)
+    run_with_personal_policies(layout)
     found = erase(layout, dry=True)
     assert len(personal_store.known_owners(layout)) == 3
     assert found.personal == erase(layout).personal
@@ -112,7 +54,7 @@ def test_held_out_rows_are_erased_and_the_tenants_policy_stays(layout: Layout):
     order = sorted(splits, key=lambda user: split_of(splits[user]))
     tester = order[0]
     share = (split_of(splits[order[0]]) + split_of(splits[order[1]])) / 2 / 2**32
-    learned(layout, tenant, held_out=share)
+    add_personal_policy(layout, tenant, held_out=share)
     held_out = layout.personal_version(tenant.digest, 1) / personal_store.SNAPSHOT / HELD_OUT
     erased = erase(layout, user=tester)
     assert erased.personal == []
@@ -122,7 +64,7 @@ def test_held_out_rows_are_erased_and_the_tenants_policy_stays(layout: Layout):
 
 
 def test_their_policies_are_found_under_every_key(layout: Layout):
-    a_run(layout)
+    run_with_personal_policies(layout)
     before = owner_of(layout, VICTIM).digest
     Pseudonyms.load(layout.pseudonym_keys).rotate()
     assert owner_of(layout, VICTIM).digest != before
@@ -131,15 +73,15 @@ def test_their_policies_are_found_under_every_key(layout: Layout):
 
 
 def test_an_update_under_way_loses_its_snapshot(layout: Layout):
-    a_run(layout)
+    run_with_personal_policies(layout)
     tenant = owner_of(layout, None)
-    learned(layout, tenant, version=2, ended=False)
+    add_personal_policy(layout, tenant, version=2, ended=False)
     assert tenant.digest in erase(layout).personal
     assert not layout.personal_version(tenant.digest, 2).exists()
 
 
 def test_an_erasure_waits_for_a_draw_and_a_draw_for_an_erasure(layout: Layout):
-    a_run(layout)
+    run_with_personal_policies(layout)
     erased = threading.Event()
 
     def erase_in_thread() -> None:
@@ -150,13 +92,13 @@ def test_an_erasure_waits_for_a_draw_and_a_draw_for_an_erasure(layout: Layout):
         thread = threading.Thread(target=erase_in_thread)
         thread.start()
         assert not erased.wait(1.0)
-        learned(layout, owner_of(layout, None), version=2)
+        add_personal_policy(layout, owner_of(layout, None), version=2)
     thread.join()
     assert hits(layout.root, (VICTIM, pseudonym(layout, VICTIM))) == {}
 
 
 def test_an_erasure_killed_at_a_policy_is_finished_by_the_next_one(layout: Layout, monkeypatch: pytest.MonkeyPatch):
-    a_run(layout)
+    run_with_personal_policies(layout)
     theirs = owner_of(layout, VICTIM).digest
 
     def killed(path: Path, ignore_errors: bool = False) -> None:
@@ -173,7 +115,7 @@ def test_an_erasure_killed_at_a_policy_is_finished_by_the_next_one(layout: Layou
 
 
 def test_lineage_lists_the_personal_policies_that_learned_from_a_user(layout: Layout):
-    a_run(layout)
+    run_with_personal_policies(layout)
     theirs, tenant = owner_of(layout, VICTIM), owner_of(layout, None)
     subject = find_data_subject(layout, tenant="default", user=VICTIM, turn_ids=())
     footprint = subject.footprint(UserTables.of(layout))
@@ -187,8 +129,8 @@ def test_lineage_lists_the_personal_policies_that_learned_from_a_user(layout: La
 
 
 def test_the_job_counts_personal_policies_and_prints_no_name(layout: Layout):
-    a_run(layout)
-    done = job(layout, "--user", VICTIM, "--yes")
+    run_with_personal_policies(layout)
+    done = erase_job(layout, "--user", VICTIM, "--yes")
     assert done.returncode == 0, done.stderr
     assert "personal policies, and their adapters" in done.stderr
     assert VICTIM not in done.stdout + done.stderr

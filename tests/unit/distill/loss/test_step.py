@@ -1,6 +1,8 @@
-"""One step of a tiny policy. Numbers in names are those of the golden tests in the algorithm's notes."""
+"""One step of a tiny policy: its loss and gradient against whole logits.
 
-import math
+Numbers in test names are those of the golden tests in docs/algorithm.md.
+"""
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,32 +12,13 @@ import torch
 from torch import Tensor
 
 from sdpo_ray.config import DistillConfig
-from sdpo_ray.distill.data.example import PROMPT, Example
-from sdpo_ray.distill.data.packing import MicroBatch, PackedRows, micro_batches, rows, shard
-from sdpo_ray.distill.loss.drift import load_base, view_of
+from sdpo_ray.distill.data.example import Example
+from sdpo_ray.distill.data.packing import MicroBatch, PackedRows, micro_batches, shard
 from sdpo_ray.distill.model.attention import PACKED, register
-from sdpo_ray.distill.model.lm_head import logprobs
 from sdpo_ray.distill.model.load import load_packed, load_policy
 from sdpo_ray.distill.model.packed_lm import PackedLM
-from sdpo_ray.errors import ConfigError, LearnerError
-from tests.support.builders import tiny_policy
-from tests.support.training_batches import CPU, SIGNALS, alone, batch, chosen, gradient, learns, made, policy, step
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_policy(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
-def other_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another policy of the same shape: a teacher that is not the student."""
-    return tiny_policy(tmp_path_factory.mktemp("other"), seed=1)
-
-
-@pytest.fixture
-def model(path: Path) -> Any:
-    return load_packed(path)
+from tests.support.packed_scores import OBJECTIVES, scores_of
+from tests.support.training_batches import SIGNALS, alone, batch, chosen, gradient, learns, made, policy, step
 
 
 def _bound(advantage: Tensor, signal: Any) -> Tensor:
@@ -78,10 +61,7 @@ def _written_out(
     return ((p_TK * (p_TK / q_TK).log()).sum(-1) + left_p_T * (left_p_T / left_q_T).log()).mean()
 
 
-_OBJECTIVES = {name: learns(**signal) for name, signal in SIGNALS.items()} | {"supervised": learns(objective="sft")}
-
-
-@pytest.mark.parametrize("config", _OBJECTIVES.values(), ids=_OBJECTIVES)
+@pytest.mark.parametrize("config", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_golden_20_a_packed_step_equals_that_of_single_sequences_and_whole_logits(
     config: DistillConfig, path: Path, model: Any
 ) -> None:
@@ -251,82 +231,6 @@ def test_golden_17_a_batch_without_scored_tokens_has_a_finite_loss_and_no_gradie
     assert found.abs().max() == 0
 
 
-def test_golden_12_tis_through_a_step(model: Any) -> None:
-    items = [made("x", 5, 4, 7), made("y", 3, 3, 5, first_scored=2)]
-    _, off = step(model, [tuple(items)], learns())
-    exact = [replace(item, sampler_logprobs=_sampler(item, _scores(model, item))) for item in items]
-    on_sums, on = step(model, [tuple(exact)], learns(tis_cap=2.0))
-    assert (on - off).norm() <= 1e-5 * off.norm()
-    assert on_sums.tis_capped == 0
-    rarer = [replace(item, sampler_logprobs=tuple(logp - 3 for logp in item.sampler_logprobs)) for item in exact]
-    capped_sums, capped = step(model, [tuple(rarer)], learns(tis_cap=2.0))
-    assert (capped - 2 * off).norm() <= 1e-5 * off.norm()
-    assert capped_sums.tis_capped == 1
-    assert torch.equal(step(model, [tuple(items)], learns(tis_cap=2.0))[1], off)
-    assert torch.equal(step(model, [tuple(rarer)], learns())[1], off)
-
-
-def test_golden_26_scores_of_the_same_contexts_in_different_packs_differ_by_rounding_only(model: Any) -> None:
-    items = [made(f"n{index}", 3 + 7 * index, 0, 5 + 3 * index) for index in range(8)]
-    found = {}
-    for parts in (micro_batches(items, 1), micro_batches(items, 90), [tuple(items)], [tuple(reversed(items))]):
-        for part in parts:
-            for item, scores in zip(part, _packed_scores(model, part), strict=True):
-                found.setdefault(item.interaction_id, []).append(scores)
-    noise = max((scores - each[0]).abs().max().item() for each in found.values() for scores in each)
-    assert {len(each) for each in found.values()} == {4}
-    assert noise < 1e-5
-
-
-def test_golden_27_the_sampler_gap_is_the_mean_absolute_difference_over_known_tokens(model: Any) -> None:
-    known = [
-        replace(item, sampler_logprobs=() if index == 3 else _sampler(item, _scores(model, item) - 0.25))
-        for index, item in enumerate(batch())
-    ]
-    assert step(model, micro_batches(known, 64), learns())[0].sampler_gap == pytest.approx(0.25, abs=1e-5)
-    unknown = [replace(item, sampler_logprobs=()) for item in known]
-    assert step(model, micro_batches(unknown, 64), learns())[0].sampler_gap == 0
-
-
-def test_a_step_reports_entropy_advantage_and_kl_to_the_base_as_means_over_tokens(path: Path, model: Any) -> None:
-    plain, items = load_policy(path), batch()
-    with torch.no_grad():
-        logp = [chosen(alone(plain, item, hindsight=False), item) for item in items]
-        advantage = torch.cat([chosen(alone(plain, item, hindsight=True), item) for item in items]) - torch.cat(logp)
-    sums, _ = step(model, micro_batches(items, 64), learns(), policy(model))
-    assert sums.entropy == pytest.approx(-torch.cat(logp).mean().item(), rel=1e-5)
-    assert sums.mean_advantage == pytest.approx(advantage.mean().item(), rel=1e-4)
-    assert sums.abs_advantage == pytest.approx(advantage.abs().mean().item(), rel=1e-4)
-    assert sums.num_base_tokens == 0
-
-
-@pytest.mark.parametrize("objective", _OBJECTIVES)
-@pytest.mark.parametrize("same_head", [False, True])
-def test_kl_to_the_base_is_that_of_whole_distributions_at_the_watched_responses(
-    objective: str, same_head: bool, path: Path, model: Any, tmp_path: Path
-) -> None:
-    plain, items = load_policy(path), batch()
-    base = load_policy(path if same_head else tiny_policy(tmp_path, seed=3))
-    watched = [items[1], items[3], made("elsewhere", 3, 3, 4)]
-    config = _OBJECTIVES[objective]
-    scorer = load_base(path if same_head else tmp_path, config, CPU)
-    if same_head:
-        with torch.no_grad():
-            for layer in (base.model.layers[0], scorer.body.layers[0]):
-                layer.mlp.up_proj.weight.add_(0.5)
-    learner = policy(model, base_view=view_of(scorer, watched, config, same_head=same_head))
-    sums, watched_gradient = step(model, micro_batches(items, 64), config, learner)
-    _, unwatched = step(model, micro_batches(items, 64), config)
-    with torch.no_grad():
-        log_p, log_base = (
-            torch.cat([alone(each, item, hindsight=False) for item in watched[:2]]) for each in (plain, base)
-        )
-    expected = (log_p.exp() * (log_p - log_base)).sum(-1)
-    assert sums.num_base_tokens == len(expected)
-    assert sums.kl_to_base == pytest.approx(expected.mean().item(), rel=1e-4)
-    assert torch.equal(watched_gradient, unwatched), "the monitor does not change the gradient"
-
-
 def test_a_scalar_baseline_is_subtracted_from_every_token_s_advantage(path: Path, model: Any) -> None:
     plain, items = load_policy(path).double(), batch()
     loss = torch.zeros((), dtype=torch.float64)
@@ -337,81 +241,6 @@ def test_a_scalar_baseline_is_subtracted_from_every_token_s_advantage(path: Path
     _, ours = step(model.double(), micro_batches(items, 64), learns(baseline="ema_scalar"), baseline=0.7)
     theirs = gradient(plain)
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
-
-
-_PENALISED = {name: learns(kl_penalty=0.2, **signal) for name, signal in SIGNALS.items()} | {
-    "supervised": learns(objective="sft", kl_penalty=0.2)
-}
-
-
-@pytest.mark.parametrize("objective", _OBJECTIVES)
-def test_the_kl_penalty_changes_the_gradient_of_each_token_with_a_base_score(
-    objective: str, path: Path, model: Any
-) -> None:
-    plain, items = load_policy(path).double(), batch()
-    base = {item.interaction_id: torch.linspace(-9, -1, len(item.response_ids) - item.first_scored) for item in items}
-    del base["e"]
-    pull = torch.zeros((), dtype=torch.float64)
-    for item in items:
-        if item.interaction_id in base:
-            logp_T = chosen(alone(plain, item, hindsight=False), item)
-            difference_T = logp_T.detach() - base[item.interaction_id]
-            pull = pull + 0.2 * item.weight * (difference_T * logp_T).mean() / 5
-    pull.backward()
-    parts, learner = micro_batches(items, 64), policy(model.double(), base_logprobs=base)
-    _, penalised = step(model, parts, _PENALISED[objective], learner)
-    _, free = step(model, parts, _OBJECTIVES[objective], learner)
-    theirs = gradient(plain)
-    assert (penalised - free - theirs).norm() <= 1e-5 * theirs.norm()
-
-
-@pytest.mark.parametrize("signal", [{}, {"estimator": "topk_reverse_kl"}, {"baseline": "token_kl"}], ids=str)
-@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("baselined", [False, True])
-def test_golden_28_a_sequence_with_teacher_scores_that_are_not_finite_is_dropped_and_counted(
-    poison: float, signal: dict[str, Any], baselined: bool, model: Any
-) -> None:
-    items = batch()
-    scorer = PackedLM(model)
-
-    def run(context: PackedRows, work: Any) -> Any:
-        found = scorer(context, work)
-        if torch.is_grad_enabled():
-            return found
-        # Two responses have ten scored tokens.
-        lengths_B = context.row_N.bincount()
-        poisoned_N = (lengths_B[context.row_N] == 10) & (torch.arange(len(context.row_N)) % 3 == 0)
-        # Poison the hindsight context, or with `baselined` only the prompt's.
-        if baselined == (len(context.ids_1S[0]) == sum(len(i.prompt_ids) + len(i.response_ids) for i in items)):
-            found[0][poisoned_N] = poison
-        return found
-
-    learner = policy(model, baselined=baselined)
-    sums, found = step(model, [tuple(items)], learns(**signal), replace(learner, run=run))
-    kept = [item for item in items if len(item.response_ids) - item.first_scored != 10]
-    expected_sums, expected = step(model, [tuple(kept)], learns(**signal), learner)
-    assert (sums.num_dropped, sums.num_sequences, expected_sums.num_sequences) == (2, 3, 3)
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
-    assert sums.loss == pytest.approx(expected_sums.loss, rel=1e-5)
-    assert math.isfinite(sums.mean_advantage)
-
-
-def test_golden_28_a_batch_without_any_finite_teacher_scores_is_an_error(model: Any, other_path: Path) -> None:
-    teacher = load_packed(other_path)
-    with torch.no_grad():
-        teacher.model.norm.weight[3] = math.nan
-    with pytest.raises(LearnerError, match="5 dropped"):
-        step(model, micro_batches(batch(), 64), learns(), policy(model, teacher=teacher))
-
-
-@pytest.mark.parametrize("config", _OBJECTIVES.values(), ids=_OBJECTIVES)
-def test_golden_28_a_policy_with_weights_that_are_not_finite_is_an_error(
-    config: DistillConfig, model: Any, other_path: Path
-) -> None:
-    with torch.no_grad():
-        model.model.norm.weight[3] = math.nan
-    with pytest.raises(LearnerError, match="the loss is nan"):
-        step(model, micro_batches(batch(), 64), config, policy(model, teacher=load_packed(other_path)))
 
 
 def test_each_example_takes_two_forwards_and_one_backward_and_supervised_learning_one_forward(model: Any) -> None:
@@ -443,51 +272,8 @@ def test_the_last_backward_pass_of_a_step_is_marked(model: Any) -> None:
 
 def test_a_step_raises_a_response_s_probability_where_hindsight_does(model: Any) -> None:
     item = made("taught", 5, 4, 7)
-    before = _scores(model, item)
-    advantage = _scores(model, replace(item, prompt_ids=item.hindsight_ids)) - before
+    before = scores_of(model, item)
+    advantage = scores_of(model, replace(item, prompt_ids=item.hindsight_ids)) - before
     step(model, [(item,)], learns())
     torch.optim.SGD(model.parameters(), lr=0.01).step()
-    assert ((_scores(model, item) - before) * advantage).sum() > 0
-
-
-def test_positions_start_at_zero_in_each_sequence(model: Any) -> None:
-    # Rotary embeddings encode distances only, but schemes that depend on length encode the start of a sequence.
-    seen: list[Tensor] = []
-    model.model.rotary_emb.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs.get("position_ids", args[-1])), with_kwargs=True
-    )
-    first, second = made("a", 2, 3, 4), made("b", 3, 0, 1)
-    _packed_scores(model, (first, second))
-    assert [each.tolist() for each in seen] == [[[0, 1, 2, 3, 4, 5, 0, 1, 2, 3]]]
-
-
-def test_models_whose_logits_are_not_hidden_states_times_weights_are_refused(tmp_path: Path) -> None:
-    model = load_policy(tiny_policy(tmp_path, tied=False))
-    model.lm_head.bias = torch.nn.Parameter(torch.zeros(264))
-    with pytest.raises(ConfigError, match="output bias"):
-        PackedLM(model)
-    model.lm_head.bias = None
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(ConfigError, match="capped logits"):
-        PackedLM(model)
-
-
-def _packed_scores(model: Any, part: MicroBatch) -> tuple[Tensor, ...]:
-    """log p of the scored tokens, by sequence."""
-    context = rows(part, PROMPT, device=CPU)
-    with torch.no_grad():
-        found = PackedLM(model)(
-            context,
-            lambda hidden, weight: logprobs(hidden, weight, context.target_N, context.temperature_N, logits_mib=1),
-        )
-    split: tuple[Tensor, ...] = found.split([len(item.response_ids) - item.first_scored for item in part])
-    return split
-
-
-def _sampler(item: Example, scores: Tensor) -> tuple[float, ...]:
-    """The given log-probs for the scored tokens, and other values for those before them."""
-    return (-7.0,) * item.first_scored + tuple(scores.tolist())
-
-
-def _scores(model: Any, item: Example) -> Tensor:
-    return _packed_scores(model, (item,))[0]
+    assert ((scores_of(model, item) - before) * advantage).sum() > 0

@@ -107,11 +107,6 @@ def test_golden_25_an_average_in_fp32_follows_steps_that_bf16_loses() -> None:
         assert (parameter == torch.tensor(2 - (1 - 1e-4) ** 100).bfloat16()).all()
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_policy(tmp_path_factory.mktemp("policy"))
-
-
 def _adapted(path: Path) -> tuple[Any, list[nn.Parameter]]:
     """A model with a trained adapter, and its trainable parameters."""
     model = load_packed(path)

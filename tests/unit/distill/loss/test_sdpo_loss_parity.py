@@ -16,7 +16,6 @@ from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.data.example import Example
 from sdpo_ray.distill.data.packing import micro_batches
 from sdpo_ray.distill.model.load import load_packed, load_policy
-from tests.support.builders import tiny_policy
 from tests.support.training_batches import alone, chosen, gradient, learns, made, step, table
 
 _EXACT = {"rtol": 1e-6, "atol": 1e-9}
@@ -100,11 +99,6 @@ def test_golden_12_and_13_the_official_online_loss_on_fixed_tensors_is_ppo_s_and
     # Only the gradient is the same: PPO's value is that of the ratios, which are 1.
     _, gradient_BTV = padded.ours(learns(baseline="seq_mean"))
     torch.testing.assert_close(gradient_BTV, torch.autograd.grad(theirs, padded.student_BTV)[0], **_EXACT)
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_policy(tmp_path_factory.mktemp("policy"))
 
 
 _ITEMS = [made("a", 5, 4, 7), made("b", 9, 6, 1), made("c", 2, 11, 12), made("d", 4, 3, 3), made("e", 20, 5, 2)]
