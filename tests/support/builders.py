@@ -105,7 +105,7 @@ def interaction(
         prompt_ids=chat.prompt_ids(messages, tools=tools, template_kwargs=template_kwargs),
         response_ids=response_ids,
         response_logprobs=(-1.0,) * len(response_ids),
-        version_spans=(VersionSpan(policy_version=0, start=0, end=len(response_ids)),),
+        version_spans=(VersionSpan(policy_version=BASE_VERSION, start=0, end=len(response_ids)),),
         finish_reason=FinishReason.STOP,
         sampling=Sampling(temperature=temperature, top_p=1.0, top_k=0, max_tokens=64, seed=None),
         started_at_s=1.0,

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpo_ray.chat import ChatFormat
@@ -17,7 +17,7 @@ from sdpo_ray.datasets.export_rows import SCHEMAS, ExportKind, interaction_rows,
 from sdpo_ray.datasets.file_reader import read_rows
 from sdpo_ray.datasets.formats import Format, detect_format, read_record
 from sdpo_ray.errors import DataError
-from sdpo_ray.records import Consent, Feedback, Interaction, Message, Redaction, Role, Thumb
+from sdpo_ray.records import BASE_VERSION, Consent, Feedback, Interaction, Message, Redaction, Role, Thumb
 from tests.support.builders import as_text, dialogue, interaction, tool_use
 from tests.support.paths import CHECKPOINT
 
@@ -86,6 +86,7 @@ def test_what_is_exported_is_imported_as_it_was(chat: ChatFormat, tmp_path: Path
     assert len({each.conversation for each in again}) == 3
 
 
+@settings(deadline=None)
 @given(
     texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip), min_size=3, max_size=3),
     name=st.sampled_from(["rows.jsonl", "rows.parquet"]),
@@ -133,7 +134,12 @@ def test_an_edited_answer_is_chosen_over_the_one_that_was_given(chat: ChatFormat
     assert line["prompt"] == [{"role": "user", "content": "What is the capital of France?"}]
     assert line["chosen"] == [{"role": "assistant", "content": "Paris"}]
     assert line["rejected"] == [{"role": "assistant", "content": "Paris, of course!"}]
-    assert (line["feedback_id"], line["turn_id"], line["policy_version"], line["given_at_s"]) == ("f-t0", "t0", 0, 9.0)
+    assert (line["feedback_id"], line["turn_id"], line["policy_version"], line["given_at_s"]) == (
+        "f-t0",
+        "t0",
+        BASE_VERSION,
+        9.0,
+    )
 
 
 def test_a_thumb_is_a_label(chat: ChatFormat):
