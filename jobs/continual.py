@@ -21,7 +21,7 @@ def main(
     sdpo continual --run my.toml
 
     Each cycle waits for enough new interactions, draws a snapshot, trains a candidate, evaluates it on the second
-    engine, and promotes, holds or rejects it. Serving must be up. SIGTERM ends the job after the present step; killed
+    engine, and promotes, holds or rejects it. Serving must be up. SIGTERM ends the job at once; stopped or killed
     at any moment, it resumes where it was when it is started again. `sdpo review` lists the candidates and verdicts.
     """
     resolved = read_run(run, overrides, print_config)
