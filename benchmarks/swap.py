@@ -7,7 +7,9 @@ first without promotions, then with four, one every `--every` seconds. Answers e
 64 tokens at the latest. The time to the first token (TTFT) of a stream is from sending the request to the first piece
 of text; its p99 is over all streams of the halves without promotions, and of the halves with them. Every response is
 compared with its turn in the journal: one version in all spans, equal to the header's. `stall_s` is the longest time
-that a swap held requests.
+that a swap held requests, `stall_median_by_phase_s` what the stalls were spent on (one replica alone), and
+`share_of_time_held` the share of the time with promotions in which requests were held: at a constant load, the share of
+requests that wait.
 
 Few requests meet a promotion where promotions are rare, so the same p99 is also reported for the second after each
 promotion alone (`near_ttft_p99_ratio`).
@@ -33,6 +35,7 @@ import httpx
 import uvloop
 from comparison import percentile
 from progress import Steps
+from prometheus_client.parser import text_string_to_metric_families
 from report import as_markdown, commit, machine, show
 from startup import RECIPE
 
@@ -186,6 +189,17 @@ def promote(url: str, layout: Layout, release: Release, *, replicas: int) -> flo
     return stall
 
 
+def stall_phases(url: str) -> dict[str, float]:
+    """Seconds of the last stall by phase, from the metrics of the one replica."""
+    samples = (
+        sample
+        for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=30).text)
+        for sample in family.samples
+        if sample.name == "sdpo_swap_stall_phase_seconds"
+    )
+    return {sample.labels["phase"]: sample.value for sample in samples}
+
+
 def mixed(layout: Layout, run: Run, replies: Sequence[Reply]) -> int:
     """Number of responses whose turn names several versions, or another than the header."""
     events = open_log(layout, run.capture).poll({}, max_events=1 << 30, max_bytes=1 << 40).events
@@ -214,7 +228,7 @@ def measure(name: str, mode: str, replicas: int, arguments: argparse.Namespace, 
             clients = Clients(run.serve.url)
             time.sleep(arguments.warm_up)
             began = time.monotonic()
-            changes, promoted, stalls = [], [], []
+            changes, promoted, stalls, phases = [], [], [], []
             with Steps(name, arguments.rounds * (1 + len(releases))) as steps:
                 for _ in range(arguments.rounds):
                     time.sleep(arguments.every * len(releases))
@@ -223,6 +237,8 @@ def measure(name: str, mode: str, replicas: int, arguments: argparse.Namespace, 
                     for release in releases:
                         promoted.append(time.monotonic())
                         stalls.append(promote(run.serve.url, layout, release, replicas=replicas))
+                        if replicas == 1:
+                            phases.append(stall_phases(run.serve.url))
                         time.sleep(max(0.0, promoted[-1] + arguments.every - time.monotonic()))
                         steps.done(f"v{release.policy_version} promoted, stall {stalls[-1]:.3f} s")
                     changes.append(time.monotonic())
@@ -244,6 +260,10 @@ def measure(name: str, mode: str, replicas: int, arguments: argparse.Namespace, 
             "ttft_p99_ratio": percentile(during, 0.99) / p99,
             "stall_s": max(stalls),
             "stall_median_s": sorted(stalls)[len(stalls) // 2],
+            "stall_median_by_phase_s": {
+                name: sorted(each[name] for each in phases)[len(phases) // 2] for name in (phases[0] if phases else ())
+            },
+            "share_of_time_held": sum(stalls) / (arguments.every * len(stalls)),
             "near_ttft_p99_ratio": percentile(near, 0.99) / p99,
             "ttft_before_p50_s": percentile(before, 0.5),
             "ttft_before_p99_s": p99,
