@@ -20,9 +20,9 @@ SEGMENT_BYTES = 20_000
 WRITER = """
 import sys, threading, time
 from pathlib import Path
-from sdpo_ray.eventlog.journal.log import Journal
+from sdpo_ray.eventlog.journal.log import JournalLog
 from sdpo_ray.records import Consent, Feedback, Thumb
-journal = Journal(Path(sys.argv[1]), segment_bytes=20_000, segment_s=0.05)
+journal = JournalLog(Path(sys.argv[1]), segment_bytes=20_000, segment_s=0.05)
 acknowledged = open(sys.argv[2], "ab", buffering=0)
 slots = threading.Semaphore(16)
 def note(name, durable):
@@ -42,8 +42,8 @@ while True:
 READER = """
 import json, os, sys
 from pathlib import Path
-from sdpo_ray.eventlog.journal.log import Journal
-log, after = Journal(Path(sys.argv[1]), segment_bytes=1), {}
+from sdpo_ray.eventlog.journal.log import JournalLog
+log, after = JournalLog(Path(sys.argv[1]), segment_bytes=1), {}
 stored = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT | os.O_APPEND)
 whole = os.read(stored, 1 << 30).rpartition(b"\\n")[0]
 os.ftruncate(stored, len(whole) + bool(whole))

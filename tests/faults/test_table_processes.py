@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 from tests.support.conversations import turn
 from sdpo_ray.tables.delta_table import Table
-from sdpo_ray.io.files import Layout
+from sdpo_ray.io.paths import Layout
 from sdpo_ray.tables.arrow_schemas import turns_to_arrow
 table, log = Table.turns(Layout(Path(sys.argv[1]))), sys.argv[3]
 acknowledged = open(sys.argv[2], "ab", buffering=0)
@@ -47,7 +47,7 @@ MAINTAINER = """
 import sys
 from pathlib import Path
 from sdpo_ray.tables.delta_table import Table
-from sdpo_ray.io.files import Layout
+from sdpo_ray.io.paths import Layout
 table = Table.turns(Layout(Path(sys.argv[1])))
 print("ready", flush=True)
 while True:
@@ -60,7 +60,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from sdpo_ray.tables.delta_table import Table
-from sdpo_ray.io.files import Layout
+from sdpo_ray.io.paths import Layout
 table, after, seen = Table.turns(Layout(Path(sys.argv[1]))), 0, Counter()
 print("ready", flush=True)
 for line in sys.stdin:

@@ -289,10 +289,9 @@ def test_the_run_file_selects_the_event_log(cluster, tmp_path):
 WRITER = """
 import sys, threading, time
 from sdpo_ray.eventlog.kafka.log import KafkaLog
-from sdpo_ray.config.data import Kafka
+from sdpo_ray.config.data import KafkaConfig
 from sdpo_ray.records import Consent, Feedback, Thumb
-from tests.support.paths import REPOSITORY
-log = KafkaLog(Kafka(brokers=sys.argv[1], options={"log_level": "0"}))
+log = KafkaLog(KafkaConfig(brokers=sys.argv[1], options={"log_level": "0"}))
 acknowledged = open(sys.argv[2], "ab", buffering=0)
 slots = threading.Semaphore(16)
 def note(name, durable):
