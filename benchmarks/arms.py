@@ -90,7 +90,7 @@ def learn(arm: str, learning_rate: float, seed: int) -> list[Point]:
             chat,
             config=config,
             max_model_len=512,
-            parent_version=0,
+            parent_version=BASE_VERSION,
             refused=Counters.empty(),
         )
         optimizer.zero_grad()

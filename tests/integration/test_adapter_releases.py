@@ -154,7 +154,7 @@ def over_another_base(folder: Path) -> None:
 BROKEN_ADAPTERS = {
     "no config": (without(CONFIG), True, "adapter_config.json"),
     "no weights": (without(WEIGHTS), True, "holds no safetensors file"),
-    "torn": (torn, True, "its header speaks of"),
+    "torn": (torn, True, "is torn, or no safetensors file"),
     "one bit": (one_bit, True, "its sha256 differs"),
     "one bit, without digests": (one_bit, False, ""),
     "not a number": (not_a_number, False, "not a number"),

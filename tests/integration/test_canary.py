@@ -274,4 +274,4 @@ def test_a_good_candidate_is_promoted_after_enough_answers(served: Served, canar
     assert town.failed == []
     assert current(served.layout) is None
     assert (court.tags(303)["canary"], court.tags(303)["status"]) == ("canary", "champion")
-    court.registry.set_champion(0)
+    court.registry.set_champion(BASE_VERSION)

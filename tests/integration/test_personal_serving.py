@@ -17,7 +17,7 @@ from sdpo_ray.capture.pseudonyms import Pseudonyms
 from sdpo_ray.io.files import write_json
 from sdpo_ray.personal.owners import owner_named
 from sdpo_ray.personal.store import Attempt, conclude, remove, seal_adapter
-from sdpo_ray.records import Candidate, Snapshot, Verdict
+from sdpo_ray.records import BASE_VERSION, Candidate, Snapshot, Verdict
 from tests.support.adapter_serving import (
     LONG,
     UNUSED_VERSIONS,
@@ -71,7 +71,7 @@ NORM = "model.norm.weight"
 
 BROKEN_WEIGHTS = {
     "missing": (missing, "holds no safetensors file"),
-    "half-written": (half_written, "its header speaks of"),
+    "half-written": (half_written, "is torn, or no safetensors file"),
     "another shape": (changed(NORM, lambda norm: norm[:-1].clone()), r"model\.norm\.weight is \(127,\), not \(128,\)"),
     "another precision": (changed(NORM, lambda norm: norm.half()), r"model\.norm\.weight is in F16, not in F32"),
     "not a number": (
@@ -221,7 +221,7 @@ def test_a_published_personal_policy_answers_its_owner_until_it_is_removed(
     attempt = Attempt(
         owner=owner,
         version=1,
-        base_version=0,
+        base_version=BASE_VERSION,
         snapshot=EMPTY_SNAPSHOT,
         verdict=Verdict.PROMOTE,
         reasons=(),
