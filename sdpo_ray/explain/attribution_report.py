@@ -10,12 +10,12 @@ from rich.text import Text
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import Run
-from sdpo_ray.distill.attribution.token_attribution import noise_floor, token_signals
+from sdpo_ray.distill.attribution.token_attribution import noise_floor, token_attributions
 from sdpo_ray.distill.model.hf_sampling import sample
 from sdpo_ray.distill.model.load import load_policy
 from sdpo_ray.errors import ConfigError
 from sdpo_ray.explain.cases import Case
-from sdpo_ray.records import BASE_VERSION, Consent, FinishReason, Interaction, Sampling, TokenSignal, Turn
+from sdpo_ray.records import BASE_VERSION, Consent, FinishReason, Interaction, Sampling, TokenAttribution, Turn
 from sdpo_ray.report.token_html import strongest, write_html
 from sdpo_ray.report.token_png import write_cells
 from sdpo_ray.telemetry import Counters
@@ -41,17 +41,17 @@ class AttributionReport:
         self._model = _on_device(policy)
         self._chat = ChatFormat(policy)
         self._counts = Counters.empty()
-        self._signals: list[TokenSignal] = []
-        self._unrelated: list[TokenSignal] = []
+        self._relevant: list[TokenAttribution] = []
+        self._unrelated: list[TokenAttribution] = []
 
     def add(self, interactions: Sequence[Interaction]) -> None:
         """Score interactions; `write` reports them."""
-        self._signals += self._attributions(interactions)
+        self._relevant += self._attributions(interactions)
 
     def add_case(self, case: Case, *, seed: int, max_tokens: int) -> None:
         """Score a case and its control. The policy samples the answer if the case has none."""
         turn = self._sampled(case, seed, max_tokens) if case.completion is None else _stated(case, case.completion)
-        self._signals += self._attributions([_interaction(case, turn, case.follow_up)])
+        self._relevant += self._attributions([_interaction(case, turn, case.follow_up)])
         if case.unrelated is not None:
             self._unrelated += self._attributions([_interaction(case, turn, case.unrelated)])
 
@@ -61,11 +61,11 @@ class AttributionReport:
         Raises ConfigError if every interaction was refused.
         """
         refused = ", ".join(f"{reason}: {n}" for reason, n in sorted(self._counts.values.items()))
-        if not self._signals:
+        if not self._relevant:
             raise ConfigError(f"nothing to draw ({refused}); sdpo_ray/distill/data/examples.py explains these reasons")
         out.mkdir(parents=True, exist_ok=True)
-        write_html(self._signals, out / "index.html", title=title, unrelated=self._unrelated)
-        write_cells(self._signals, out / "cells.png", unrelated=self._unrelated)
+        write_html(self._relevant, out / "index.html", title=title, unrelated=self._unrelated)
+        write_cells(self._relevant, out / "cells.png", unrelated=self._unrelated)
         console = Console()
         console.print(self._table())
         if refused:
@@ -73,8 +73,8 @@ class AttributionReport:
         for file in ("index.html", "cells.png"):
             console.print(str(out / file), soft_wrap=True)
 
-    def _attributions(self, interactions: Sequence[Interaction]) -> list[TokenSignal]:
-        return token_signals(
+    def _attributions(self, interactions: Sequence[Interaction]) -> list[TokenAttribution]:
+        return token_attributions(
             self._model,
             self._chat,
             interactions,
@@ -104,23 +104,23 @@ class AttributionReport:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("strongest tokens")
         table.caption = f"A = log p(y|x,o) - log p(y|x) in nats; noise: up to {floor:.0e} from rounding"
-        controls = {signal.interaction_id: signal for signal in self._unrelated}
-        for signal in self._signals:
-            _add_row(table, signal.interaction_id, signal, floor)
-            if signal.interaction_id in controls:
-                _add_row(table, "  control", controls[signal.interaction_id], floor)
+        controls = {attribution.interaction_id: attribution for attribution in self._unrelated}
+        for attribution in self._relevant:
+            _add_row(table, attribution.interaction_id, attribution, floor)
+            if attribution.interaction_id in controls:
+                _add_row(table, "  control", controls[attribution.interaction_id], floor)
         return table
 
 
-def _add_row(table: Table, name: str, signal: TokenSignal, floor: float) -> None:
-    sizes = [abs(advantage) for advantage in signal.advantages]
+def _add_row(table: Table, name: str, attribution: TokenAttribution, floor: float) -> None:
+    sizes = [abs(advantage) for advantage in attribution.advantages]
     table.add_row(
         Text(name),
         str(len(sizes)),
         f"{sum(sizes) / len(sizes):.3f}",
         f"{sum(size > floor for size in sizes) / len(sizes):.0%}",
         f"{sum(size > _NOTABLE_NATS for size in sizes) / len(sizes):.0%}",
-        Text(" ".join(f"{cell.text.strip()!r} {cell.advantage}" for cell in strongest(signal)[:_NUM_STRONGEST])),
+        Text(" ".join(f"{cell.text.strip()!r} {cell.advantage}" for cell in strongest(attribution)[:_NUM_STRONGEST])),
     )
 
 

@@ -9,9 +9,9 @@ from sdpo_ray.records import Candidate
 
 
 def without(candidate: Candidate, erased: Collection[str]) -> Candidate:
-    """The candidate without its signals of these interactions; the same object where it has none."""
-    kept = tuple(signal for signal in candidate.signals if signal.interaction_id not in erased)
-    return candidate if len(kept) == len(candidate.signals) else replace(candidate, signals=kept)
+    """The candidate without its attributions of these interactions; the same object where it has none."""
+    kept = tuple(attribution for attribution in candidate.attributions if attribution.interaction_id not in erased)
+    return candidate if len(kept) == len(candidate.attributions) else replace(candidate, attributions=kept)
 
 
 def erase_in_file(path: Path, erased: Collection[str]) -> bool:

@@ -17,7 +17,7 @@ from sdpo_ray.report.token_png import write_cells
 from sdpo_ray.report.training_plots import score_intervals, training_curves
 
 CANDIDATE_FILE = "candidate.json"
-SIGNALS = ("signal.html", "signal.png")
+ATTRIBUTION_FILES = ("attributions.html", "attributions.png")
 """Files that show the attribution of a few interactions: they hold user text."""
 
 
@@ -96,7 +96,8 @@ def points(entry: CycleRecord) -> Iterator[MetricPoint]:
 def write_files(entry: CycleRecord, directory: Path) -> None:
     """Write `run.json`, the four records, `training.png` and `scores.png` into `directory`.
 
-    A candidate with attributions adds `signal.html` and `signal.png`, one with measured relevance `relevance.json`.
+    A candidate with attributions adds `attributions.html` and `attributions.png`, one with measured relevance
+    `relevance.json`.
     """
     (directory / "run.json").write_text(to_json(entry.run))
     write_json(directory / "snapshot.json", entry.snapshot)
@@ -107,15 +108,15 @@ def write_files(entry: CycleRecord, directory: Path) -> None:
         write_json(directory / "relevance.json", entry.relevance)
     training_curves(entry.candidate.steps, directory / "training.png")
     score_intervals(entry.report, directory / "scores.png")
-    write_signals(entry.candidate, directory, cycle=entry.cycle)
+    write_attributions(entry.candidate, directory, cycle=entry.cycle)
 
 
-def write_signals(candidate: Candidate, directory: Path, *, cycle: int) -> None:
-    """Write the two files of `SIGNALS`; neither where the candidate has no attributions."""
-    if signals := candidate.signals:
-        html, png = (directory / name for name in SIGNALS)
-        write_html(signals, html, title=f"Cycle {cycle}: what users taught v{candidate.parent_version}")
-        write_cells(signals, png)
+def write_attributions(candidate: Candidate, directory: Path, *, cycle: int) -> None:
+    """Write the two files of `ATTRIBUTION_FILES`; neither where the candidate has no attributions."""
+    if attributions := candidate.attributions:
+        html, png = (directory / name for name in ATTRIBUTION_FILES)
+        write_html(attributions, html, title=f"Cycle {cycle}: what users taught v{candidate.parent_version}")
+        write_cells(attributions, png)
 
 
 def _value(run: dict[str, Any], name: str) -> object:

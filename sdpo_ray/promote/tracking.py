@@ -129,8 +129,8 @@ class Tracking:
             artifacts.download_artifacts(run_log.CANDIDATE_FILE, str(folder))
             if not erase_in_file(record, erased):
                 return False
-            run_log.write_signals(read_json(record, Candidate), folder, cycle=int(run.tags.get("cycle", 0)))
-            for figure in run_log.SIGNALS:
+            run_log.write_attributions(read_json(record, Candidate), folder, cycle=int(run.tags.get("cycle", 0)))
+            for figure in run_log.ATTRIBUTION_FILES:
                 if (folder / figure).exists():
                     artifacts.log_artifact(str(folder / figure))
                 elif figure in names:

@@ -18,7 +18,7 @@ from sdpo_ray.records.policies import (
     Report,
     Score,
     StepMetrics,
-    TokenSignal,
+    TokenAttribution,
     Verdict,
 )
 from sdpo_ray.records.score_spec import ScoreSpec
@@ -74,7 +74,7 @@ __all__ = [
     "Snapshot",
     "StepMetrics",
     "Thumb",
-    "TokenSignal",
+    "TokenAttribution",
     "ToolCall",
     "Turn",
     "Verdict",

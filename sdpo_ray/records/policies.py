@@ -62,7 +62,7 @@ class StepMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenSignal:
+class TokenAttribution:
     """Attribution of a follow-up to the tokens of its response.
 
     Made by `distill.attribution.token_attribution`; read by `report.token_png` and `report.token_html`.
@@ -125,7 +125,7 @@ class Candidate:
     refusals: tuple[RefusalCount, ...] = ()
     alterations: tuple[RefusalCount, ...] = ()
     """Interactions trained on in part: a history cut, a follow-up shortened, a response that is not scored."""
-    signals: tuple[TokenSignal, ...] = ()
+    attributions: tuple[TokenAttribution, ...] = ()
     """Attributions of a few interactions, before the first step."""
     digests: tuple[FileDigest, ...] = ()
     """Digests of the files that may be served."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from sdpo_ray.records import TokenSignal
+from sdpo_ray.records import TokenAttribution
 from sdpo_ray.report.colormap import TICKS, colour, hexadecimal, ink
 
 CONTINUED = "\u00b7"
@@ -47,19 +47,19 @@ class _Tick:
 
 
 def write_html(
-    signals: Sequence[TokenSignal], path: Path, *, title: str, unrelated: Sequence[TokenSignal] = ()
+    attributions: Sequence[TokenAttribution], path: Path, *, title: str, unrelated: Sequence[TokenAttribution] = ()
 ) -> None:
     """Write the page to `path`.
 
-    `unrelated` holds answers of `signals`, by their id, under follow-ups of other conversations.
+    `unrelated` holds answers of `attributions`, by their id, under follow-ups of other conversations.
     """
-    controls = {signal.interaction_id: signal for signal in unrelated}
+    controls = {attribution.interaction_id: attribution for attribution in unrelated}
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
         _TEMPLATE.read_text(encoding="utf-8")
     )
     page = template.render(
         title=title,
-        pairs=[(signal, controls.get(signal.interaction_id)) for signal in signals],
+        pairs=[(attribution, controls.get(attribution.interaction_id)) for attribution in attributions],
         cells=cells,
         strongest=strongest,
         summary=summary,
@@ -73,29 +73,31 @@ def write_html(
     path.write_text(page, encoding="utf-8")
 
 
-def cells(signal: TokenSignal) -> list[TokenCell]:
+def cells(attribution: TokenAttribution) -> list[TokenCell]:
     """Cells of an answer's tokens, in order."""
     return [
         _cell(token, advantage, logprob)
-        for token, advantage, logprob in zip(signal.tokens, signal.advantages, signal.logprobs, strict=True)
+        for token, advantage, logprob in zip(
+            attribution.tokens, attribution.advantages, attribution.logprobs, strict=True
+        )
     ]
 
 
-def strongest(signal: TokenSignal) -> list[TokenCell]:
+def strongest(attribution: TokenAttribution) -> list[TokenCell]:
     """Cells of the tokens with the largest |A|, largest first."""
-    by_size = sorted(range(len(signal.tokens)), key=lambda index: -abs(signal.advantages[index]))
-    found = cells(signal)
+    by_size = sorted(range(len(attribution.tokens)), key=lambda index: -abs(attribution.advantages[index]))
+    found = cells(attribution)
     return [found[index] for index in by_size[:_STRONGEST]]
 
 
-def summary(signal: TokenSignal) -> str:
+def summary(attribution: TokenAttribution) -> str:
     """One line: the number of tokens, their mean |A|, and their least and largest A."""
-    if not signal.tokens:
+    if not attribution.tokens:
         return "no tokens"
-    mean = sum(map(abs, signal.advantages)) / len(signal.advantages)
+    mean = sum(map(abs, attribution.advantages)) / len(attribution.advantages)
     return (
-        f"{len(signal.tokens)} tokens, mean |A| {mean:.3f} nats, from {min(signal.advantages):+.2f} "
-        f"to {max(signal.advantages):+.2f}"
+        f"{len(attribution.tokens)} tokens, mean |A| {mean:.3f} nats, from {min(attribution.advantages):+.2f} "
+        f"to {max(attribution.advantages):+.2f}"
     )
 
 

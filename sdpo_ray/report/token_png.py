@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
-from sdpo_ray.records import TokenSignal
+from sdpo_ray.records import TokenAttribution
 from sdpo_ray.report.colormap import COLOURS, NORM, TICKS, colour, hexadecimal, ink
 
 _FONT = "DejaVu Sans Mono"
@@ -29,20 +29,22 @@ _CELL_TEXT = 8
 """Characters that fit such a cell."""
 
 
-def write_cells(signals: Sequence[TokenSignal], path: Path, *, unrelated: Sequence[TokenSignal] = ()) -> None:
-    """Draw the advantages of `signals`, labelled by their follow-ups, into `path`.
+def write_cells(
+    attributions: Sequence[TokenAttribution], path: Path, *, unrelated: Sequence[TokenAttribution] = ()
+) -> None:
+    """Draw the advantages of `attributions`, labelled by their follow-ups, into `path`.
 
-    `unrelated` holds answers of `signals`, by their id, under follow-ups of other conversations; they are drawn in a
-    second panel on the right.
+    `unrelated` holds answers of `attributions`, by their id, under follow-ups of other conversations; they are drawn
+    in a second panel on the right.
     """
-    panels: dict[str, Sequence[TokenSignal | None]] = {"": signals}
+    panels: dict[str, Sequence[TokenAttribution | None]] = {"": attributions}
     if unrelated:
-        controls = {signal.interaction_id: signal for signal in unrelated}
+        controls = {attribution.interaction_id: attribution for attribution in unrelated}
         panels = {
-            "relevant follow-ups": signals,
-            "unrelated follow-ups": [controls.get(signal.interaction_id) for signal in signals],
+            "relevant follow-ups": attributions,
+            "unrelated follow-ups": [controls.get(attribution.interaction_id) for attribution in attributions],
         }
-    figure = Figure(figsize=(4 + 6.5 * len(panels), 1.6 + 0.34 * len(signals)), layout="constrained")
+    figure = Figure(figsize=(4 + 6.5 * len(panels), 1.6 + 0.34 * len(attributions)), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, shown) in zip(grid, panels.items(), strict=True):
         _cells(axes, shown)
@@ -57,30 +59,32 @@ def write_cells(signals: Sequence[TokenSignal], path: Path, *, unrelated: Sequen
     figure.savefig(path, dpi=120)
 
 
-def _cells(axes: Any, signals: Sequence[TokenSignal | None]) -> None:
-    """One panel; a row without a signal stays empty."""
-    rows = [() if signal is None else signal.advantages for signal in signals]
+def _cells(axes: Any, attributions: Sequence[TokenAttribution | None]) -> None:
+    """One panel; a row without a attribution stays empty."""
+    rows = [() if attribution is None else attribution.advantages for attribution in attributions]
     nats = np.full((len(rows), max(map(len, rows)) or 1), np.nan)
     for row, advantages in zip(nats, rows, strict=True):
         row[: len(advantages)] = advantages
     axes.imshow(nats, cmap=COLOURS, norm=NORM, aspect="auto", interpolation="nearest")
     axes.set_facecolor(_BEYOND)
     if nats.shape[1] <= _READABLE:
-        _write_tokens(axes, signals)
+        _write_tokens(axes, attributions)
     for edge in range(1, len(rows)):
         axes.axhline(edge - 0.5, color=_EDGE, linewidth=0.8)
     axes.set_xlabel("token", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_yticks(range(len(rows)), [_label(signal) for signal in signals], fontsize=8, family=_FONT)
+    axes.set_yticks(range(len(rows)), [_label(attribution) for attribution in attributions], fontsize=8, family=_FONT)
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.tick_params(length=0, axis="y")
     axes.tick_params(labelsize=8, axis="x")
 
 
-def _write_tokens(axes: Any, signals: Sequence[TokenSignal | None]) -> None:
-    for row, signal in enumerate(signals):
-        for column, (token, nats) in enumerate(zip(signal.tokens, signal.advantages, strict=True) if signal else ()):
+def _write_tokens(axes: Any, attributions: Sequence[TokenAttribution | None]) -> None:
+    for row, attribution in enumerate(attributions):
+        for column, (token, nats) in enumerate(
+            zip(attribution.tokens, attribution.advantages, strict=True) if attribution else ()
+        ):
             text = _drawable("".join(token.split()))
             axes.text(
                 column,
@@ -95,10 +99,10 @@ def _write_tokens(axes: Any, signals: Sequence[TokenSignal | None]) -> None:
             )
 
 
-def _label(signal: TokenSignal | None) -> str:
-    if signal is None:
+def _label(attribution: TokenAttribution | None) -> str:
+    if attribution is None:
         return ""
-    line = " ".join(signal.follow_up.split())
+    line = " ".join(attribution.follow_up.split())
     return _drawable(line if len(line) <= _LABEL else line[: _LABEL - 3] + "...")
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.attribution.relevance import read_relevance
-from sdpo_ray.distill.attribution.token_attribution import token_signals
+from sdpo_ray.distill.attribution.token_attribution import token_attributions
 from sdpo_ray.distill.model.load import load_policy
 from sdpo_ray.distill.train.export import fingerprint
 from sdpo_ray.distill.train.launch import distill
@@ -66,7 +66,7 @@ def drawn(interactions: list[Interaction], tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def alone(ray_cluster: str, policy: Path, drawn: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Candidate:
     """The candidate of one worker without ZeRO."""
-    return _distill(policy, drawn, tmp_path_factory.mktemp("alone") / "v0001", _CONFIG)
+    return _distill(policy, drawn, tmp_path_factory.mktemp("alone") / "v0002", _CONFIG)
 
 
 def test_one_update_is_the_adamw_steps_of_the_paper_s_loss(
@@ -86,7 +86,7 @@ def test_two_workers_under_zero_3_export_an_adapter_that_the_next_update_resumes
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    first = _distill(policy, drawn, tmp_path / "v0001", _SHARDED)
+    first = _distill(policy, drawn, tmp_path / "v0002", _SHARDED)
     path = Path(first.path)
     whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
@@ -100,9 +100,9 @@ def test_two_workers_under_zero_3_export_an_adapter_that_the_next_update_resumes
 
     second = distill(
         snapshot=drawn,
-        parent=release(path, policy_version=1),
-        policy_version=2,
-        out=tmp_path / "v0002",
+        parent=release(path, policy_version=2),
+        policy_version=3,
+        out=tmp_path / "v0003",
         config=_SHARDED,
         max_model_len=512,
         seed=1,
@@ -117,13 +117,13 @@ def test_two_workers_under_zero_3_export_an_adapter_that_the_next_update_resumes
 def test_drift_ends_a_run_with_its_reason(ray_cluster: str, policy: Path, drawn: Snapshot, tmp_path: Path) -> None:
     config = DistillConfig(**(_PAPER | {"learning_rate": 1e-2, "epochs": 5, "drift": {"max_kl_to_base": 0.01}}))
     with pytest.raises(LearnerError, match=r"drift stop at step \d+: KL to the base is .* drift.max_kl_to_base = 0.01"):
-        _distill(policy, drawn, tmp_path / "v0001", config)
+        _distill(policy, drawn, tmp_path / "v0002", config)
 
 
 def test_the_candidate_is_complete_and_matches_its_record(alone: Candidate, policy: Path) -> None:
     path = Path(alone.path)
     assert is_ready(path)
-    assert (alone.policy_version, alone.parent_version, alone.snapshot_id) == (1, 0, "s0")
+    assert (alone.policy_version, alone.parent_version, alone.snapshot_id) == (2, 1, "s0")
     assert alone.fingerprint == fingerprint(path)
     assert alone.fingerprint.logprobs != fingerprint(policy).logprobs
     assert load_file(path / "model.safetensors").keys() == load_file(policy / "model.safetensors").keys()
@@ -139,7 +139,7 @@ def test_relevance_of_follow_ups_is_measured_before_the_first_step(
     texts = {each.follow_up for each in interactions} - {""}
 
     def size(asked: Interaction, follow_up: str) -> float:
-        (found,) = token_signals(
+        (found,) = token_attributions(
             model,
             chat,
             [replace(asked, follow_up=follow_up)],
@@ -180,8 +180,8 @@ def test_a_killed_worker_resumes_from_the_last_checkpoint_to_the_same_candidate(
             for worker in workers:
                 worker.kill()
 
-    restarted = _distill(policy, drawn, tmp_path / "killed" / "v0001", config, on_step=kill_once)
-    straight = _distill(policy, drawn, tmp_path / "straight" / "v0001", config)
+    restarted = _distill(policy, drawn, tmp_path / "killed" / "v0002", config, on_step=kill_once)
+    straight = _distill(policy, drawn, tmp_path / "straight" / "v0002", config)
     assert len(killed) == 1
     assert restarted.steps == straight.steps
     assert [step.step for step in restarted.steps] == list(range(1, 61))
@@ -200,8 +200,8 @@ def test_a_broken_policy_is_a_learner_error(ray_cluster: str, drawn: Snapshot, t
     weights["model.norm.weight"][0] = math.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LearnerError, match="no sequence has finite log-probs under hindsight"):
-        _distill(broken, drawn, tmp_path / "v0001", _CONFIG)
-    assert not is_ready(tmp_path / "v0001")
+        _distill(broken, drawn, tmp_path / "v0002", _CONFIG)
+    assert not is_ready(tmp_path / "v0002")
 
 
 def _distill(
@@ -214,7 +214,7 @@ def _distill(
     return distill(
         snapshot=drawn,
         parent=release(policy),
-        policy_version=1,
+        policy_version=2,
         out=out,
         config=config,
         max_model_len=512,

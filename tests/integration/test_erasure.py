@@ -78,7 +78,9 @@ def finish_cycle(served: Served, run: Run, curator: Curator) -> None:
     )
     signals = tuple(map(signal, read_interactions(layout.snapshot(CYCLE))))
     made = entry(CYCLE, root=layout.root)
-    candidate = replace(made.candidate, parent_version=BASE_VERSION, snapshot_id=drawn.snapshot_id, signals=signals)
+    candidate = replace(
+        made.candidate, parent_version=BASE_VERSION, snapshot_id=drawn.snapshot_id, attributions=signals
+    )
     with sealed_directory(layout.candidate(version_of_cycle(CYCLE))) as aside:
         write_json(aside / "candidate.json", candidate)
     write_cycle(layout, CYCLE, drawn, parent=BASE_VERSION, verdict=Verdict.HOLD)
@@ -110,7 +112,7 @@ def test_an_erasure_on_a_served_run_leaves_nothing_of_the_user(served: Served, r
     before = hits(layout.root, words)
     for place in ("journal", "tables/turns", "tables/interactions", "tables/feedback", "snapshots", "candidates"):
         assert any(name.startswith(place) for name in before), place
-    assert any(name.endswith("signal.html") for name in before)
+    assert any(name.endswith("attributions.html") for name in before)
     assert any(name.startswith("cycles") for name in before)
 
     overrides = [argument for each in served.overrides for argument in ("--set", each)]
@@ -128,12 +130,12 @@ def test_an_erasure_on_a_served_run_leaves_nothing_of_the_user(served: Served, r
     curator.interactions.refresh()
     left = curator.interactions.read(["interaction_id"])["interaction_id"].to_pylist()
     assert bystanders in left
-    shown = read_json(layout.cycle(CYCLE) / "distill.json", Candidate).signals
+    shown = read_json(layout.cycle(CYCLE) / "distill.json", Candidate).attributions
     assert {each.interaction_id for each in shown} <= set(left)
     assert shown
-    pages = [path for path in layout.root.glob("mlartifacts/**/signal.html") if "bystanding" in path.read_text()]
+    pages = [path for path in layout.root.glob("mlartifacts/**/attributions.html") if "bystanding" in path.read_text()]
     assert len(pages) == 2
-    assert all(read_json(page.with_name("candidate.json"), Candidate).signals == shown for page in pages)
+    assert all(read_json(page.with_name("candidate.json"), Candidate).attributions == shown for page in pages)
 
 
 def logs_that_hold(words: tuple[str, ...]) -> list[str]:

@@ -238,5 +238,5 @@ def test_a_personal_adapter_is_trained_over_the_champions_merged_weights(ray_clu
     first, second = (load_file(Path(e.path) / "adapter" / "adapter_model.safetensors") for e in (champion, own))
     assert any((first[name] - second[name]).abs().max() > 1e-2 for name in first), "it did not go on with the other"
     assert own.steps[0].kl_to_base == pytest.approx(0, abs=1e-6), "drift is measured from the champion"
-    assert own.signals == ()
-    assert champion.signals
+    assert own.attributions == ()
+    assert champion.attributions

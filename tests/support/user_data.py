@@ -20,7 +20,7 @@ from sdpo_ray.records import (
     CycleStart,
     Interaction,
     Snapshot,
-    TokenSignal,
+    TokenAttribution,
     Turn,
     Verdict,
     version_of_cycle,
@@ -70,9 +70,9 @@ def store(layout: Layout, turns: Sequence[Turn], interactions: Sequence[Interact
     tables.interactions.append(interactions_to_arrow(interactions), {"pending.decided": tables.turns.batch})
 
 
-def signal(interaction: Interaction) -> TokenSignal:
+def signal(interaction: Interaction) -> TokenAttribution:
     words = tuple(interaction.turn.response.split())
-    return TokenSignal(
+    return TokenAttribution(
         interaction_id=interaction.interaction_id,
         prompt=interaction.turn.messages[-1].content,
         follow_up=interaction.follow_up,
@@ -101,7 +101,7 @@ def finished_cycle(
         parent_version=parent,
         path=str(layout.candidate(version)),
         snapshot_id=made.snapshot_id,
-        signals=tuple(map(signal, drawn[:4])),
+        attributions=tuple(map(signal, drawn[:4])),
     )
     with sealed_directory(layout.candidate(version)) as aside:
         write_json(aside / "candidate.json", recorded)

@@ -1,7 +1,7 @@
 """Attribution of a follow-up to the tokens of a response: log p(y_t|x, o) - log p(y_t|x) of one policy.
 
-`token_signals` scores one sequence at a time with a transformers model, for a few interactions that a user inspects. A
-caller that has the log-probs already, such as the learner, needs only `assemble`.
+`token_attributions` scores one sequence at a time with a transformers model, for a few interactions that a user
+inspects. A caller that has the log-probs already, such as the learner, needs only `assemble`.
 """
 
 import math
@@ -13,7 +13,7 @@ from sdpo_ray.config import DistillConfig
 from sdpo_ray.distill.data.example import Example
 from sdpo_ray.distill.data.examples import examples
 from sdpo_ray.errors import DataError
-from sdpo_ray.records import Interaction, Role, TokenSignal
+from sdpo_ray.records import Interaction, Role, TokenAttribution
 from sdpo_ray.telemetry import Counters
 
 _UNFINISHED = "\ufffd"
@@ -23,7 +23,7 @@ _LOOK_BACK = 32
 """Most tokens before that are decoded again together with the next."""
 
 
-def token_signals(
+def token_attributions(
     model: Any,
     chat: ChatFormat,
     interactions: Iterable[Interaction],
@@ -31,7 +31,7 @@ def token_signals(
     config: DistillConfig,
     max_model_len: int,
     refused: Counters,
-) -> list[TokenSignal]:
+) -> list[TokenAttribution]:
     """The attribution of each interaction in the contexts that an update of `model` would compare.
 
     Every token of y is scored, also those that an update would mask, and no response is too old. `model` is a
@@ -64,7 +64,7 @@ def assemble(
     *,
     logprobs: Sequence[float],
     hindsight_logprobs: Sequence[float],
-) -> TokenSignal:
+) -> TokenAttribution:
     """The attribution from log p(y_t | x, y_<t) and log p(y_t | x, o, y_<t), one of each per response token, in nats.
 
     Raises DataError where their number differs from the tokens', or an advantage is not finite.
@@ -78,7 +78,7 @@ def assemble(
     if not all(map(math.isfinite, advantages)):
         raise DataError(f"{example.interaction_id}: an advantage is not finite")
     user_messages = [message for message in interaction.turn.messages if message.role is Role.USER]
-    return TokenSignal(
+    return TokenAttribution(
         interaction_id=interaction.interaction_id,
         prompt=user_messages[-1].content,
         follow_up=interaction.follow_up,

@@ -40,7 +40,7 @@ from sdpo_ray.records import (
     Relevance,
     Snapshot,
     StepMetrics,
-    TokenSignal,
+    TokenAttribution,
 )
 from sdpo_ray.tables.snapshot_files import read_erased, read_interactions
 from sdpo_ray.telemetry import Counters
@@ -149,7 +149,7 @@ class TrainLoop:
             dist.all_gather_object(shares, own_share)
         return BaseScores(view=view, logprobs={name: logp for share in shares for name, logp in share.items()})
 
-    def _attributions(self) -> tuple[TokenSignal, ...]:
+    def _attributions(self) -> tuple[TokenAttribution, ...]:
         """Per-token advantages of the first few interactions under the parent's weights, for the record.
 
         Empty for a personal policy, whose record must hold no user text.
@@ -187,7 +187,7 @@ class TrainLoop:
         return gains(self._learner, interactions, self._examples_of(interactions, Counters.empty()), self._spec.config)
 
     def _export(
-        self, attributions: tuple[TokenSignal, ...], relevance: tuple[Relevance, ...], gained: tuple[Gain, ...]
+        self, attributions: tuple[TokenAttribution, ...], relevance: tuple[Relevance, ...], gained: tuple[Gain, ...]
     ) -> None:
         spec, learner = self._spec, self._learner
         trained = gather_parameters(learner.trained, keep=self._rank == 0)
@@ -206,7 +206,7 @@ class TrainLoop:
                 steps=tuple(self._steps),
                 refusals=tuple(each for each in self._counts() if each.reason not in set(Alteration)),
                 alterations=tuple(each for each in self._counts() if each.reason in set(Alteration)),
-                signals=attributions,
+                attributions=attributions,
             )
             export(
                 candidate,

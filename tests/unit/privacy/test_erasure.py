@@ -100,7 +100,7 @@ def test_candidates_keep_their_weights_and_show_only_other_users(layout):
     records = [layout.candidate(3) / "candidate.json", layout.cycle(2) / "distill.json"]
     assert erased.records == [str(path) for path in records]
     for path in records:
-        assert [each.interaction_id for each in read_json(path, Candidate).signals] == ["a-0", "a-1"]
+        assert [each.interaction_id for each in read_json(path, Candidate).attributions] == ["a-0", "a-1"]
     assert weights.read_bytes() == b"weights"
 
 

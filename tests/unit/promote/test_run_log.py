@@ -6,7 +6,7 @@ import pytest
 from sdpo_ray.config import Run, parse_run
 from sdpo_ray.io.files import read_json
 from sdpo_ray.promote.run_log import parameters, points, write_files
-from sdpo_ray.records import Candidate, Decision, Relevance, Report, Snapshot, TokenSignal
+from sdpo_ray.records import Candidate, Decision, Relevance, Report, Snapshot, TokenAttribution
 from tests.support.cycle_records import entry
 
 PNG = b"\x89PNG\r\n"
@@ -67,7 +67,7 @@ def test_the_files_hold_the_records_and_two_pictures(tmp_path: Path):
 
 
 def test_what_a_few_interactions_taught_is_drawn_beside_the_records(tmp_path: Path):
-    signal = TokenSignal(
+    signal = TokenAttribution(
         interaction_id="a",
         prompt="What is the capital of France?",
         follow_up="Shorter please.",
@@ -76,12 +76,12 @@ def test_what_a_few_interactions_taught_is_drawn_beside_the_records(tmp_path: Pa
         logprobs=(-0.5, -0.25),
     )
     recorded = entry(4)
-    recorded = replace(recorded, candidate=replace(recorded.candidate, signals=(signal,)))
+    recorded = replace(recorded, candidate=replace(recorded.candidate, attributions=(signal,)))
     write_files(recorded, tmp_path)
-    assert "A = -1.500 nats" in (tmp_path / "signal.html").read_text()
-    assert "what users taught v4" in (tmp_path / "signal.html").read_text()
-    assert (tmp_path / "signal.png").read_bytes().startswith(PNG)
-    assert read_json(tmp_path / "candidate.json", Candidate).signals == (signal,)
+    assert "A = -1.500 nats" in (tmp_path / "attributions.html").read_text()
+    assert "what users taught v4" in (tmp_path / "attributions.html").read_text()
+    assert (tmp_path / "attributions.png").read_bytes().startswith(PNG)
+    assert read_json(tmp_path / "candidate.json", Candidate).attributions == (signal,)
 
 
 def test_a_report_that_contradicts_itself_is_still_drawn(tmp_path: Path):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from sdpo_ray.records import TokenSignal
+from sdpo_ray.records import TokenAttribution
 from sdpo_ray.report.colormap import colour
 from sdpo_ray.report.token_html import CONTINUED, cells, strongest, write_html
 from sdpo_ray.report.token_png import write_cells
 
 
-def signal(name: str = "a", **changes: object) -> TokenSignal:
+def attribution(name: str = "a", **changes: object) -> TokenAttribution:
     fields = {
         "interaction_id": name,
         "prompt": "What is the capital of France?",
@@ -22,7 +22,7 @@ def signal(name: str = "a", **changes: object) -> TokenSignal:
         "advantages": (-14.0, -0.5, 0.0, 0.25, -0.125, 2.5),
         "logprobs": (-0.25, -1.5, -2.0, -3.0, -0.125, -4.0),
     }
-    return TokenSignal(**(fields | changes))  # type: ignore[arg-type]
+    return TokenAttribution(**(fields | changes))  # type: ignore[arg-type]
 
 
 class Page(HTMLParser):
@@ -54,10 +54,10 @@ class Page(HTMLParser):
 
 
 def test_the_page_has_every_token_with_its_numbers(tmp_path: Path):
-    write_html([signal()], tmp_path / "index.html", title="Turn a")
+    write_html([attribution()], tmp_path / "index.html", title="Turn a")
     page = Page(tmp_path / "index.html")
     assert [token["text"] for token in page.tokens] == ["Hey", " there", ",↵\n↵\n", "🙂", CONTINUED, " Paris"]
-    for token, advantage, logprob in zip(page.tokens, signal().advantages, signal().logprobs, strict=True):
+    for token, advantage, logprob in zip(page.tokens, attribution().advantages, attribution().logprobs, strict=True):
         assert f"A = {advantage:+.3f} nats" in token["data-tip"]
         assert f"log p(y|x) = {logprob:.3f}" in token["data-tip"]
         assert "background:#{:02x}{:02x}{:02x};".format(*colour(advantage)) in token["style"]
@@ -70,7 +70,7 @@ def test_the_page_has_every_token_with_its_numbers(tmp_path: Path):
 def test_user_text_is_never_markup(tmp_path: Path):
     evil = "<script>alert(\"x\")</script> 'quoted' {{ 7 * 7 }} & </span>"
     write_html(
-        [signal(evil, prompt=evil, follow_up=evil, tokens=(evil, *signal().tokens[1:]))],
+        [attribution(evil, prompt=evil, follow_up=evil, tokens=(evil, *attribution().tokens[1:]))],
         tmp_path / "index.html",
         title=evil,
     )
@@ -84,16 +84,16 @@ def test_user_text_is_never_markup(tmp_path: Path):
 
 
 def test_an_unrelated_follow_up_is_shown_below_the_answer_it_belongs_to(tmp_path: Path):
-    controls = [signal("b", follow_up="What is 27*4?", advantages=(0.0,) * 6)]
-    write_html([signal("a"), signal("b")], tmp_path / "index.html", title="two", unrelated=controls)
+    controls = [attribution("b", follow_up="What is 27*4?", advantages=(0.0,) * 6)]
+    write_html([attribution("a"), attribution("b")], tmp_path / "index.html", title="two", unrelated=controls)
     page = Page(tmp_path / "index.html")
     assert len(page.tokens) == 18
     assert page.text.index("What is 27*4?") > page.text.rindex("Shorter please.")
 
 
 def test_the_strongest_tokens_are_named_largest_first():
-    assert [cell.text for cell in strongest(signal())[:3]] == ["Hey", " Paris", " there"]
-    assert cells(signal(advantages=(-800.0, 800.0, 0.0, 0.0, 0.0, 0.0)))[0].ratio == "0"
+    assert [cell.text for cell in strongest(attribution())[:3]] == ["Hey", " Paris", " there"]
+    assert cells(attribution(advantages=(-800.0, 800.0, 0.0, 0.0, 0.0, 0.0)))[0].ratio == "0"
 
 
 def at_rows(path: Path, column: float) -> np.ndarray:
@@ -107,9 +107,9 @@ def holds(pixels: np.ndarray, nats: float) -> bool:
 
 
 def test_a_cell_has_the_colour_of_its_advantage(tmp_path: Path):
-    flat = signal(advantages=(-14.0,) * 6)
+    flat = attribution(advantages=(-14.0,) * 6)
     write_cells([flat], tmp_path / "red.png")
-    write_cells([signal(advantages=(2.5,) * 6)], tmp_path / "blue.png")
+    write_cells([attribution(advantages=(2.5,) * 6)], tmp_path / "blue.png")
     red, blue = at_rows(tmp_path / "red.png", 0.9), at_rows(tmp_path / "blue.png", 0.9)
     assert holds(red, -14.0)
     assert not holds(red, 2.5)
@@ -118,8 +118,8 @@ def test_a_cell_has_the_colour_of_its_advantage(tmp_path: Path):
 
 
 def test_relevant_is_left_and_unrelated_right_even_where_a_control_is_missing(tmp_path: Path):
-    relevant = [signal("a", advantages=(-14.0,) * 6), signal("b", advantages=(-14.0,) * 6)]
-    write_cells(relevant, tmp_path / "cells.png", unrelated=[signal("b", advantages=(2.5,) * 6)])
+    relevant = [attribution("a", advantages=(-14.0,) * 6), attribution("b", advantages=(-14.0,) * 6)]
+    write_cells(relevant, tmp_path / "cells.png", unrelated=[attribution("b", advantages=(2.5,) * 6)])
     image = imread(tmp_path / "cells.png")[..., :3] * 255
     left, right = np.split(image, [image.shape[1] // 2], axis=1)
     rows = {
@@ -134,14 +134,14 @@ def test_relevant_is_left_and_unrelated_right_even_where_a_control_is_missing(tm
     "hostile",
     [
         {"tokens": ("$x_{$", " \\frac{", "\t\r\x00", "漢字", "\u202eabc", "\n" * 40), "follow_up": "$$ \\bad{ 🙂"},
-        {"tokens": ("x" * 1000, *signal().tokens[1:]), "prompt": "y " * 50_000, "follow_up": "z" * 100_000},
+        {"tokens": ("x" * 1000, *attribution().tokens[1:]), "prompt": "y " * 50_000, "follow_up": "z" * 100_000},
         {"tokens": (), "advantages": (), "logprobs": (), "follow_up": ""},
         {"tokens": ("\n",) * 5000, "advantages": (0.5,) * 5000, "logprobs": (-1.0,) * 5000},
     ],
     ids=["markup", "long", "nothing", "lines"],
 )
 def test_nothing_that_is_said_keeps_the_pictures_from_being_drawn(tmp_path: Path, hostile: dict[str, object]):
-    shown = [signal(**hostile)]
+    shown = [attribution(**hostile)]
     write_cells(shown, tmp_path / "cells.png", unrelated=shown)
     write_html(shown, tmp_path / "index.html", title="hostile")
     assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())

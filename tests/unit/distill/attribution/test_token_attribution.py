@@ -10,12 +10,18 @@ from torch import Tensor, arange, float64, inference_mode, tensor
 
 from sdpo_ray.chat import ChatFormat
 from sdpo_ray.config import DistillConfig
-from sdpo_ray.distill.attribution.token_attribution import assemble, noise_floor, score, token_signals, token_strings
+from sdpo_ray.distill.attribution.token_attribution import (
+    assemble,
+    noise_floor,
+    score,
+    token_attributions,
+    token_strings,
+)
 from sdpo_ray.distill.data.examples import examples
 from sdpo_ray.distill.model.hf_sampling import sample
 from sdpo_ray.distill.model.load import load_policy
 from sdpo_ray.errors import DataError
-from sdpo_ray.records import FinishReason, Interaction, Message, Role, TokenSignal
+from sdpo_ray.records import FinishReason, Interaction, Message, Role, TokenAttribution
 from sdpo_ray.simulate.world import sample_prompt
 from sdpo_ray.telemetry import Counters
 from tests.support.builders import as_text, interaction, tiny_policy, with_turn
@@ -45,9 +51,11 @@ def whole_sequence(model: Callable[..., object], context: tuple[int, ...], respo
     return after[arange(first, first + len(response)), tensor(response)]
 
 
-def signals(policy, *interactions: Interaction, config: DistillConfig | None = None) -> list[TokenSignal]:
+def attributions(policy, *interactions: Interaction, config: DistillConfig | None = None) -> list[TokenAttribution]:
     refused = Counters.empty()
-    found = token_signals(*policy, interactions, config=config or DistillConfig(), max_model_len=ROOM, refused=refused)
+    found = token_attributions(
+        *policy, interactions, config=config or DistillConfig(), max_model_len=ROOM, refused=refused
+    )
     assert not refused.values
     return found
 
@@ -55,7 +63,7 @@ def signals(policy, *interactions: Interaction, config: DistillConfig | None = N
 def test_the_advantages_equal_those_of_whole_sequences(policy):
     model, chat = policy
     asked = interaction(chat, prompt="Why?", response="Because. 🙂", follow_up="Shorter!")
-    (found,) = signals(policy, asked)
+    (found,) = attributions(policy, asked)
     block = asked.turn.messages[0].content + (
         "\n\n=== HINDSIGHT CONTEXT ===\n"
         "[The following is a future user message. Use this to guide your answer to the user prompt.]\nShorter!"
@@ -78,23 +86,23 @@ def test_the_temperature_of_the_answer_divides_the_logits(policy):
 
 def test_golden_1_without_a_follow_up_every_advantage_is_exactly_zero(policy):
     for said in ("", " \n"):
-        (found,) = signals(policy, interaction(policy[1], follow_up=said))
+        (found,) = attributions(policy, interaction(policy[1], follow_up=said))
         assert set(found.advantages) == {0.0}
 
 
 def test_masked_and_imported_responses_are_scored_whole(policy):
     cut = with_turn(interaction(policy[1], response="Paris"), finish_reason=FinishReason.LENGTH)
     masked = DistillConfig.model_validate({"context": {"truncated": "mask", "ignore_first_k": 3}})
-    (found,) = signals(policy, cut, config=masked)
+    (found,) = attributions(policy, cut, config=masked)
     assert len(found.advantages) == len(cut.turn.response_ids)
-    (imported,) = signals(policy, as_text(interaction(policy[1], response="Paris")))
+    (imported,) = attributions(policy, as_text(interaction(policy[1], response="Paris")))
     assert "".join(imported.tokens) == "Paris<|im_end|>"
 
 
 def test_a_response_whose_prompt_renders_differently_is_counted_and_left_out(policy):
     foreign = with_turn(interaction(policy[1]), prompt_ids=(1, 2, 3))
     refused = Counters.empty()
-    found = token_signals(*policy, [foreign], config=DistillConfig(), max_model_len=ROOM, refused=refused)
+    found = token_attributions(*policy, [foreign], config=DistillConfig(), max_model_len=ROOM, refused=refused)
     assert (found, dict(refused.values)) == ([], {"prompt_mismatch": 1})
 
 
@@ -183,7 +191,7 @@ def test_golden_2_a_complaint_has_a_far_larger_effect_than_unrelated_texts(shipp
     asked = [replace(interaction(chat, name=turn.turn_id), turn=turn) for turn in turns]
 
     def mean_size(follow_up: str) -> float:
-        found = signals((model, chat), *(replace(each, follow_up=follow_up) for each in asked))
+        found = attributions((model, chat), *(replace(each, follow_up=follow_up) for each in asked))
         return sum(sum(map(abs, each.advantages)) / len(each.advantages) for each in found) / len(found)
 
     complaint = mean_size("Shorter please.")
