@@ -35,7 +35,7 @@ def main(
     sdpo explain --turn 0b8c41d2
     sdpo explain --case cases.json --policy runs/first
 
-    Writes index.html, with numbers on hover, and PNG files; prints where they are, and the strongest tokens. Training
+    Writes index.html, with numbers on hover, and cells.png; prints where they are, and the strongest tokens. Training
     makes blue tokens likelier and red ones less likely. No cluster is needed.
     """
     resolved = read_run(run, overrides, print_config)

@@ -248,6 +248,7 @@ def test_the_site_has_every_page():
     assert [name for name in listed if f": {name}\n" not in navigation] == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_the_readmes_lines_of_the_learner_learn(tmp_path: Path):
     readme = pages()["README.md"]

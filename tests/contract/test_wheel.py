@@ -12,6 +12,7 @@ import yaml
 
 from tests.support.paths import REPOSITORY
 
+pytestmark = pytest.mark.slow
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 OFFLINE = ["--no-deps", "--no-index"]
 
