@@ -21,6 +21,15 @@ def lock_file(path: Path) -> FileLock:
     return FileLock(path, mode=0o600, poll_interval=_POLL_S, is_singleton=False)
 
 
+def try_acquire(lock: FileLock) -> bool:
+    """Acquire `lock` if no other process or thread holds it; whether it is held now."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
+
+
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold the lock of one file during a read-modify-write: read `path` inside the block and write it there."""
@@ -39,7 +48,9 @@ def data_lock(layout: Layout, on_wait: Callable[[], None] = lambda: None) -> Ite
     """
     with lock_file(layout.root / ".turnstile.lock"):
         lock = lock_file(layout.root / ".turn.lock")
-        _acquire(lock, on_wait)
+        if not try_acquire(lock):
+            on_wait()
+            lock.acquire()
     try:
         yield
     finally:
@@ -50,19 +61,9 @@ def data_lock(layout: Layout, on_wait: Callable[[], None] = lambda: None) -> Ite
 def run_lock(layout: Layout) -> Iterator[None]:
     """Reserve the run for one training loop. Raises ConfigError while another process holds the lock."""
     lock = lock_file(layout.root / "continual.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise ConfigError(f"another continual job is at work on {layout.root}: stop it, or set another root") from None
+    if not try_acquire(lock):
+        raise ConfigError(f"another continual job is at work on {layout.root}: stop it, or set another root")
     try:
         yield
     finally:
         lock.release()
-
-
-def _acquire(lock: FileLock, on_wait: Callable[[], None]) -> None:
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        on_wait()
-        lock.acquire()

@@ -9,9 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from sdpo_ray.io.locks import lock_file
+from sdpo_ray.io.locks import lock_file, try_acquire
 from sdpo_ray.upstream.haproxy import HAProxyClient
 
 _POLL_S = 0.05
@@ -28,7 +26,7 @@ class RollingUpdate:
     async def slot(self) -> AsyncIterator[bool]:
         """Wait for this replica's slot. Yields whether new requests go to other replicas while it lasts."""
         lock = lock_file(self._lock)
-        while not _acquired(lock):
+        while not try_acquire(lock):
             await asyncio.sleep(_POLL_S)
         try:
             drained = await self._haproxy.drain() if self._haproxy is not None else []
@@ -39,11 +37,3 @@ class RollingUpdate:
                     await asyncio.shield(self._haproxy.undrain(drained))
         finally:
             lock.release()
-
-
-def _acquired(lock: FileLock) -> bool:
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return False
-    return True
