@@ -79,7 +79,7 @@ class PolicyDeployment:
         )
         await start(self._swapper, known, loaded=loaded)
         self._release_watcher = ReleaseWatcher(pointer, self._swapper, SwapMetrics().swap)
-        self._canary = CanaryRouter(self._run, self._run.layout) if audience == "users" else None
+        self._canary = CanaryRouter(self._run) if audience == "users" else None
         here = get_replica_context()
         self._observability = Observability(self._run.serve, application=here.app_name, replica=here.replica_tag)
         self._authenticator = builder.authenticator(self._run, audience)

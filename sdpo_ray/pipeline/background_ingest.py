@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from sdpo_ray.config import Run
-from sdpo_ray.io.paths import Layout
 from sdpo_ray.pipeline.periodic import run_periodically
 
 INGEST_S = 5.0
@@ -12,7 +11,7 @@ INGEST_S = 5.0
 
 
 @contextmanager
-def ingest_in_background(run: Run, layout: Layout, *, every_s: float = INGEST_S) -> Iterator[None]:
+def ingest_in_background(run: Run, *, every_s: float = INGEST_S) -> Iterator[None]:
     """Append new events of the log to the tables while the block runs, without pairing them.
 
     Needs no data lock (`io.locks`): events that an erasure covers are dropped before they reach a table.
@@ -22,6 +21,7 @@ def ingest_in_background(run: Run, layout: Layout, *, every_s: float = INGEST_S)
     from sdpo_ray.tables.delta_table import Table
     from sdpo_ray.tables.tombstones import Tombstones
 
+    layout = run.layout
     turns, feedback, erasures = Table.turns(layout), Table.feedback(layout), Tombstones(layout)
     with closing(open_log(layout, run.capture, name="ingest")) as log:
 

@@ -74,7 +74,7 @@ def run_next_cycle(run: Run, pipeline: "Pipeline", curator: "Curator", events: E
             seed=run.seed * 1_000_003 + cycle,
         )
 
-    with ingest_in_background(run, layout):
+    with ingest_in_background(run):
         start = start_cycle(directory, make)
         outcome = run_cycle(start, pipeline.stages, directory, events, data_lock=data_lock(layout))
     events.write(

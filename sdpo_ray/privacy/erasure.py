@@ -30,7 +30,7 @@ class Erasure:
         self._on_step = on_step
         self._layout = run.layout
         self._tables = UserTables.of(self._layout)
-        self._log = JournalPurger(run, self._layout, self._tables, on_step)
+        self._log = JournalPurger(run, self._tables, on_step)
         self._derived = DerivedData(run, subject, on_step)
         self._tombstones = Tombstones(self._layout)
 

@@ -7,7 +7,6 @@ from sdpo_ray.config import Run
 from sdpo_ray.curate.ingest import ingest
 from sdpo_ray.errors import NotReady
 from sdpo_ray.eventlog.factory import open_log
-from sdpo_ray.io.paths import Layout
 from sdpo_ray.privacy.user_footprint import UserTables
 from sdpo_ray.records import Event
 from sdpo_ray.tables.tombstones import Tombstones
@@ -22,12 +21,12 @@ class JournalPurger:
     `on_step` is called with what it waits for.
     """
 
-    def __init__(self, run: Run, layout: Layout, tables: UserTables, on_step: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, tables: UserTables, on_step: Callable[[str], None]) -> None:
         self._run = run
         self._tables = tables
         self._on_step = on_step
-        self._log = open_log(layout, run.capture, name="erase")
-        self._erasures = Tombstones(layout)
+        self._log = open_log(run.layout, run.capture, name="erase")
+        self._erasures = Tombstones(run.layout)
 
     def close(self) -> None:
         self._log.close()

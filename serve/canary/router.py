@@ -24,7 +24,6 @@ from sdpo_ray.config import Run
 from sdpo_ray.errors import DataError
 from sdpo_ray.headers import CONSENT, CONVERSATION_ID, TENANT
 from sdpo_ray.io.files import read_json
-from sdpo_ray.io.paths import Layout
 from sdpo_ray.io.watched_file import WatchedFile
 from sdpo_ray.records import Canary
 from sdpo_ray.telemetry import Counters
@@ -40,7 +39,8 @@ _FORWARDED = (CONVERSATION_ID, "x-request-id", "traceparent", "tracestate")
 class CanaryRouter:
     """`ChatRouter` to the application `canary`. `counters`: `candidate`, or `champion.<why>` where it failed."""
 
-    def __init__(self, run: Run, layout: Layout, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(self, run: Run, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        layout = run.layout
         key = private_key(layout.canary_key).decode()
         # The champion needs the other half, where the candidate does not answer in time.
         first_byte_s = run.serve.request_timeout_s / 2

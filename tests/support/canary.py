@@ -107,7 +107,7 @@ class UsersApp:
         write_json(self.layout.canary_pointer, replace(canary, mode=mode))
 
     def make(self, transport: httpx.AsyncBaseTransport | None = None) -> CanaryRouter:
-        self.router = CanaryRouter(self.run, self.layout, transport=transport)
+        self.router = CanaryRouter(self.run, transport=transport)
         return self.router
 
     def client(self) -> httpx.AsyncClient:

@@ -34,7 +34,7 @@ def test_turns_reach_the_table_while_a_cycle_is_under_way(run: Run):
         table.refresh()
         return table.num_rows
 
-    with ingest_in_background(run, layout, every_s=0.01):
+    with ingest_in_background(run, every_s=0.01):
         for number in (1, 2):
             replica.append(turn(f"t{number}", f"question {number}")).result()
             wait_for(lambda number=number: num_stored() == number)
@@ -60,7 +60,7 @@ def test_a_failure_is_printed_once_and_does_not_end_the_cycle(run: Run, capsys: 
         printed += capsys.readouterr().err
         return "is not stored" in printed
 
-    with ingest_in_background(run, layout, every_s=0.01):
+    with ingest_in_background(run, every_s=0.01):
         wait_for(is_printed)
         time.sleep(0.2)
     printed += capsys.readouterr().err
