@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +10,7 @@ from sdpo_ray.config import Run
 from sdpo_ray.evaluate.client import Answers, generate, load_answers, save_answers
 from sdpo_ray.io.files import read_json, write_json
 from sdpo_ray.io.locks import file_lock
-from sdpo_ray.records import Release
+from sdpo_ray.records import Candidate, Release
 
 
 class Confirm(Protocol):
@@ -30,13 +29,18 @@ class EvalRunner:
         self._confirm = confirm
 
     def answers(
-        self, policy: Release, path: Path, on_progress: Callable[[int], None], *, temporary: bool = False
+        self,
+        policy: Candidate | Release,
+        path: Path,
+        on_progress: Callable[[int, int], None],
+        *,
+        temporary: bool = False,
     ) -> Answers:
         """Answers of `policy`, generated once and read back from `path` afterwards.
 
-        `on_progress` receives the number of answers so far. Concurrent evaluations wait for each other, since the
-        engine holds one policy. After a `temporary` policy, whose weights are about to be deleted, the engine goes
-        back to the policy that it held before.
+        `on_progress` receives the number of answers so far, and of all. Concurrent evaluations wait for each other,
+        since the engine holds one policy. After a `temporary` policy, whose weights are about to be deleted, the engine
+        goes back to the policy that it held before.
         """
         if path.exists():
             answers = load_answers(path)
@@ -53,9 +57,17 @@ class EvalRunner:
         save_answers(path, answers)
         return answers
 
-    def _generate(self, policy: Release, on_progress: Callable[[int], None]) -> Answers:
+    def _generate(self, policy: Candidate | Release, on_progress: Callable[[int, int], None]) -> Answers:
         settings, url = self._run.evaluate, f"{self._run.serve.url}/evaluator"
-        evaluated = replace(policy, previous_version=None, released_at_s=time.time(), adapter="")
+        # Whole weights without an adapter: that is the same policy.
+        evaluated = Release(
+            policy_version=policy.policy_version,
+            path=policy.path,
+            previous_version=None,
+            fingerprint=policy.fingerprint,
+            released_at_s=time.time(),
+            digests=policy.digests,
+        )
         write_json(self._layout.eval_pointer, evaluated)
         self._confirm(url, policy.policy_version, timeout_s=self._run.promote.confirm_timeout_s)
         return asyncio.run(
@@ -70,6 +82,6 @@ class EvalRunner:
                 # The same for every policy: paired answers differ by their policies, not by their random numbers.
                 seed=self._run.seed,
                 concurrency=settings.concurrency,
-                on_progress=on_progress,
+                on_progress=lambda done: on_progress(done, len(self._prompts)),
             )
         )

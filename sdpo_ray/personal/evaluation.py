@@ -31,28 +31,17 @@ class PersonalEvaluation:
         self, owner: str, candidate: Candidate, champion: Release, on_progress: Callable[[int, int], None]
     ) -> Report:
         """The report of the personal probes. `on_progress` receives answers so far and in all."""
-        total = len(self._questions.prompts)
-
-        def count(done: int) -> None:
-            on_progress(done, total)
-
         base = read_json(self._layout.release(BASE_VERSION), Release)
         number = store.evaluated_as(owner, candidate.policy_version)
         # The candidate's weights with its adapter merged.
-        merged = Release(
-            policy_version=number,
-            path=candidate.path,
-            previous_version=None,
-            fingerprint=candidate.fingerprint,
-            digests=candidate.digests,
-        )
+        merged = replace(candidate, policy_version=number)
         base_answers = self._layout.evaluation(base.policy_version) / "answers.json"
         candidate_answers = Path(candidate.path) / "answers.json"
         report = run_suite(
             self.probes,
             ProbeInput(
-                candidate=self._runner.answers(merged, candidate_answers, count, temporary=True),
-                base=self._runner.answers(base, base_answers, count),
+                candidate=self._runner.answers(merged, candidate_answers, on_progress, temporary=True),
+                base=self._runner.answers(base, base_answers, on_progress),
                 gains=tuple(read_gains(Path(candidate.path))),
                 is_right=self._questions.is_right,
                 confidence=self._run.evaluate.confidence,

@@ -60,13 +60,5 @@ class Evaluation:
 
     def _answers(self, policy: Candidate | Release, on_progress: Callable[[int, int], None]) -> Answers:
         """A policy's answers; generated once, since base and champion return in every cycle."""
-        evaluated = Release(
-            policy_version=policy.policy_version,
-            path=policy.path,
-            previous_version=None,
-            fingerprint=policy.fingerprint,
-            digests=policy.digests,
-        )
-        total = len(self._questions.prompts)
         path = self._layout.evaluation(policy.policy_version) / "answers.json"
-        return self._runner.answers(evaluated, path, lambda done: on_progress(done, total))
+        return self._runner.answers(policy, path, on_progress)

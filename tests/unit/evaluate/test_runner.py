@@ -62,7 +62,7 @@ def evaluation(layout: Layout, num_prompts: int = 8) -> EvalRunner:
 def answers(layout: Layout, version: int, *, num_prompts: int = 8, temporary: bool = False) -> Answers:
     policy = builders.release(layout.root / f"v{version}", policy_version=version)
     path = layout.evaluation(version) / "answers.json"
-    return evaluation(layout, num_prompts).answers(policy, path, lambda done: None, temporary=temporary)
+    return evaluation(layout, num_prompts).answers(policy, path, lambda done, total: None, temporary=temporary)
 
 
 def test_answers_are_generated_once_and_again_when_the_questions_change(layout: Layout, engine: Engine):

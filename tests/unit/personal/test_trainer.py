@@ -97,7 +97,7 @@ def serve(layout: Layout, version: int) -> None:
     write_json(layout.release_pointer, builders.release(layout.root / f"v{version}", policy_version=version))
 
 
-def good_answers(policy: Release, path: Path, on_progress: Callable[[int], None]) -> Answers:
+def good_answers(policy: Candidate | Release, path: Path, on_progress: Callable[[int, int], None]) -> Answers:
     return tuple(
         Answer(
             prompt=f"q{n}", text="Paris.", num_tokens=2, finish_reason=FinishReason.STOP,
