@@ -67,8 +67,9 @@ class PolicyMetrics(Collector):
         phases = GaugeMetricFamily(
             "sdpo_swap_stall_phase_seconds", "The same, by what it was spent on.", labels=["phase"]
         )
-        for phase in ("drain", "load", "verify"):
-            phases.add_metric([phase], getattr(self._swapper.stall, f"{phase}_s"))
+        stall = self._swapper.stall
+        for phase, seconds in (("drain", stall.drain_s), ("load", stall.load_s), ("verify", stall.verify_s)):
+            phases.add_metric([phase], seconds)
         yield phases
         yield GaugeMetricFamily("sdpo_swap_refused", "1 while the named release is refused.", value=self._refused())
 
