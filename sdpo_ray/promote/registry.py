@@ -97,14 +97,8 @@ class Registry:
             return
         self.tracking.log_numbers(run, entry)
         self.tracking.log_files(run, entry)
-        about = {
-            "parent": str(entry.candidate.parent_version),
-            "decision": decision.verdict.value,
-            "reasons": "; ".join(decision.reasons),
-            "status": _STATUS[decision.verdict],
-        }
-        description = f"{decision.verdict}: {'; '.join(decision.reasons)}"
-        self._versions.register(version, entry.candidate.path, about, description, run_id=run.run_id)
+        parent = entry.candidate.parent_version
+        self._register(version, parent, decision.verdict, decision.reasons, entry.candidate.path, run)
         self._versions.set_alias(CANDIDATE, version)
         self.tracking.end(run)
 
@@ -115,14 +109,7 @@ class Registry:
         """
         tags = {"verdict": Verdict.REJECT.value, "mlflow.source.git.commit": code_commit()}
         run = self._run_of(start.cycle, start.policy_version, tags, (reason,))
-        about = {
-            "parent": str(start.parent_version),
-            "decision": Verdict.REJECT.value,
-            "reasons": reason,
-            "status": _STATUS[Verdict.REJECT],
-        }
-        description = f"{Verdict.REJECT}: {reason}"
-        self._versions.register(start.policy_version, run.artifact_uri, about, description, run_id=run.run_id)
+        self._register(start.policy_version, start.parent_version, Verdict.REJECT, (reason,), run.artifact_uri, run)
         self.tracking.end(run, FAILED)
 
     def champion_version(self) -> int | None:
@@ -167,6 +154,13 @@ class Registry:
     def erase(self, erased: Collection[str]) -> int:
         """Write the artifacts of all cycles again without these interactions; how many runs showed one of them."""
         return self.tracking.erase(self._experiment, erased)
+
+    def _register(
+        self, version: int, parent: int, verdict: Verdict, reasons: Collection[str], source: str, run: TrackedRun
+    ) -> None:
+        text = "; ".join(reasons)
+        tags = {"parent": str(parent), "decision": verdict.value, "reasons": text, "status": _STATUS[verdict]}
+        self._versions.register(version, source, tags, f"{verdict}: {text}", run_id=run.run_id)
 
     def _run_of(self, cycle: int, policy_version: int, tags: Mapping[str, str], reasons: Collection[str]) -> TrackedRun:
         if found := self.tracking.find(self._experiment, cycle=str(cycle)):
