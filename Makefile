@@ -20,7 +20,7 @@ demo: setup  ## run the whole training loop on this machine (KEEP=1 leaves it up
 	@$(BIN)/python jobs/demo.py --seed $(SEED) --port $(PORT) $(if $(KEEP),--keep)
 
 test-unit: setup  ## run the tests that need no engine, in WORKERS=2 processes: three minutes
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m unit tests/unit tests/contract
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m unit tests/unit tests/contract
 
 test: test-unit  ## run the whole test suite: test-unit, then those with real engines, one after the other
 	@$(BIN)/python -m pytest -m "not unit"
