@@ -91,7 +91,10 @@ class DerivedData:
         if not self._run.promote.tracking_uri and not (self._layout.root / _MLFLOW_DATABASE).exists():
             return 0
         self._on_step("erasing in MLflow")
-        return Registry.of(self._run).erase(erased) + PersonalRuns.of(self._run).erase(owners)
+        # One registry for both: each opens MLflow's database, which takes seconds.
+        registry = Registry.of(self._run)
+        personal = PersonalRuns(registry.tracking, model_name=self._run.promote.model_name)
+        return registry.erase(erased) + personal.erase(owners)
 
     def _own_digests(self) -> set[str]:
         """Owner digests of their own personal policies, whether or not there is one."""
