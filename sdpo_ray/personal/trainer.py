@@ -12,7 +12,7 @@ from pathlib import Path
 from sdpo_ray.config import Run
 from sdpo_ray.curate.snapshot import HELD_OUT
 from sdpo_ray.distill.train.launch import distill
-from sdpo_ray.errors import DataError, LearnerError, ReleaseError, SwapError
+from sdpo_ray.errors import DataError, LearnerError, SwapError
 from sdpo_ray.evaluate.discovery import scores_of
 from sdpo_ray.io.locks import file_lock
 from sdpo_ray.personal import store
@@ -24,7 +24,7 @@ from sdpo_ray.personal.owners import Owner, owners_due
 from sdpo_ray.personal.publish import JudgedUpdate, publish
 from sdpo_ray.personal.store import Attempt
 from sdpo_ray.promote import gate
-from sdpo_ray.promote.release import served_release
+from sdpo_ray.promote.release import require_served_release
 from sdpo_ray.records import Candidate, Decision, Release, Snapshot, Verdict
 from sdpo_ray.tables.delta_table import Table
 
@@ -53,10 +53,7 @@ class PersonalTrainer:
 
     def champion(self) -> Release:
         """The shared policy that is served. Raises ReleaseError before the first release."""
-        release = served_release(self._layout)
-        if release is None:
-            raise ReleaseError(f"nothing is served from {self._layout.root} yet: deploy serve/config.yaml first")
-        return release
+        return require_served_release(self._layout)
 
     def eligible(self) -> EligibleInteractions:
         """All interactions that may be learned from now. Raises as `champion`."""

@@ -4,11 +4,11 @@ import threading
 import time
 
 from sdpo_ray.config import Run
-from sdpo_ray.errors import ReleaseError, SwapError
+from sdpo_ray.errors import SwapError
 from sdpo_ray.io.files import read_json
 from sdpo_ray.promote.alias_sync import AliasAction, sync_alias
 from sdpo_ray.promote.registry import Registry
-from sdpo_ray.promote.release import confirm, point_at, rollback, served_release
+from sdpo_ray.promote.release import confirm, point_at, require_served_release, rollback
 from sdpo_ray.records import BASE_VERSION, Candidate, Decision, Release, Report, Verdict, cycle_of_version
 from sdpo_ray.records.run_events import AliasFollowed, AliasRestored, ReviewAwaited, Reviewed
 from sdpo_ray.telemetry import EventFile
@@ -27,10 +27,7 @@ class Promotion:
 
     def champion(self) -> Release:
         """The release that users are served. Raises ReleaseError before the first one."""
-        release = served_release(self._layout)
-        if release is None:
-            raise ReleaseError(f"nothing is served from {self._layout.root} yet: deploy serve/config.yaml first")
-        return release
+        return require_served_release(self._layout)
 
     def await_review(self, cycle: int, decision: Decision) -> tuple[Verdict, tuple[str, ...]]:
         """Wait until a reviewer sets the model version's tag `review` to `approved` or `rejected` in MLflow."""

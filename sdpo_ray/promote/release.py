@@ -56,6 +56,14 @@ def served_release(layout: Layout) -> Release | None:
     return read_json(layout.release_pointer, Release) if layout.release_pointer.exists() else None
 
 
+def require_served_release(layout: Layout) -> Release:
+    """Release that users are served. Raises ReleaseError before the first one."""
+    release = served_release(layout)
+    if release is None:
+        raise ReleaseError(f"nothing is served from {layout.root} yet: deploy serve/config.yaml first")
+    return release
+
+
 def released_versions(layout: Layout) -> frozenset[int]:
     """Every version that was ever released."""
     return frozenset(int(path.stem.removeprefix("v")) for path in layout.release(0).parent.glob("v*.json"))
